@@ -1,0 +1,367 @@
+"""The board: one memfd page of shared truth, mapped by supervisor, gateway and workers.
+
+Owns the layout, the seqlock and the typed rows. Every table has exactly one writing
+process (named in its row's docstring); readers never block writers. It never decides
+anything and holds no request data.
+
+A row on the page is `seq:u64 | payload | crc32:u32`, padded to 64 bytes. The writer makes
+`seq` odd, writes, makes it even. The CRC makes torn reads visible on machines with weak
+memory ordering too, where Python offers no fence, and covers `seq` so that two halves of
+different writes cannot match.
+
+A reading that the machine does not offer is None, stored as NaN: never 0.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import mmap
+import os
+import struct
+import types
+import typing
+import zlib
+from typing import Annotated, Generic, TypeVar
+
+import msgspec
+
+from lbhost.errors import LbhostError
+
+
+class WorkerState(enum.IntEnum):
+    """States of a worker; names in lower case are what status shows. See supervisor/lifecycle."""
+
+    STOPPED = 0
+    STARTING = 1
+    READY = 2
+    DRAINING = 3
+    RESTING = 4
+    STOPPING = 5
+    BACKOFF = 6
+    FAILED = 7
+
+
+class Wanted(enum.IntEnum):
+    """What the operator wants of a worker, kept apart from what it is."""
+
+    DOWN = 0
+    UP = 1
+
+
+Text32 = Annotated[str, 32]
+Text64 = Annotated[str, 64]
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who a worker is. Writer: supervisor."""
+
+    present: bool = False
+    """Whether this row belongs to a worker at all; rows of scaled-down workers are absent."""
+    epoch: int = 0
+    """Counts the processes that have been this worker; names one process together with the id."""
+    state: WorkerState = WorkerState.STOPPED
+    wanted: Wanted = Wanted.DOWN
+    pid: int = 0
+    gpu: int = -1
+    """Index of the GPU's row, -1 for a CPU worker."""
+    cpus: Text64 = ""
+    """CPU numbers it is pinned to, as a kernel cpulist: "0-1,4"."""
+    slots: int = 0
+    n_ctx: int = 0
+    """Tokens per slot."""
+    started_ns: int = 0
+    """CLOCK_MONOTONIC when the process became READY."""
+    restarts: int = 0
+    last_exit: Text64 = ""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What a worker's engine loop is doing. Writer: the worker, at least once per micro-batch."""
+
+    epoch: int = 0
+    heartbeat_ns: int = 0
+    """CLOCK_MONOTONIC of the last sign of progress."""
+    steps: int = 0
+    predicted_step_s: float = 0.0
+    """How long the worker expects the step it is in to take: liveness is judged by it."""
+    slots_busy: int = 0
+    waiting: int = 0
+    prefill_pending: int = 0
+    """Prompt tokens admitted or waiting in the worker and not yet computed."""
+    kv_used: int = 0
+    kv_total: int = 0
+    prefill_tok_s: float | None = None
+    """EWMA of prefill speed, tokens/s of the worker's own CPU time."""
+    step_base_s: float | None = None
+    step_seq_s: float | None = None
+    """A decode step of n sequences takes about step_base_s + n * step_seq_s of CPU time."""
+    rss_bytes: int = 0
+    tokens_out: int = 0
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """What the gateway has sent to a worker and seen of it. Writer: gateway."""
+
+    epoch: int = 0
+    in_flight: int = 0
+    pending_tokens: int = 0
+    """Prompt tokens sent to it whose first output token has not been seen."""
+    requests: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_out_s: float = 0.0
+    """Output tokens per second over the last second or so."""
+    ttft_s: float | None = None
+    inter_token_s: float | None = None
+    errors: int = 0
+    timeouts: int = 0
+    error_rate: float = 0.0
+    """EWMA over requests, 0 to 1."""
+
+
+class Core(msgspec.Struct, frozen=True):
+    """One logical CPU, sampled. Writer: supervisor's sampler. The row index is the CPU number."""
+
+    sampled_ns: int = 0
+    idle: float | None = None
+    """Fraction of the last interval that the CPU was idle."""
+    others: float | None = None
+    """Fraction used by anything but the worker pinned there (steal counts as others')."""
+    freq_ratio: float | None = None
+    """Current over maximum frequency."""
+    temp_c: float | None = None
+    throttle_s: float | None = None
+    """New thermal throttle events per second, over the last few seconds."""
+    steal: float | None = None
+
+
+class Gpu(msgspec.Struct, frozen=True):
+    """One GPU, by NVML. Writer: supervisor's sampler."""
+
+    sampled_ns: int = 0
+    uuid: Text64 = ""
+    name: Text64 = ""
+    utilisation: float | None = None
+    """0 to 1."""
+    memory_used: float | None = None
+    memory_total: float | None = None
+    temp_c: float | None = None
+    clock_limit: Text32 = ""
+    """What holds the clocks down ("thermal", "power", "thermal,power"); empty when nothing does."""
+
+
+class Host(msgspec.Struct, frozen=True):
+    """The whole box. Writer: supervisor's sampler. Pressure is PSI's `some avg10`, 0 to 1."""
+
+    sampled_ns: int = 0
+    psi_cpu: float | None = None
+    psi_memory: float | None = None
+    psi_io: float | None = None
+    memory_total: float | None = None
+    memory_available: float | None = None
+    quota_cpus: float | None = None
+    """CPUs' worth of time that the cgroup allows; None without a quota."""
+    throttled: float | None = None
+    """Fraction of the last interval's quota periods in which the cgroup was throttled."""
+
+
+class Gateway(msgspec.Struct, frozen=True):
+    """The gateway as a whole. Writer: gateway."""
+
+    pid: int = 0
+    heartbeat_ns: int = 0
+    queue_depth: int = 0
+    queue_limit: int = 0
+    in_flight: int = 0
+    connections: int = 0
+    requests: int = 0
+    errors: int = 0
+    rejected: int = 0
+    requests_s: float = 0.0
+    tokens_s: float = 0.0
+    ttft_p50_s: float | None = None
+    """Over the requests of the last minute or so."""
+    ttft_p95_s: float | None = None
+
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+_ALIGN = 64
+_MAGIC = 0x6C62686F73743031  # "lbhost01"
+_HEADER = struct.Struct("<QIII")
+_SEQ = struct.Struct("<Q")
+_CRC = struct.Struct("<I")
+_TRIES = 2000
+
+
+class BoardError(LbhostError):
+    """The descriptor is not a board of this version."""
+
+
+def _codec(row: type[msgspec.Struct]) -> tuple[struct.Struct, list[typing.Any]]:
+    """struct format and per-column kind, from the row type's annotations."""
+    formats: list[str] = []
+    kinds: list[typing.Any] = []
+    for name, hint in typing.get_type_hints(row, include_extras=True).items():
+        if typing.get_origin(hint) is Annotated:
+            size = hint.__metadata__[0]
+            formats.append(f"{size}s")
+            kinds.append(("text", size))
+        elif hint is float or isinstance(hint, types.UnionType):
+            formats.append("d")
+            kinds.append("float" if hint is float else "unknowable")
+        elif hint is bool or issubclass(hint, int):
+            formats.append("q")
+            kinds.append(hint if hint is not int else "int")
+        else:
+            raise TypeError(f"{row.__name__}.{name}: no board format for {hint!r}")
+    return struct.Struct("<" + "".join(formats)), kinds
+
+
+class Table(Generic[R]):
+    """Rows of one type on the page. `write` is for the one process that owns the table."""
+
+    def __init__(self, page: memoryview, offset: int, row: type[R], rows: int) -> None:
+        self._row = row
+        self._format, kinds = _codec(row)
+        self._texts = [(i, k[1]) for i, k in enumerate(kinds) if isinstance(k, tuple)]
+        self._unknowables = [i for i, k in enumerate(kinds) if k == "unknowable"]
+        self._casts = [(i, k) for i, k in enumerate(kinds) if isinstance(k, type)]
+        self._size = self._format.size
+        self._stride = _stride(self._size)
+        self._page = page
+        self._offset = offset
+        self._rows = rows
+        self._empty = row()
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @staticmethod
+    def bytes_needed(row: type[msgspec.Struct], rows: int) -> int:
+        return _stride(_codec(row)[0].size) * rows
+
+    def write(self, index: int, value: R) -> None:
+        """Publish a row. Only the table's one writer may call this."""
+        at = self._at(index)
+        columns = list(msgspec.structs.astuple(value))
+        for i in self._unknowables:
+            if columns[i] is None:
+                columns[i] = math.nan
+        for i, size in self._texts:
+            columns[i] = columns[i].encode()[:size]
+        payload = self._format.pack(*columns)
+        page = self._page
+        # A writer that was killed half-way left an odd number: round up to the next odd one.
+        seq = _SEQ.unpack_from(page, at)[0] | 1
+        _SEQ.pack_into(page, at, seq)
+        end = at + 8 + self._size
+        page[at + 8 : end] = payload
+        _CRC.pack_into(page, end, zlib.crc32(payload, (seq + 1) & 0xFFFFFFFF))
+        _SEQ.pack_into(page, at, seq + 1)
+
+    def read(self, index: int) -> R | None:
+        """A consistent copy of a row, the row type's defaults if it was never written.
+
+        None when no consistent copy could be had: its writer died in the middle of a write.
+        """
+        at = self._at(index)
+        end = at + 8 + self._size
+        page = self._page
+        for _ in range(_TRIES):
+            seq = _SEQ.unpack_from(page, at)[0]
+            if seq == 0:
+                return self._empty
+            if seq & 1:
+                os.sched_yield()
+                continue
+            copy = bytes(page[at + 8 : end + 4])
+            if _SEQ.unpack_from(page, at)[0] != seq:
+                continue
+            payload = copy[:-4]
+            if zlib.crc32(payload, seq & 0xFFFFFFFF) == _CRC.unpack(copy[-4:])[0]:
+                return self._decode(payload)
+        return None
+
+    def _decode(self, payload: bytes) -> R:
+        columns = list(self._format.unpack(payload))
+        for i in self._unknowables:
+            if columns[i] != columns[i]:
+                columns[i] = None
+        for i, _ in self._texts:
+            columns[i] = columns[i].rstrip(b"\0").decode(errors="replace")
+        for i, cast in self._casts:
+            columns[i] = cast(columns[i])
+        return self._row(*columns)
+
+    def _at(self, index: int) -> int:
+        if not 0 <= index < self._rows:
+            raise IndexError(f"{self._row.__name__} row {index} of {self._rows}")
+        return self._offset + index * self._stride
+
+
+def _stride(payload: int) -> int:
+    return -(-(8 + payload + 4) // _ALIGN) * _ALIGN
+
+
+class Board:
+    """All tables over one memfd. Create in the supervisor, attach everywhere else by fd."""
+
+    def __init__(self, fd: int, workers: int, cores: int, gpus: int) -> None:
+        self.fd = fd
+        size = _size(workers, cores, gpus)
+        self._map = mmap.mmap(fd, size)
+        page = memoryview(self._map)
+        offset = _ALIGN
+
+        def table(row: type[R], rows: int) -> Table[R]:
+            nonlocal offset
+            made = Table(page, offset, row, rows)
+            offset += Table.bytes_needed(row, rows)
+            return made
+
+        self.identity = table(Identity, workers)
+        self.progress = table(Progress, workers)
+        self.traffic = table(Traffic, workers)
+        self.cores = table(Core, cores)
+        self.gpus = table(Gpu, gpus)
+        self.host = table(Host, 1)
+        self.gateway = table(Gateway, 1)
+
+    @classmethod
+    def create(cls, *, workers: int, cores: int, gpus: int) -> Board:
+        """A fresh board with room for so many workers, logical CPUs and GPUs."""
+        fd = os.memfd_create("lbhost-board", os.MFD_CLOEXEC)
+        os.ftruncate(fd, _size(workers, cores, gpus))
+        board = cls(fd, workers, cores, gpus)
+        _HEADER.pack_into(board._map, 0, _MAGIC, workers, cores, gpus)
+        return board
+
+    @classmethod
+    def attach(cls, fd: int) -> Board:
+        """Map a board made elsewhere.
+
+        Raises:
+            BoardError: fd holds something else.
+        """
+        header = os.pread(fd, _HEADER.size, 0)
+        if len(header) < _HEADER.size:
+            raise BoardError("the board's descriptor is empty")
+        magic, workers, cores, gpus = _HEADER.unpack(header)
+        if magic != _MAGIC or os.fstat(fd).st_size != _size(workers, cores, gpus):
+            raise BoardError("the board's descriptor holds another version of the board")
+        return cls(fd, workers, cores, gpus)
+
+
+def _size(workers: int, cores: int, gpus: int) -> int:
+    rows = (
+        (Identity, workers),
+        (Progress, workers),
+        (Traffic, workers),
+        (Core, cores),
+        (Gpu, gpus),
+        (Host, 1),
+        (Gateway, 1),
+    )
+    return _ALIGN + sum(Table.bytes_needed(row, n) for row, n in rows)

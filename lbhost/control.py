@@ -1,0 +1,149 @@
+"""The control links between the supervisor and each of template, worker and gateway.
+
+A link is a unix SOCK_SEQPACKET socketpair: one packet is one message, with the descriptors
+that belong to it. End of file on it means that the other side is gone, and every child of
+the supervisor ends itself then. Owns the messages and how they are sent; keeps no state.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from lbhost.config import Settings
+from lbhost.errors import WireError
+
+MAX_PACKET = 64 * 1024
+MAX_FDS = 4
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Where a worker runs."""
+
+    cpus: tuple[int, ...]
+    """Logical CPUs to pin to."""
+    threads: int
+    gpu: int | None = None
+    """Index of the GPU's board row; None for a CPU worker."""
+    gpu_uuid: str | None = None
+    """What CUDA_VISIBLE_DEVICES gets."""
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """Supervisor -> template, gateway or GPU worker: first frame. Carries the board's fd.
+
+    The gateway's also carries the listening socket.
+    """
+
+    settings: Settings
+    model_path: str
+    model_alias: str
+    n_ctx: int
+    """Tokens per slot, resolved."""
+
+
+class Fork(msgspec.Struct, frozen=True, tag="fork"):
+    """Supervisor -> template: fork this worker. Carries the worker's end of its control link."""
+
+    worker: int
+    epoch: int
+    placement: Placement
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """Template -> supervisor: weights are in memory, forks are welcome."""
+
+    load_s: float
+    weights_bytes: int
+    n_ctx_train: int
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """Worker -> supervisor, at once after the fork: who to watch."""
+
+    pid: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Worker or gateway -> supervisor: open for work."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Template, worker or gateway -> supervisor, before it exits: why it cannot work."""
+
+    message: str
+
+
+class Link(msgspec.Struct, frozen=True, tag="link"):
+    """Supervisor -> worker and gateway: a new data link between the two. Carries its end's fd."""
+
+    worker: int
+    epoch: int
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Supervisor -> worker: reject new Submits; say Drained once nothing runs."""
+
+
+class Drained(msgspec.Struct, frozen=True, tag="drained"):
+    """Worker -> supervisor: draining, and idle."""
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume"):
+    """Supervisor -> worker: take Submits again. Withdraws Drain."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Supervisor -> template, worker or gateway: end.
+
+    A worker ends what it runs as CANCELLED and exits; the gateway takes no new requests,
+    lets running ones finish for grace_s, ends the rest with an error event, and exits 0.
+    """
+
+    grace_s: float = 0.0
+
+
+Control: TypeAlias = (
+    Configure | Fork | Loaded | Hello | Ready | Failed | Link | Drain | Drained | Resume | Stop
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Control)
+
+
+def socketpair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a new control link, blocking, close-on-exec."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(link: socket.socket, message: Control, fds: Sequence[int] = ()) -> None:
+    """Send one message with its descriptors (which stay open here).
+
+    Raises:
+        OSError: the other side is gone (BrokenPipeError), or a non-blocking link is full.
+    """
+    socket.send_fds(link, [_encoder.encode(message)], list(fds), socket.MSG_NOSIGNAL)
+
+
+def receive(link: socket.socket) -> tuple[Control, list[int]] | None:
+    """The next message and its descriptors, now the caller's; None at end of file.
+
+    Raises:
+        BlockingIOError: nothing there yet, on a non-blocking link.
+        WireError: not a message of ours.
+    """
+    try:
+        data, fds, flags, _ = socket.recv_fds(link, MAX_PACKET, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None
+    if not data:
+        return None
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        raise WireError("a control packet was cut short")
+    try:
+        return _decoder.decode(data), fds
+    except msgspec.DecodeError as error:
+        raise WireError(f"undecodable control packet: {error}") from error

@@ -1,0 +1,207 @@
+"""Every error that lbhost raises on purpose.
+
+Each class knows the HTTP status it becomes, the OpenAI `type` and `code`, and whether
+trying again can help. Foreign exceptions are mapped to one of these at the boundary where
+they enter. Owns no logic; imports nothing of lbhost.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class LbhostError(Exception):
+    """Base of all. `message` is one line for a person and says what to do."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    retryable: ClassVar[bool] = False
+    """Whether the same request may succeed later. False makes us send `x-should-retry: false`."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """The OpenAI error object: `{"error": {"message", "type", "param", "code"}}`."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+# --- the client's fault -----------------------------------------------------------------
+
+
+class InvalidRequestError(LbhostError):
+    """Malformed JSON or UTF-8, a wrong type, a number out of range."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt plus output does not fit a slot's context."""
+
+    code = "context_length_exceeded"
+
+
+class UnprocessableError(InvalidRequestError):
+    """Well-formed but not something this server can do (a chat template that refuses, say)."""
+
+    status = 422
+
+
+class UnauthorizedError(LbhostError):
+    """No API key, or the wrong one."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFoundError(LbhostError):
+    """No such path."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class ModelNotFoundError(NotFoundError):
+    """The request names a model that is not served here."""
+
+    code = "model_not_found"
+
+
+class WorkerNotFoundError(NotFoundError):
+    """An admin request names a worker id that does not exist."""
+
+    code = "worker_not_found"
+
+
+class MethodNotAllowedError(LbhostError):
+    """The path exists, the method does not."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class ClientTimeoutError(LbhostError):
+    """The client was too slow in sending its headers or body."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class ConflictError(LbhostError):
+    """An admin request that the worker's present state does not allow."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class PayloadTooLargeError(LbhostError):
+    """The body is over `max_body_bytes`."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "payload_too_large"
+
+
+class UnsupportedMediaTypeError(LbhostError):
+    """The body is not application/json."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class HeadersTooLargeError(LbhostError):
+    """Request line and headers are over `max_header_bytes`, or there are too many."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+
+
+# --- the server's state -----------------------------------------------------------------
+
+
+class QueueFullError(LbhostError):
+    """The bounded queue is full: shed load now, instead of answering too late."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    retryable = True
+
+
+class NotReadyError(LbhostError):
+    """No worker can take requests, or the server is shutting down."""
+
+    status = 503
+    type = "server_error"
+    code = "not_ready"
+    retryable = True
+
+
+class DeadlineError(LbhostError):
+    """The request waited, or ran, longer than it may."""
+
+    status = 503
+    type = "server_error"
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class WorkerLostError(LbhostError):
+    """The worker died under the request, and it could not be moved."""
+
+    status = 503
+    type = "server_error"
+    code = "worker_lost"
+    retryable = True
+
+
+class EngineError(LbhostError):
+    """The engine gave up on this request (no KV room, a failed batch)."""
+
+    status = 500
+    type = "server_error"
+    code = "engine_error"
+
+
+# --- start-up and inside ----------------------------------------------------------------
+
+
+class UsageError(LbhostError):
+    """A bad flag, environment variable or configuration key. The CLI exits with 2."""
+
+
+class StartupError(LbhostError):
+    """The server cannot start: port in use, bad model, runtime dir taken. Exits with 1."""
+
+
+class ModelFileError(StartupError):
+    """The model is missing, truncated, or not a GGUF that llama.cpp can load."""
+
+
+class ServerGoneError(LbhostError):
+    """A client command found no running server on the runtime dir. Exits with 1."""
+
+
+class WireError(LbhostError):
+    """A peer process broke the protocol: oversized or undecodable frame. Drop the link."""

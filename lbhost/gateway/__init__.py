@@ -1,0 +1,1 @@
+"""The gateway process: data plane, HTTP in, tokens out."""

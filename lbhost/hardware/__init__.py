@@ -1,0 +1,1 @@
+"""What the box offers: topology and live sensor readings."""

@@ -1,0 +1,169 @@
+"""The shapes of the admin API's answers: what `lbhost status --json` prints.
+
+This is a promise to users: fields are added, never renamed or dropped. The supervisor fills
+them in, the CLI and the TUI read them. Times are seconds, sizes bytes, fractions 0 to 1;
+null means that the machine does not offer the reading or nothing has been measured yet.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class CoreStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One logical CPU."""
+
+    cpu: int
+    idle: float | None = None
+    others: float | None = None
+    """Fraction used by anything but the worker pinned there."""
+    freq_ratio: float | None = None
+    temp_c: float | None = None
+    throttle_s: float | None = None
+    """New thermal throttle events per second."""
+    steal: float | None = None
+
+
+class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU."""
+
+    index: int
+    name: str
+    uuid: str
+    utilisation: float | None = None
+    memory_used: float | None = None
+    memory_total: float | None = None
+    temp_c: float | None = None
+    clock_limit: str | None = None
+    """What holds the clocks down: "thermal", "power", …; null when nothing does."""
+
+
+class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The box. Pressure is PSI's `some avg10`."""
+
+    psi_cpu: float | None = None
+    psi_memory: float | None = None
+    psi_io: float | None = None
+    memory_total: float | None = None
+    memory_available: float | None = None
+    quota_cpus: float | None = None
+    throttled: float | None = None
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker. `state` is starting, ready, draining, resting, stopping, stopped, backoff or
+    failed."""
+
+    id: int
+    state: str
+    wanted: str
+    """up or down: what the operator asked for."""
+    epoch: int
+    pid: int | None
+    cores: list[int]
+    gpu: int | None
+    slots: int
+    slots_busy: int
+    waiting: int
+    in_flight: int
+    """Requests that the gateway has given to it and that have not ended."""
+    ctx_size: int
+    prefill_pending: int
+    tokens_s: float
+    tokens_out: int
+    ttft_s: float | None
+    inter_token_s: float | None
+    prefill_tok_s: float | None
+    kv_used: int
+    kv_total: int
+    memory: int | None
+    """Resident set, bytes."""
+    idle: float | None
+    others: float | None
+    temp_c: float | None
+    freq_ratio: float | None
+    share: float | None
+    """What the hardware leaves to it, as the router sees it."""
+    errors: int
+    timeouts: int
+    restarts: int
+    health_kills: int
+    last_exit: str | None
+    uptime_s: float | None
+    retry_in_s: float | None
+    """Until the next start, in backoff."""
+
+
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The gateway or the template."""
+
+    state: str
+    """starting, ready, stopping or backoff."""
+    pid: int | None
+    restarts: int
+    last_exit: str | None
+
+
+class TrafficStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The gateway's totals and rates."""
+
+    requests: int
+    errors: int
+    rejected: int
+    in_flight: int
+    queue_depth: int
+    queue_limit: int
+    connections: int
+    requests_s: float
+    tokens_s: float
+    ttft_p50_s: float | None
+    ttft_p95_s: float | None
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """`GET /status`."""
+
+    version: str
+    pid: int
+    model: str
+    """The alias clients use."""
+    model_path: str
+    endpoint: str
+    """`http://127.0.0.1:8080`."""
+    runtime_dir: str
+    state: str
+    """starting, ready, degraded (some worker that should be up is not) or stopping."""
+    policy: str
+    uptime_s: float
+    rolling: str | None
+    """What a rolling restart is doing ("worker 1, 1 of 2 done"), null when none runs."""
+    workers: list[WorkerStatus]
+    gateway: ProcessStatus
+    template: ProcessStatus | None
+    traffic: TrafficStatus
+    cores: list[CoreStatus]
+    gpus: list[GpuStatus]
+    host: HostStatus
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the event log. `GET /events` sends each as an SSE `data:` line."""
+
+    seq: int
+    """Counts from 1; the SSE `id`, so that a client resumes with Last-Event-ID."""
+    time: float
+    """Unix time, seconds."""
+    level: str
+    """info, warning or error."""
+    kind: str
+    """worker_state, worker_exit, health_kill, gateway, template, operator, rolling, server."""
+    worker: int | None
+    message: str
+    """One line for a person."""
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """What a POST answers: with `?wait=1` (the default) after it has happened, else at once."""
+
+    ok: bool
+    message: str

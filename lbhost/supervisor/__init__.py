@@ -1,0 +1,1 @@
+"""The supervisor process: control plane, owner of every other process."""

@@ -1,0 +1,207 @@
+"""The data link between gateway and worker: messages, one frozen struct each, and framing.
+
+A link is a unix stream socketpair that the supervisor makes and hands out (see control.py);
+it carries frames: a little-endian u32 length, then msgpack. Owns no socket and keeps no
+state but a decoder's unfinished frame.
+
+A request is named by an id that the gateway never uses twice, and a link belongs to one
+epoch of one worker, so that a late cancel can never hit the next user of a slot.
+"""
+
+from __future__ import annotations
+
+import array
+import enum
+import struct
+import sys
+from typing import TypeAlias
+
+import msgspec
+
+from lbhost.errors import WireError
+
+MAX_FRAME = 8 * 1024 * 1024
+"""Bytes. A prompt of a million tokens is 4 MB."""
+
+_LENGTH = struct.Struct("<I")
+
+
+# --- gateway -> worker -------------------------------------------------------
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How to pick tokens. Ranges are checked in the gateway; see gateway/openai.py."""
+
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means all."""
+    min_p: float = 0.0
+    seed: int | None = None
+    """None: the worker draws one."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, bias) pairs; a bias of -100 forbids the token."""
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
+    """Start a request. The worker answers with Steps, ending in one Delta that has `finish`."""
+
+    request: int
+    prompt: bytes
+    """Token ids, see pack_tokens. At least one; prompt and max_tokens together fit n_ctx."""
+    max_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
+    """Stop a request, wherever it is. Unknown ids are ignored: it may just have ended.
+
+    The worker answers with a final Delta (finish CANCELLED) if it still had the request.
+    """
+
+    request: int
+
+
+ToWorker: TypeAlias = Submit | Cancel
+
+
+# --- worker -> gateway -------------------------------------------------------
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    """End-of-generation token or a stop string."""
+    LENGTH = "length"
+    """max_tokens reached, or the context is full."""
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    """Not started: the worker is draining. Nothing was computed; send it elsewhere."""
+    ERROR = "error"
+    """The engine failed on it; `error` says how."""
+
+
+class Finish(msgspec.Struct, frozen=True, array_like=True):
+    """The end of a request."""
+
+    reason: FinishReason
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose KV was reused."""
+    completion_tokens: int = 0
+    queued_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    error: str | None = None
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """What one step added to one request. `text` may lag behind `tokens` (UTF-8, stop strings)."""
+
+    request: int
+    tokens: tuple[int, ...]
+    text: str
+    finish: Finish | None = None
+
+
+class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):
+    """All that one engine step produced: one frame a step, however many sequences it carried."""
+
+    deltas: tuple[Delta, ...]
+    prefill_pending: int
+    """Prompt tokens still to compute in this worker, so that the router need not poll."""
+
+
+FromWorker: TypeAlias = Step
+
+
+# --- framing ----------------------------------------------------------------------------
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    """One frame, length included.
+
+    Raises:
+        WireError: it would be over MAX_FRAME.
+    """
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME:
+        raise WireError(f"a {type(message).__name__} of {len(body)} bytes is over {MAX_FRAME}")
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_to_worker(body: bytes) -> ToWorker:
+    """A frame's body, in the worker. Raises WireError."""
+    try:
+        return _to_worker.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise WireError(f"undecodable frame for a worker: {error}") from error
+
+
+def decode_from_worker(body: bytes) -> FromWorker:
+    """A frame's body, in the gateway. Raises WireError."""
+    try:
+        return _from_worker.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise WireError(f"undecodable frame from a worker: {error}") from error
+
+
+class Frames:
+    """Cuts a byte stream into frame bodies. One per link and direction."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies that `data` completes, in order.
+
+        Raises:
+            WireError: a length over MAX_FRAME; the link is beyond repair.
+        """
+        buffer = self._buffer
+        buffer += data
+        bodies: list[bytes] = []
+        at = 0
+        while len(buffer) - at >= 4:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if length > MAX_FRAME:
+                raise WireError(f"a frame of {length} bytes is over {MAX_FRAME}")
+            if len(buffer) - at - 4 < length:
+                break
+            bodies.append(bytes(buffer[at + 4 : at + 4 + length]))
+            at += 4 + length
+        del buffer[:at]
+        return bodies
+
+
+def pack_tokens(tokens: list[int]) -> bytes:
+    """Token ids as little-endian int32: a prompt costs 4 bytes a token and one memcpy."""
+    packed = array.array("i", tokens)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """The reverse of pack_tokens.
+
+    Raises:
+        WireError: not a whole number of tokens.
+    """
+    if len(packed) % 4:
+        raise WireError(f"{len(packed)} bytes are not whole tokens")
+    tokens = array.array("i", packed)
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    return tokens.tolist()

@@ -1,0 +1,1 @@
+"""The template and worker processes: weights, contexts, the engine loop."""

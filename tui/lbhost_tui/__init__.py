@@ -1,0 +1,1 @@
+"""lbhost's terminal dashboard: Textual, speaking only the admin API."""

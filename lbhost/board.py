@@ -73,6 +73,8 @@ class Identity(msgspec.Struct, frozen=True):
     started_ns: int = 0
     """CLOCK_MONOTONIC when the process became READY."""
     restarts: int = 0
+    health_kills: int = 0
+    """How often it was killed because it made no progress."""
     last_exit: Text64 = ""
 
 

@@ -1,0 +1,193 @@
+"""Which worker answers a request soonest. Pure: a snapshot goes in, a choice comes out.
+
+Owns the routing policies. Imports no clock, no asyncio and no randomness of its own, so that
+the gateway, the tests and a simulator drive the same lines. The caller filters: only workers
+that are READY with a fresh heartbeat come in.
+
+The prediction, for worker w with A requests in flight and a request of n prompt tokens (h of
+them cached in w) and m expected output tokens (design, section 5):
+
+    step(k) = step_base + k * step_seq                          seconds of a decode step
+    todo    = n - h + the shorter prompts that w prefills first
+    ttft    = (todo / prefill_speed + (todo // CHUNK + 1) * step(A)) / share
+    e2e     = ttft + m * step(A + 1) / share
+
+The second term of ttft is the decoding that rides along with every chunk of prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import TypeAlias
+
+import msgspec
+
+from lbhost.config import Policy
+
+CHUNK = 64
+"""Prompt tokens in a step with running streams, about; see worker/batch.py."""
+
+LONG_PROMPT = 512
+"""Prompt tokens from which a request counts as long: some slots are never given to those."""
+
+Speeds: TypeAlias = tuple[float, float, float]
+"""Prefill tokens/s, step_base s, step_seq s."""
+
+ASSUMED_SPEEDS: Speeds = (200.0, 0.004, 0.008)
+"""Assumed of a worker that has not measured its own, when no other has either."""
+
+SLOW_START_S = 5.0
+"""A fresh worker's predictions are worsened up to twofold for so long."""
+
+ERROR_WEIGHT = 8.0
+"""A worker that fails every request is predicted to take 1 + this many times as long: the one
+that fails fastest must not look like the fastest one."""
+
+WORTH_WAITING = 0.5
+"""Wait for a full worker when it is predicted to be done in under this part of the time that
+the best free one would take: on a core that others use, or a hot one, work crawls."""
+
+TIE = 1.02
+"""Predictions within 2% are equal; one of them is picked at random, never by index."""
+
+
+class WorkerView(msgspec.Struct, frozen=True):
+    """One READY worker, as the router sees it at one moment."""
+
+    worker: int
+    epoch: int
+    slots: int
+    in_flight: int
+    """Requests there; the greater of what the gateway sent and what the board says."""
+    long_in_flight: int = 0
+    """Those of them with a long prompt."""
+    prefills: tuple[int, ...] = ()
+    """Prompt tokens left to compute of each request there that has no output yet."""
+    cached: int = 0
+    """Tokens of this request's prompt that the worker probably has in its KV cache."""
+    prefill_tok_s: float | None = None
+    step_base_s: float | None = None
+    step_seq_s: float | None = None
+    share: float = 1.0
+    """What the hardware leaves to it, over 0 and at most 1; see hardware/share.py."""
+    idle: float | None = None
+    """Idle fraction of its core."""
+    error_rate: float = 0.0
+    ready_for_s: float = 1e9
+
+
+class Need(msgspec.Struct, frozen=True):
+    """What a request will cost."""
+
+    prompt_tokens: int
+    expected_tokens: int
+    """Output tokens: max_tokens, or what such requests have produced of late, if less."""
+
+    @property
+    def long(self) -> bool:
+        return self.prompt_tokens >= LONG_PROMPT
+
+
+def choose(
+    policy: Policy, need: Need, views: Sequence[WorkerView], rng: Random, turn: int
+) -> int | None:
+    """Index into `views` of the worker that gets the request now; None: keep it waiting.
+
+    `turn` counts the placed requests, for round-robin.
+    """
+    if need.long and not _room_for_long(views):
+        return None
+    if policy is Policy.COST:
+        return _cost(need, views, rng)
+    free = [i for i, view in enumerate(views) if view.in_flight < view.slots]
+    if not free:
+        return None
+    if policy is Policy.ROUND_ROBIN:
+        return free[turn % len(free)]
+    if policy is Policy.RANDOM_TWO:
+        free = rng.sample(free, min(2, len(free)))
+    if policy is Policy.IDLE_CPU:
+        # An unknown reading is neutral: as good as the others' mean.
+        known = [idle for i in free if (idle := views[i].idle) is not None]
+        mean = sum(known) / len(known) if known else 0.0
+        idles = {i: mean if (idle := views[i].idle) is None else idle for i in free}
+        most = max(idles.values())
+        return rng.choice([i for i in free if idles[i] == most])
+    fewest = min(views[i].in_flight for i in free)
+    return rng.choice([i for i in free if views[i].in_flight == fewest])
+
+
+def _room_for_long(views: Sequence[WorkerView]) -> bool:
+    """Whether one more long prompt leaves some slots of the box to short ones.
+
+    One slot in eight is kept, at least one, unless there is but one slot. Judged by the long
+    ones alone, so that a stream of short ones cannot starve them.
+    """
+    slots = sum(view.slots for view in views)
+    kept = 0 if slots <= 1 else max(1, slots // 8)
+    return sum(view.long_in_flight for view in views) < slots - kept
+
+
+def predict(need: Need, view: WorkerView, typical: Speeds) -> float:
+    """Seconds until `view` would finish the request; see the module's formula.
+
+    `typical` stands in for what the worker has not measured yet.
+    """
+    speed = view.prefill_tok_s
+    base = view.step_base_s
+    seq = view.step_seq_s
+    if speed is None or base is None or seq is None:
+        speed, base, seq = typical
+    active = view.in_flight
+    todo = need.prompt_tokens - view.cached
+    if todo < 1:
+        todo = 1
+    if view.prefills:
+        # Shortest first is the worker's order, so a longer prompt does not hold this one up.
+        todo += sum([tokens for tokens in view.prefills if tokens <= todo])
+    seconds = todo / speed + need.expected_tokens * (base + (active + 1) * seq)
+    if active:
+        seconds += (todo // CHUNK + 1) * (base + active * seq)
+    if view.error_rate:
+        seconds *= 1.0 + ERROR_WEIGHT * view.error_rate
+    if view.ready_for_s < SLOW_START_S:
+        seconds *= 2.0 - view.ready_for_s / SLOW_START_S
+    return seconds / view.share
+
+
+def _cost(need: Need, views: Sequence[WorkerView], rng: Random) -> int | None:
+    typical = _typical_speeds(views)
+    free: list[tuple[float, int]] = []
+    best_full = float("inf")
+    for i, view in enumerate(views):
+        seconds = predict(need, view, typical)
+        if view.in_flight < view.slots:
+            free.append((seconds, i))
+        else:
+            # Its requests are anywhere in their lives: the first of k to end does so after
+            # about 1 / (k + 1) of one's whole time.
+            best_full = min(best_full, seconds + seconds / (view.in_flight + 1))
+    if not free:
+        return None
+    best = min(free)[0]
+    if best_full < best * WORTH_WAITING:
+        return None
+    ties = [i for seconds, i in free if seconds <= best * TIE]
+    return ties[0] if len(ties) == 1 else rng.choice(ties)
+
+
+def _typical_speeds(views: Sequence[WorkerView]) -> Speeds:
+    """Mean speeds of the workers that know theirs: neutral for one that does not."""
+    known = [
+        (view.prefill_tok_s, view.step_base_s, view.step_seq_s)
+        for view in views
+        if view.prefill_tok_s is not None
+        and view.step_base_s is not None
+        and view.step_seq_s is not None
+    ]
+    if not known or len(known) == len(views):
+        return ASSUMED_SPEEDS
+    count = len(known)
+    prefills, bases, seqs = zip(*known, strict=True)
+    return sum(prefills) / count, sum(bases) / count, sum(seqs) / count

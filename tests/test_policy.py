@@ -1,0 +1,226 @@
+"""Routing policies as pure functions, against cases computed by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbhost.config import Policy
+from lbhost.gateway.policy import (
+    ASSUMED_SPEEDS,
+    Need,
+    WorkerView,
+    choose,
+    predict,
+)
+
+SHORT = Need(prompt_tokens=128, expected_tokens=64)
+LONG = Need(prompt_tokens=2000, expected_tokens=64)
+
+
+def view(
+    worker: int = 0,
+    *,
+    in_flight: int = 0,
+    slots: int = 4,
+    long_in_flight: int = 0,
+    prefills: tuple[int, ...] = (),
+    cached: int = 0,
+    share: float = 1.0,
+    idle: float | None = None,
+    error_rate: float = 0.0,
+    ready_for_s: float = 1e9,
+    measured: bool = True,
+) -> WorkerView:
+    return WorkerView(
+        worker=worker,
+        epoch=1,
+        slots=slots,
+        in_flight=in_flight,
+        long_in_flight=long_in_flight,
+        prefills=prefills,
+        cached=cached,
+        prefill_tok_s=500.0 if measured else None,
+        step_base_s=0.002 if measured else None,
+        step_seq_s=0.006 if measured else None,
+        share=share,
+        idle=idle,
+        error_rate=error_rate,
+        ready_for_s=ready_for_s,
+    )
+
+
+def picks(policy: Policy, views: list[WorkerView], need: Need = SHORT) -> set[int | None]:
+    return {choose(policy, need, views, Random(seed), seed) for seed in range(40)}
+
+
+# --- the prediction ---------------------------------------------------------------------
+
+
+def test_an_empty_worker_takes_prefill_plus_decode() -> None:
+    # 128 / 500 + 64 * (0.002 + 1 * 0.006)
+    assert predict(SHORT, view(), ASSUMED_SPEEDS) == pytest.approx(0.256 + 0.512)
+
+
+def test_company_slows_both_prefill_and_decode() -> None:
+    # prefill rides with 3 chunks (128 // 64 + 1) of a 2-sequence decode, then 3 decode together
+    expected = 128 / 500 + 3 * (0.002 + 2 * 0.006) + 64 * (0.002 + 3 * 0.006)
+    assert predict(SHORT, view(in_flight=2), ASSUMED_SPEEDS) == pytest.approx(expected)
+
+
+def test_half_a_core_takes_twice_as_long() -> None:
+    whole = predict(SHORT, view(), ASSUMED_SPEEDS)
+    assert predict(SHORT, view(share=0.5), ASSUMED_SPEEDS) == pytest.approx(2 * whole)
+
+
+def test_cached_tokens_need_no_prefill_but_one_is_always_computed() -> None:
+    assert predict(SHORT, view(cached=100), ASSUMED_SPEEDS) == pytest.approx(28 / 500 + 0.512)
+    assert predict(SHORT, view(cached=128), ASSUMED_SPEEDS) == pytest.approx(1 / 500 + 0.512)
+
+
+def test_only_shorter_prompts_are_ahead() -> None:
+    ahead = predict(SHORT, view(in_flight=1, prefills=(100,)), ASSUMED_SPEEDS)
+    behind = predict(SHORT, view(in_flight=1, prefills=(4000,)), ASSUMED_SPEEDS)
+    assert behind == pytest.approx(predict(SHORT, view(in_flight=1), ASSUMED_SPEEDS))
+    # 100 more tokens: 0.2 s of prefill and, at 228 // 64 + 1 chunks, one more step of one
+    assert ahead - behind == pytest.approx(100 / 500 + 0.008)
+
+
+def test_errors_and_a_fresh_start_worsen_a_prediction() -> None:
+    usual = predict(SHORT, view(), ASSUMED_SPEEDS)
+    assert predict(SHORT, view(error_rate=0.5), ASSUMED_SPEEDS) == pytest.approx(5 * usual)
+    assert predict(SHORT, view(ready_for_s=2.5), ASSUMED_SPEEDS) == pytest.approx(1.5 * usual)
+
+
+# --- cost -------------------------------------------------------------------------------
+
+
+def test_one_short_request_on_a_free_core_beats_an_empty_worker_on_a_busy_one() -> None:
+    assert picks(Policy.COST, [view(0, share=0.3), view(1, in_flight=1)]) == {1}
+
+
+def test_equal_workers_share_by_chance_not_by_index() -> None:
+    chosen = Counter(
+        choose(Policy.COST, SHORT, [view(i) for i in range(4)], Random(seed), 0)
+        for seed in range(400)
+    )
+    assert set(chosen) == {0, 1, 2, 3}
+    assert min(chosen.values()) > 60
+
+
+def test_a_worker_with_the_prefix_wins_until_it_is_crowded() -> None:
+    need = Need(prompt_tokens=400, expected_tokens=32)
+    assert picks(Policy.COST, [view(0), view(1, cached=384, in_flight=1)], need) == {1}
+    crowded = view(1, cached=384, in_flight=3, prefills=(350, 350, 350), slots=8)
+    assert picks(Policy.COST, [view(0), crowded], Need(400, 128)) == {0}
+
+
+def test_full_workers_get_nothing() -> None:
+    assert picks(Policy.COST, [view(0, in_flight=4), view(1, in_flight=4)]) == {None}
+    assert picks(Policy.COST, [view(0, in_flight=4), view(1, in_flight=3)]) == {1}
+
+
+def test_a_request_waits_for_a_full_worker_rather_than_crawl_on_a_hot_core() -> None:
+    assert picks(Policy.COST, [view(0, share=0.05), view(1, in_flight=4)]) == {None}
+    assert picks(Policy.COST, [view(0, share=0.5), view(1, in_flight=4)]) == {0}
+
+
+def test_the_worker_that_fails_fastest_gets_the_least() -> None:
+    assert picks(Policy.COST, [view(0, error_rate=0.9), view(1, in_flight=3)]) == {1}
+
+
+def test_an_unmeasured_worker_counts_as_a_typical_one() -> None:
+    assert picks(Policy.COST, [view(0, measured=False), view(1)]) == {0, 1}
+    assert picks(Policy.COST, [view(0, measured=False), view(1, in_flight=1)]) == {0}
+
+
+# --- long prompts -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+def test_long_prompts_never_fill_every_slot(policy: Policy) -> None:
+    views = [
+        view(0, in_flight=4, long_in_flight=4),
+        view(1, in_flight=3, long_in_flight=3),
+    ]
+    assert choose(policy, LONG, views, Random(1), 0) is None
+    assert choose(policy, SHORT, views, Random(1), 0) == 1
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+def test_short_ones_do_not_starve_long_ones(policy: Policy) -> None:
+    views = [view(0, in_flight=4), view(1, in_flight=3)]
+    assert choose(policy, LONG, views, Random(1), 0) == 1
+
+
+def test_a_box_with_one_slot_still_serves_long_prompts() -> None:
+    assert choose(Policy.COST, LONG, [view(slots=1)], Random(1), 0) == 0
+
+
+# --- the others -------------------------------------------------------------------------
+
+
+def test_round_robin_takes_turns_over_those_with_room() -> None:
+    views = [view(0), view(1, in_flight=4), view(2)]
+    turns = [choose(Policy.ROUND_ROBIN, SHORT, views, Random(1), turn) for turn in range(4)]
+    assert turns == [0, 2, 0, 2]
+
+
+def test_least_connections_breaks_ties_by_chance() -> None:
+    views = [view(0, in_flight=2), view(1, in_flight=1), view(2, in_flight=1)]
+    assert picks(Policy.LEAST_CONNECTIONS, views) == {1, 2}
+
+
+def test_random_two_never_takes_the_fullest_of_three() -> None:
+    views = [view(0, in_flight=3), view(1, in_flight=1), view(2, in_flight=2)]
+    assert picks(Policy.RANDOM_TWO, views) == {1, 2}
+
+
+def test_idle_cpu_takes_the_idlest_and_counts_unknown_as_average() -> None:
+    assert picks(Policy.IDLE_CPU, [view(0, idle=0.2), view(1, idle=0.9)]) == {1}
+    assert picks(Policy.IDLE_CPU, [view(0), view(1)]) == {0, 1}
+    assert picks(Policy.IDLE_CPU, [view(0), view(1, idle=0.3), view(2, idle=0.5)]) == {2}
+
+
+# --- whatever comes ---------------------------------------------------------------------
+
+views_strategy = st.lists(
+    st.builds(
+        WorkerView,
+        worker=st.integers(0, 100),
+        epoch=st.just(1),
+        slots=st.integers(1, 8),
+        in_flight=st.integers(0, 8),
+        long_in_flight=st.integers(0, 8),
+        prefills=st.lists(st.integers(1, 10_000), max_size=4).map(tuple),
+        cached=st.integers(0, 3000),
+        prefill_tok_s=st.none() | st.floats(1, 1e5),
+        step_base_s=st.none() | st.floats(0, 10),
+        step_seq_s=st.none() | st.floats(0, 10),
+        share=st.floats(0.01, 1),
+        idle=st.none() | st.floats(0, 1),
+        error_rate=st.floats(0, 1),
+        ready_for_s=st.floats(0, 1e6),
+    ),
+    max_size=8,
+)
+
+
+@given(
+    policy=st.sampled_from(Policy),
+    need=st.builds(Need, st.integers(1, 100_000), st.integers(1, 100_000)),
+    views=views_strategy,
+    seed=st.integers(0, 1000),
+)
+def test_the_choice_always_has_room(
+    policy: Policy, need: Need, views: list[WorkerView], seed: int
+) -> None:
+    index = choose(policy, need, views, Random(seed), seed)
+    if index is not None:
+        assert views[index].in_flight < views[index].slots
+    elif policy is not Policy.COST and not need.long:
+        assert all(view.in_flight >= view.slots for view in views)

@@ -1,0 +1,328 @@
+"""The real server with the real model: real processes, real signals, real requests.
+
+Needs the starter extra and two CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import APIError, NotFoundError, OpenAI
+
+from serving import (
+    Server,
+    alive,
+    cpu_affinity,
+    finished,
+    spinning,
+    text_of,
+    wait_for,
+)
+
+pytestmark = pytest.mark.e2e
+
+SMALL = ("--ctx-size", "1024", "--workers", "2")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for the tests that leave it as they found it."""
+    with Server(tmp_path_factory.mktemp("shared") / "run", *SMALL) as server:
+        yield server
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Server]:
+    """A server for a test that breaks things."""
+    with Server(tmp_path / "run", *SMALL) as server:
+        yield server
+
+
+def both_ready(server: Server) -> None:
+    server.wait(
+        lambda status: [w.state for w in status.workers] == ["ready", "ready"],
+        "both workers are ready",
+    )
+
+
+# --- the main job -----------------------------------------------------------------------
+
+
+def test_two_workers_serve_each_from_its_own_core(shared: Server) -> None:
+    workers = shared.status().workers
+    assert [w.id for w in workers] == [0, 1]
+    assert len({tuple(w.cores) for w in workers}) == 2
+    for worker in workers:
+        assert worker.pid is not None
+        assert cpu_affinity(worker.pid) == set(worker.cores)
+    answers = [shared.later(shared.complete, f"Number {i} is", max_tokens=24) for i in range(8)]
+    served = Counter(answer.result().headers["x-lbhost-worker"] for answer in answers)
+    assert set(served) == {"0", "1"}
+
+
+def test_the_answer_is_the_same_from_every_worker_streamed_or_not(shared: Server) -> None:
+    prompt = "The capital of France is"
+    whole = shared.complete(prompt, max_tokens=20)
+    assert whole.status_code == 200
+    text = whole.json()["choices"][0]["text"]
+    assert "Paris" in text
+    for _ in range(4):
+        events = shared.stream(prompt, max_tokens=20)
+        assert finished(events)
+        assert text_of(events) == text
+
+
+def test_the_official_client_chats(shared: Server) -> None:
+    with OpenAI(base_url=f"{shared.endpoint}/v1", api_key="none", max_retries=0) as client:
+        model = client.models.list().data[0].id
+        answer = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Say hello."}],
+            temperature=0,
+            max_tokens=12,
+        )
+        said = answer.choices[0].message.content
+        assert said
+        assert answer.usage is not None
+        assert 0 < answer.usage.completion_tokens <= 12
+        stream = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Say hello."}],
+            temperature=0,
+            max_tokens=12,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = list(stream)
+        assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == said
+        assert chunks[-1].usage is not None
+        with pytest.raises(NotFoundError):
+            client.completions.create(model="no-such-model", prompt="hi")
+
+
+def test_a_client_that_leaves_frees_its_slot(shared: Server) -> None:
+    host, port = shared.endpoint.removeprefix("http://").split(":")
+    body = b'{"prompt": "Tell me a long story", "max_tokens": 900, "ignore_eos": true}'
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        shared.wait(lambda s: sum(w.slots_busy for w in s.workers) > 0, "it runs")
+    shared.wait(
+        lambda s: s.traffic.in_flight == 0 and all(w.slots_busy == 0 for w in s.workers),
+        "the slot is free again",
+    )
+
+
+def test_metrics_and_health_say_what_runs(shared: Server) -> None:
+    for path in ("/livez", "/readyz", "/health"):
+        assert shared.http.get(path).status_code == 200
+    text = shared.http.get("/metrics").text
+    assert 'lbhost_worker_state{state="ready",worker="0"} 1.0' in text
+    assert "lbhost_ttft_seconds_bucket" in text
+
+
+def test_a_prompt_longer_than_the_context_is_refused(shared: Server) -> None:
+    answer = shared.complete("word " * 3000)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+# --- what it survives -------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_replaced_and_no_plain_request_fails(own: Server) -> None:
+    answers = [
+        own.later(own.complete, f"Story {i}:", max_tokens=120, ignore_eos=True) for i in range(6)
+    ]
+    own.wait(lambda s: s.workers[0].slots_busy > 0, "worker 0 works")
+    victim = own.worker(0)
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    own.wait(
+        lambda s: s.workers[0].state == "ready" and s.workers[0].epoch > victim.epoch,
+        "a new worker 0",
+    )
+    for answer in answers:
+        assert answer.result().status_code == 200
+        assert answer.result().json()["usage"]["completion_tokens"] == 120
+
+
+def test_a_stopped_worker_is_taken_for_hung_and_replaced(own: Server) -> None:
+    answers = [
+        own.later(own.complete, f"Story {i}:", max_tokens=120, ignore_eos=True) for i in range(6)
+    ]
+    own.wait(lambda s: s.workers[1].slots_busy > 0, "worker 1 works")
+    victim = own.worker(1)
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGSTOP)
+    status = own.wait(
+        lambda s: s.workers[1].state == "ready" and s.workers[1].epoch > victim.epoch,
+        "a new worker 1",
+    )
+    assert status.workers[1].health_kills == 1
+    for answer in answers:
+        assert answer.result().status_code == 200
+
+
+def test_a_killed_gateway_comes_back_on_the_same_port(own: Server) -> None:
+    before = own.status()
+    assert before.gateway.pid is not None
+    os.kill(before.gateway.pid, signal.SIGKILL)
+    own.wait(
+        lambda s: s.gateway.state == "ready" and s.gateway.pid != before.gateway.pid,
+        "a new gateway",
+    )
+    wait_for(lambda: own.http.get("/readyz").status_code == 200, "it is ready for work")
+    assert own.complete().status_code == 200
+    assert [w.pid for w in own.status().workers] == [w.pid for w in before.workers]
+
+
+def test_a_killed_template_leaves_the_workers_serving_and_comes_back(own: Server) -> None:
+    before = own.status()
+    assert before.template is not None
+    assert before.template.pid is not None
+    os.kill(before.template.pid, signal.SIGKILL)
+    assert own.complete().status_code == 200
+    assert [w.pid for w in own.status().workers] == [w.pid for w in before.workers]
+    worker = before.workers[0]
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    own.wait(
+        lambda s: s.workers[0].state == "ready" and s.workers[0].pid != worker.pid,
+        "the new template forks a new worker",
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGQUIT])
+def test_nothing_outlives_the_supervisor(own: Server, how: signal.Signals) -> None:
+    pids = own.pids()
+    assert len(pids) == 5
+    stopped = own.worker(0).pid
+    assert stopped is not None
+    os.kill(stopped, signal.SIGSTOP)
+    own.process.send_signal(how)
+    own.process.wait(30)
+    wait_for(lambda: not any(alive(pid) for pid in pids), "every process is gone")
+
+
+def test_drain_resume_and_restarts_under_streaming_load_fail_no_request(own: Server) -> None:
+    stop = False
+
+    def load(client: int) -> list[bool]:
+        results = []
+        while not stop:
+            events = own.stream(f"Client {client} says", max_tokens=24, ignore_eos=True)
+            results.append(finished(events))
+        return results
+
+    clients = [own.later(load, client) for client in range(6)]
+    try:
+        own.wait(lambda s: s.traffic.tokens_s > 0, "load runs")
+        epochs = [w.epoch for w in own.status().workers]
+        assert own.cli("drain", "0").returncode == 0
+        assert own.worker(0).state == "stopped"
+        assert own.cli("resume", "0").returncode == 0
+        assert own.worker(0).state == "ready"
+        assert own.cli("restart", "1").returncode == 0
+        assert own.worker(1).state == "ready"
+        assert own.cli("restart", "all").returncode == 0
+        both_ready(own)
+        after = [w.epoch for w in own.status().workers]
+        assert all(new >= old + 2 for old, new in zip(epochs, after, strict=True))
+        scaled = own.admin.post("/scale", json={"workers": 1})
+        assert scaled.status_code == 200
+        assert [w.id for w in own.status().workers] == [0]
+        assert own.admin.post("/scale", json={"workers": 2}).status_code == 200
+        both_ready(own)
+    finally:
+        stop = True
+    results = [ok for client in clients for ok in client.result()]
+    assert len(results) > 6
+    assert all(results)
+
+
+# --- the hardware decides ---------------------------------------------------------------
+
+
+def test_a_busy_core_loses_its_traffic(own: Server) -> None:
+    core = own.worker(0).cores[0]
+    with spinning(core):
+        own.wait(lambda s: (s.workers[0].others or 0) > 0.5, "the sensor sees the other program")
+        served = Counter(
+            own.complete(f"Number {i} is", max_tokens=8).headers["x-lbhost-worker"]
+            for i in range(10)
+        )
+    assert served["1"] >= 9
+
+
+def write_hot_box(sysfs: Path, temps_c: dict[int, float]) -> None:
+    """A sysfs with coretemp sensors for two cores of one package."""
+    for cpu in temps_c:
+        topology = sysfs / f"devices/system/cpu/cpu{cpu}/topology"
+        topology.mkdir(parents=True, exist_ok=True)
+        (topology / "core_id").write_text(f"{cpu}\n")
+        (topology / "physical_package_id").write_text("0\n")
+        (topology / "thread_siblings_list").write_text(f"{cpu}\n")
+    (sysfs / "devices/system/cpu/online").write_text("0-1\n")
+    hwmon = sysfs / "class/hwmon/hwmon0"
+    hwmon.mkdir(parents=True, exist_ok=True)
+    (hwmon / "name").write_text("coretemp\n")
+    for cpu, temp_c in temps_c.items():
+        (hwmon / f"temp{cpu + 2}_label").write_text(f"Core {cpu}\n")
+        (hwmon / f"temp{cpu + 2}_input").write_text(f"{round(temp_c * 1000)}\n")
+
+
+def test_a_hot_core_loses_its_traffic_and_gets_it_back(tmp_path: Path) -> None:
+    sysfs = tmp_path / "sys"
+    write_hot_box(sysfs, {0: 50, 1: 50})
+    with Server(tmp_path / "run", *SMALL, environ={"LBHOST_SYSFS_ROOT": str(sysfs)}) as server:
+        assert server.worker(0).temp_c == 50
+        write_hot_box(sysfs, {0: 99, 1: 50})
+        server.wait(lambda s: s.workers[0].state == "resting", "worker 0 rests")
+        served = {server.complete(max_tokens=4).headers["x-lbhost-worker"] for _ in range(6)}
+        assert served == {"1"}
+        write_hot_box(sysfs, {0: 90, 1: 50})
+        server.wait(lambda s: (s.workers[0].temp_c or 0) == 90, "it cools")
+        assert server.worker(0).state == "resting"
+        write_hot_box(sysfs, {0: 60, 1: 50})
+        both_ready(server)
+
+
+# --- the end ----------------------------------------------------------------------------
+
+
+def test_sigterm_lets_running_streams_finish(own: Server) -> None:
+    stream = own.later(own.stream, "A story:", max_tokens=200, ignore_eos=True)
+    own.wait(lambda s: s.traffic.in_flight > 0, "it runs")
+    pids = own.pids()
+    own.process.send_signal(signal.SIGTERM)
+    assert finished(stream.result())
+    assert own.process.wait(30) == 0
+    assert not any(alive(pid) for pid in pids)
+    assert not (own.runtime_dir / "admin.sock").exists()
+
+
+def test_streams_cut_off_after_the_grace_get_an_error_event(tmp_path: Path) -> None:
+    with Server(tmp_path / "run", *SMALL, "--shutdown-grace", "0.2") as server:
+        with OpenAI(base_url=f"{server.endpoint}/v1", api_key="none", max_retries=0) as client:
+            stream = client.completions.create(
+                model=server.status().model,
+                prompt="A story:",
+                max_tokens=900,
+                stream=True,
+                extra_body={"ignore_eos": True},
+            )
+            next(iter(stream))
+            server.process.send_signal(signal.SIGTERM)
+            with pytest.raises(APIError):
+                for _ in stream:
+                    pass
+        assert server.process.wait(30) == 0

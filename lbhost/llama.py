@@ -1,0 +1,403 @@
+"""llama.cpp, as much of it as lbhost needs: model files, vocabularies, weights.
+
+The only file that imports llama_cpp, and it takes only that package's ctypes module: the
+package itself would import diskcache (CVE-2025-69872) and numpy. Gateway (vocabulary),
+supervisor (`inspect`), template and workers use it. Owns loaded models; starts no thread
+and makes no context (worker/context.py does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lbhost import log
+from lbhost.errors import ModelFileError
+
+
+def _import_api() -> Any:
+    """llama_cpp.llama_cpp without running the package's __init__."""
+    if "llama_cpp" not in sys.modules:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None or spec.submodule_search_locations is None:
+            raise ImportError("llama-cpp-python is not installed")
+        package = types.ModuleType("llama_cpp")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+api: Any = _import_api()
+"""The ctypes functions and structs of llama.h."""
+
+_LEVEL_ERROR = 4
+_LEVEL_CONT = 5
+
+_collected: list[str] | None = None
+_last_level = 0
+
+
+@api.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _user: int) -> None:
+    """llama.cpp's log: errors are kept, everything else is dropped."""
+    global _last_level
+    if level != _LEVEL_CONT:
+        _last_level = level
+    if _last_level != _LEVEL_ERROR:
+        return
+    line = text.decode(errors="replace").strip()
+    if _collected is not None:
+        _collected.append(line)
+    elif len(line) > 1:
+        log.get().error("llama.cpp: " + line)
+
+
+api.llama_log_set(_on_log, ctypes.c_void_p(0))
+api.llama_backend_init()
+
+
+@contextlib.contextmanager
+def _collect_errors() -> Iterator[list[str]]:
+    """Error lines go into the list, for an exception's message, instead of the log."""
+    global _collected
+    lines: list[str] = []
+    _collected = lines
+    try:
+        yield lines
+    finally:
+        _collected = None
+
+
+def supports_gpu() -> bool:
+    """Whether llama_cpp was built with a GPU backend and finds it usable."""
+    return bool(api.llama_supports_gpu_offload())
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What a GGUF file says about itself."""
+
+    path: str
+    name: str
+    architecture: str
+    weights_bytes: int
+    n_ctx_train: int
+    n_vocab: int
+    n_layer: int
+    n_embd: int
+    n_head: int
+    kv_bytes_per_token: int
+    """Of an f16 KV cache, all layers; an upper bound for models with sliding windows."""
+    recurrent: bool
+    """Whether any layer keeps a state that cannot be cut at a position (Mamba, RWKV, hybrids)."""
+
+
+def inspect(path: str | Path) -> ModelInfo:
+    """Read a GGUF's header and vocabulary, and check that the file holds all its tensors.
+
+    Costs some 100 ms; no weights are read.
+
+    Raises:
+        ModelFileError: missing, not GGUF, truncated, an unknown architecture, or a model that
+            does not generate text. One line.
+    """
+    path = Path(path)
+    with _collect_errors() as errors:
+        files = [_Gguf(part, errors) for part in parts(path)]
+    header = files[0]
+    arch = header.text("general.architecture") or "?"
+    with _vocab_only(path) as model:
+        recurrent = bool(api.llama_model_is_recurrent(model) or api.llama_model_is_hybrid(model))
+        _require_generator(path, model, header, arch)
+        n_vocab = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(model)))
+    n_layer = header.number(f"{arch}.block_count") or 0
+    n_embd = header.number(f"{arch}.embedding_length") or 0
+    heads = header.numbers(f"{arch}.attention.head_count", n_layer) or [1] * n_layer
+    n_head = max(heads, default=1) or 1
+    kv_heads = header.numbers(f"{arch}.attention.head_count_kv", n_layer) or heads
+    key = header.number(f"{arch}.attention.key_length") or n_embd // n_head
+    value = header.number(f"{arch}.attention.value_length") or n_embd // n_head
+    info = ModelInfo(
+        path=str(path),
+        name=header.text("general.name") or path.stem,
+        architecture=arch,
+        weights_bytes=sum(part.tensor_bytes for part in files),
+        n_ctx_train=header.number(f"{arch}.context_length") or 0,
+        n_vocab=n_vocab,
+        n_layer=n_layer,
+        n_embd=n_embd,
+        n_head=n_head,
+        kv_bytes_per_token=sum(kv_heads) * (key + value) * 2,
+        recurrent=recurrent,
+    )
+    for part in files:
+        part.close()
+    return info
+
+
+def parts(path: Path) -> list[Path]:
+    """The files of a model: itself, or all of `NAME-00001-of-00003.gguf`."""
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    if not match:
+        return [path]
+    stem, first, count = match[1], int(match[2]), int(match[3])
+    if first != 1:
+        raise ModelFileError(f"{path}: name the first part, {stem}-00001-of-{count:05}.gguf")
+    return [path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+
+
+def _require_generator(path: Path, model: Any, header: _Gguf, arch: str) -> None:
+    if not api.llama_model_has_decoder(model) or api.llama_model_has_encoder(model):
+        raise ModelFileError(f"{path}: {arch} models need an encoder, which lbhost does not run")
+    if header.number(f"{arch}.attention.causal") == 0 or api.llama_model_is_diffusion(model):
+        raise ModelFileError(f"{path}: this {arch} model does not generate text left to right")
+
+
+class _GgufInitParams(ctypes.Structure):
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+
+@functools.cache
+def _gguf(name: str, restype: Any, *argtypes: Any) -> Any:
+    """A gguf.h function. libllama depends on ggml, so that dlsym finds them through it."""
+    function = getattr(api._lib, name)
+    function.restype = restype
+    function.argtypes = argtypes
+    return function
+
+
+_SCALARS: dict[int, tuple[str, Any]] = {
+    0: ("u8", ctypes.c_uint8),
+    1: ("i8", ctypes.c_int8),
+    2: ("u16", ctypes.c_uint16),
+    3: ("i16", ctypes.c_int16),
+    4: ("u32", ctypes.c_uint32),
+    5: ("i32", ctypes.c_int32),
+    7: ("bool", ctypes.c_bool),
+    10: ("u64", ctypes.c_uint64),
+    11: ("i64", ctypes.c_int64),
+}
+_STRING, _ARRAY = 8, 9
+
+
+class _Gguf:
+    """One GGUF file's header. Raises ModelFileError unless all tensors lie within the file."""
+
+    def __init__(self, path: Path, errors: list[str]) -> None:
+        try:
+            with path.open("rb") as file:
+                magic = file.read(4)
+                size = os.fstat(file.fileno()).st_size
+        except FileNotFoundError as error:
+            raise ModelFileError(f"{path}: no such model file") from error
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot read it: {error.strerror}") from error
+        if magic != b"GGUF":
+            raise ModelFileError(f"{path}: not a GGUF file")
+        init = _gguf("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _GgufInitParams)
+        self._ctx = init(os.fsencode(path), _GgufInitParams(True, None))
+        if not self._ctx:
+            reason = _reason(errors)
+            raise ModelFileError(f"{path}: truncated or damaged GGUF header{reason}")
+        data = _gguf("gguf_get_data_offset", ctypes.c_size_t, ctypes.c_void_p)(self._ctx)
+        count = _gguf("gguf_get_n_tensors", ctypes.c_int64, ctypes.c_void_p)(self._ctx)
+        of = (ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64)
+        offset, length = _gguf("gguf_get_tensor_offset", *of), _gguf("gguf_get_tensor_size", *of)
+        sizes = [length(self._ctx, i) for i in range(count)]
+        end = max((data + offset(self._ctx, i) + sizes[i] for i in range(count)), default=0)
+        self.tensor_bytes = sum(sizes)
+        if end > size:
+            self.close()
+            raise ModelFileError(
+                f"{path}: truncated: {size} bytes of at least {end}; download it again"
+            )
+
+    def close(self) -> None:
+        _gguf("gguf_free", None, ctypes.c_void_p)(self._ctx)
+        self._ctx = None
+
+    def _find(self, key: str) -> tuple[int, int]:
+        find = _gguf("gguf_find_key", ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p)
+        at = find(self._ctx, key.encode())
+        if at < 0:
+            return -1, -1
+        kind = _gguf("gguf_get_kv_type", ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
+        return at, kind(self._ctx, at)
+
+    def text(self, key: str) -> str | None:
+        at, kind = self._find(key)
+        if kind != _STRING:
+            return None
+        get = _gguf("gguf_get_val_str", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)
+        return str(get(self._ctx, at).decode(errors="replace"))
+
+    def number(self, key: str) -> int | None:
+        at, kind = self._find(key)
+        if kind not in _SCALARS:
+            return None
+        name, ctype = _SCALARS[kind]
+        get = _gguf(f"gguf_get_val_{name}", ctype, ctypes.c_void_p, ctypes.c_int64)
+        return int(get(self._ctx, at))
+
+    def numbers(self, key: str, count: int) -> list[int] | None:
+        """A per-layer array; a single number stands for all `count` layers."""
+        at, kind = self._find(key)
+        if kind != _ARRAY:
+            one = self.number(key)
+            return None if one is None else [one] * count
+        of = (ctypes.c_void_p, ctypes.c_int64)
+        element = _gguf("gguf_get_arr_type", ctypes.c_int, *of)(self._ctx, at)
+        if element not in _SCALARS:
+            return None
+        n = _gguf("gguf_get_arr_n", ctypes.c_size_t, *of)(self._ctx, at)
+        data = _gguf("gguf_get_arr_data", ctypes.c_void_p, *of)(self._ctx, at)
+        array = (_SCALARS[element][1] * n).from_address(data)
+        return [int(x) for x in array]
+
+
+def _reason(errors: list[str]) -> str:
+    """The part of llama.cpp's error lines that says what is wrong, as ": reason"."""
+    for line in errors:
+        _, found, reason = line.partition("error loading model: ")
+        if found:
+            return ": " + reason
+    return ": " + re.sub(r"^\w+: ", "", errors[0]) if errors else ""
+
+
+@contextlib.contextmanager
+def _vocab_only(path: Path) -> Iterator[Any]:
+    model = _load(path, vocab_only=True)
+    try:
+        yield model
+    finally:
+        api.llama_model_free(model)
+
+
+def _load(path: Path, *, vocab_only: bool = False, gpu: bool = False) -> Any:
+    """A llama_model pointer. Raises ModelFileError."""
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such model file")
+    params = api.llama_model_default_params()
+    params.vocab_only = vocab_only
+    params.use_extra_bufts = True
+    params.n_gpu_layers = 999 if gpu else 0
+    no_devices = (ctypes.c_void_p * 1)(None)
+    if not gpu:
+        params.devices = ctypes.addressof(no_devices)
+    with _collect_errors() as errors:
+        model = api.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise ModelFileError(f"{path}: llama.cpp cannot load it{_reason(errors)}")
+    return model
+
+
+class Vocab:
+    """A model's tokens. `load` reads nothing else of the file; `Model.vocab` shares its model."""
+
+    def __init__(self, model: Any, *, owned: bool) -> None:
+        self._model = model
+        self._owned = owned
+        self.handle: Any = api.llama_model_get_vocab(model)
+        self.n_tokens = int(api.llama_vocab_n_tokens(self.handle))
+        self.add_bos = bool(api.llama_vocab_get_add_bos(self.handle))
+        self.bos = _token(api.llama_vocab_bos(self.handle))
+        self.eos = _token(api.llama_vocab_eos(self.handle))
+        self.bos_text = self._special_text(self.bos)
+        self.eos_text = self._special_text(self.eos)
+        template = api.llama_model_chat_template(model, None)
+        self.chat_template: str | None = template.decode(errors="replace") if template else None
+        self._buffer = ctypes.create_string_buffer(256)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocab:
+        """Only the vocabulary of a GGUF, in some 100 ms.
+
+        Raises:
+            ModelFileError: llama.cpp cannot load it.
+        """
+        return cls(_load(Path(path), vocab_only=True), owned=True)
+
+    def close(self) -> None:
+        """Free the model, if this vocabulary owns it. The object is unusable after."""
+        if self._owned:
+            api.llama_model_free(self._model)
+            self._owned = False
+
+    def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:
+        """Token ids of a text; `parse_special` reads "<|im_end|>" as that token, not as text.
+
+        `add_bos` asks for what the model wants at the start: a BOS only where its file says so.
+        """
+        data = text.encode()
+        room = len(data) + 2
+        for _ in range(2):
+            tokens = (ctypes.c_int32 * room)()
+            count = api.llama_tokenize(
+                self.handle, data, len(data), tokens, room, add_bos, parse_special
+            )
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count
+        raise ValueError("llama_tokenize cannot settle on a size")
+
+    def piece(self, token: int) -> bytes:
+        """A token's bytes, maybe an incomplete UTF-8 sequence; b"" for control tokens."""
+        size = api.llama_token_to_piece(
+            self.handle, token, self._buffer, len(self._buffer), 0, False
+        )
+        if size < 0:
+            self._buffer = ctypes.create_string_buffer(-size)
+            return self.piece(token)
+        return self._buffer.raw[:size]
+
+    def is_eog(self, token: int) -> bool:
+        """Whether generation ends with this token (EOS, EOT, EOM, …)."""
+        return bool(api.llama_vocab_is_eog(self.handle, token))
+
+    def _special_text(self, token: int | None) -> str | None:
+        if token is None:
+            return None
+        text = api.llama_vocab_get_text(self.handle, token)
+        return text.decode(errors="replace") if text else None
+
+
+def _token(token: int) -> int | None:
+    return None if token < 0 else int(token)
+
+
+class Model:
+    """A model's weights in memory. Repacks them for the CPU where llama.cpp can.
+
+    Loading starts no thread, so that the template may fork afterwards.
+
+    Raises:
+        ModelFileError: llama.cpp cannot load it.
+    """
+
+    def __init__(self, path: str | Path, *, gpu: bool = False) -> None:
+        self.path = str(path)
+        self.gpu = gpu
+        self.handle: Any = _load(Path(path), gpu=gpu)
+        self.vocab = Vocab(self.handle, owned=False)
+        self.n_ctx_train = int(api.llama_model_n_ctx_train(self.handle))
+        self.n_swa = int(api.llama_model_n_swa(self.handle))
+        self.weights_bytes = int(api.llama_model_size(self.handle))
+        self.recurrent = bool(
+            api.llama_model_is_recurrent(self.handle) or api.llama_model_is_hybrid(self.handle)
+        )
+
+    def close(self) -> None:
+        """Free the weights; contexts made from them must be gone."""
+        api.llama_model_free(self.handle)
+        self.handle = None

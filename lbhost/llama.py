@@ -361,6 +361,21 @@ class Vocab:
             return self.piece(token)
         return self._buffer.raw[:size]
 
+    @functools.cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        """Texts that only `parse_special` reads as tokens ("<|im_end|>"), longest first.
+
+        One look at every token: some 20 ms for 50,000, then kept.
+        """
+        mask = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN
+        attributes = api.llama_vocab_get_attr
+        found = {
+            self._special_text(token)
+            for token in range(self.n_tokens)
+            if attributes(self.handle, token) & mask
+        }
+        return tuple(sorted((text for text in found if text), key=len, reverse=True))
+
     def is_eog(self, token: int) -> bool:
         """Whether generation ends with this token (EOS, EOT, EOM, …)."""
         return bool(api.llama_vocab_is_eog(self.handle, token))

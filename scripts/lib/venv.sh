@@ -198,7 +198,7 @@ run_logged() {
 }
 
 stop_job() { # EXIT-STATUS
-    kill -TERM -- "-$job" 2>/dev/null || :
+    kill -s TERM -- "-$job" 2>/dev/null || :
     printf '\n' >&2
     say "set-up stopped; run the script again to go on"
     exit "$1"

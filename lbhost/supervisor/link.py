@@ -45,6 +45,11 @@ class ControlLink:
             return False
         return True
 
+    def drain(self) -> None:
+        """Take what a process that has ended left in the link: its last words."""
+        if self._open:
+            self._readable()
+
     def close(self) -> None:
         """Close our end, which tells the child to end itself. No callback comes after that."""
         if self._open:

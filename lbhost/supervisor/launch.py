@@ -1,0 +1,96 @@
+"""How a worker's process is made, and how it is connected to the gateway.
+
+A CPU worker is forked by the template; a GPU worker is a process of its own, since CUDA does
+not survive a fork. After Hello they are alike. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+from lbhost import control
+from lbhost.supervisor.link import ControlLink
+from lbhost.supervisor.process import Children, Exited
+from lbhost.supervisor.service import Service
+from lbhost.supervisor.worker import Worker
+
+WORKER_MODULE = "lbhost.worker"
+
+First = Callable[[], tuple[control.Configure, Sequence[int]]]
+
+
+def environment(environ: Mapping[str, str], gpu_uuid: str | None = None) -> dict[str, str]:
+    """A child's environment: only its own GPU visible, no thread pools at import."""
+    return {
+        **environ,
+        "CUDA_VISIBLE_DEVICES": gpu_uuid or "",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+class Launcher:
+    """Makes worker processes and their links."""
+
+    def __init__(
+        self, template: Service | None, gateway: Service, children: Children, first: First
+    ) -> None:
+        self.template = template
+        self.gateway = gateway
+        self._children = children
+        self._first = first
+
+    def can_launch(self, worker: Worker) -> bool:
+        """Whether what the worker is made from is there."""
+        if worker.placement.gpu is not None:
+            return True
+        return self.template is not None and self.template.state == "ready"
+
+    def launch(
+        self,
+        worker: Worker,
+        on_message: Callable[[control.Control], None],
+        on_end: Callable[[], None],
+        on_exit: Exited,
+    ) -> bool:
+        """Ask for the process of this epoch; its link then tells the rest.
+
+        Returns:
+            False if it could not even be asked for.
+
+        Raises:
+            OSError: no process could be made.
+        """
+        fork = control.Fork(worker.id, worker.epoch, worker.placement)
+        ours, theirs = control.socketpair()
+        with theirs:
+            if worker.placement.gpu is None:
+                assert self.template is not None, "CPU workers have a template"
+                if not self.template.send(fork, [theirs.fileno()]):
+                    ours.close()
+                    return False
+            else:
+                env = environment(os.environ, worker.placement.gpu_uuid)
+                try:
+                    worker.pid = self._children.spawn(WORKER_MODULE, theirs.fileno(), env, on_exit)
+                except OSError:
+                    ours.close()
+                    raise
+        worker.link = ControlLink(ours, on_message, on_end)
+        worker.forked = True
+        if worker.placement.gpu is not None:
+            worker.link.send(*self._first())
+            worker.link.send(fork)
+        return True
+
+    def connect(self, worker: Worker) -> None:
+        """A new data link between the worker and the gateway, if the gateway is there."""
+        if worker.link is None or self.gateway.state != "ready":
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours, theirs:
+            message = control.Link(worker.id, worker.epoch)
+            if worker.link.send(message, [ours.fileno()]):
+                self.gateway.send(message, [theirs.fileno()])

@@ -14,7 +14,7 @@ DEFAULT_CONTEXT = 4096
 LEAST_CONTEXT = 256
 """With less a chat template leaves hardly any room to answer."""
 WORKER_BYTES = 64 << 20
-"""A worker's compute buffers, page tables and Python, measured at 25 to 60 MB."""
+"""Allowance for a worker's compute buffers, page tables and Python."""
 _STEP = 256
 """llama.cpp rounds a sequence's context up to a multiple of this."""
 _DEFAULT_PART = 0.5

@@ -33,7 +33,7 @@ FLOOR = 0.05
 """Never 0: a worker that gets nothing would never be seen to have recovered."""
 CLOCK_OK = 0.7
 SMT_COST = 0.4
-"""What a fully busy sibling takes of a core (measured elsewhere at 0.35 to 0.45)."""
+"""What a fully busy sibling takes of a core: two together do about 1.2 times the work of one."""
 GPU_SLOWED = 0.5
 _GPU_BRAKES = frozenset({"thermal", "brake", "slowdown"})
 

@@ -1,0 +1,152 @@
+"""How much of each CPU was idle, stolen, and used by others than its worker. Pure.
+
+From /proc/stat (per CPU, in ticks of 10 ms) and the workers' own CPU clocks (exact). Shares
+are taken of the wall clock, not of the sum of the ticks: idle ticks come from an exact clock,
+while user and system ticks are sampled and can be off by several in a quarter second.
+
+One tick is 4% of a 250 ms interval, so the figures are taken over WINDOW_S: 2% at worst, and
+a change shows by half at the first sample and in full at the second.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+import msgspec
+
+WINDOW_S = 0.45
+"""At 4 samples a second this is two intervals, with room for a timer that fires early."""
+_STEP_BACK = 2
+"""Ticks by which a counter may go backwards and still be the same one (iowait does)."""
+_LEAST_S = 0.1
+"""Over less than this the ticks say nothing."""
+
+
+class Ticks(msgspec.Struct, frozen=True, gc=False):
+    """One CPU's line of /proc/stat."""
+
+    idle: int
+    """Idle and waiting for I/O: either way the CPU is free."""
+    steal: int
+    total: int
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Fractions of the last window; None if unknown."""
+
+    idle: float | None = None
+    others: float | None = None
+    steal: float | None = None
+
+
+_UNKNOWN = Usage()
+
+
+class _Interval(msgspec.Struct, gc=False):
+    seconds: float
+    idle_s: float
+    steal_s: float
+    total_s: float
+    own_s: float | None
+
+
+def parse(data: bytes) -> dict[int, Ticks]:
+    """The CPUs of /proc/stat; those that are offline have no line. Bad lines are left out."""
+    found: dict[int, Ticks] = {}
+    for line in data.split(b"\n"):
+        if not line.startswith(b"cpu"):
+            if found:
+                break  # the long `intr` line follows
+            continue
+        words = line.split()
+        try:
+            cpu = int(words[0][3:])
+            ticks = [int(word) for word in words[1:9]]  # guest time is part of user time
+        except ValueError:
+            continue  # the first line, "cpu ", is the sum of all; or the line is garbled
+        if len(ticks) >= 4:
+            steal = ticks[7] if len(ticks) > 7 else 0
+            idle = ticks[3] + (ticks[4] if len(ticks) > 4 else 0)
+            found[cpu] = Ticks(idle, steal, sum(ticks))
+    return found
+
+
+class UsageMeter:
+    """Turns successive readings into usage. One per box; keeps the last window only."""
+
+    def __init__(self, ticks_per_s: int) -> None:
+        self._tick_s = 1 / ticks_per_s
+        self._before: dict[int, Ticks] = {}
+        self._at_s: float | None = None
+        self._intervals: dict[int, deque[_Interval]] = {}
+
+    def add(
+        self, at_s: float, ticks: Mapping[int, Ticks], own_s: Mapping[int, float | None]
+    ) -> dict[int, Usage]:
+        """Usage of every CPU in `ticks` as of this reading.
+
+        Args:
+            at_s: monotonic time of the reading.
+            ticks: what `parse` gave.
+            own_s: per CPU, seconds that its own worker ran since the last reading. None:
+                there is a worker but its clock says nothing. Absent: there is no worker.
+        """
+        if self._at_s is None:
+            self._before, self._at_s = dict(ticks), at_s
+            return dict.fromkeys(ticks, _UNKNOWN)
+        seconds = at_s - self._at_s
+        usage: dict[int, Usage] = {}
+        intervals: dict[int, deque[_Interval]] = {}
+        for cpu, now in ticks.items():
+            interval = self._interval(cpu, now, seconds, own_s.get(cpu, 0.0))
+            # A CPU that was offline meanwhile, or whose counters jumped, starts afresh.
+            history = self._intervals.get(cpu) if interval is not None else None
+            history = deque() if history is None else history
+            if interval is not None:
+                history.append(interval)
+                while len(history) > 1 and _span(history) - history[0].seconds >= WINDOW_S:
+                    history.popleft()
+            intervals[cpu] = history
+            usage[cpu] = _over(history)
+        self._before, self._at_s, self._intervals = dict(ticks), at_s, intervals
+        return usage
+
+    def _interval(
+        self, cpu: int, now: Ticks, seconds: float, own_s: float | None
+    ) -> _Interval | None:
+        before = self._before.get(cpu)
+        if before is None or seconds <= 0:
+            return None
+        idle, steal = now.idle - before.idle, now.steal - before.steal
+        if idle < -_STEP_BACK or steal < -_STEP_BACK:
+            return None
+        tick_s = self._tick_s
+        total_s = (now.total - before.total) * tick_s
+        return _Interval(seconds, max(0, idle) * tick_s, max(0, steal) * tick_s, total_s, own_s)
+
+
+def _span(history: deque[_Interval]) -> float:
+    return sum(interval.seconds for interval in history)
+
+
+def _over(history: deque[_Interval]) -> Usage:
+    seconds = idle = steal = total = own = own_seconds = own_idle = 0.0
+    for interval in history:
+        seconds += interval.seconds
+        idle += interval.idle_s
+        steal += interval.steal_s
+        total += interval.total_s
+        if interval.own_s is not None:
+            own += interval.own_s
+            own_seconds += interval.seconds
+            own_idle += interval.idle_s
+    # Sandboxed kernels show zeros for ever: that is not a CPU which is always busy.
+    if seconds < _LEAST_S or total < seconds / 2:
+        return _UNKNOWN
+    others = None if not own_seconds else _fraction(1 - (own_idle + own) / own_seconds)
+    return Usage(_fraction(idle / seconds), others, _fraction(steal / seconds))
+
+
+def _fraction(value: float) -> float:
+    return min(1.0, max(0.0, value))

@@ -1,0 +1,364 @@
+"""An admin server with a scripted Status and scripted events, on a real unix socket.
+
+For the TUI's tests, and to look at the TUI without a model:
+`python tests/fake_admin.py RUNTIME_DIR [--workers N] [--gpus]` moves its numbers until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Generator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from lbhost.errors import ConflictError, LbhostError, WorkerNotFoundError
+from lbhost.status import (
+    Accepted,
+    CoreStatus,
+    Event,
+    GpuStatus,
+    HostStatus,
+    ProcessStatus,
+    Status,
+    TrafficStatus,
+    WorkerStatus,
+)
+
+GB = 1024**3
+
+
+def worker(number: int, **changes: Any) -> WorkerStatus:
+    """A ready worker on core `number` with ordinary figures."""
+    plain = WorkerStatus(
+        id=number,
+        state="ready",
+        wanted="up",
+        epoch=1,
+        pid=4200 + number,
+        cores=[number],
+        gpu=None,
+        slots=4,
+        slots_busy=0,
+        waiting=0,
+        in_flight=0,
+        ctx_size=2048,
+        prefill_pending=0,
+        tokens_s=0.0,
+        tokens_out=0,
+        ttft_s=None,
+        inter_token_s=None,
+        prefill_tok_s=None,
+        kv_used=0,
+        kv_total=8192,
+        memory=312 * 1024**2,
+        idle=0.97,
+        others=0.02,
+        temp_c=None,
+        freq_ratio=None,
+        share=0.98,
+        errors=0,
+        timeouts=0,
+        restarts=0,
+        health_kills=0,
+        last_exit=None,
+        uptime_s=130.0,
+        retry_in_s=None,
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def status(workers: int = 2, **changes: Any) -> Status:
+    """A quiet server with so many ready workers."""
+    plain = Status(
+        version="0.1.0",
+        pid=4100,
+        model="SmolLM2-135M-Instruct",
+        model_path="/models/SmolLM2-135M-Instruct.Q4_1.gguf",
+        endpoint="http://127.0.0.1:8080",
+        runtime_dir="/run/user/1000/lbhost",
+        state="ready",
+        policy="cost",
+        uptime_s=135.0,
+        rolling=None,
+        workers=[worker(number) for number in range(workers)],
+        gateway=ProcessStatus(state="ready", pid=4101, restarts=0, last_exit=None),
+        template=ProcessStatus(state="ready", pid=4102, restarts=0, last_exit=None),
+        traffic=TrafficStatus(
+            requests=0,
+            errors=0,
+            rejected=0,
+            in_flight=0,
+            queue_depth=0,
+            queue_limit=256,
+            connections=0,
+            requests_s=0.0,
+            tokens_s=0.0,
+            ttft_p50_s=None,
+            ttft_p95_s=None,
+        ),
+        cores=[CoreStatus(cpu=number, idle=0.97, others=0.02) for number in range(workers)],
+        gpus=[],
+        host=HostStatus(
+            psi_cpu=0.01, memory_total=32.0 * GB, memory_available=21.5 * GB, psi_memory=0.0
+        ),
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+class FakeAdmin:
+    """The server. Set `status`, call `say`, read `orders`; hold answers back with `gate`."""
+
+    def __init__(self, socket_path: Path, picture: Status | None = None) -> None:
+        self.socket_path = socket_path
+        self.status = picture if picture is not None else status()
+        self.events: list[Event] = []
+        self.orders: list[tuple[str, Any]] = []
+        """Every POST: path and body."""
+        self.resumed_from: list[str | None] = []
+        """Last-Event-ID of every GET /events."""
+        self.polls = 0
+        self.polls_at_once = 0
+        self.most_polls_at_once = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.refusal: LbhostError | None = None
+        self._news = asyncio.Condition()
+        self._server: _Server | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listen; returns when connections are taken."""
+        config = uvicorn.Config(
+            self._app(), uds=str(self.socket_path), log_level="critical", lifespan="off", ws="none"
+        )
+        self._server = _Server(config)
+        self._task = asyncio.create_task(self._server.serve())
+        while not self._server.started:
+            if self._task.done():
+                await self._task
+                raise OSError("the fake admin server did not start")
+            await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        """Go away as a killed server does: streams break, the socket file vanishes."""
+        if self._server is None or self._task is None:
+            return
+        self._server.should_exit = self._server.force_exit = True
+        async with self._news:
+            self._news.notify_all()
+        await self._task
+        self._server = self._task = None
+        self.socket_path.unlink(missing_ok=True)
+
+    async def __aenter__(self) -> FakeAdmin:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.gate.set()
+        await self.stop()
+
+    async def say(self, message: str, **fields: Any) -> None:
+        """Append an event and send it to all followers."""
+        plain = Event(
+            seq=self.events[-1].seq + 1 if self.events else 1,
+            time=time.time(),
+            level="info",
+            kind="worker_state",
+            worker=None,
+            message=message,
+        )
+        async with self._news:
+            self.events.append(msgspec.structs.replace(plain, **fields))
+            self._news.notify_all()
+
+    def change(self, number: int, **changes: Any) -> None:
+        """Change one worker in the picture."""
+        workers = [
+            msgspec.structs.replace(w, **changes) if w.id == number else w
+            for w in self.status.workers
+        ]
+        self.status = msgspec.structs.replace(self.status, workers=workers)
+
+    def _app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/status", self._status),
+                Route("/events", self._events),
+                Route("/workers/restart", self._order, methods=["POST"]),
+                Route("/workers/{id:int}/{verb}", self._order, methods=["POST"]),
+                Route("/scale", self._order, methods=["POST"]),
+            ]
+        )
+
+    async def _status(self, request: Request) -> Response:
+        self.polls += 1
+        self.polls_at_once += 1
+        self.most_polls_at_once = max(self.most_polls_at_once, self.polls_at_once)
+        try:
+            return _json(self.status)
+        finally:
+            self.polls_at_once -= 1
+
+    async def _events(self, request: Request) -> Response:
+        last = request.headers.get("last-event-id")
+        self.resumed_from.append(last)
+        if last is None:
+            past = self.events[-int(request.query_params.get("backlog", "100")) :]
+            after = past[0].seq - 1 if past else 0
+        else:
+            after = int(last)
+
+        async def stream() -> AsyncIterator[bytes]:
+            nonlocal after
+            yield b": hello\n\n"
+            while self._server is not None and not self._server.should_exit:
+                for event in [e for e in self.events if e.seq > after]:
+                    after = event.seq
+                    yield b"id: %d\ndata: %b\n\n" % (event.seq, msgspec.json.encode(event))
+                async with self._news:
+                    if not any(e.seq > after for e in self.events):
+                        await self._news.wait()
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    async def _order(self, request: Request) -> Response:
+        body = await request.json()
+        self.orders.append((request.url.path, body))
+        await self.gate.wait()
+        number: Any = request.path_params.get("id")
+        if number is not None and number not in {w.id for w in self.status.workers}:
+            return _error(WorkerNotFoundError(f"there is no worker {number}"))
+        if self.refusal is not None:
+            return _error(self.refusal)
+        verb = None if number is None else request.path_params["verb"]
+        if verb == "drain":
+            self.change(number, state="stopped", wanted="down", pid=None)
+        elif verb == "resume":
+            if self.status.workers[number].state == "ready":
+                return _error(ConflictError(f"worker {number} is ready already"))
+            self.change(number, state="ready", wanted="up", pid=5000 + number)
+        elif "workers" in body:
+            self.status = msgspec.structs.replace(
+                self.status, workers=[worker(number) for number in range(body["workers"])]
+            )
+        await self.say(f"operator: {request.url.path}", kind="operator", worker=number)
+        return _json(Accepted(ok=True, message="done"))
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals of the process that it runs in alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _error(error: LbhostError) -> Response:
+    body = msgspec.json.encode(error.body())
+    return Response(body, status_code=error.status, media_type="application/json")
+
+
+def busy(picture: Status, now: float) -> Status:
+    """The picture with numbers as under a load that comes and goes."""
+    workers = []
+    for w in picture.workers:
+        if w.state != "ready":
+            workers.append(w)
+            continue
+        wave = 0.5 + 0.5 * math.sin(now / 17 + w.id * 1.7)
+        slots = round(wave * w.slots)
+        workers.append(
+            msgspec.structs.replace(
+                w,
+                slots_busy=slots,
+                in_flight=slots,
+                prefill_pending=int(900 * wave * wave),
+                tokens_s=round(120 * wave + 6 * math.sin(now * 3 + w.id), 1),
+                tokens_out=w.tokens_out + int(60 * wave),
+                ttft_s=0.05 + 0.4 * wave,
+                inter_token_s=0.02 + 0.05 * wave,
+                prefill_tok_s=410.0 + 20 * wave,
+                kv_used=int(w.kv_total * wave * 0.8),
+                idle=1 - 0.95 * wave,
+                others=0.04 + (0.5 if w.id == 1 and math.sin(now / 29) > 0.3 else 0.02 * wave),
+                temp_c=None if w.id % 8 == 7 else 46 + 38 * wave,
+                uptime_s=(w.uptime_s or 0) + 0.5,
+            )
+        )
+    tokens = sum(w.tokens_s for w in workers)
+    flying = sum(w.in_flight for w in workers)
+    traffic = msgspec.structs.replace(
+        picture.traffic,
+        in_flight=flying,
+        requests_s=tokens / 64,
+        tokens_s=tokens,
+        queue_depth=max(0, int(8 * math.sin(now / 23))),
+        ttft_p50_s=0.18 + 0.05 * math.sin(now / 11),
+        ttft_p95_s=0.42 + 0.1 * math.sin(now / 13),
+    )
+    return msgspec.structs.replace(
+        picture, workers=workers, traffic=traffic, uptime_s=picture.uptime_s + 0.5
+    )
+
+
+async def _show(runtime_dir: Path, workers: int, still: bool, gpus: bool) -> None:
+    picture = status(workers)
+    if gpus:
+        cards = [
+            GpuStatus(
+                index=number,
+                name="NVIDIA H100",
+                uuid=f"GPU-{number}",
+                utilisation=0.63,
+                memory_used=9.1 * GB,
+                memory_total=80.0 * GB,
+                temp_c=61.0,
+                clock_limit="power",
+            )
+            for number in range(workers)
+        ]
+        on_cards = [
+            msgspec.structs.replace(w, gpu=w.id, cores=[], idle=None, others=None)
+            for w in picture.workers
+        ]
+        picture = msgspec.structs.replace(picture, gpus=cards, workers=on_cards)
+    async with FakeAdmin(runtime_dir / "admin.sock", picture) as fake:
+        await fake.say("server starting, pid 4100", kind="server")
+        for number in range(workers):
+            await fake.say(f"ready after 31 ms on core {number}", worker=number)
+        while True:
+            if not still:
+                fake.status = busy(fake.status, time.monotonic())
+            await asyncio.sleep(0.5)
+
+
+def main() -> None:
+    """Serve until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runtime_dir", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--still", action="store_true", help="numbers do not move")
+    parser.add_argument("--gpus", action="store_true")
+    options = parser.parse_args()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_show(options.runtime_dir, options.workers, options.still, options.gpus))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What the operator can order, in the admin API's terms and in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lbhost.status import Status, WorkerStatus
+
+ONE_TIMEOUT_S = 660.0
+"""A drain waits for requests that may run for request_timeout_s (600 by default)."""
+
+ALL_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Action:
+    """One order. With a question it stops work and must be confirmed first."""
+
+    name: str
+    """"drain worker 1": what notifications call it."""
+    path: str
+    body: Mapping[str, int] = field(default_factory=dict)
+    timeout_s: float = ONE_TIMEOUT_S
+    verb: str = ""
+    """What the confirming button says."""
+    question: str = ""
+    consequence: str = ""
+
+
+def _requests(count: int) -> str:
+    return "1 running request" if count == 1 else f"{count} running requests"
+
+
+def _busy(worker: WorkerStatus) -> int:
+    return max(worker.in_flight, worker.slots_busy)
+
+
+def _last_one(status: Status, worker: WorkerStatus) -> str:
+    """A warning when no other worker would be left for new requests."""
+    others = [w for w in status.workers if w.id != worker.id and w.state == "ready"]
+    return "" if others else " No other worker is ready: new requests will wait."
+
+
+def drain(status: Status, worker: WorkerStatus) -> Action:
+    """Finish what runs, then stop and stay down."""
+    ends = f"Its {_requests(_busy(worker))} may finish" if _busy(worker) else "It is idle"
+    return Action(
+        name=f"drain worker {worker.id}",
+        path=f"/workers/{worker.id}/drain",
+        verb="Drain",
+        question=f"Drain worker {worker.id}?",
+        consequence=f"{ends}; then it stops until you resume it.{_last_one(status, worker)}",
+    )
+
+
+def resume(worker: WorkerStatus) -> Action:
+    """Withdraw a drain, or start what is stopped or failed."""
+    return Action(name=f"resume worker {worker.id}", path=f"/workers/{worker.id}/resume")
+
+
+def restart(status: Status, worker: WorkerStatus) -> Action:
+    """Drain, stop, start one worker."""
+    ends = f"Its {_requests(_busy(worker))} may finish first" if _busy(worker) else "It is idle"
+    return Action(
+        name=f"restart worker {worker.id}",
+        path=f"/workers/{worker.id}/restart",
+        verb="Restart",
+        question=f"Restart worker {worker.id}?",
+        consequence=f"{ends}; then a new process takes its place.{_last_one(status, worker)}",
+    )
+
+
+def restart_all(status: Status) -> Action:
+    """Restart every worker, one at a time, the replacement ready first."""
+    count = len(status.workers)
+    which = "the worker" if count == 1 else f"all {count} workers"
+    return Action(
+        name="rolling restart",
+        path="/workers/restart",
+        timeout_s=ALL_TIMEOUT_S,
+        verb="Restart all",
+        question=f"Restart {which}, one after the other?",
+        consequence="A spare is ready before the first one stops; running requests may finish.",
+    )
+
+
+def scale(status: Status, change: int) -> Action | None:
+    """One worker more or fewer; None below one worker."""
+    now = len(status.workers)
+    target = now + change
+    if target < 1:
+        return None
+    action = Action(
+        name=f"scale to {target} worker{'' if target == 1 else 's'}",
+        path="/scale",
+        body={"workers": target},
+        timeout_s=ONE_TIMEOUT_S,
+    )
+    if change > 0:
+        return action
+    gone = max(worker.id for worker in status.workers)
+    return Action(
+        name=action.name,
+        path=action.path,
+        body=action.body,
+        timeout_s=action.timeout_s,
+        verb="Scale down",
+        question=f"Scale down from {now} to {target} worker{'' if target == 1 else 's'}?",
+        consequence=f"Worker {gone} finishes its requests and is gone.",
+    )

@@ -1,0 +1,144 @@
+"""The admin API's client: status, events and orders over the unix socket.
+
+Owns the connections. Every call has a timeout, and every failure becomes one of two errors
+whose message is a line for a person: `ServerGoneError` (nobody answers) or `RefusedError` (the
+server said no). Knows nothing of the screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import httpx2
+import msgspec
+
+from lbhost.errors import LbhostError, ServerGoneError
+from lbhost.status import Accepted, Event, Status
+from lbhost_tui.actions import Action
+
+CONNECT_TIMEOUT_S = 2.0
+STATUS_TIMEOUT_S = 5.0
+EVENTS_SILENCE_S = 25.0
+"""The server sends a comment every 10 s: two may be lost."""
+
+
+class RefusedError(LbhostError):
+    """The server understood and said no; the message says why."""
+
+
+class _Failure(msgspec.Struct):
+    message: str
+
+
+class _FailureBody(msgspec.Struct):
+    error: _Failure
+
+
+_status = msgspec.json.Decoder(Status)
+_event = msgspec.json.Decoder(Event)
+_accepted = msgspec.json.Decoder(Accepted)
+_failure = msgspec.json.Decoder(_FailureBody)
+
+
+def _words(error: httpx2.HTTPError) -> str:
+    """Why a request got no answer, for a person."""
+    if isinstance(error, httpx2.ConnectTimeout | httpx2.ReadTimeout | httpx2.PoolTimeout):
+        return "it does not answer in time"
+    if isinstance(error, httpx2.ConnectError):
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, PermissionError):
+                return "its socket belongs to another user"
+            if isinstance(cause, FileNotFoundError):
+                return "there is no socket"
+            cause = cause.__cause__ or cause.__context__
+        return "nobody listens on its socket"
+    return "the connection broke"
+
+
+def _refusal(response: httpx2.Response) -> RefusedError:
+    try:
+        return RefusedError(_failure.decode(response.content).error.message)
+    except msgspec.DecodeError:
+        return RefusedError(f"the server answered {response.status_code}")
+
+
+class AdminClient:
+    """A connection to one server's admin socket."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self.socket_path = socket_path
+        self._http = httpx2.AsyncClient(
+            transport=httpx2.AsyncHTTPTransport(uds=str(socket_path)),
+            base_url="http://lbhost",
+            timeout=httpx2.Timeout(STATUS_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def status(self) -> Status:
+        """`GET /status`.
+
+        Raises:
+            ServerGoneError: no answer, or none that can be understood.
+        """
+        try:
+            response = await self._http.get("/status")
+            if response.status_code != 200:
+                raise ServerGoneError(f"it answers {response.status_code}")
+            return _status.decode(response.content)
+        except httpx2.HTTPError as error:
+            raise ServerGoneError(_words(error)) from error
+        except msgspec.DecodeError as error:
+            raise ServerGoneError(f"its answer cannot be read: {error}") from error
+
+    async def events(self, after: int | None, backlog: int = 200) -> AsyncGenerator[Event, None]:
+        """`GET /events`: past events (those after `after`, or the last `backlog`), then new ones.
+
+        Ends only by raising.
+
+        Raises:
+            ServerGoneError: the stream broke, ended, or was silent for too long.
+        """
+        headers = {} if after is None else {"last-event-id": str(after)}
+        timeout = httpx2.Timeout(STATUS_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=EVENTS_SILENCE_S)
+        try:
+            async with self._http.stream(
+                "GET", "/events", params={"backlog": backlog}, headers=headers, timeout=timeout
+            ) as response:
+                if response.status_code != 200:
+                    raise ServerGoneError(f"it answers {response.status_code}")
+                async for sse in httpx2.EventSource(response):
+                    if sse.data:
+                        yield _event.decode(sse.data)
+        except httpx2.HTTPError as error:
+            raise ServerGoneError(_words(error)) from error
+        except msgspec.DecodeError as error:
+            raise ServerGoneError(f"an event cannot be read: {error}") from error
+        raise ServerGoneError("it closed the event stream")
+
+    async def send(self, action: Action) -> str:
+        """Have the action done and wait for it; the server's line about it.
+
+        Raises:
+            RefusedError: not possible (unknown worker, wrong state), or it failed.
+            ServerGoneError: no answer; it may or may not happen.
+        """
+        timeout = httpx2.Timeout(STATUS_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=action.timeout_s)
+        try:
+            response = await self._http.post(action.path, json=action.body, timeout=timeout)
+        except httpx2.HTTPError as error:
+            raise ServerGoneError(f"no answer: {_words(error)}") from error
+        if response.status_code >= 300:
+            raise _refusal(response)
+        try:
+            accepted = _accepted.decode(response.content)
+        except msgspec.DecodeError as error:
+            raise RefusedError(f"the server's answer cannot be read: {error}") from error
+        if not accepted.ok:
+            raise RefusedError(accepted.message)
+        return accepted.message

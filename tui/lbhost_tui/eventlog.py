@@ -1,0 +1,109 @@
+"""The event log: what happened, newest at the end, wrapped to the width."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import deque
+from collections.abc import Iterable
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from lbhost.status import Event
+from lbhost_tui import format as fmt
+from lbhost_tui.filter import Filter
+from lbhost_tui.paint import Palette, Part, Parts, Role, fit, strip
+
+LIMIT = 1000
+"""Events that are kept: as many as the server keeps."""
+
+_SIGNS = {"warning": ("!", Role.WARN), "error": ("✕", Role.BAD)}
+_WHO = 10
+
+
+def lines_of(event: Event, width: int) -> list[Parts]:
+    """One event as lines of `width` cells: time, sign, who, message."""
+    sign, role = _SIGNS.get(event.level, (" ", Role.TEXT))
+    who = "" if event.worker is None else f"worker {event.worker}"
+    head: tuple[Part, ...] = (
+        (f" {fmt.clock(event.time)} ", Role.DIM),
+        (f"{sign} ", role),
+        (who.ljust(_WHO), Role.DIM),
+    )
+    indent = 12 + _WHO
+    # Whatever a message holds, it must not move the cursor.
+    message = "".join(c if c.isprintable() else " " for c in event.message)
+    wrapped = textwrap.wrap(message, max(16, width - indent)) or [""]
+    first: Parts = (*head, (wrapped[0], role))
+    return [first, *(((" " * indent, Role.TEXT), (more, role)) for more in wrapped[1:])]
+
+
+class EventLog(ScrollView, can_focus=True):
+    """The pane. It follows the newest event unless scrolled up."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "app.log", "close", show=False)]
+
+    def __init__(self, palette: Palette) -> None:
+        super().__init__(id="log")
+        self._palette = palette
+        self._events: deque[Event] = deque(maxlen=LIMIT)
+        self._filter = Filter()
+        self._lines: list[Parts] = []
+        self._width = 0
+
+    @property
+    def text(self) -> str:
+        """What the pane holds, without colours."""
+        return "\n".join("".join(text for text, _ in line) for line in self._lines)
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Append events, oldest first."""
+        added = list(events)
+        full = len(self._events) + len(added) > LIMIT
+        self._events.extend(added)
+        if full or not self._lines:
+            self._rebuild()
+            return
+        self._append(added)
+
+    def filter(self, filter_: Filter) -> None:
+        """Show only what the filter lets through."""
+        self._filter = filter_
+        self._rebuild()
+
+    def on_resize(self) -> None:
+        """Wrap anew."""
+        if self.size.width != self._width:
+            self._width = self.size.width
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._lines = []
+        self._append(self._events)
+        self.refresh()
+
+    def _append(self, events: Iterable[Event]) -> None:
+        if not self._width:
+            return
+        follow = self.is_vertical_scroll_end
+        for event in events:
+            if self._filter.event(event):
+                self._lines += lines_of(event, self._width - 1)
+        self.virtual_size = Size(self._width, len(self._lines))
+        if follow:
+            self.scroll_end(animate=False)
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """One line, for Textual."""
+        width = self.content_size.width
+        at = y + self.scroll_offset.y
+        if at < len(self._lines):
+            return strip(fit(self._lines[at], width), self._palette, self.rich_style)
+        if at == 0:
+            text = " nothing matches the filter" if self._events else " no events yet"
+            return strip(fit(((text, Role.DIM),), width), self._palette, self.rich_style)
+        return Strip.blank(width, self.rich_style)

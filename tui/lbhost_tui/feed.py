@@ -1,0 +1,129 @@
+"""Keeps the screen fed: polls /status, follows /events, reconnects with backoff.
+
+Owns the only two loops that talk to the server unasked. One status request is in flight at a
+time, at most `MAX_HZ` of them a second; when nothing runs on the server the pace halves, and
+an event or an action brings it back. Draws nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+
+from textual.message import Message
+
+from lbhost.errors import ServerGoneError
+from lbhost.status import Event, Status
+from lbhost_tui.client import AdminClient
+from lbhost_tui.messages import EventsArrived, ServerGone, StatusArrived
+
+BUSY_S = 0.5
+QUIET_S = 1.0
+MAX_HZ = 4.0
+BACKOFF_S = (0.5, 1.0, 2.0, 3.0, 5.0)
+GATHER_S = 0.05
+"""Events that come within this time reach the screen together."""
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures in a row (1 and up)."""
+    return BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
+
+
+def pace(status: Status) -> float:
+    """Seconds until the next picture is worth having."""
+    settled = all(worker.state in ("ready", "stopped", "failed") for worker in status.workers)
+    traffic = status.traffic
+    quiet = settled and traffic.in_flight == 0 and traffic.queue_depth == 0
+    return QUIET_S if quiet and status.workers else BUSY_S
+
+
+class Feed:
+    """The two loops. `post` takes messages, from the same event loop."""
+
+    def __init__(self, client: AdminClient, post: Callable[[Message], object]) -> None:
+        self._client = client
+        self._post = post
+        self._wake = asyncio.Event()
+        self._up = asyncio.Event()
+        self._server_pid: int | None = None
+        self._uptime_s = 0.0
+        self._last_seq: int | None = None
+
+    def wake(self) -> None:
+        """Ask for a picture soon: something has happened."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._poll())
+            tasks.create_task(self._follow())
+
+    async def _poll(self) -> None:
+        failures = 0
+        while True:
+            started = time.monotonic()
+            try:
+                status = await self._client.status()
+            except ServerGoneError as error:
+                failures += 1
+                self._up.clear()
+                self._post(ServerGone(error.message))
+                await asyncio.sleep(backoff(failures))
+                continue
+            failures = 0
+            self._meet(status)
+            self._up.set()
+            self._post(StatusArrived(status, time.monotonic()))
+            await self._pause(started, pace(status))
+
+    def _meet(self, status: Status) -> None:
+        """Notice a new server: its events count from 1 again.
+
+        In a container it may well have the old one's pid, but not its uptime.
+        """
+        if status.pid != self._server_pid or status.uptime_s < self._uptime_s:
+            self._server_pid, self._last_seq = status.pid, None
+        self._uptime_s = status.uptime_s
+
+    async def _pause(self, started: float, wait_s: float) -> None:
+        """Wait `wait_s` from `started`, or less when woken, but keep to MAX_HZ."""
+        try:
+            async with asyncio.timeout(max(0.0, started + wait_s - time.monotonic())):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._wake.clear()
+        await asyncio.sleep(max(0.0, started + 1 / MAX_HZ - time.monotonic()))
+
+    async def _follow(self) -> None:
+        failures = 0
+        gathered: list[Event] = []
+        loop = asyncio.get_running_loop()
+
+        def flush() -> None:
+            self._post(EventsArrived(tuple(gathered)))
+            gathered.clear()
+            self.wake()
+
+        while True:
+            await self._up.wait()
+            try:
+                async with aclosing(self._client.events(self._last_seq)) as events:
+                    async for event in events:
+                        failures = 0
+                        if self._last_seq is not None and event.seq <= self._last_seq:
+                            continue
+                        self._last_seq = event.seq
+                        if not gathered:
+                            loop.call_later(GATHER_S, flush)
+                        gathered.append(event)
+            except ServerGoneError:
+                failures += 1
+                self._up.clear()  # first let a picture say whether this is still the same server
+                self.wake()
+                await asyncio.sleep(backoff(failures))

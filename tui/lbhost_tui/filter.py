@@ -1,0 +1,40 @@
+"""What the filter lets through. Pure.
+
+A filter is words; all must match. A number means a worker's id, core or pid; any other word
+is looked for, without regard to case, in what the screen says about the thing.
+"""
+
+from __future__ import annotations
+
+from lbhost.status import Event, WorkerStatus
+
+
+class Filter:
+    """A parsed filter; an empty one lets everything through."""
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text.strip()
+        self._words = self.text.lower().split()
+
+    def __bool__(self) -> bool:
+        return bool(self._words)
+
+    def worker(self, worker: WorkerStatus) -> bool:
+        """Whether this worker is shown."""
+        place = f"gpu{worker.gpu}" if worker.gpu is not None else "cpu"
+        text = f"worker {worker.state} {worker.wanted} {place} {worker.last_exit or ''}".lower()
+        numbers = {worker.id, *worker.cores, worker.pid}
+        return all(
+            int(word) in numbers if word.isdecimal() else word in text for word in self._words
+        )
+
+    def event(self, event: Event) -> bool:
+        """Whether this event is shown."""
+        who = "" if event.worker is None else f"worker {event.worker}"
+        text = f"{who} {event.level} {event.kind} {event.message}".lower()
+        return all(
+            int(word) == event.worker or word in event.message.lower().split()
+            if word.isdecimal()
+            else word in text
+            for word in self._words
+        )

@@ -1,0 +1,60 @@
+"""What the feed and the widgets tell the app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.message import Message
+
+from lbhost.status import Event, Status
+
+
+@dataclass
+class StatusArrived(Message):
+    """A fresh picture of the server."""
+
+    status: Status
+    at_s: float
+    """time.monotonic() of its arrival."""
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest picture matters when several wait."""
+        return isinstance(message, StatusArrived)
+
+
+@dataclass
+class ServerGone(Message):
+    """The server does not answer; the feed goes on trying."""
+
+    reason: str
+
+
+@dataclass
+class EventsArrived(Message):
+    """New lines for the event log, oldest first."""
+
+    events: tuple[Event, ...]
+
+
+@dataclass
+class FilterChanged(Message):
+    """The filter's text was edited."""
+
+    text: str
+
+
+@dataclass
+class FilterDone(Message):
+    """The user has left the filter's line."""
+
+
+@dataclass
+class WorkerSelected(Message):
+    """Another line of the table is selected; None when there is none."""
+
+    worker: int | None
+
+
+@dataclass
+class DetailsWanted(Message):
+    """Enter or a second click on a worker."""

@@ -1,0 +1,221 @@
+"""The table: one line a worker.
+
+Every column is a widget of its own, because Textual sends a widget's changed lines: that way
+only cells that changed cross the wire, and a screen over SSH stays cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.geometry import Region
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+from textual.widgets import Static
+
+from lbhost_tui.columns import COLUMNS, Column, Placed, Row, place, place_columns
+from lbhost_tui.line import Lines
+from lbhost_tui.messages import DetailsWanted, WorkerSelected
+from lbhost_tui.paint import Palette, Parts, Role, fit, strip
+
+MARGIN = 1
+"""Blank cells at the right, where a scrollbar appears when there is one."""
+
+
+class ColumnView(Widget):
+    """One column's cells, with the gap to its left."""
+
+    @dataclass
+    class Clicked(Message):
+        """A line of the table was clicked, once or twice."""
+
+        line: int
+        twice: bool
+
+    def __init__(self, column: Column, palette: Palette) -> None:
+        super().__init__(id=f"column-{column.key}", classes="column")
+        self.column = column
+        self._palette = palette
+        self._placed: Placed | None = None
+        self._cells: list[Parts] = []
+        self._selected = -1
+        self._stale = False
+
+    def place(self, placed: Placed | None) -> None:
+        """Take a place in the table, or none."""
+        self._placed = placed
+        self.display = placed is not None
+        if placed is not None:
+            self.styles.width = placed.width + placed.gap
+
+    def show(self, rows: Sequence[Row], selected: int, stale: bool) -> None:
+        """Show these rows; only changed cells are drawn again."""
+        placed = self._placed
+        if placed is None:
+            return
+        cells = [self._cell(row, placed) for row in rows]
+        old, self._cells = self._cells, cells
+        was, self._selected = self._selected, selected
+        if stale != self._stale or len(old) != len(cells):
+            self._stale = stale
+            self.refresh()
+            return
+        moved = {was, selected} if was != selected else set()
+        for y, cell in enumerate(cells):
+            if cell != old[y] or y in moved:
+                self.refresh(Region(0, y, placed.width + placed.gap, 1))
+
+    def _cell(self, row: Row, placed: Placed) -> Parts:
+        parts = fit(self.column.cell(row, placed.width), placed.width, right=self.column.right)
+        return ((" " * placed.gap, Role.TEXT), *parts)
+
+    def on_click(self, event: events.Click) -> None:
+        """Tell the table which line was meant."""
+        self.post_message(self.Clicked(event.y, event.chain == 2))
+
+    def render_line(self, y: int) -> Strip:
+        """One cell, for Textual."""
+        if y >= len(self._cells):
+            return Strip.blank(self.size.width, self.rich_style)
+        selected = y == self._selected
+        cell = self._cells[y]
+        if selected and self.column.key == "id":
+            cell = (("▸" + cell[0][0][1:], Role.KEY), *cell[1:])
+        return strip(cell, self._palette, self.rich_style, selected=selected, stale=self._stale)
+
+
+class WorkersTable(Widget, can_focus=True):
+    """The table with its selection. The selection follows the worker, not the line."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", "up", show=False),
+        Binding("down,j", "move(1)", "down", show=False),
+        Binding("pageup", "page(-1)", "page up", show=False),
+        Binding("pagedown", "page(1)", "page down", show=False),
+        Binding("home,g", "edge(-1)", "first", show=False),
+        Binding("end,G", "edge(1)", "last", show=False),
+    ]
+
+    def __init__(self, palette: Palette) -> None:
+        super().__init__(id="workers")
+        self._palette = palette
+        self._head = Lines(palette, name="head")
+        self._views = [ColumnView(column, palette) for column in COLUMNS]
+        self._scroll = VerticalScroll(id="rows", can_focus=False)
+        self._empty = Static(id="empty", markup=False)
+        self._rows: list[Row] = []
+        self._selected: int | None = None
+        self._stale = False
+        self._placed: tuple[Placed, ...] = ()
+
+    def compose(self) -> ComposeResult:
+        """Head, rows, and what is shown when there are none."""
+        yield self._head
+        with self._scroll, Horizontal(id="columns"):
+            yield from self._views
+        yield self._empty
+
+    @property
+    def selected(self) -> int | None:
+        """The selected worker's id."""
+        return self._selected
+
+    @property
+    def placed(self) -> tuple[Placed, ...]:
+        """The columns that are shown."""
+        return self._placed
+
+    def show(self, rows: Sequence[Row], *, stale: bool, empty: str) -> None:
+        """Show these workers, or the line `empty` when there are none."""
+        count = len(self._rows)
+        self._rows, self._stale = list(rows), stale
+        if count != len(rows) or not self._placed:
+            self.query_one("#columns").styles.height = max(1, len(rows))
+        self._scroll.display = self._head.display = bool(rows)
+        self._empty.display = not rows
+        if not rows:
+            self._empty.update(empty)
+        ids = [row.worker.id for row in rows]
+        if self._selected not in ids:
+            below = [i for i in ids if self._selected is not None and i <= self._selected]
+            self._select(below[-1] if below else ids[0] if ids else None)
+        self._draw()
+
+    def on_resize(self) -> None:
+        """Choose the columns anew."""
+        self._draw()
+
+    def _draw(self) -> None:
+        width = self.size.width - MARGIN
+        if width <= 0:
+            return
+        cores = max((len(place(row.worker)) for row in self._rows), default=0)
+        placed = place_columns(width, cores)
+        if placed != self._placed:
+            self._placed = placed
+            self._place()
+        at = self._line_of(self._selected)
+        for view in self._views:
+            view.show(self._rows, at, self._stale)
+        self._head.show([self._titles()], stale=self._stale)
+
+    def _place(self) -> None:
+        by_key = {placed.column.key: placed for placed in self._placed}
+        for view in self._views:
+            view.place(by_key.get(view.column.key))
+
+    def _titles(self) -> Parts:
+        parts: list[tuple[str, Role]] = []
+        for placed in self._placed:
+            title = placed.column.title if len(placed.column.title) <= placed.width else ""
+            cell = fit(((title, Role.TITLE),), placed.width, right=placed.column.right)
+            parts += [(" " * placed.gap, Role.TEXT), *cell]
+        return tuple(parts)
+
+    def _line_of(self, worker: int | None) -> int:
+        return next((y for y, row in enumerate(self._rows) if row.worker.id == worker), -1)
+
+    def _select(self, worker: int | None) -> None:
+        if worker != self._selected:
+            self._selected = worker
+            self.post_message(WorkerSelected(worker))
+
+    def _go(self, line: int) -> None:
+        if not self._rows:
+            return
+        line = max(0, min(len(self._rows) - 1, line))
+        self._select(self._rows[line].worker.id)
+        self._draw()
+        height = self._scroll.size.height
+        top = self._scroll.scroll_offset.y
+        if line < top:
+            self._scroll.scroll_to(y=line, animate=False)
+        elif line >= top + height:
+            self._scroll.scroll_to(y=line - height + 1, animate=False)
+
+    def action_move(self, by: int) -> None:
+        """Select the line above or below."""
+        self._go(self._line_of(self._selected) + by)
+
+    def action_page(self, by: int) -> None:
+        """Move by a screenful."""
+        self._go(self._line_of(self._selected) + by * max(1, self._scroll.size.height - 1))
+
+    def action_edge(self, to: int) -> None:
+        """Select the first or the last worker."""
+        self._go(0 if to < 0 else len(self._rows) - 1)
+
+    def on_column_view_clicked(self, message: ColumnView.Clicked) -> None:
+        """Select a line; a second click on it opens the details."""
+        message.stop()
+        if message.line < len(self._rows):
+            self._go(message.line)
+            if message.twice:
+                self.post_message(DetailsWanted())

@@ -65,7 +65,7 @@ class Fleet:
         worker.epoch = self._epochs.get(worker.id, 0)
         self.workers[worker.id] = worker
         self._publish(worker)
-        self._settle(worker)
+        self.settle(worker)
 
     def start(self, worker: Worker) -> None:
         """Make a process for a worker that has none."""
@@ -98,10 +98,10 @@ class Fleet:
             worker.retry = worker.retry_at_s = None
         self._apply(worker, Event.STOP, why)
         if worker.state is not _S.STOPPING:
-            self._settle(worker)
-        elif worker.state is _S.STOPPING and worker.pid is None and not worker.forked:
+            self.settle(worker)
+        elif worker.pid is None and not worker.forked:
             self._apply(worker, Event.ENDED)
-            self._settle(worker)
+            self.settle(worker)
         else:
             worker.deadline_s = time.monotonic() + STOP_LIMIT_S
             self._tell(worker, control.Stop())
@@ -123,6 +123,17 @@ class Fleet:
                 for thread in os.listdir(f"/proc/{worker.pid}/task"):  # noqa: PTH208
                     os.sched_setaffinity(int(thread), cpus)
         self._publish(worker)
+
+    def settle(self, worker: Worker) -> None:
+        """Let a stopped worker go if it is retiring, start it again if it is wanted up."""
+        if worker.state is not _S.STOPPED or self.workers.get(worker.id) is not worker:
+            return
+        if worker.retiring:
+            del self.workers[worker.id]
+            self._board.identity.write(worker.id, Identity(epoch=worker.epoch))
+            self._notify()
+        elif worker.wanted is Wanted.UP:
+            self.start(worker)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return once the condition holds; it is looked at after every change of a worker."""
@@ -315,7 +326,7 @@ class Fleet:
         if crashed is Event.ENDED:
             worker.last_exit = "stopped"
             self._apply(worker, Event.ENDED)
-            self._settle(worker)
+            self.settle(worker)
             return
         worker.last_exit = f"{worker.complaint}: {how}" if worker.complaint else how
         self._events.add(
@@ -345,17 +356,6 @@ class Fleet:
         self._apply(worker, event, f"next try in {delay:.2g} s", level="warning")
 
     # --- states ---------------------------------------------------------------------------
-
-    def _settle(self, worker: Worker) -> None:
-        """A worker that has no process and needs none: gone if retiring, else as wanted."""
-        if worker.state is not _S.STOPPED:
-            return
-        if worker.retiring:
-            del self.workers[worker.id]
-            self._board.identity.write(worker.id, Identity(epoch=worker.epoch))
-            self._notify()
-        elif worker.wanted is Wanted.UP:
-            self.start(worker)
 
     def _apply(self, worker: Worker, event: Event, note: str = "", level: str = "info") -> None:
         before = worker.state

@@ -69,7 +69,9 @@ def describe_exit(status: int) -> str:
 class Children:
     """Every child process of this one. Needs a running loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, after_exit: Callable[[], None] = lambda: None) -> None:
+        """`after_exit` is called after every watcher."""
+        self._after_exit = after_exit
         self._spawned: dict[int, subprocess.Popen[bytes]] = {}
         self._watched: dict[int, tuple[int, Exited]] = {}
 
@@ -143,17 +145,18 @@ class Children:
             process.returncode = 0 if well else 1
         self.sweep()
         watcher(how, well)
+        self._after_exit()
 
     def close(self) -> None:
         """Kill and reap whatever is left. The last resort of a shutdown."""
         loop = asyncio.get_running_loop()
-        for pid, (pidfd, _) in list(self._watched.items()):
+        for pid in self._watched:
+            self.signal(pid, signal.SIGKILL)
+        for pid, (pidfd, _) in self._watched.items():
             loop.remove_reader(pidfd)
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-            os.close(pidfd)
             process = self._spawned.pop(pid, None)
             if process is not None:
                 process.returncode = -signal.SIGKILL

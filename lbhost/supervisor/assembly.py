@@ -1,0 +1,179 @@
+"""`GET /status`, assembled from the board and the supervisor's records. Only reads.
+
+What this shows informs; nothing that changes state may be decided by it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from lbhost.board import Board, Core, Gpu, Host, Progress, Traffic
+from lbhost.board import Gateway as GatewayRow
+from lbhost.config import Settings
+from lbhost.hardware.share import share
+from lbhost.hardware.topology import Topology
+from lbhost.status import (
+    CoreStatus,
+    GpuStatus,
+    HostStatus,
+    TrafficStatus,
+    WorkerStatus,
+)
+from lbhost.supervisor import lifecycle
+from lbhost.supervisor.worker import Worker
+
+
+class Assembly:
+    """Turns board rows into the shapes of status.py."""
+
+    def __init__(self, settings: Settings, board: Board, topology: Topology) -> None:
+        self._settings = settings
+        self._board = board
+        self._topology = topology
+
+    def workers(self, workers: Iterable[Worker]) -> list[WorkerStatus]:
+        """Every worker, by id."""
+        host = self._board.host.read(0)
+        return [self._worker(w, host) for w in sorted(workers, key=lambda w: w.id)]
+
+    def _worker(self, worker: Worker, host: Host | None) -> WorkerStatus:
+        progress = self._board.progress.read(worker.id)
+        if progress is None or progress.epoch != worker.epoch:
+            progress = Progress()
+        traffic = self._board.traffic.read(worker.id) or Traffic()
+        now = traffic if traffic.epoch == worker.epoch else Traffic()
+        gpu = self._gpu(worker.placement.gpu)
+        cores = [self._core(cpu) for cpu in worker.placement.cpus]
+        known = [core for core in cores if core is not None]
+        alive = worker.state in lifecycle.ALIVE
+        up = worker.state in lifecycle.SERVING and worker.ready_ns
+        left = None
+        if up:
+            left = share(
+                cores,
+                host=host,
+                gpu=gpu,
+                siblings=[self._core(i) for i in self._topology.siblings(worker.placement.cpus)],
+                warm_c=self._settings.warm_c,
+                hot_c=self._settings.hot_c,
+            )
+        retry = worker.retry_at_s
+        return WorkerStatus(
+            id=worker.id,
+            state=worker.state.name.lower(),
+            wanted=worker.wanted.name.lower(),
+            epoch=worker.epoch,
+            pid=worker.pid,
+            cores=list(worker.placement.cpus),
+            gpu=worker.placement.gpu,
+            slots=worker.slots,
+            slots_busy=progress.slots_busy if alive else 0,
+            waiting=progress.waiting if alive else 0,
+            in_flight=now.in_flight,
+            ctx_size=worker.n_ctx,
+            prefill_pending=progress.prefill_pending if alive else 0,
+            tokens_s=now.tokens_out_s if alive else 0.0,
+            tokens_out=traffic.tokens_out,
+            ttft_s=now.ttft_s,
+            inter_token_s=now.inter_token_s,
+            prefill_tok_s=progress.prefill_tok_s,
+            kv_used=progress.kv_used if alive else 0,
+            kv_total=progress.kv_total if alive else 0,
+            memory=(progress.rss_bytes or None) if alive else None,
+            idle=_least(core.idle for core in known) if gpu is None else _idle(gpu),
+            others=_most(core.others for core in known),
+            temp_c=_most(core.temp_c for core in known) if gpu is None else gpu.temp_c,
+            freq_ratio=_least(core.freq_ratio for core in known),
+            share=left,
+            errors=traffic.errors,
+            timeouts=traffic.timeouts,
+            restarts=worker.restarts,
+            health_kills=worker.health_kills,
+            last_exit=worker.last_exit or None,
+            uptime_s=(time.monotonic_ns() - worker.ready_ns) / 1e9 if up else None,
+            retry_in_s=None if retry is None else max(0.0, retry - time.monotonic()),
+        )
+
+    def cores(self) -> list[CoreStatus]:
+        """Every logical CPU of the box."""
+        found = []
+        for cpu in self._topology.cpus:
+            row = self._core(cpu) or Core()
+            found.append(
+                CoreStatus(
+                    cpu=cpu,
+                    idle=row.idle,
+                    others=row.others,
+                    freq_ratio=row.freq_ratio,
+                    temp_c=row.temp_c,
+                    throttle_s=row.throttle_s,
+                    steal=row.steal,
+                )
+            )
+        return found
+
+    def gpus(self) -> list[GpuStatus]:
+        """Every GPU of the box."""
+        rows = [(i, self._board.gpus.read(i) or Gpu()) for i in range(len(self._board.gpus))]
+        return [
+            GpuStatus(
+                index=i,
+                name=row.name,
+                uuid=row.uuid,
+                utilisation=row.utilisation,
+                memory_used=row.memory_used,
+                memory_total=row.memory_total,
+                temp_c=row.temp_c,
+                clock_limit=row.clock_limit or None,
+            )
+            for i, row in rows
+        ]
+
+    def host(self) -> HostStatus:
+        """The box as a whole."""
+        row = self._board.host.read(0) or Host()
+        return HostStatus(
+            psi_cpu=row.psi_cpu,
+            psi_memory=row.psi_memory,
+            psi_io=row.psi_io,
+            memory_total=row.memory_total,
+            memory_available=row.memory_available,
+            quota_cpus=row.quota_cpus,
+            throttled=row.throttled,
+        )
+
+    def traffic(self) -> TrafficStatus:
+        """The gateway's totals."""
+        row = self._board.gateway.read(0) or GatewayRow()
+        return TrafficStatus(
+            requests=row.requests,
+            errors=row.errors,
+            rejected=row.rejected,
+            in_flight=row.in_flight,
+            queue_depth=row.queue_depth,
+            queue_limit=row.queue_limit or self._settings.queue_size,
+            connections=row.connections,
+            requests_s=row.requests_s,
+            tokens_s=row.tokens_s,
+            ttft_p50_s=row.ttft_p50_s,
+            ttft_p95_s=row.ttft_p95_s,
+        )
+
+    def _core(self, cpu: int) -> Core | None:
+        return self._board.cores.read(cpu) if cpu < len(self._board.cores) else None
+
+    def _gpu(self, index: int | None) -> Gpu | None:
+        return None if index is None else self._board.gpus.read(index)
+
+
+def _idle(gpu: Gpu) -> float | None:
+    return None if gpu.utilisation is None else 1.0 - gpu.utilisation
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _most(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

@@ -1,0 +1,116 @@
+"""What is settled before the first process starts: the model, the cores, the context.
+
+Reads the model's header and the box; starts nothing. Every way in which this can go wrong is
+a StartupError or UsageError of one line.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from lbhost import llama, model
+from lbhost.board import Board
+from lbhost.config import Settings
+from lbhost.control import Placement
+from lbhost.hardware import gpu, memory, topology
+from lbhost.hardware.gpu import GpuInfo, GpuReader
+from lbhost.hardware.sensors import Sampler
+from lbhost.hardware.topology import Topology
+from lbhost.hardware.tree import Roots
+
+LEAST_CAPACITY = 64
+SPARE_FACTOR = 4
+"""The board has room for so many times the workers that are started."""
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The outcome. The board, sampler and GPU reader are open and the caller's."""
+
+    settings: Settings
+    model: model.ModelFile
+    info: llama.ModelInfo
+    topology: Topology
+    gpus: Sequence[GpuInfo]
+    """Those that workers may use."""
+    gpu_capable: bool
+    placements: Sequence[Placement]
+    n_ctx: int
+    """Tokens per slot."""
+    board: Board
+    sampler: Sampler
+    gpu_reader: GpuReader
+
+    @property
+    def worker_bytes(self) -> int:
+        """Memory that one more CPU worker takes."""
+        shape = {"kv_bytes_per_token": self.info.kv_bytes_per_token, "n_ctx": self.n_ctx}
+        return memory.need_bytes(weights_bytes=0, workers=1, slots=self.settings.slots, **shape)
+
+
+def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
+    """Find the model, look at the box, and decide what will run.
+
+    Raises:
+        StartupError, UsageError
+    """
+    file = model.resolve(settings.model, settings.alias)
+    info = llama.inspect(file.path)
+    roots = Roots.from_environ(environ)
+    reader = GpuReader(roots)
+    box = topology.discover(roots)
+    capable = llama.supports_gpu()
+    gpus = gpu.visible(reader.gpus, environ)
+    placements = topology.plan(box, settings.workers, settings.threads_per_worker, gpus, capable)
+    raise_file_limit()
+    capacity = max(LEAST_CAPACITY, SPARE_FACTOR * len(placements))
+    board = Board.create(workers=capacity, cores=box.rows, gpus=len(reader.gpus))
+    sampler = Sampler(board, box, roots, reader)
+    sampler.sample()
+    return Prepared(
+        settings=settings,
+        model=file,
+        info=info,
+        topology=box,
+        gpus=gpus,
+        gpu_capable=capable,
+        placements=placements,
+        n_ctx=_context(settings, info, placements, board),
+        board=board,
+        sampler=sampler,
+        gpu_reader=reader,
+    )
+
+
+def _context(
+    settings: Settings, info: llama.ModelInfo, placements: Sequence[Placement], board: Board
+) -> int:
+    if placements[0].gpu is None:
+        host = board.host.read(0)
+        available = None if host is None else host.memory_available
+        workers = len(placements)
+    else:  # each GPU holds the weights and one worker
+        rows = [board.gpus.read(p.gpu) for p in placements if p.gpu is not None]
+        free = [
+            row.memory_total - (row.memory_used or 0) for row in rows if row and row.memory_total
+        ]
+        available, workers = min(free, default=None), 1
+    return memory.fit_context(
+        available_bytes=None if available is None else int(available),
+        weights_bytes=info.weights_bytes,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        workers=workers,
+        slots=settings.slots,
+        n_ctx_train=info.n_ctx_train,
+        requested=settings.ctx_size,
+    )
+
+
+def raise_file_limit() -> None:
+    """As many descriptors as the hard limit allows: a connection is one, in the gateway."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

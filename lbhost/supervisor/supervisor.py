@@ -1,0 +1,387 @@
+"""The supervisor: what the user starts. Control plane; it sees no request and no token.
+
+Owns the listening socket, the board, every child process and the admin API. One thread, one
+loop: signal handlers and callbacks only note what has happened, this loop acts on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+from lbhost import __version__, control, log
+from lbhost.board import Wanted, WorkerState
+from lbhost.control import Placement
+from lbhost.errors import ConflictError, InvalidRequestError, StartupError, UsageError
+from lbhost.hardware import topology
+from lbhost.hardware.memory import gib
+from lbhost.hardware.sensors import INTERVAL_S, Watched
+from lbhost.status import Status
+from lbhost.supervisor import lifecycle, liveness, rolling
+from lbhost.supervisor.admin import Admin, AdminServer
+from lbhost.supervisor.assembly import Assembly
+from lbhost.supervisor.events import EventLog
+from lbhost.supervisor.fleet import Fleet
+from lbhost.supervisor.launch import Launcher, environment
+from lbhost.supervisor.operations import Operations
+from lbhost.supervisor.process import Children
+from lbhost.supervisor.runtime import RuntimeDir
+from lbhost.supervisor.service import Service
+from lbhost.supervisor.startup import Prepared
+from lbhost.supervisor.worker import Worker
+
+TEMPLATE_MODULE = "lbhost.worker.template"
+GATEWAY_MODULE = "lbhost.gateway"
+
+LATE_S = 1.0
+"""A tick that comes so late (a suspended laptop, a paused VM) judges nobody."""
+GATEWAY_STALE_S = 5.0
+GATEWAY_FRESH_NS = 2_000_000_000
+"""How old the gateway's heartbeat may be for its rows to be believed."""
+STARTING_QUIET_S = 60.0
+"""A gateway or template that starts may read a model from a slow disk meanwhile."""
+GATEWAY_LAST_S = 5.0
+"""What the gateway gets beyond the grace to end its streams."""
+LAST_S = 3.0
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+Announce = Callable[["Supervisor"], None]
+
+
+class Supervisor:
+    """One running server. `run` is all there is to call; the rest serves the admin API."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        runtime: RuntimeDir,
+        listener: socket.socket,
+        endpoint: str,
+        announce: Announce,
+    ) -> None:
+        self.prepared = prepared
+        self.endpoint = endpoint
+        self.events = EventLog()
+        self.signals: list[int] = []
+        """Stop signals received and not yet acted on; tests append too."""
+        self._settings = prepared.settings
+        self._board = prepared.board
+        self._runtime = runtime
+        self._listener = listener
+        self._announce = announce
+        self._began_s = time.monotonic()
+        self._wake = asyncio.Event()
+        self._children = Children(after_exit=self._wake.set)
+        self._announced = False
+        self._stopping = False
+        self._failure: StartupError | None = None
+        self._assembly = Assembly(prepared.settings, prepared.board, prepared.topology)
+        self._build()
+
+    def _build(self) -> None:
+        cpu = any(p.gpu is None for p in self.prepared.placements)
+        env = environment(os.environ)
+        self.gateway = self._service("gateway", GATEWAY_MODULE, env, self._first_to_gateway)
+        self.template = (
+            self._service("template", TEMPLATE_MODULE, env, self._first) if cpu else None
+        )
+        launcher = Launcher(self.template, self.gateway, self._children, self._first)
+        self.fleet = Fleet(self._settings, self._board, launcher, self._children, self.events)
+        self.operations = Operations(
+            self.fleet, self.events, self._plan, self._new_worker, self._settings.request_timeout_s
+        )
+
+    def _service(
+        self,
+        name: str,
+        module: str,
+        env: dict[str, str],
+        first: Callable[[], tuple[control.Configure, Sequence[int]]],
+    ) -> Service:
+        window_s = self._settings.restart_window_s
+        return Service(name, module, env, first, self, self._children, self.events, window_s)
+
+    # --- the loop -------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until a signal says stop, then stop gracefully.
+
+        Raises:
+            StartupError: the server cannot start; nothing is left behind.
+        """
+        loop = asyncio.get_running_loop()
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGCHLD, self._children.sweep)
+        server = AdminServer(Admin(self), self._runtime.listen())
+        await server.start()
+        try:
+            await self._serve()
+        finally:
+            self.events.close()
+            await server.stop()
+            self._children.close()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _serve(self) -> None:
+        self.events.add("info", "server", f"lbhost {__version__} starts at {self.endpoint}")
+        if self.template is not None:
+            self.template.start()
+        self.gateway.start()
+        for i, placement in enumerate(self.prepared.placements):
+            self.fleet.add(self._new_worker(i, placement))
+        ticker = asyncio.create_task(self._tick())
+        ticker.add_done_callback(self._ticker_ended)
+        try:
+            await self._until(lambda: bool(self.signals) or self._failure is not None)
+            if self._failure is None:
+                await self._shut_down()
+        finally:
+            ticker.cancel()
+
+    def _ticker_ended(self, ticker: asyncio.Task[None]) -> None:
+        """Without the tick nothing is watched any more: better to end and be restarted."""
+        if not ticker.cancelled() and (error := ticker.exception()) is not None:
+            log.get().error("the supervisor has failed", exc_info=error)
+            self._give_up(f"internal error: {error!r}")
+
+    async def _tick(self) -> None:
+        due = time.monotonic()
+        while True:
+            now = time.monotonic()
+            looked = now - due < LATE_S
+            self.prepared.sampler.sample(self._watched())
+            self._look_at_services(now, looked=looked)
+            row = self._board.gateway.read(0)
+            fresh = (
+                row is not None
+                and self.gateway.state == "ready"
+                and row.pid == self.gateway.pid
+                and time.monotonic_ns() - row.heartbeat_ns < GATEWAY_FRESH_NS
+            )
+            self.fleet.tick(now, looked=looked, gateway_fresh=fresh)
+            self._check_start()
+            due = now + INTERVAL_S
+            await asyncio.sleep(INTERVAL_S)
+
+    def _watched(self) -> list[Watched]:
+        return [
+            Watched(w.id, w.pid, w.placement.cpus)
+            for w in self.fleet.workers.values()
+            if w.pid is not None
+        ]
+
+    def _look_at_services(self, now: float, *, looked: bool) -> None:
+        services = [self.gateway, *([self.template] if self.template else [])]
+        for service in services:
+            if not looked:
+                service.forget_looks()
+            elif service.state == "starting":
+                budget = liveness.quiet_budget(STARTING_QUIET_S)
+                service.look(now, (), budget, busy=True)
+        if looked and self.gateway.state == "ready":
+            row = self._board.gateway.read(0)
+            beat = row.heartbeat_ns if row is not None else 0
+            budget = liveness.quiet_budget(GATEWAY_STALE_S, GATEWAY_STALE_S * liveness.SPIN_FACTOR)
+            self.gateway.look(now, (beat,), budget, busy=True)
+
+    def _check_start(self) -> None:
+        """Say once that we serve; give up if no worker could be started at all."""
+        if self._announced or self._stopping:
+            return
+        workers = self.fleet.workers.values()
+        states = {w.state for w in workers}
+        if states == {WorkerState.FAILED}:
+            first = next(iter(workers))
+            self._give_up(f"no worker could be started: {first.last_exit}")
+        elif (
+            self.gateway.state == "ready"
+            and states & lifecycle.UP
+            and WorkerState.STARTING not in states
+        ):
+            self._announced = True
+            self.events.add("info", "server", f"serving {len(workers)} workers at {self.endpoint}")
+            self._announce(self)
+
+    def _give_up(self, why: str) -> None:
+        if self._failure is None:
+            self._failure = StartupError(why)
+            self._wake.set()
+
+    def _signalled(self, number: int) -> None:
+        self.signals.append(number)
+        self._wake.set()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._wake.clear()
+            await self._wake.wait()
+
+    # --- the end --------------------------------------------------------------------------
+
+    async def _shut_down(self) -> None:
+        """Gateway first, for as long as the grace; then workers, then the template.
+
+        A second signal ends the waiting.
+        """
+        self._stopping = self.operations.stopping = True
+        grace = self._settings.shutdown_grace_s
+        name = signal.Signals(self.signals[0]).name
+        self.events.add(
+            "info", "server", f"{name}: stopping, running requests have {grace:g} s to finish"
+        )
+        self._listener.close()  # a client that comes now is refused instead of left waiting
+        self.gateway.stop(grace)
+        await self._wait_stop(lambda: self.gateway.pid is None, grace + GATEWAY_LAST_S)
+        self.gateway.kill()
+        self._end_workers()
+        await self._wait_stop(lambda: not self._children.pids(), LAST_S)
+        self.events.add("info", "server", "stopped")
+
+    def _end_workers(self) -> None:
+        for worker in list(self.fleet.workers.values()):
+            self.fleet.want(worker, Wanted.DOWN)
+            if lifecycle.possible(worker.state, lifecycle.Event.STOP):
+                self.fleet.stop(worker)
+        if self.template is not None:
+            loading = self.template.state == "starting"
+            self.template.stop()
+            if loading:  # it does not listen while it loads, and has nothing to lose
+                self.template.kill()
+
+    async def _wait_stop(self, condition: Callable[[], bool], limit_s: float) -> None:
+        """Until the condition holds, time is up, or a second signal has come."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._until(lambda: condition() or len(self.signals) > 1)
+        except TimeoutError:
+            log.get().warning("not stopped in time; killing what is left")
+
+    # --- what services tell ---------------------------------------------------------------
+
+    def service_message(self, service: Service, message: control.Control) -> None:
+        """A service is ready. Nothing else is said on these links."""
+        if isinstance(message, control.Loaded) and service is self.template:
+            service.ready()
+            self.events.add("info", "template", f"weights loaded in {message.load_s:.2f} s")
+            self.fleet.template_ready()
+        elif isinstance(message, control.Ready) and service is self.gateway:
+            service.ready()
+            self.fleet.gateway_ready()
+
+    def service_down(self, service: Service) -> None:
+        """The loop may be waiting for that."""
+        self._wake.set()
+
+    def service_hopeless(self, service: Service, why: str) -> None:
+        """It never came up."""
+        self._give_up(why)
+
+    def _first(self) -> tuple[control.Configure, Sequence[int]]:
+        made = self.prepared
+        configure = control.Configure(
+            settings=made.settings,
+            model_path=made.model.path,
+            model_alias=made.model.alias,
+            n_ctx=made.n_ctx,
+        )
+        return configure, (made.board.fd,)
+
+    def _first_to_gateway(self) -> tuple[control.Configure, Sequence[int]]:
+        configure, fds = self._first()
+        return configure, (*fds, self._listener.fileno())
+
+    # --- what the admin API asks ----------------------------------------------------------
+
+    def status(self) -> Status:
+        """Everything there is to know."""
+        made, assembly = self.prepared, self._assembly
+        return Status(
+            version=__version__,
+            pid=os.getpid(),
+            model=made.model.alias,
+            model_path=made.model.path,
+            endpoint=self.endpoint,
+            runtime_dir=str(self._runtime.path),
+            state=self._state(),
+            policy=self._settings.policy.value,
+            uptime_s=time.monotonic() - self._began_s,
+            rolling=self.operations.rolling,
+            workers=assembly.workers(self.fleet.workers.values()),
+            gateway=self.gateway.status(),
+            template=None if self.template is None else self.template.status(),
+            traffic=assembly.traffic(),
+            cores=assembly.cores(),
+            gpus=assembly.gpus(),
+            host=assembly.host(),
+        )
+
+    def _state(self) -> str:
+        if self._stopping:
+            return "stopping"
+        if not self._announced:
+            return "starting"
+        wanted = [w for w in self.fleet.workers.values() if w.wanted is Wanted.UP]
+        whole = self.gateway.state == "ready" and all(w.state in lifecycle.UP for w in wanted)
+        return "ready" if whole else "degraded"
+
+    async def drain(self, worker: int, timeout_s: float | None) -> str:
+        """See Operations.drain; so for the next ones."""
+        return await self.operations.drain(worker, timeout_s)
+
+    async def resume(self, worker: int) -> str:
+        """See Operations.resume."""
+        return await self.operations.resume(worker)
+
+    async def restart(self, worker: int) -> str:
+        """See Operations.restart."""
+        return await self.operations.restart(worker)
+
+    async def restart_all(self) -> str:
+        """See rolling.py."""
+        return await rolling.restart_all(self.operations)
+
+    async def scale(self, workers: int) -> str:
+        """See Operations.scale."""
+        return await self.operations.scale(workers)
+
+    def _plan(self, count: int) -> Sequence[Placement]:
+        made = self.prepared
+        try:
+            placements = topology.plan(
+                made.topology,
+                count,
+                self._settings.threads_per_worker,
+                made.gpus,
+                made.gpu_capable,
+            )
+        except UsageError as error:
+            message = error.message.removeprefix("--workers ")
+            raise InvalidRequestError(f"cannot scale to {message}", param="workers") from error
+        if count > len(self._board.identity):
+            most = len(self._board.identity)
+            raise InvalidRequestError(f"this server has room for {most} workers", param="workers")
+        self._require_memory(count - len(self.fleet.workers))
+        return placements
+
+    def _require_memory(self, more: int) -> None:
+        host = self._board.host.read(0)
+        if more <= 0 or self.template is None or host is None or host.memory_available is None:
+            return
+        need = more * self.prepared.worker_bytes
+        if need > host.memory_available:
+            raise ConflictError(
+                f"{more} more workers need {gib(need)} of memory, "
+                f"{gib(int(host.memory_available))} are available"
+            )
+
+    def _new_worker(self, worker: int, placement: Placement) -> Worker:
+        if worker >= len(self._board.identity):
+            raise ConflictError(f"the board has no row for a worker {worker}")
+        return Worker(worker, placement, self._settings.slots, self.prepared.n_ctx)

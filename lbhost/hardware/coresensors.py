@@ -81,8 +81,6 @@ class CoreSensors:
         wanted: set[Path] = set()
 
         def probe(path: Path) -> Probe:
-            # The same sensor under several names (a clock shared by four CPUs) is read once.
-            path = path.resolve()
             wanted.add(path)
             if path not in self._probes or not self._probes[path].alive:
                 self._probes[path] = Probe(path)
@@ -90,7 +88,8 @@ class CoreSensors:
 
         self._clocks, self._max_khz = {}, {}
         for cpu in self._topology.cpus:
-            folder = self._roots.cpus / f"cpu{cpu}/cpufreq"
+            # A link to its policy: a clock that several CPUs share is read once.
+            folder = (self._roots.cpus / f"cpu{cpu}/cpufreq").resolve()
             most = tree.integer(folder / "cpuinfo_max_freq")
             most = most or tree.integer(folder / "base_frequency")
             if most and most > 0:
@@ -99,7 +98,7 @@ class CoreSensors:
         found = temperature.find(self._roots, self._topology)
         self._heat = {cpu: tuple(map(probe, files)) for cpu, files in found.items()}
         self._throttles = {}
-        for core, files in _throttle_files(self._roots, self._topology):
+        for core, files in throttle_files(self._roots, self._topology):
             counters = tuple(self._counter(file, probe(file)) for file in files)
             self._throttles.update(dict.fromkeys(core, counters))
         for path in self._probes.keys() - wanted:
@@ -110,7 +109,6 @@ class CoreSensors:
         self._celsius = {p: value for p, value in self._celsius.items() if p in live}
 
     def _counter(self, path: Path, probe: Probe) -> _Counter:
-        path = path.resolve()
         counter = self._counters.get(path)
         if counter is None or counter.probe is not probe:
             counter = self._counters[path] = _Counter(probe)
@@ -157,7 +155,7 @@ def _unique(groups: Iterable[tuple[Probe, ...]]) -> list[Probe]:
     return list(dict.fromkeys(probe for group in groups for probe in group))
 
 
-def _throttle_files(
+def throttle_files(
     roots: Roots, topology: Topology
 ) -> list[tuple[tuple[int, ...], tuple[Path, ...]]]:
     """Per physical core its CPUs and its counters: its own and its package's.

@@ -85,6 +85,16 @@ class HostMeter:
         return worst
 
 
+def available_bytes(roots: Roots) -> int | None:
+    """Memory that this process can take now, on the box and in its cgroup; None if unknown."""
+    meter = HostMeter(roots)
+    try:
+        available = meter.read(0).memory_available
+    finally:
+        meter.close()
+    return None if available is None else int(available)
+
+
 def some_avg10(data: bytes | None) -> float | None:
     """PSI's `some avg10`, 0 to 1."""
     start = -1 if data is None else data.find(b"some avg10=")

@@ -7,6 +7,12 @@ compute buffers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+
+from lbhost.board import Gpu
+from lbhost.control import Placement
 from lbhost.errors import StartupError
 
 DEFAULT_CONTEXT = 4096
@@ -29,6 +35,33 @@ def need_bytes(
     """Memory that a server of this shape holds, weights counted once."""
     kv = workers * slots * n_ctx * kv_bytes_per_token
     return weights_bytes + workers * WORKER_BYTES + kv
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """What the workers that share one memory have between them."""
+
+    available_bytes: int | None
+    workers: int
+
+
+def budget(
+    placements: Sequence[Placement], available_bytes: int | None, gpus: Sequence[Gpu | None] = ()
+) -> Budget:
+    """CPU workers share the box; each GPU worker has its card, of which the fullest counts.
+
+    Args:
+        placements: what `topology.plan` gave.
+        available_bytes: of the box; None if unknown.
+        gpus: the board's GPU rows by index.
+    """
+    if not any(placement.gpu is not None for placement in placements):
+        return Budget(available_bytes, len(placements))
+    free: list[int] = []
+    for placement in placements:
+        row = gpus[placement.gpu] if placement.gpu is not None else None
+        if row is not None and row.memory_total is not None and row.memory_used is not None:
+            free.append(int(row.memory_total - row.memory_used))
+    return Budget(min(free, default=None), 1)
 
 
 def fit_context(

@@ -28,7 +28,7 @@ GPU_EVERY = 4
 """Rounds between two readings of a GPU: NVML calls cost up to a millisecond."""
 REFRESH_S = 30.0
 """Sensors are looked for again after this time…"""
-REFRESH_LOST_S = 5.0
+REFRESH_LOST_S = 10.0
 """…and after this time when one of them has vanished."""
 
 

@@ -64,7 +64,65 @@ def _on_log(level: int, text: bytes, _user: int) -> None:
         log.get().error("llama.cpp: " + line)
 
 
+class _SignalStack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = (
+        ("pointer", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("size", ctypes.c_size_t),
+    )
+
+
+def _refuse_amx() -> None:
+    """Keep ggml from using its AMX kernels, which crash when built with GCC 12.
+
+    GCC drops the stores to the tile configuration before `_tile_loadconfig`, and every decode
+    ends in SIGSEGV. ggml decides once, by asking the kernel for the tile registers, when the
+    buffer types are first listed; the kernel refuses (ENOSPC) while an alternate signal stack
+    is too small for them. Then ggml takes its AVX kernels.
+    """
+    with Path("/proc/cpuinfo").open() as cpuinfo:
+        flags = next((line for line in cpuinfo if line.startswith("flags")), "")
+    if "amx_int8" not in flags:
+        return
+    memory = ctypes.create_string_buffer(4096)
+    small, before = _SignalStack(ctypes.addressof(memory), 0, len(memory)), _SignalStack()
+    libc = ctypes.CDLL(None)
+    stderr = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    libc.sigaltstack(ctypes.byref(small), ctypes.byref(before))
+    try:
+        os.dup2(null, 2)  # ggml says "AMX is not ready to be used!"
+        _list_buffer_types()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+        libc.sigaltstack(ctypes.byref(before), None)
+
+
+def _list_buffer_types() -> None:
+    pointer, word = ctypes.c_void_p, ctypes.c_char_p
+    device = _ggml("ggml_backend_dev_by_type", pointer, ctypes.c_int)(0)
+    registry = _ggml("ggml_backend_dev_backend_reg", pointer, pointer)(device)
+    look_up = _ggml("ggml_backend_reg_get_proc_address", pointer, pointer, word)
+    address = look_up(registry, b"ggml_backend_dev_get_extra_bufts")
+    if address:
+        ctypes.CFUNCTYPE(pointer, pointer)(address)(device)
+
+
+@functools.cache
+def _ggml(name: str, restype: Any, *argtypes: Any) -> Any:
+    """A function of ggml, which libllama depends on, so that dlsym finds it through that."""
+    function = getattr(api._lib, name)
+    function.restype = restype
+    function.argtypes = argtypes
+    return function
+
+
 api.llama_log_set(_on_log, ctypes.c_void_p(0))
+_refuse_amx()
 api.llama_backend_init()
 
 
@@ -168,15 +226,6 @@ class _GgufInitParams(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
 
 
-@functools.cache
-def _gguf(name: str, restype: Any, *argtypes: Any) -> Any:
-    """A gguf.h function. libllama depends on ggml, so that dlsym finds them through it."""
-    function = getattr(api._lib, name)
-    function.restype = restype
-    function.argtypes = argtypes
-    return function
-
-
 _SCALARS: dict[int, tuple[str, Any]] = {
     0: ("u8", ctypes.c_uint8),
     1: ("i8", ctypes.c_int8),
@@ -205,15 +254,15 @@ class _Gguf:
             raise ModelFileError(f"{path}: cannot read it: {error.strerror}") from error
         if magic != b"GGUF":
             raise ModelFileError(f"{path}: not a GGUF file")
-        init = _gguf("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _GgufInitParams)
+        init = _ggml("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _GgufInitParams)
         self._ctx = init(os.fsencode(path), _GgufInitParams(True, None))
         if not self._ctx:
             reason = _reason(errors)
             raise ModelFileError(f"{path}: truncated or damaged GGUF header{reason}")
-        data = _gguf("gguf_get_data_offset", ctypes.c_size_t, ctypes.c_void_p)(self._ctx)
-        count = _gguf("gguf_get_n_tensors", ctypes.c_int64, ctypes.c_void_p)(self._ctx)
+        data = _ggml("gguf_get_data_offset", ctypes.c_size_t, ctypes.c_void_p)(self._ctx)
+        count = _ggml("gguf_get_n_tensors", ctypes.c_int64, ctypes.c_void_p)(self._ctx)
         of = (ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64)
-        offset, length = _gguf("gguf_get_tensor_offset", *of), _gguf("gguf_get_tensor_size", *of)
+        offset, length = _ggml("gguf_get_tensor_offset", *of), _ggml("gguf_get_tensor_size", *of)
         sizes = [length(self._ctx, i) for i in range(count)]
         end = max((data + offset(self._ctx, i) + sizes[i] for i in range(count)), default=0)
         self.tensor_bytes = sum(sizes)
@@ -224,22 +273,22 @@ class _Gguf:
             )
 
     def close(self) -> None:
-        _gguf("gguf_free", None, ctypes.c_void_p)(self._ctx)
+        _ggml("gguf_free", None, ctypes.c_void_p)(self._ctx)
         self._ctx = None
 
     def _find(self, key: str) -> tuple[int, int]:
-        find = _gguf("gguf_find_key", ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p)
+        find = _ggml("gguf_find_key", ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p)
         at = find(self._ctx, key.encode())
         if at < 0:
             return -1, -1
-        kind = _gguf("gguf_get_kv_type", ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
+        kind = _ggml("gguf_get_kv_type", ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
         return at, kind(self._ctx, at)
 
     def text(self, key: str) -> str | None:
         at, kind = self._find(key)
         if kind != _STRING:
             return None
-        get = _gguf("gguf_get_val_str", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)
+        get = _ggml("gguf_get_val_str", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)
         return str(get(self._ctx, at).decode(errors="replace"))
 
     def number(self, key: str) -> int | None:
@@ -247,7 +296,7 @@ class _Gguf:
         if kind not in _SCALARS:
             return None
         name, ctype = _SCALARS[kind]
-        get = _gguf(f"gguf_get_val_{name}", ctype, ctypes.c_void_p, ctypes.c_int64)
+        get = _ggml(f"gguf_get_val_{name}", ctype, ctypes.c_void_p, ctypes.c_int64)
         return int(get(self._ctx, at))
 
     def numbers(self, key: str, count: int) -> list[int] | None:
@@ -257,11 +306,11 @@ class _Gguf:
             one = self.number(key)
             return None if one is None else [one] * count
         of = (ctypes.c_void_p, ctypes.c_int64)
-        element = _gguf("gguf_get_arr_type", ctypes.c_int, *of)(self._ctx, at)
+        element = _ggml("gguf_get_arr_type", ctypes.c_int, *of)(self._ctx, at)
         if element not in _SCALARS:
             return None
-        n = _gguf("gguf_get_arr_n", ctypes.c_size_t, *of)(self._ctx, at)
-        data = _gguf("gguf_get_arr_data", ctypes.c_void_p, *of)(self._ctx, at)
+        n = _ggml("gguf_get_arr_n", ctypes.c_size_t, *of)(self._ctx, at)
+        data = _ggml("gguf_get_arr_data", ctypes.c_void_p, *of)(self._ctx, at)
         array = (_SCALARS[element][1] * n).from_address(data)
         return [int(x) for x in array]
 

@@ -184,7 +184,7 @@ class Admin:
         else:
             seq = events.last - min(backlog, len(events.latest(backlog)))
         return StreamingResponse(
-            _sse(events, seq),
+            _sse(events, seq, follow=_number(request, "follow", 1, 1) == 1),
             media_type="text/event-stream",
             headers={"cache-control": "no-store"},
         )
@@ -196,14 +196,14 @@ class Admin:
         await asyncio.gather(*self._running, return_exceptions=True)
 
 
-async def _sse(events: EventLog, seq: int) -> AsyncIterator[bytes]:
+async def _sse(events: EventLog, seq: int, *, follow: bool) -> AsyncIterator[bytes]:
     yield b": lbhost events\n\n"
     while True:
         found = events.after(seq)
         for event in found:
             yield _line(event)
             seq = event.seq
-        if events.closed:
+        if events.closed or not follow:
             return
         await events.wait(seq, PING_S)
         if events.last == seq and not events.closed:

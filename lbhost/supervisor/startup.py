@@ -87,21 +87,15 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
 def _context(
     settings: Settings, info: llama.ModelInfo, placements: Sequence[Placement], board: Board
 ) -> int:
-    if placements[0].gpu is None:
-        host = board.host.read(0)
-        available = None if host is None else host.memory_available
-        workers = len(placements)
-    else:  # each GPU holds the weights and one worker
-        rows = [board.gpus.read(p.gpu) for p in placements if p.gpu is not None]
-        free = [
-            row.memory_total - (row.memory_used or 0) for row in rows if row and row.memory_total
-        ]
-        available, workers = min(free, default=None), 1
+    host = board.host.read(0)
+    free = None if host is None else host.memory_available
+    rows = [board.gpus.read(i) for i in range(len(board.gpus))]
+    shared = memory.budget(placements, None if free is None else int(free), rows)
     return memory.fit_context(
-        available_bytes=None if available is None else int(available),
+        available_bytes=shared.available_bytes,
         weights_bytes=info.weights_bytes,
         kv_bytes_per_token=info.kv_bytes_per_token,
-        workers=workers,
+        workers=shared.workers,
         slots=settings.slots,
         n_ctx_train=info.n_ctx_train,
         requested=settings.ctx_size,

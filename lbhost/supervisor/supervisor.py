@@ -50,7 +50,8 @@ LAST_S = 3.0
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-Announce = Callable[["Supervisor"], None]
+Announce = Callable[[Status], None]
+"""Gets the first status in which requests are answered."""
 
 
 class Supervisor:
@@ -207,7 +208,7 @@ class Supervisor:
         ):
             self._announced = True
             self.events.add("info", "server", f"serving {len(workers)} workers at {self.endpoint}")
-            self._announce(self)
+            self._announce(self.status())
 
     def _give_up(self, why: str) -> None:
         if self._failure is None:

@@ -1,0 +1,136 @@
+"""A synchronous client of the admin API, for the CLI and for scripts.
+
+Turns every failure into an LbhostError: ServerGoneError when nothing answers on the runtime
+dir, else what the server said. Owns one connection; waits for commands as long as they take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import httpx2
+import msgspec
+
+from lbhost.errors import LbhostError, ServerGoneError
+from lbhost.status import Accepted, Event, Status
+
+SOCKET_NAME = "admin.sock"
+CONNECT_S = 5.0
+ANSWER_S = 10.0
+"""How long the server may take for an answer that needs no waiting."""
+SILENCE_S = 30.0
+"""The event stream is pinged every 10 s; a server that is silent for so long is gone."""
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    message: str
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    error: _Problem
+
+
+class AdminClient:
+    """The server on one runtime dir. A context manager."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self._where = runtime_dir
+        self._http = httpx2.Client(
+            transport=httpx2.HTTPTransport(uds=str(runtime_dir / SOCKET_NAME)),
+            base_url="http://lbhost",
+            timeout=httpx2.Timeout(ANSWER_S, connect=CONNECT_S),
+        )
+
+    def __enter__(self) -> AdminClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def status(self) -> Status:
+        """Everything there is to know. Raises ServerGoneError."""
+        return msgspec.json.decode(self.status_json(), type=Status)
+
+    def status_json(self) -> bytes:
+        """The same, as the server sent it."""
+        return self._ask("GET", "/status").content
+
+    def drain(self, worker: int, timeout_s: float | None = None, *, wait: bool = True) -> str:
+        """Raises LbhostError when it did not happen; so do all the following."""
+        body = {} if timeout_s is None else {"timeout_s": timeout_s}
+        return self._command(f"/workers/{worker}/drain", body, wait)
+
+    def resume(self, worker: int, *, wait: bool = True) -> str:
+        """Wanted up again."""
+        return self._command(f"/workers/{worker}/resume", {}, wait)
+
+    def restart(self, worker: int, *, wait: bool = True) -> str:
+        """Drain, stop, start."""
+        return self._command(f"/workers/{worker}/restart", {}, wait)
+
+    def restart_all(self, *, wait: bool = True) -> str:
+        """One after the other, without losing capacity."""
+        return self._command("/workers/restart", {}, wait)
+
+    def scale(self, workers: int, *, wait: bool = True) -> str:
+        """So many workers."""
+        return self._command("/scale", {"workers": workers}, wait)
+
+    def events(self, *, backlog: int, follow: bool) -> Iterator[Event]:
+        """Past events, then, with `follow`, every new one until the server stops.
+
+        Raises:
+            ServerGoneError: it was not there, or vanished.
+        """
+        query = {"backlog": backlog, "follow": int(follow)}
+        timeout = httpx2.Timeout(SILENCE_S, connect=CONNECT_S)
+        try:
+            with self._http.stream("GET", "/events", params=query, timeout=timeout) as answer:
+                if answer.status_code != 200:
+                    answer.read()
+                    raise self._refusal(answer)
+                for line in answer.iter_lines():
+                    if line.startswith("data: "):
+                        yield msgspec.json.decode(line[6:], type=Event)
+        except httpx2.TransportError as error:
+            raise self._gone(error) from error
+
+    def _command(self, path: str, body: dict[str, float], wait: bool) -> str:
+        # A drain lasts as long as its longest request: only the connection may time out.
+        timeout = httpx2.Timeout(None if wait else ANSWER_S, connect=CONNECT_S)
+        answer = self._ask("POST", f"{path}?wait={int(wait)}", json=body, timeout=timeout)
+        return msgspec.json.decode(answer.content, type=Accepted).message
+
+    def _ask(self, method: str, path: str, **options: object) -> httpx2.Response:
+        try:
+            answer = self._http.request(method, path, **options)  # type: ignore[arg-type]
+        except httpx2.TransportError as error:
+            raise self._gone(error) from error
+        if answer.status_code >= 400:
+            raise self._refusal(answer)
+        return answer
+
+    def _gone(self, error: httpx2.TransportError) -> ServerGoneError:
+        if isinstance(error, httpx2.TimeoutException):
+            return ServerGoneError(f"the server on {self._where} does not answer")
+        if isinstance(error, httpx2.ConnectError):
+            return ServerGoneError(
+                f"no server runs on {self._where} (start one: lbhost serve; "
+                f"look elsewhere: --runtime-dir)"
+            )
+        return ServerGoneError(f"the server on {self._where} went away")
+
+    @staticmethod
+    def _refusal(answer: httpx2.Response) -> LbhostError:
+        try:
+            message = msgspec.json.decode(answer.content, type=_ErrorBody).error.message
+        except msgspec.DecodeError:
+            message = f"the server answered {answer.status_code}"
+        return LbhostError(message)

@@ -1,0 +1,172 @@
+"""What the CLI shows to people: the status table, events, the server's first words. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from lbhost.status import Event, Status, WorkerStatus
+
+UNKNOWN = "\N{EN DASH}"
+
+_GREEN, _YELLOW, _RED, _DIM = 32, 33, 31, 2
+_STATE_COLOURS = {
+    "ready": _GREEN,
+    "starting": _YELLOW,
+    "draining": _YELLOW,
+    "resting": _YELLOW,
+    "stopping": _YELLOW,
+    "degraded": _YELLOW,
+    "stopped": _DIM,
+    "backoff": _RED,
+    "failed": _RED,
+}
+_LEVEL_COLOURS = {"warning": _YELLOW, "error": _RED}
+
+_COLUMNS = (
+    ("ID", 3, ">"),
+    ("STATE", 8, "<"),
+    ("CORES", 6, "<"),
+    ("IDLE", 4, ">"),
+    ("OTHERS", 6, ">"),
+    ("TEMP", 5, ">"),
+    ("SLOTS", 5, ">"),
+    ("PENDING", 7, ">"),
+    ("TOK/S", 6, ">"),
+    ("KV", 4, ">"),
+    ("MEMORY", 6, ">"),
+    ("RST", 3, ">"),
+)
+
+
+def status_table(status: Status, *, colour: bool) -> str:
+    """The whole server in at most 80 columns, for as many rows as there are workers."""
+    traffic = status.traffic
+    lines = [
+        f"{status.model[:40]}  {status.endpoint}  {_state(status.state, 0, colour)}",
+        f"up {duration(status.uptime_s)}, policy {status.policy}, "
+        f"{traffic.requests} requests ({traffic.requests_s:.1f}/s), "
+        f"{traffic.errors} errors, {traffic.rejected} rejected",
+        f"{traffic.tokens_s:.1f} tokens/s, TTFT p50 {_ms(traffic.ttft_p50_s)} "
+        f"p95 {_ms(traffic.ttft_p95_s)}, queue {traffic.queue_depth}/{traffic.queue_limit}, "
+        f"in flight {traffic.in_flight}",
+    ]
+    if status.rolling is not None:
+        lines.append(f"rolling restart: {status.rolling}")
+    lines.append("")
+    lines.append(" ".join(f"{name:{side}{width}}" for name, width, side in _COLUMNS).rstrip())
+    lines += [_row(worker, colour) for worker in status.workers]
+    lines += _notes(status)
+    return "\n".join(lines)
+
+
+def _row(worker: WorkerStatus, colour: bool) -> str:
+    cells = (
+        str(worker.id),
+        worker.state,
+        f"gpu {worker.gpu}" if worker.gpu is not None else _cpus(worker.cores),
+        _percent(worker.idle),
+        _percent(worker.others),
+        UNKNOWN if worker.temp_c is None else f"{worker.temp_c:.0f}°C",
+        f"{worker.slots_busy}/{worker.slots}",
+        str(worker.prefill_pending),
+        f"{worker.tokens_s:.1f}",
+        _percent(worker.kv_used / worker.kv_total if worker.kv_total else None),
+        UNKNOWN if worker.memory is None else size(worker.memory),
+        str(worker.restarts),
+    )
+    padded = [f"{c:{side}{width}}" for c, (_, width, side) in zip(cells, _COLUMNS, strict=True)]
+    padded[1] = _state(worker.state, _COLUMNS[1][1], colour)
+    return " ".join(padded).rstrip()
+
+
+def _notes(status: Status) -> list[str]:
+    """A line for whatever is not as it should be."""
+    notes = []
+    for worker in status.workers:
+        if worker.state in {"failed", "backoff"}:
+            retry = ""
+            if worker.retry_in_s is not None:
+                retry = f"; next try in {worker.retry_in_s:.1f} s"
+            elif worker.state == "failed":
+                retry = f"; `lbhost resume {worker.id}` tries again"
+            notes.append(f"worker {worker.id}: {worker.last_exit or 'no reason known'}{retry}")
+    for name, process in (("gateway", status.gateway), ("template", status.template)):
+        if process is not None and process.state != "ready":
+            why = f" (last exit: {process.last_exit})" if process.last_exit else ""
+            notes.append(f"{name}: {process.state}{why}")
+    return ["", *notes] if notes else []
+
+
+def event_line(event: Event, *, colour: bool) -> str:
+    """One event: time, level, message."""
+    at = time.strftime("%H:%M:%S", time.localtime(event.time))
+    level = f"{event.level:7}"
+    if colour and event.level in _LEVEL_COLOURS:
+        level = f"\x1b[{_LEVEL_COLOURS[event.level]}m{level}\x1b[0m"
+    return f"{at} {level} {event.message}"
+
+
+def banner(status: Status) -> str:
+    """What `serve` says once it serves: what, where, and how to try it."""
+    workers = [w for w in status.workers if w.state == "ready"]
+    where = ", ".join(f"gpu {w.gpu}" if w.gpu is not None else _cpus(w.cores) for w in workers)
+    kind = "GPU" if workers and workers[0].gpu is not None else "CPU"
+    first = workers[0] if workers else status.workers[0]
+    count = f"{len(workers)} worker{'' if len(workers) == 1 else 's'}"
+    json = "-H 'content-type: application/json'"
+    body = '{"messages": [{"role": "user", "content": "What is a load balancer?"}]}'
+    return "\n".join(
+        [
+            f"lbhost {status.version} serves {status.model}",
+            f"  {count} on {kind} {where}, {first.slots} slots of {first.ctx_size} tokens each",
+            f"  endpoint  {status.endpoint}/v1",
+            f"  admin     {status.runtime_dir}/admin.sock  (lbhost status, lbhost tui)",
+            "  try",
+            f"    curl {status.endpoint}/v1/chat/completions {json} \\",
+            f"      -d '{body}'",
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """ "42s", "3m12s", "5h02m", "12d3h"."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600}h"
+
+
+def size(count: float) -> str:
+    """Bytes in at most five characters: "820M", "1.3G"."""
+    for unit in "BKMG":
+        if count < 999.5:
+            return f"{count:.0f}{unit}" if unit != "G" or count >= 10 else f"{count:.1f}G"
+        count /= 1024
+    return f"{count:.1f}T"
+
+
+def _cpus(cores: Sequence[int]) -> str:
+    if len(cores) > 2 and list(cores) == list(range(cores[0], cores[-1] + 1)):
+        return f"{cores[0]}-{cores[-1]}"
+    return ",".join(map(str, cores))
+
+
+def _percent(part: float | None) -> str:
+    return UNKNOWN if part is None else f"{100 * part:.0f}%"
+
+
+def _ms(seconds: float | None) -> str:
+    if seconds is None:
+        return UNKNOWN
+    return f"{1000 * seconds:.0f} ms" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def _state(state: str, width: int, colour: bool) -> str:
+    padded = f"{state:{width}}"
+    code = _STATE_COLOURS.get(state)
+    return f"\x1b[{code}m{padded}\x1b[0m" if colour and code is not None else padded

@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -133,7 +133,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Niceness of the workers, so that accepting and streaming never wait for a decode."""
 
     restart_budget: Annotated[int, Meta(ge=1, le=1000)] = 5
-    """Crashes of one worker within restart_window_s after which it is FAILED."""
+    """Restarts of one worker within restart_window_s; one more crash and it is FAILED."""
 
     restart_window_s: Seconds = 60.0
     """See restart_budget."""
@@ -171,17 +171,15 @@ def load(
         config_file = Path(environ["LBHOST_CONFIG"])
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    sources = (
-        (_from_file(config_file) if config_file else {}, lambda key: f"{config_file}: {key}"),
-        (_from_environ(environ), lambda key: f"LBHOST_{key.upper()}"),
-        (dict(flags), lambda key: "--" + flag_name(key)),
-    )
-    for source, describe in sources:
-        for key, value in source.items():
-            values[key] = value
-            origin[key] = describe(key)
+    for key, value in (_from_file(config_file) if config_file else {}).items():
+        values[key], origin[key] = value, f"{config_file}: {key}"
+    for key, value in _from_environ(environ).items():
+        values[key], origin[key] = value, f"LBHOST_{key.upper()}"
+    for key, value in flags.items():
+        values[key], origin[key] = value, "--" + flag_name(key)
+    hints = get_type_hints(Settings, include_extras=True)
     for key, value in values.items():
-        _check_alone(key, value, origin[key])
+        values[key] = _checked(key, value, hints, origin[key])
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -200,15 +198,26 @@ def nearest(word: str, known: tuple[str, ...]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _check_alone(key: str, value: Any, where: str) -> None:
-    hint = Settings.__annotations__.get(key)
-    if hint is None:
+def _checked(key: str, value: Any, hints: Mapping[str, Any], where: str) -> Any:
+    """The value in its field's type. Raises UsageError."""
+    if key not in hints:
         raise UsageError(f"{where}: unknown key{nearest(key, KEYS)}")
     try:
-        msgspec.convert({key: value}, Settings, strict=False)
+        if key == "workers":
+            # As a number first: to `int | str` the text "3" is a good text.
+            return value if value == "auto" else msgspec.convert(value, Count, strict=False)
+        return msgspec.convert(value, hints[key], strict=False)
     except msgspec.ValidationError as error:
-        reason = str(error).split(" - at ")[0]
-        raise UsageError(f"{where}: {reason[0].lower()}{reason[1:]}, got {value!r}") from error
+        reason = _reason(key, hints[key], error)
+        raise UsageError(f"{where}: {reason}, got {value!r}") from error
+
+
+def _reason(key: str, hint: Any, error: msgspec.ValidationError) -> str:
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return "expected one of " + ", ".join(str(choice.value) for choice in hint)
+    words = str(error).partition(", got ")[0].replace("`", "")
+    words = words.replace("Expected", "expected").replace("float", "number")
+    return f"{words} or 'auto'" if key == "workers" else words
 
 
 def _from_file(path: Path) -> dict[str, Any]:

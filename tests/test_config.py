@@ -1,0 +1,118 @@
+"""Where settings come from, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lbhost import config
+from lbhost.config import LogFormat, Policy, Settings
+from lbhost.errors import UsageError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "lbhost.toml"
+    path.write_text(text)
+    return path
+
+
+def refusal(
+    flags: dict[str, object] | None = None,
+    environ: dict[str, str] | None = None,
+    file: Path | None = None,
+) -> str:
+    with pytest.raises(UsageError) as caught:
+        config.load(flags or {}, environ or {}, file)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path: Path) -> None:
+    file = write(tmp_path, "port = 1\nslots = 2\nqueue_size = 3\n")
+    environ = {"LBHOST_PORT": "10", "LBHOST_SLOTS": "20", "HOME": "/"}
+    settings = config.load({"port": "100"}, environ, file)
+    assert (settings.port, settings.slots, settings.queue_size) == (100, 20, 3)
+    assert settings.host == "127.0.0.1"
+
+
+def test_without_sources_the_defaults_hold() -> None:
+    assert config.load({}, {}) == Settings()
+
+
+def test_the_environment_names_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, 'policy = "idle-cpu"\nlog_format = "json"\n')
+    settings = config.load({}, {"LBHOST_CONFIG": str(file)})
+    assert settings.policy is Policy.IDLE_CPU
+    assert settings.log_format is LogFormat.JSON
+
+
+def test_texts_become_numbers() -> None:
+    settings = config.load({"shutdown_grace_s": "2.5", "ctx_size": "512", "workers": "3"}, {})
+    assert settings.shutdown_grace_s == 2.5
+    assert settings.ctx_size == 512
+    assert settings.workers == 3
+    assert config.load({"workers": "auto"}, {}).workers == "auto"
+
+
+def test_unknown_keys_are_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
+    file = write(tmp_path, "prot = 1\n")
+    assert refusal(file=file) == f"{file}: prot: unknown key; did you mean 'port'?"
+    message = refusal(environ={"LBHOST_QUEUE_SIZ": "3"})
+    assert message == "LBHOST_QUEUE_SIZ: unknown key; did you mean 'queue_size'?"
+    assert refusal(environ={"LBHOST_ZZZZZZ": "3"}) == "LBHOST_ZZZZZZ: unknown key"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("port", "70000"),
+        ("port", "-1"),
+        ("port", "http"),
+        ("slots", "0"),
+        ("slots", "1.5"),
+        ("workers", "some"),
+        ("workers", "0"),
+        ("ctx_size", "1"),
+        ("policy", "best"),
+        ("api_key", "short"),
+        ("queue_timeout_s", "nan"),
+        ("queue_timeout_s", "inf"),
+        ("shutdown_grace_s", "-1"),
+        ("log_level", "loud"),
+        ("model", ""),
+    ],
+)
+def test_what_is_out_of_range_is_refused_and_names_its_flag(key: str, value: str) -> None:
+    message = refusal({key: value})
+    assert message.startswith(f"--{config.flag_name(key)}: ")
+    assert repr(value) in message
+
+
+def test_settings_must_fit_together() -> None:
+    assert "hot_c" in refusal({"hot_c": "60"})
+    assert config.load({"warm_c": "50", "hot_c": "60"}, {}).hot_c == 60
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    assert refusal(file=missing) == f"{missing}: no such configuration file"
+    assert str(tmp_path) in refusal(file=tmp_path)
+    assert "lbhost.toml" in refusal(file=write(tmp_path, "port = \n"))
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert "binary.toml" in refusal(file=binary)
+
+
+def test_flags_drop_the_unit() -> None:
+    assert config.flag_name("shutdown_grace_s") == "shutdown-grace"
+    assert config.flag_name("inter_token_target_ms") == "inter-token-target"
+    assert config.flag_name("max_body_bytes") == "max-body-bytes"
+    assert len({config.flag_name(key) for key in config.KEYS}) == len(config.KEYS)
+
+
+def test_the_default_runtime_dir_is_one_per_user() -> None:
+    assert config.default_runtime_dir({"XDG_RUNTIME_DIR": "/run/user/7"}) == Path(
+        "/run/user/7/lbhost"
+    )
+    assert config.default_runtime_dir({}).name.startswith("lbhost-")

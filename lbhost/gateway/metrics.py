@@ -1,0 +1,171 @@
+"""The Prometheus metrics, and their text.
+
+Owns the counters and histograms; the gauges are read from the board and the dispatcher when
+somebody asks. Names carry units. Making the text takes tens of milliseconds with many
+workers, so that one copy serves for TEXT_FRESH_S.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lbhost import board
+from lbhost.gateway.fleet import Fleet
+
+TEXT_FRESH_S = 1.0
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_TTFT = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0)
+_INTER_TOKEN = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 5.0)
+_QUEUE = (0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+_REQUEST = (0.1, 0.3, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+
+
+class Load(Protocol):
+    """What is asked of the dispatcher and the server."""
+
+    @property
+    def queue_depth(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
+
+
+class Metrics:
+    """All metrics of one gateway."""
+
+    def __init__(self) -> None:
+        # A time stamp beside every counter and histogram doubles the text for nothing.
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.requests = Counter(
+            "lbhost_requests", "Requests ended, by outcome", ["outcome"], registry=registry
+        )
+        self.retries = Counter(
+            "lbhost_retries", "Attempts repeated because a worker was lost", registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "lbhost_prompt_tokens", "Prompt tokens of ended requests", registry=registry
+        )
+        self.cached_tokens = Counter(
+            "lbhost_cached_prompt_tokens", "Those of them reused from a cache", registry=registry
+        )
+        self.completion_tokens = Counter(
+            "lbhost_completion_tokens", "Tokens generated", registry=registry
+        )
+        self.ttft = Histogram(
+            "lbhost_time_to_first_token_seconds",
+            "From arrival to the first token",
+            buckets=_TTFT,
+            registry=registry,
+        )
+        self.inter_token = Histogram(
+            "lbhost_inter_token_seconds",
+            "Between two steps of one sequence",
+            buckets=_INTER_TOKEN,
+            registry=registry,
+        )
+        self.queue_wait = Histogram(
+            "lbhost_queue_wait_seconds",
+            "From arrival to being given to a worker",
+            buckets=_QUEUE,
+            registry=registry,
+        )
+        self.request_time = Histogram(
+            "lbhost_request_seconds",
+            "From arrival to the end, of answered requests",
+            buckets=_REQUEST,
+            registry=registry,
+        )
+        self._text = b""
+        self._made = -TEXT_FRESH_S
+
+    def text(self) -> bytes:
+        """The exposition, at most TEXT_FRESH_S old."""
+        now = time.monotonic()
+        if now - self._made >= TEXT_FRESH_S:
+            self._text = generate_latest(self.registry)
+            self._made = now
+        return self._text
+
+
+class BoardCollector(Collector):
+    """Gauges: what gateway and workers are like at this moment."""
+
+    def __init__(self, fleet: Fleet, load: Load, queue_limit: int) -> None:
+        self._fleet = fleet
+        self._load = load
+        self._queue_limit = queue_limit
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, value in (
+            ("queue_depth", "Requests waiting for a worker", self._load.queue_depth),
+            ("queue_limit", "Requests that may wait", self._queue_limit),
+            ("requests_in_flight", "Requests given to workers", self._load.in_flight),
+        ):
+            gauge = GaugeMetricFamily(f"lbhost_{name}", text)
+            gauge.add_metric([], value)
+            yield gauge
+        yield from self._workers()
+
+    def _workers(self) -> Iterator[Metric]:
+        present = self._fleet.readings.present()
+        state = GaugeMetricFamily(
+            "lbhost_worker_state", "1 for the state that it is in", labels=["worker", "state"]
+        )
+        for index, reading in present:
+            for known in board.WorkerState:
+                is_in = float(reading.identity.state is known)
+                state.add_metric([str(index), known.name.lower()], is_in)
+        yield state
+        gauges: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for index, _ in present:
+            for name, text, value in self._of(index):
+                family = gauges.get(name)
+                if family is None:
+                    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+                    family = gauges[name] = kind(f"lbhost_worker_{name}", text, labels=["worker"])
+                if value is not None:
+                    family.add_metric([str(index)], value)
+        yield from gauges.values()
+
+    def _of(self, index: int) -> Iterator[tuple[str, str, float | None]]:
+        """Name, help and value of a worker's metrics; None where the machine does not say."""
+        reading = self._fleet.readings.worker(index)
+        member = self._fleet.current(index)
+        if reading is None:
+            return
+        identity, progress = reading.identity, reading.progress
+        tally = self._fleet.tally(index)
+        yield "slots", "Sequences it runs at once", identity.slots
+        yield "slots_busy", "Of them busy", progress.slots_busy
+        yield "in_flight", "Requests given to it", len(member.flights) if member else 0
+        yield "prefill_pending_tokens", "Prompt tokens to compute", progress.prefill_pending
+        yield "kv_used_tokens", "KV cells in use", progress.kv_used
+        yield "kv_capacity_tokens", "KV cells", progress.kv_total
+        yield "resident_memory_bytes", "Resident set", progress.rss_bytes
+        yield "share_ratio", "What the hardware leaves to it", reading.share
+        busy = None if reading.idle is None else 1.0 - reading.idle
+        yield "core_busy_ratio", "How busy its cores or its GPU are", busy
+        yield "core_others_ratio", "Used by others of its cores", reading.others
+        yield "temperature_celsius", "Of its hottest core or its GPU", reading.temp_c
+        yield "steps_total", "Engine steps of this process", progress.steps
+        yield "restarts_total", "Times it was started again", identity.restarts
+        yield "health_kills_total", "Times it was killed for hanging", identity.health_kills
+        yield "requests_total", "Requests given to it", tally.requests
+        yield "completion_tokens_total", "Tokens it generated", tally.tokens_out
+        yield "errors_total", "Requests it failed or died with", tally.errors
+        yield "timeouts_total", "Requests it did not finish in time", tally.timeouts

@@ -1,0 +1,267 @@
+"""A worker without a model, on the real wire: a data link, a board row, scripted answers.
+
+`FakeWorker` is a thread behind a real socketpair. By default it answers `Script.answer` one
+piece a step; a test holds and releases it, lets it fail, refuse, fall silent or die, and
+reads what it was sent. It also plays the supervisor's part for its board row (`set_state`).
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from lbhost import board, wire
+from lbhost.board import WorkerState
+
+
+def five_words(submit: wire.Submit) -> list[str]:
+    """The default answer."""
+    return ["one", " two", " three", " four", " five"]
+
+
+class Script(msgspec.Struct):
+    """How a fake worker behaves. May be changed while it runs."""
+
+    answer: Callable[[wire.Submit], list[str]] = five_words
+    """Pieces of text, a token each. Cut at max_tokens; with ignore_eos repeated up to it."""
+    prefill_s: float = 0.0
+    """Before the first token."""
+    step_s: float = 0.0
+    """Between two steps."""
+    fail: str | None = None
+    """End every request with this engine error."""
+    reject: bool = False
+    """Refuse every request, as a draining worker does."""
+    cached_tokens: int = 0
+
+
+class _Sequence:
+    def __init__(self, submit: wire.Submit, script: Script) -> None:
+        self.submit = submit
+        self.pieces = script.answer(submit)
+        if submit.ignore_eos:
+            self.pieces = (self.pieces * submit.max_tokens)[: submit.max_tokens]
+        self.sent = 0
+        self.starts = time.monotonic() + script.prefill_s
+
+
+class FakeWorker:
+    """One process's worth of a worker. `fd` is the gateway's end of its data link."""
+
+    def __init__(
+        self,
+        page: board.Board,
+        worker: int = 0,
+        *,
+        epoch: int = 1,
+        slots: int = 4,
+        n_ctx: int = 2048,
+        script: Script | None = None,
+        state: WorkerState = WorkerState.READY,
+    ) -> None:
+        self.worker = worker
+        self.epoch = epoch
+        self.slots = slots
+        self.n_ctx = n_ctx
+        self.script = script or Script()
+        self.submits: list[wire.Submit] = []
+        self.cancels: list[int] = []
+        self.gone = threading.Event()
+        """Set when the gateway has closed the link, or it died."""
+        self._page = page
+        self._sequences: dict[int, _Sequence] = {}
+        self._steps = 0
+        self._tokens_out = 0
+        self._free = threading.Event()
+        self._free.set()
+        self._hung = False
+        self._dying = False
+        ours, theirs = socket.socketpair()
+        self.fd = theirs.detach()
+        self._socket = ours
+        self._woken, self._waker = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name=f"fake worker {worker}")
+        self._progress()
+        self.set_state(state)
+        self._thread.start()
+
+    # --- what tests do to it ----------------------------------------------------------
+
+    @property
+    def busy(self) -> int:
+        """Requests that it has."""
+        return len(self._sequences)
+
+    def set_state(
+        self, state: WorkerState, wanted: board.Wanted = board.Wanted.UP, cpus: str = "0"
+    ) -> None:
+        """Write its identity row, as the supervisor would."""
+        self._page.identity.write(
+            self.worker,
+            board.Identity(
+                present=True,
+                epoch=self.epoch,
+                state=state,
+                wanted=wanted,
+                pid=1,
+                cpus=cpus,
+                slots=self.slots,
+                n_ctx=self.n_ctx,
+                started_ns=1,
+            ),
+        )
+
+    def hold(self) -> None:
+        """Take requests and cancels, but compute nothing until `release`."""
+        self._free.clear()
+
+    def release(self) -> None:
+        self._free.set()
+        self._wake()
+
+    def hang(self) -> None:
+        """Fall silent: read nothing, write nothing, like a stopped process."""
+        self._hung = True
+        self._wake()
+
+    def drain(self) -> None:
+        """Refuse what comes from now on."""
+        self.script.reject = True
+
+    def die(self) -> None:
+        """Close the link at once, as a killed process does. Returns when that has happened."""
+        self._dying = True
+        self._wake()
+        self._thread.join(30)
+
+    close = die
+
+    # --- the thread ------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if not self.gone.is_set():
+            self._waker.send(b"x")
+
+    def _run(self) -> None:
+        frames = wire.Frames()
+        try:
+            while not self._dying:
+                if self._hung:
+                    self._woken.recv(64)
+                    continue
+                if not self._listen(frames):
+                    return
+                if self._free.is_set():
+                    self._step()
+        except OSError:
+            return  # The gateway closed its end in the middle of a write.
+        finally:
+            self.gone.set()
+            for sock in (self._socket, self._woken, self._waker):
+                sock.close()
+
+    def _listen(self, frames: wire.Frames) -> bool:
+        """Take in what has come; False at end of file. Blocks when there is nothing to do."""
+        ready, _, _ = select.select([self._socket, self._woken], [], [], self._patience())
+        if self._woken in ready:
+            self._woken.recv(64)
+        if self._socket in ready:
+            data = self._socket.recv(1 << 20)
+            if not data:
+                return False
+            for body in frames.feed(data):
+                self._take(wire.decode_to_worker(body))
+        return True
+
+    def _patience(self) -> float | None:
+        if not self._sequences or not self._free.is_set():
+            return None
+        now = time.monotonic()
+        waits = [max(0.0, s.starts - now) for s in self._sequences.values()]
+        return max(min(waits), self.script.step_s)
+
+    def _take(self, message: wire.ToWorker) -> None:
+        if isinstance(message, wire.Cancel):
+            self.cancels.append(message.request)
+            sequence = self._sequences.pop(message.request, None)
+            if sequence is not None:
+                self._finish(message.request, wire.FinishReason.CANCELLED, sequence)
+        elif self.script.reject:
+            self._finish(message.request, wire.FinishReason.REJECTED)
+        else:
+            self.submits.append(message)
+            self._sequences[message.request] = _Sequence(message, self.script)
+        self._progress()
+
+    def _step(self) -> None:
+        now = time.monotonic()
+        deltas = [
+            self._advance(request, sequence)
+            for request, sequence in list(self._sequences.items())
+            if sequence.starts <= now
+        ]
+        if deltas:
+            self._steps += 1
+            self._tokens_out += sum(len(delta.tokens) for delta in deltas)
+            self._progress()
+            self._send(deltas)
+
+    def _advance(self, request: int, sequence: _Sequence) -> wire.Delta:
+        if self.script.fail is not None:
+            del self._sequences[request]
+            finish = self._ended(wire.FinishReason.ERROR, sequence, self.script.fail)
+            return wire.Delta(request, (), "", finish)
+        text = sequence.pieces[sequence.sent]
+        sequence.sent += 1
+        reason = None
+        if any(stop in text for stop in sequence.submit.stop):
+            text, reason = "", wire.FinishReason.STOP
+        elif sequence.sent == sequence.submit.max_tokens:
+            reason = wire.FinishReason.LENGTH
+        elif sequence.sent == len(sequence.pieces):
+            reason = wire.FinishReason.STOP
+        if reason is None:
+            return wire.Delta(request, (7,), text)
+        del self._sequences[request]
+        return wire.Delta(request, (7,), text, self._ended(reason, sequence))
+
+    def _finish(
+        self, request: int, reason: wire.FinishReason, sequence: _Sequence | None = None
+    ) -> None:
+        self._send([wire.Delta(request, (), "", self._ended(reason, sequence))])
+
+    def _ended(
+        self, reason: wire.FinishReason, sequence: _Sequence | None, error: str | None = None
+    ) -> wire.Finish:
+        return wire.Finish(
+            reason,
+            prompt_tokens=len(sequence.submit.prompt) // 4 if sequence else 0,
+            cached_tokens=self.script.cached_tokens,
+            completion_tokens=sequence.sent if sequence else 0,
+            error=error,
+        )
+
+    def _send(self, deltas: list[wire.Delta]) -> None:
+        self._socket.sendall(wire.encode(wire.Step(tuple(deltas), self._pending())))
+
+    def _pending(self) -> int:
+        return sum(len(s.submit.prompt) // 4 for s in self._sequences.values() if not s.sent)
+
+    def _progress(self) -> None:
+        self._page.progress.write(
+            self.worker,
+            board.Progress(
+                epoch=self.epoch,
+                heartbeat_ns=time.monotonic_ns(),
+                steps=self._steps,
+                slots_busy=len(self._sequences),
+                prefill_pending=self._pending(),
+                kv_total=self.slots * self.n_ctx,
+                tokens_out=self._tokens_out,
+            ),
+        )

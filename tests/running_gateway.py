@@ -1,0 +1,132 @@
+"""A whole gateway in the test's event loop, with fake workers and a real listening socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+
+from fake_worker import FakeWorker, Script
+from lbhost import control
+from lbhost.board import Board, WorkerState
+from lbhost.config import Settings
+from lbhost.gateway.process import Gateway, Start, receive_start
+from toy_vocab import ToyVocab
+
+PATIENCE_S = 60.0
+N_CTX = 2048
+MODEL = "toy"
+CHAT = "/v1/chat/completions"
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+async def until(probe: Callable[[], Any], what: str) -> None:
+    """Wait until `probe` is true. Raises AssertionError if it never is."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not probe():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        await asyncio.sleep(0.005)
+
+
+class RunningGateway:
+    """The gateway, the supervisor's ends of its links, and an HTTP client."""
+
+    def __init__(self, gateway: Gateway, page: Board, supervisor: socket.socket, port: int) -> None:
+        self.gateway = gateway
+        self.page = page
+        self.supervisor = supervisor
+        self.port = port
+        self.workers: list[FakeWorker] = []
+        self.orphaned = asyncio.Event()
+        self.task: asyncio.Task[None]
+        self.client = httpx2.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False
+        )
+
+    async def add(
+        self,
+        worker: int = 0,
+        *,
+        epoch: int = 1,
+        slots: int = 4,
+        script: Script | None = None,
+        state: WorkerState = WorkerState.READY,
+    ) -> FakeWorker:
+        """A fake worker, linked the way the supervisor does it."""
+        fake = FakeWorker(
+            self.page, worker, epoch=epoch, slots=slots, n_ctx=N_CTX, script=script, state=state
+        )
+        self.workers.append(fake)
+        control.send(self.supervisor, control.Link(worker, epoch), [fake.fd])
+        os.close(fake.fd)
+
+        def joined() -> bool:
+            member = self.gateway.fleet.current(worker)
+            return member is not None and member.epoch == epoch
+
+        await until(joined, "the link has come")
+        return fake
+
+    def stop(self, grace_s: float) -> None:
+        control.send(self.supervisor, control.Stop(grace_s))
+
+    async def chat(self, **fields: Any) -> httpx2.Response:
+        return await self.client.post(CHAT, json={**HELLO, **fields})
+
+    async def raw(self, data: bytes) -> bytes:
+        """Send bytes on a connection of their own; all that comes until it is closed."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            async with asyncio.timeout(PATIENCE_S):
+                return await reader.read()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def running_gateway(
+    *,
+    vocab: ToyVocab | None = None,
+    workers: int = 1,
+    script: Script | None = None,
+    **settings: Any,
+) -> AsyncIterator[RunningGateway]:
+    """A gateway with so many workers, all cleaned up afterwards."""
+    page = Board.create(workers=8, cores=4, gpus=0)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    ours, theirs = control.socketpair()
+    configure = control.Configure(Settings(**settings), "toy.gguf", MODEL, N_CTX)
+    control.send(ours, configure, [page.fd, listener.fileno()])
+    listener.close()
+    start = receive_start(theirs)
+    assert isinstance(start, Start)
+    gateway = Gateway(start, vocab or ToyVocab(), on_orphaned=lambda: running.orphaned.set())
+    running = RunningGateway(gateway, page, ours, port)
+    running.task = asyncio.create_task(gateway.run(theirs))
+    try:
+        await until(lambda: gateway.server.started, "the gateway listens")
+        for worker in range(workers):
+            await running.add(worker, script=script)
+        yield running
+        if not running.task.done():
+            running.stop(0.0)
+        async with asyncio.timeout(PATIENCE_S):
+            await running.task
+    finally:
+        running.task.cancel()
+        await asyncio.gather(running.task, return_exceptions=True)
+        await running.client.aclose()
+        for fake in running.workers:
+            fake.close()
+        ours.close()
+        theirs.close()
+        os.close(start.page.fd)
+        os.close(page.fd)

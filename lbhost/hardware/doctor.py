@@ -6,8 +6,8 @@ Knows the model as four numbers and llama.cpp as a line of text.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -20,6 +20,9 @@ from lbhost.hardware.gpu import GpuReader
 from lbhost.hardware.memory import gib
 from lbhost.hardware.survey import Survey
 from lbhost.hardware.tree import Roots
+
+_MANY = 8
+"""Workers that get a line each."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -61,16 +64,17 @@ def collect(
     model_error: str | None = None,
     system_info: str = "",
     gpu_capable: bool = False,
-    gpus: GpuReader | None = None,
-    wait: Callable[[float], None] = time.sleep,
+    nvml: Any = None,
 ) -> Report:
-    """Read the box and judge it. Arguments as for `examine` and `survey.take`."""
-    reader = gpus or GpuReader(roots)
+    """Read the box, which takes half a second, and judge it.
+
+    Arguments as for `examine`, `survey.take` and `GpuReader`.
+    """
+    reader = GpuReader(roots, nvml)
     try:
-        taken = survey.take(roots, reader, environ, wait)
+        taken = survey.take(roots, reader, environ)
     finally:
-        if gpus is None:
-            reader.close()
+        reader.close()
     return examine(
         settings,
         taken,
@@ -232,7 +236,7 @@ def _cores(box: Survey) -> dict[str, str]:
         + (f": {mix}" if len(kinds) > 1 else ""),
         "numa": "; ".join(f"node {n}: CPUs {cpulist.render(c)}" for n, c in sorted(nodes.items())),
         "allowed": f"CPUs {cpulist.render(topo.allowed)}, {quota}: "
-        f"{topo.effective_cores} worker threads at most",
+        f"at most {topo.effective_cores} worker thread{'s' if topo.effective_cores > 1 else ''}",
     }
 
 
@@ -272,17 +276,32 @@ def _start(
     n_ctx: int | None,
     need: int | None,
 ) -> Iterator[str]:
-    nodes = {cpu: core.node for core in box.topology.cores for cpu in core.cpus}
-    several = len(set(nodes.values())) > 1
-    for number, placement in enumerate(placements):
-        cpus = f"CPU{'s' if len(placement.cpus) > 1 else ''} {cpulist.render(placement.cpus)}"
-        node = f", NUMA node {nodes[placement.cpus[0]]}" if several else ""
-        card = "" if placement.gpu is None else f", GPU {placement.gpu}"
-        threads = f", {placement.threads} threads" if placement.threads > 1 else ""
-        yield f"worker {number} on {cpus}{node}{card}{threads}"
+    yield from _workers(box, placements)
     if model is not None and n_ctx is not None and need is not None:
         each = " per GPU" if placements and placements[0].gpu is not None else ""
         yield (
             f"{model.name} ({gib(model.weights_bytes)}), {settings.slots} slots of {n_ctx} tokens "
             f"each, {gib(need)} of memory{each}"
+        )
+
+
+def _workers(box: Survey, placements: Sequence[Placement]) -> Iterator[str]:
+    """A line per worker; where there are many of one thread, a line per NUMA node."""
+    nodes = {cpu: core.node for core in box.topology.cores for cpu in core.cpus}
+    several = len(set(nodes.values())) > 1
+    if len(placements) > _MANY and all(p.threads == 1 and p.gpu is None for p in placements):
+        per_node: dict[int, list[int]] = {}
+        for placement in placements:
+            per_node.setdefault(nodes[placement.cpus[0]], []).extend(placement.cpus)
+        for number, cpus in per_node.items():
+            node = f", NUMA node {number}" if several else ""
+            yield f"{len(cpus)} workers, one on each of CPUs {cpulist.render(cpus)}{node}"
+        return
+    for number, placement in enumerate(placements):
+        plural = "s" if len(placement.cpus) > 1 else ""
+        node = f", NUMA node {nodes[placement.cpus[0]]}" if several else ""
+        card = "" if placement.gpu is None else f", GPU {placement.gpu}"
+        threads = f", {placement.threads} threads" if placement.threads > 1 else ""
+        yield (
+            f"worker {number} on CPU{plural} {cpulist.render(placement.cpus)}{node}{card}{threads}"
         )

@@ -110,7 +110,7 @@ def fit_context(
     fits = _tokens(available_bytes * _DEFAULT_PART - fixed, per_token)
     # A box too small for the generous half still serves, with the least useful context.
     fits = max(least, fits)
-    return tokens if fits >= tokens else max(least, fits // _STEP * _STEP)
+    return tokens if fits >= tokens or not per_token else max(least, fits // _STEP * _STEP)
 
 
 def _tokens(spare: float, per_token: int) -> int:

@@ -6,8 +6,9 @@ Does the reading and the half second of sampling; judges nothing.
 from __future__ import annotations
 
 import resource
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -56,18 +57,25 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def take(
-    roots: Roots, gpus: GpuReader, environ: Mapping[str, str], wait: Callable[[float], None]
+    roots: Roots,
+    gpus: GpuReader,
+    environ: Mapping[str, str],
+    *,
+    affinity: Iterable[int] | None = None,
+    wait: Callable[[float], None] = time.sleep,
+    clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Survey:
     """Read everything.
 
     Args:
         gpus: an open reader, which stays the caller's.
         environ: for CUDA_VISIBLE_DEVICES.
-        wait: time.sleep, or what stands in for it; called with seconds.
+        affinity: CPUs that this process may run on; default: ask the kernel.
+        wait, clock_ns: time.sleep and CLOCK_MONOTONIC, or what stands in for them.
     """
-    box = topology.discover(roots)
+    box = topology.discover(roots, affinity)
     board = Board.create(workers=0, cores=box.rows, gpus=len(gpus.gpus))
-    sampler = Sampler(board, box, roots, gpus)
+    sampler = Sampler(board, box, roots, gpus, clock_ns=clock_ns)
     try:
         sampler.sample()
         for _ in range(_SAMPLES - 1):

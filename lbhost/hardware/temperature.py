@@ -18,6 +18,8 @@ Sources = dict[int, tuple[Path, ...]]
 """Per CPU the files that bear on it; the hottest counts. CPUs without any are left out."""
 
 _ZONE_TYPES = ("cpu", "soc", "x86_pkg_temp")
+_WHOLE = ("Package id ", "Physical id ")
+"""coretemp's labels of a package's own sensor, newer and older."""
 _LEAST_MILLI_C, _MOST_MILLI_C = 1_000, 150_000
 
 
@@ -77,7 +79,7 @@ def _coretemp(chips: Iterable[tuple[str, Path]], topology: Topology) -> Sources:
     for position, chip in enumerate(found):
         labels = _labels(chip)
         package = _package(chip, labels, packages, position)
-        whole = next((f for label, f in labels.items() if label.startswith("Package")), None)
+        whole = next((f for label, f in labels.items() if label.startswith(_WHOLE)), None)
         for core in topology.cores:
             file = labels.get(f"Core {core.core_id}") or whole
             if core.package == package and file is not None:
@@ -88,7 +90,7 @@ def _coretemp(chips: Iterable[tuple[str, Path]], topology: Topology) -> Sources:
 def _package(chip: Path, labels: dict[str, Path], packages: list[int], position: int) -> int:
     """The package a coretemp chip sits in: by its label, its device's name, else in order."""
     for label in labels:
-        if label.startswith(("Package id ", "Physical id ")) and label.split()[-1].isdecimal():
+        if label.startswith(_WHOLE) and label.split()[-1].isdecimal():
             return int(label.split()[-1])
     suffix = (chip / "device").resolve().name.rpartition(".")[2]
     if suffix.isdecimal():

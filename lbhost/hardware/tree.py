@@ -3,6 +3,9 @@
 All hardware code reads through `Roots`, so that LBHOST_SYSFS_ROOT and LBHOST_PROCFS_ROOT can
 show it another machine. A file that is missing or unreadable is None here, never an error:
 which files exist differs from machine to machine.
+
+Sensors are opened once and read through the open descriptor: whoever changes a file of a
+simulated tree under a running server writes it in place, as `echo 90000 > temp1_input` does.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Metrics:
 
     def __init__(self) -> None:
         # A time stamp beside every counter and histogram doubles the text for nothing.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(

@@ -117,7 +117,7 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
-            loop.add_signal_handler(number, self._signalled, number)
+            loop.add_signal_handler(number, self.request_stop, number)
         loop.add_signal_handler(signal.SIGCHLD, self._children.sweep)
         server = AdminServer(Admin(self), self._runtime.listen())
         await server.start()
@@ -215,7 +215,8 @@ class Supervisor:
             self._failure = StartupError(why)
             self._wake.set()
 
-    def _signalled(self, number: int) -> None:
+    def request_stop(self, number: int) -> None:
+        """What a stop signal does: note it, and wake the loop."""
         self.signals.append(number)
         self._wake.set()
 

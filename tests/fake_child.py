@@ -1,0 +1,148 @@
+"""Stand-ins for template, worker and gateway that speak the real control links.
+
+fake_gateway.py and fake_template.py run them; the template forks workers as the real one
+does. What they do wrong is said by files in FAKE_DIR, named after them ("template",
+"gateway", "worker-0"), holding one of the words that `mode` lists; no file: nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lbhost import control
+from lbhost.board import Board, Gateway, Progress
+
+TICK_S = 0.02
+
+
+def mode(name: str) -> str:
+    """What FAKE_DIR says of this process:
+
+    fail (says Failed and ends), crash (ends at once), mute (never gets ready), busy (a worker
+    that computes for ever), deaf (ignores Stop), barren (a template that forks nothing).
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return (Path(os.environ["FAKE_DIR"]) / name).read_text()
+    return ""
+
+
+def next_message(link: socket.socket) -> control.Control | None:
+    """What has come within a tick, if anything. Ends the process when the supervisor is gone."""
+    if not select.select([link], [], [], TICK_S)[0]:
+        return None
+    packet = control.receive(link)
+    if packet is None:
+        os._exit(1)
+    message, fds = packet
+    for fd in fds:
+        os.close(fd)
+    return message
+
+
+def configured(link: socket.socket) -> Board:
+    packet = control.receive(link)
+    if packet is None:
+        os._exit(1)
+    _, fds = packet
+    return Board.attach(fds[0])
+
+
+def misbehave(name: str, link: socket.socket) -> None:
+    how = mode(name)
+    if how == "fail":
+        control.send(link, control.Failed(f"{name} was told to fail"))
+        os._exit(1)
+    if how == "crash":
+        os._exit(3)
+    while mode(name) == "mute":
+        next_message(link)
+
+
+def gateway(link: socket.socket) -> None:
+    board = configured(link)
+    misbehave("gateway", link)
+    control.send(link, control.Ready())
+    links = 0
+    while True:
+        message = next_message(link)
+        links += isinstance(message, control.Link)
+        if isinstance(message, control.Stop) and mode("gateway") != "deaf":
+            os._exit(0)
+        board.gateway.write(
+            0, Gateway(pid=os.getpid(), heartbeat_ns=time.monotonic_ns(), connections=links)
+        )
+
+
+def template(link: socket.socket) -> None:
+    board = configured(link)
+    misbehave("template", link)
+    control.send(link, control.Loaded(0.0, 1, 1))
+    while True:
+        packet = control.receive(link)
+        if packet is None:
+            os._exit(1)
+        message, fds = packet
+        if isinstance(message, control.Stop):
+            os._exit(0)
+        if isinstance(message, control.Fork):
+            if mode("template") != "barren":
+                fork(link, board, message, fds[0])
+            os.close(fds[0])
+
+
+def fork(link: socket.socket, board: Board, order: control.Fork, fd: int) -> None:
+    between = os.fork()
+    if between == 0:
+        if os.fork() == 0:
+            link.close()
+            worker(socket.socket(fileno=fd), board, order)
+        os._exit(0)
+    os.waitpid(between, 0)
+
+
+def worker(link: socket.socket, board: Board, order: control.Fork) -> None:
+    name = f"worker-{order.worker}"
+    control.send(link, control.Hello(os.getpid()))
+    misbehave(name, link)
+    control.send(link, control.Ready())
+    draining, steps, links = False, 0, 0
+    while True:
+        message = next_message(link)
+        links += isinstance(message, control.Link)
+        busy = mode(name) == "busy"
+        if isinstance(message, control.Drain):
+            draining = True
+        elif isinstance(message, control.Resume):
+            draining = False
+        elif isinstance(message, control.Stop) and mode(name) != "deaf":
+            os._exit(0)
+        if draining and not busy:
+            draining = False
+            control.send(link, control.Drained())
+        steps += busy
+        row = Progress(
+            epoch=order.epoch,
+            heartbeat_ns=time.monotonic_ns() if busy else 0,
+            steps=steps,
+            predicted_step_s=TICK_S,
+            slots_busy=int(busy),
+            waiting=0,
+            kv_total=links,
+        )
+        board.progress.write(order.worker, row)
+
+
+def main(role: Callable[[socket.socket], None]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control-fd", type=int, required=True)
+    link = socket.socket(fileno=parser.parse_args().control_fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    role(link)

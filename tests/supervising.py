@@ -1,0 +1,170 @@
+"""Runs a real Supervisor in this process, over the stand-ins of fake_child.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from lbhost.board import Board, WorkerState
+from lbhost.config import Settings
+from lbhost.hardware import topology
+from lbhost.hardware.gpu import GpuReader
+from lbhost.hardware.sensors import Sampler
+from lbhost.hardware.tree import Roots
+from lbhost.llama import ModelInfo
+from lbhost.model import ModelFile
+from lbhost.status import Status
+from lbhost.supervisor import listener, supervisor
+from lbhost.supervisor.process import become_subreaper
+from lbhost.supervisor.runtime import RuntimeDir
+from lbhost.supervisor.startup import Prepared
+from lbhost.supervisor.supervisor import Supervisor
+from lbhost.supervisor.worker import Worker
+
+PATIENCE_S = 60.0
+
+INFO = ModelInfo(
+    path="/nowhere/fake.gguf",
+    name="fake",
+    architecture="fake",
+    weights_bytes=1,
+    n_ctx_train=1024,
+    n_vocab=2,
+    n_layer=1,
+    n_embd=1,
+    n_head=1,
+    kv_bytes_per_token=1,
+    recurrent=False,
+)
+
+
+def write_box(root: Path, cores: int) -> Roots:
+    """A /sys with so many cores; /proc is the machine's own."""
+    cpus = root / "sys/devices/system/cpu"
+    cpus.mkdir(parents=True)
+    (cpus / "online").write_text(f"0-{cores - 1}\n")
+    return Roots(sysfs=root / "sys", procfs=Path("/proc"))
+
+
+class Box:
+    """A supervisor that runs, and what the tests do to it."""
+
+    def __init__(self, server: Supervisor, folder: Path) -> None:
+        self.server = server
+        self.folder = folder
+        self.announced: list[Status] = []
+
+    def tell(self, name: str, mode: str) -> None:
+        """Let a stand-in misbehave from now on; "" ends that."""
+        path = self.folder / name
+        if mode:
+            path.with_suffix(".new").write_text(mode)
+            path.with_suffix(".new").replace(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def worker(self, worker: int = 0) -> Worker:
+        return self.server.fleet.workers[worker]
+
+    def pid(self, worker: int = 0) -> int:
+        pid = self.worker(worker).pid
+        assert pid is not None
+        return pid
+
+    def kill(self, pid: int | None, number: signal.Signals = signal.SIGKILL) -> None:
+        assert pid is not None
+        os.kill(pid, number)
+
+    def kinds(self, kind: str) -> list[str]:
+        return [event.message for event in self.server.events.latest(1000) if event.kind == kind]
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for a condition, looking every 10 ms."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"not in time: {what}"
+            await asyncio.sleep(0.01)
+
+    async def state(self, worker: int, state: WorkerState) -> None:
+        await self.until(
+            lambda: worker in self.server.fleet.workers and self.worker(worker).state is state,
+            f"worker {worker} is {state.name}",
+        )
+
+    async def serving(self) -> None:
+        await self.until(lambda: self.announced, "the server serves")
+
+
+@asynccontextmanager
+async def box(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    settings: Settings | None = None,
+    workers: int = 2,
+    cores: int = 4,
+    modes: dict[str, str] | None = None,
+    wait: bool = True,
+) -> AsyncIterator[Box]:
+    """A running supervisor; it is stopped, and everything below it is gone, at the end.
+
+    Args:
+        wait: for the server to serve.
+    """
+    settings = settings or Settings(shutdown_grace_s=5)
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    monkeypatch.setattr(supervisor, "TEMPLATE_MODULE", "fake_template")
+    monkeypatch.setattr(supervisor, "GATEWAY_MODULE", "fake_gateway")
+    monkeypatch.setenv("FAKE_DIR", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    become_subreaper()
+    roots = write_box(tmp_path, cores)
+    found = topology.discover(roots, range(cores))
+    page = Board.create(workers=8, cores=found.rows, gpus=0)
+    reader = GpuReader(roots)
+    sampler = Sampler(page, found, roots, reader)
+    prepared = Prepared(
+        settings=settings,
+        model=ModelFile("/nowhere/fake.gguf", "fake"),
+        info=INFO,
+        topology=found,
+        gpus=(),
+        gpu_capable=False,
+        placements=topology.plan(found, workers),
+        n_ctx=512,
+        board=page,
+        sampler=sampler,
+        gpu_reader=reader,
+    )
+    claimed = RuntimeDir.claim(tmp_path / "run")
+    with listener.bind("127.0.0.1", 0) as listening:
+        announced: list[Status] = []
+        made = Supervisor(prepared, claimed, listening, "http://127.0.0.1:1", announced.append)
+        running = Box(made, folder)
+        running.announced = announced
+        for name, mode in (modes or {}).items():
+            running.tell(name, mode)
+        task = asyncio.create_task(made.run())
+        try:
+            if wait:
+                await running.serving()
+            yield running
+        finally:
+            made.request_stop(signal.SIGTERM)
+            if wait:
+                made.request_stop(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(task, PATIENCE_S)
+            finally:
+                sampler.close()
+                reader.close()
+                os.close(page.fd)
+                claimed.release()

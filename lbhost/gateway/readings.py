@@ -58,14 +58,16 @@ class Readings:
         self.rows = len(page.identity)
 
     def worker(self, index: int) -> Worker | None:
-        """A worker's readings, at most FRESH_NS old; None for a row that cannot be read."""
+        """A worker's readings, at most FRESH_NS old; None if there is no such worker."""
         now = self._clock_ns()
         kept = self._workers.get(index)
         if kept is not None and now - kept[0] < FRESH_NS:
             return kept[1]
         identity = self._board.identity.read(index)
+        if identity is None or not identity.present:
+            return None
         progress = self._board.progress.read(index)
-        if identity is None or progress is None:
+        if progress is None:
             return None
         hardware = self._hardware_of(identity, now)
         made = Worker(
@@ -77,9 +79,7 @@ class Readings:
     def present(self) -> list[tuple[int, Worker]]:
         """All workers that exist, by id."""
         found = ((i, self.worker(i)) for i in range(self.rows))
-        return [
-            (i, worker) for i, worker in found if worker is not None and worker.identity.present
-        ]
+        return [(i, worker) for i, worker in found if worker is not None]
 
     def _hardware_of(self, identity: board.Identity, now: int) -> _Hardware:
         key = identity.cpus if identity.gpu < 0 else f"gpu {identity.gpu}"

@@ -30,6 +30,9 @@ WRITE_S = 0.25
 _RATE_WRITES = 5
 """Rates are taken over so many writes: a good second."""
 
+_QUIET_EVERY = 4
+"""Without any traffic, the workers' rows are looked at once in so many writes."""
+
 _TTFT_KEPT_S = 60.0
 _TTFT_KEPT = 1000
 
@@ -81,6 +84,8 @@ class Traffic:
         self._token_rate = _Rate()
         self._worker_rates: dict[int, _Rate] = {}
         self._written: dict[int, board.Traffic] = {}
+        self._requests_written = 0
+        self._quiet_writes = 0
         self._ttfts: deque[tuple[float, float]] = deque(maxlen=_TTFT_KEPT)
         self._quantiles: tuple[float | None, float | None] = (None, None)
         self._quantiles_at = 0.0
@@ -132,14 +137,14 @@ class Traffic:
     # --- the board -------------------------------------------------------------------
 
     def write(self, load: Load, connections: int) -> None:
-        """Publish the rows. Cheap: rows that say nothing new are not written."""
+        """Publish the rows. Rows that say nothing new are not written."""
         now = time.monotonic()
-        workers = [index for index, _ in self._fleet.readings.present()]
-        for index in workers:
-            row = self._row(index, now)
-            if self._written.get(index) != row:
-                self._board.traffic.write(index, row)
-                self._written[index] = row
+        if load.in_flight or self._requests != self._requests_written:
+            self._quiet_writes = 0
+        self._requests_written = self._requests
+        if self._quiet_writes < _RATE_WRITES or self._quiet_writes % _QUIET_EVERY == 0:
+            self._write_workers(now)
+        self._quiet_writes += 1
         p50, p95 = self._ttft_quantiles(now)
         self._board.gateway.write(
             0,
@@ -159,6 +164,13 @@ class Traffic:
                 ttft_p95_s=p95,
             ),
         )
+
+    def _write_workers(self, now: float) -> None:
+        for index, _ in self._fleet.readings.present():
+            row = self._row(index, now)
+            if self._written.get(index) != row:
+                self._board.traffic.write(index, row)
+                self._written[index] = row
 
     def _row(self, index: int, now: float) -> board.Traffic:
         member = self._fleet.current(index)

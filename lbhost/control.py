@@ -7,6 +7,7 @@ the supervisor ends itself then. Owns the messages and how they are sent; keeps 
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -141,9 +142,11 @@ def receive(link: socket.socket) -> tuple[Control, list[int]] | None:
         return None
     if not data:
         return None
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        raise WireError("a control packet was cut short")
     try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise WireError("a control packet was cut short")
         return _decoder.decode(data), fds
-    except msgspec.DecodeError as error:
+    except (WireError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        for fd in fds:
+            os.close(fd)
         raise WireError(f"undecodable control packet: {error}") from error

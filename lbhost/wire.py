@@ -124,8 +124,10 @@ FromWorker: TypeAlias = Step
 
 # --- framing ----------------------------------------------------------------------------
 
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _from_worker = msgspec.msgpack.Decoder(FromWorker)
 
 
@@ -145,7 +147,7 @@ def decode_to_worker(body: bytes) -> ToWorker:
     """A frame's body, in the worker. Raises WireError."""
     try:
         return _to_worker.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         raise WireError(f"undecodable frame for a worker: {error}") from error
 
 
@@ -153,7 +155,7 @@ def decode_from_worker(body: bytes) -> FromWorker:
     """A frame's body, in the gateway. Raises WireError."""
     try:
         return _from_worker.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         raise WireError(f"undecodable frame from a worker: {error}") from error
 
 

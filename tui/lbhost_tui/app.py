@@ -176,14 +176,12 @@ class Dashboard(App[int]):
     def _rows(self, status: Status, now: float) -> list[Row]:
         gpus = {gpu.index: gpu for gpu in status.gpus}
         shown = [worker for worker in status.workers if self._filter.worker(worker)]
-        histories = {worker.id: self._speeds[worker.id] for worker in status.workers}
-        peaks = (max((v for v in h.cells(now, 60) if v), default=0.0) for h in histories.values())
-        top = max(peaks, default=0.0)
+        top = max((self._speeds[worker.id].peak for worker in status.workers), default=0.0)
         return [
             Row(
                 worker=worker,
                 gpu=None if worker.gpu is None else gpus.get(worker.gpu),
-                cells=partial(histories[worker.id].cells, now),
+                cells=partial(self._speeds[worker.id].cells, now),
                 top=top,
             )
             for worker in shown

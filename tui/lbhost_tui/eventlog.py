@@ -15,7 +15,8 @@ from textual.strip import Strip
 from lbhost.status import Event
 from lbhost_tui import format as fmt
 from lbhost_tui.filter import Filter
-from lbhost_tui.paint import Palette, Part, Parts, Role, fit, strip
+from lbhost_tui.paint import Palette, Part, Parts, Role, fit
+from lbhost_tui.surface import Painted
 
 LIMIT = 1000
 """Events that are kept: as many as the server keeps."""
@@ -41,14 +42,14 @@ def lines_of(event: Event, width: int) -> list[Parts]:
     return [first, *(((" " * indent, Role.TEXT), (more, role)) for more in wrapped[1:])]
 
 
-class EventLog(ScrollView, can_focus=True):
+class EventLog(Painted, ScrollView, can_focus=True):
     """The pane. It follows the newest event unless scrolled up."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "app.log", "close", show=False)]
 
     def __init__(self, palette: Palette) -> None:
         super().__init__(id="log")
-        self._palette = palette
+        self.set_palette(palette)
         self._events: deque[Event] = deque(maxlen=LIMIT)
         self._filter = Filter()
         self._lines: list[Parts] = []
@@ -102,8 +103,8 @@ class EventLog(ScrollView, can_focus=True):
         width = self.content_size.width
         at = y + self.scroll_offset.y
         if at < len(self._lines):
-            return strip(fit(self._lines[at], width), self._palette, self.rich_style)
+            return self.paint(fit(self._lines[at], width))
         if at == 0:
             text = " nothing matches the filter" if self._events else " no events yet"
-            return strip(fit(((text, Role.DIM),), width), self._palette, self.rich_style)
-        return Strip.blank(width, self.rich_style)
+            return self.paint(fit(((text, Role.DIM),), width))
+        return self.paint(fit((), width))

@@ -22,6 +22,8 @@ from lbhost_tui.messages import EventsArrived, ServerGone, StatusArrived
 BUSY_S = 0.5
 QUIET_S = 1.0
 MAX_HZ = 4.0
+CPU_SHARE = 0.02
+SLOWEST_S = 3.0
 BACKOFF_S = (0.5, 1.0, 2.0, 3.0, 5.0)
 GATHER_S = 0.05
 """Events that come within this time reach the screen together."""
@@ -32,12 +34,17 @@ def backoff(failures: int) -> float:
     return BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
 
 
-def pace(status: Status) -> float:
-    """Seconds until the next picture is worth having."""
+def pace(status: Status, cost_s: float) -> float:
+    """Seconds until the next picture is worth having.
+
+    `cost_s` is the CPU time that a picture takes: a big box on a big screen is drawn less
+    often, so that the dashboard keeps to `CPU_SHARE` of a core.
+    """
     settled = all(worker.state in ("ready", "stopped", "failed") for worker in status.workers)
     traffic = status.traffic
     quiet = settled and traffic.in_flight == 0 and traffic.queue_depth == 0
-    return QUIET_S if quiet and status.workers else BUSY_S
+    wait_s = QUIET_S if quiet and status.workers else BUSY_S
+    return min(SLOWEST_S, max(wait_s, cost_s / CPU_SHARE))
 
 
 class Feed:
@@ -64,6 +71,7 @@ class Feed:
 
     async def _poll(self) -> None:
         failures = 0
+        cost_s, now_s = 0.0, time.process_time()
         while True:
             started = time.monotonic()
             try:
@@ -78,7 +86,10 @@ class Feed:
             self._meet(status)
             self._up.set()
             self._post(StatusArrived(status, time.monotonic()))
-            await self._pause(started, pace(status))
+            cpu_s, now_s = now_s, time.process_time()
+            # Capped, so that the first big drawing does not slow down what follows.
+            cost_s += (min(now_s - cpu_s, CPU_SHARE * SLOWEST_S) - cost_s) / 4
+            await self._pause(started, pace(status, cost_s))
 
     def _meet(self, status: Status) -> None:
         """Notice a new server: its events count from 1 again.

@@ -27,25 +27,30 @@ KEYS = (
     ("q", "quit; the server goes on"),
 )
 COLUMNS = (
-    ("idle", "what is free of the worker's core"),
-    ("others", "what other programs take of it"),
-    ("slots", "sequences running, of those it can run"),
-    ("pend", "prompt tokens that it still has to read"),
-    ("ttft", "time to first token, recent mean"),
-    ("kv", "how full its KV cache is"),
-    ("rst", "restarts so far"),
+    ("idle", "free of its core", "others", "taken by other programs"),
+    ("slots", "running, of all", "pend", "prompt tokens still to read"),
+    ("ttft", "time to first token", "kv", "how full its KV cache is"),
+    ("mem", "resident memory", "rst", "restarts so far"),
 )
 
 
 def lines() -> list[Parts]:
     """The text."""
     out: list[Parts] = [((" keys", Role.TITLE),)]
-    out += [((f" {key:<8}", Role.KEY), (text, Role.TEXT)) for key, text in KEYS]
+    out += [((f" {key:<7}", Role.KEY), (text, Role.TEXT)) for key, text in KEYS]
     out += [
         (),
         ((" columns", Role.TITLE), (f"   {UNKNOWN} is a reading that does not exist", Role.DIM)),
     ]
-    out += [((f" {name:<8}", Role.STRONG), (text, Role.TEXT)) for name, text in COLUMNS]
+    for left, meaning, right, other in COLUMNS:
+        out.append(
+            (
+                (f" {left:<7}", Role.STRONG),
+                (f"{meaning:<22}", Role.TEXT),
+                (f"{right:<8}", Role.STRONG),
+                (other, Role.TEXT),
+            )
+        )
     out += [(), ((" states", Role.TITLE),)]
     names = [name for name in STATES if name != "degraded"]
     for start in range(0, len(names), 4):

@@ -28,6 +28,11 @@ class History:
         else:
             self._slots.append((slot, value, 1))
 
+    @property
+    def peak(self) -> float:
+        """The greatest mean of a slot; 0 without readings."""
+        return max((total / count for _, total, count in self._slots), default=0.0)
+
     def cells(self, now_s: float, width: int) -> list[float | None]:
         """At most `width` means over equal parts of the two minutes, newest last.
 

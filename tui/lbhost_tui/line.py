@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from textual.geometry import Region
 from textual.strip import Strip
-from textual.widget import Widget
 
-from lbhost_tui.paint import Palette, Parts, fit, strip
+from lbhost_tui.paint import Palette, Parts, fit
+from lbhost_tui.surface import Painted
 
 
-class Lines(Widget):
+class Lines(Painted):
     """Shows `Parts`, one per line, cut or padded to its width."""
 
     def __init__(
         self, palette: Palette, *, name: str | None = None, classes: str | None = None
     ) -> None:
         super().__init__(id=name, classes=classes)
-        self._palette = palette
+        self.set_palette(palette)
         self._lines: list[Parts] = []
         self._stale = False
 
@@ -43,5 +43,5 @@ class Lines(Widget):
         """One line, for Textual."""
         width = self.content_size.width
         if y >= len(self._lines):
-            return Strip.blank(width, self.rich_style)
-        return strip(fit(self._lines[y], width), self._palette, self.rich_style, stale=self._stale)
+            return self.paint(fit((), width))
+        return self.paint(fit(self._lines[y], width), stale=self._stale)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
-from textual.theme import Theme
+from textual.theme import BUILTIN_THEMES, Theme
 
 
 class Role(enum.Enum):
@@ -108,21 +108,18 @@ RICH_THEME = Theme(
     variables={"line": "#363c42", "faint": "#788594", "head": "#1b1e22"},
 )
 
-ANSI_THEME = Theme(
+_ANSI_BASE = BUILTIN_THEMES["ansi-dark"]
+ANSI_THEME = replace(
+    _ANSI_BASE,
     name="lbhost-ansi",
-    ansi=True,
     primary="ansi_cyan",
-    secondary="ansi_cyan",
     accent="ansi_cyan",
-    success="ansi_green",
-    warning="ansi_yellow",
-    error="ansi_red",
-    foreground="ansi_default",
-    background="ansi_default",
-    surface="ansi_default",
-    panel="ansi_default",
-    boost="ansi_default",
-    variables={"line": "ansi_bright_black", "faint": "ansi_default", "head": "ansi_default"},
+    variables={
+        **_ANSI_BASE.variables,
+        "line": "ansi_bright_black",
+        "faint": "ansi_default",
+        "head": "ansi_default",
+    },
 )
 
 

@@ -23,13 +23,14 @@ from textual.widgets import Static
 from lbhost_tui.columns import COLUMNS, Column, Placed, Row, place, place_columns
 from lbhost_tui.line import Lines
 from lbhost_tui.messages import DetailsWanted, WorkerSelected
-from lbhost_tui.paint import Palette, Parts, Role, fit, strip
+from lbhost_tui.paint import Palette, Parts, Role, fit
+from lbhost_tui.surface import Painted
 
 MARGIN = 1
 """Blank cells at the right, where a scrollbar appears when there is one."""
 
 
-class ColumnView(Widget):
+class ColumnView(Painted):
     """One column's cells, with the gap to its left."""
 
     @dataclass
@@ -41,10 +42,12 @@ class ColumnView(Widget):
 
     def __init__(self, column: Column, palette: Palette) -> None:
         super().__init__(id=f"column-{column.key}", classes="column")
+        self.set_palette(palette)
         self.column = column
-        self._palette = palette
         self._placed: Placed | None = None
-        self._cells: list[Parts] = []
+        self._rows: Sequence[Row] = ()
+        self._drawn: dict[int, Parts] = {}
+        """What stands in the lines that were in sight at the last `show`."""
         self._selected = -1
         self._stale = False
 
@@ -55,21 +58,21 @@ class ColumnView(Widget):
         if placed is not None:
             self.styles.width = placed.width + placed.gap
 
-    def show(self, rows: Sequence[Row], selected: int, stale: bool) -> None:
-        """Show these rows; only changed cells are drawn again."""
+    def show(self, rows: Sequence[Row], window: range, selected: int, stale: bool) -> None:
+        """Show these rows; of those in sight, draw what changed again."""
         placed = self._placed
         if placed is None:
             return
-        cells = [self._cell(row, placed) for row in rows]
-        old, self._cells = self._cells, cells
+        self._rows = rows
+        drawn, self._drawn = self._drawn, {y: self._cell(rows[y], placed) for y in window}
         was, self._selected = self._selected, selected
-        if stale != self._stale or len(old) != len(cells):
+        if stale != self._stale:
             self._stale = stale
             self.refresh()
             return
         moved = {was, selected} if was != selected else set()
-        for y, cell in enumerate(cells):
-            if cell != old[y] or y in moved:
+        for y, cell in self._drawn.items():
+            if cell != drawn.get(y) or y in moved:
                 self.refresh(Region(0, y, placed.width + placed.gap, 1))
 
     def _cell(self, row: Row, placed: Placed) -> Parts:
@@ -82,13 +85,13 @@ class ColumnView(Widget):
 
     def render_line(self, y: int) -> Strip:
         """One cell, for Textual."""
-        if y >= len(self._cells):
-            return Strip.blank(self.size.width, self.rich_style)
+        if self._placed is None or y >= len(self._rows):
+            return self.paint(fit((), self.size.width))
         selected = y == self._selected
-        cell = self._cells[y]
+        cell = self._drawn.get(y) or self._cell(self._rows[y], self._placed)
         if selected and self.column.key == "id":
             cell = (("▸" + cell[0][0][1:], Role.KEY), *cell[1:])
-        return strip(cell, self._palette, self.rich_style, selected=selected, stale=self._stale)
+        return self.paint(cell, selected=selected, stale=self._stale)
 
 
 class WorkersTable(Widget, can_focus=True):
@@ -148,6 +151,10 @@ class WorkersTable(Widget, can_focus=True):
             self._select(below[-1] if below else ids[0] if ids else None)
         self._draw()
 
+    def on_mount(self) -> None:
+        """Lines that come into sight are drawn then."""
+        self.watch(self._scroll, "scroll_y", self._draw, init=False)
+
     def on_resize(self) -> None:
         """Choose the columns anew."""
         self._draw()
@@ -162,8 +169,10 @@ class WorkersTable(Widget, can_focus=True):
             self._placed = placed
             self._place()
         at = self._line_of(self._selected)
+        top = int(self._scroll.scroll_offset.y)
+        window = range(top, min(len(self._rows), top + max(1, self.size.height)))
         for view in self._views:
-            view.show(self._rows, at, self._stale)
+            view.show(self._rows, window, at, self._stale)
         self._head.show([self._titles()], stale=self._stale)
 
     def _place(self) -> None:

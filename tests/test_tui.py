@@ -1,0 +1,429 @@
+"""The dashboard by Textual's pilot, against a real (fake) admin server."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Button
+
+from fake_admin import FakeAdmin, status, worker
+from lbhost.errors import ConflictError
+from lbhost_tui import export
+from lbhost_tui.app import Dashboard, run
+from lbhost_tui.confirm import Confirm
+from lbhost_tui.help import Help
+
+pytestmark = pytest.mark.anyio
+
+DEADLINE_S = 30.0
+_ROW = re.compile(r"[▸ ]\s*(\d+)\s+[●◌◐◑◔○◍✕] ")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for a unix socket."""
+    with tempfile.TemporaryDirectory(prefix="lbhost-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def fake(folder: Path) -> AsyncIterator[FakeAdmin]:
+    async with FakeAdmin(folder / "admin.sock") as server:
+        yield server
+
+
+class Driver:
+    """A dashboard without a terminal: press keys, read the screen, wait for something."""
+
+    def __init__(self, app: Dashboard, pilot: Pilot[int]) -> None:
+        self.app = app
+        self._pilot = pilot
+
+    @property
+    def lines(self) -> list[str]:
+        """The screen as text, top to bottom."""
+        width, height = self.app.size
+        strips = self.app.screen._compositor.render_strips()
+        return ["".join(s.text for s in strips[y]).ljust(width) for y in range(height)]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def row(self, number: int) -> str:
+        """The table's line of a worker, or "" when it is not in sight."""
+        lines = [(_ROW.match(line), line) for line in self.lines]
+        return next((x for found, x in lines if found and int(found[1]) == number), "")
+
+    async def press(self, *keys: str) -> None:
+        await self._pilot.press(*keys)
+
+    async def click(self, selector: str, x: int, y: int) -> None:
+        await self._pilot.click(selector, offset=(x, y))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to be so, or fail with the screen."""
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                while not condition():
+                    await self._pilot.pause(0.02)
+        except TimeoutError:
+            pytest.fail("the screen never got there:\n" + self.text)
+
+    async def sees(self, *texts: str) -> None:
+        await self.until(lambda: all(text in self.text for text in texts))
+
+
+@asynccontextmanager
+async def dashboard(
+    fake: FakeAdmin, width: int = 120, height: int = 32, *, plain: bool = False
+) -> AsyncIterator[Driver]:
+    app = Dashboard(fake.socket_path, plain=plain)
+    async with app.run_test(size=(width, height), notifications=True) as pilot:
+        yield Driver(app, pilot)
+
+
+async def test_the_first_picture_fills_header_and_table(fake: FakeAdmin) -> None:
+    async with dashboard(fake) as tui:
+        await tui.sees("SmolLM2-135M-Instruct", "http://127.0.0.1:8080", "up 2m 15s", "0 of 256")
+        await tui.until(lambda: "● ready" in tui.row(0) and "97%" in tui.row(1))
+        assert tui.row(0).startswith("▸")
+
+
+async def test_no_server_yet_says_so_and_waits(folder: Path) -> None:
+    server = FakeAdmin(folder / "admin.sock")
+    async with dashboard(server) as tui:
+        await tui.sees("no server yet", "waiting for a server on", "lbhost serve")
+        await server.start()
+        await tui.sees("SmolLM2-135M-Instruct", "● ready")
+        await server.stop()
+
+
+async def test_a_starting_server_without_workers_says_what_it_does(fake: FakeAdmin) -> None:
+    fake.status = msgspec.structs.replace(status(0), state="starting")
+    async with dashboard(fake) as tui:
+        await tui.sees("◌ starting", "starting: SmolLM2-135M-Instruct is being loaded")
+        fake.status = status(2)
+        await tui.until(lambda: "● ready" in tui.row(1))
+
+
+async def test_drain_asks_first_and_stands_on_cancel(fake: FakeAdmin) -> None:
+    fake.change(0, slots_busy=3, in_flight=3)
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("d")
+        await tui.sees("Drain worker 0?", "3 running requests")
+        focused = tui.app.screen.focused
+        assert isinstance(focused, Button)
+        assert focused.id == "cancel"
+        await tui.press("enter")
+        await tui.until(lambda: not isinstance(tui.app.screen, Confirm))
+        assert fake.orders == []
+
+
+async def test_a_confirmed_drain_is_carried_out_and_reported(fake: FakeAdmin) -> None:
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("down", "d")
+        await tui.sees("Drain worker 1?")
+        await tui.press("right", "enter")
+        await tui.until(lambda: "stopped" in tui.row(1))
+        assert fake.orders == [("/workers/1/drain", {})]
+        await tui.sees("drain worker 1", "done")
+
+
+async def test_resume_needs_no_question(fake: FakeAdmin) -> None:
+    fake.change(0, state="stopped", wanted="down", pid=None)
+    async with dashboard(fake) as tui:
+        await tui.sees("○ stopped")
+        await tui.press("u")
+        await tui.until(lambda: "● ready" in tui.row(0))
+        assert fake.orders == [("/workers/0/resume", {})]
+
+
+@pytest.mark.parametrize(
+    ("key", "question", "order"),
+    [
+        ("r", "Restart worker 0?", ("/workers/0/restart", {})),
+        ("R", "Restart all 2 workers", ("/workers/restart", {})),
+        ("minus", "Scale down from 2 to 1 worker?", ("/scale", {"workers": 1})),
+    ],
+)
+async def test_what_stops_work_happens_after_yes_only(
+    fake: FakeAdmin, key: str, question: str, order: tuple[str, dict[str, int]]
+) -> None:
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press(key)
+        await tui.sees(question)
+        await tui.press("escape")
+        await tui.until(lambda: not isinstance(tui.app.screen, Confirm))
+        assert fake.orders == []
+        await tui.press(key)
+        await tui.sees(question)
+        await tui.press("y")
+        await tui.until(lambda: fake.orders == [order])
+
+
+async def test_scale_up_goes_straight(fake: FakeAdmin) -> None:
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("plus")
+        await tui.until(lambda: "● ready" in tui.row(2))
+        assert fake.orders == [("/scale", {"workers": 3})]
+
+
+async def test_the_last_worker_cannot_be_scaled_away(fake: FakeAdmin) -> None:
+    fake.status = status(1)
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("minus")
+        await tui.sees("one worker is the least")
+        assert fake.orders == []
+
+
+async def test_an_order_under_way_does_not_hold_up_the_screen(fake: FakeAdmin) -> None:
+    fake.gate.clear()
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("d", "y")
+        await tui.sees("drain worker 0…")
+        fake.change(1, tokens_s=77.0)
+        await tui.until(lambda: " 77 " in tui.row(1))
+        await tui.press("d", "y")
+        await tui.sees("already under way")
+        assert len(fake.orders) == 1
+        fake.gate.set()
+        await tui.until(lambda: "stopped" in tui.row(0) and "worker 0…" not in tui.text)
+
+
+async def test_a_refusal_is_shown_in_the_servers_words(fake: FakeAdmin) -> None:
+    fake.refusal = ConflictError("worker 0 is ready already")
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("u")
+        await tui.sees("resume worker 0", "worker 0 is ready already")
+
+
+async def test_details_open_follow_the_selection_and_close(fake: FakeAdmin) -> None:
+    fake.change(1, last_exit="killed by SIGSEGV")
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("enter")
+        await tui.sees("pid 4200", "inter-token", "psi c/m/i")
+        await tui.press("down")
+        await tui.sees("pid 4201", "killed by SIGSEGV")
+        await tui.press("enter")
+        await tui.until(lambda: "pid 4201" not in tui.text)
+        await tui.press("enter", "escape")
+        await tui.until(lambda: "pid 4201" not in tui.text)
+
+
+async def test_the_log_shows_events_and_can_be_hidden(fake: FakeAdmin) -> None:
+    await fake.say("ready after 31 ms", worker=1)
+    async with dashboard(fake) as tui:
+        await tui.sees("worker 1", "ready after 31 ms")
+        await fake.say("killed: no step for 4.1 s", worker=0, level="error")
+        await tui.sees("✕ worker 0", "killed: no step for 4.1 s")
+        await tui.press("l")
+        await tui.until(lambda: "ready after 31 ms" not in tui.text)
+        await tui.press("l")
+        await tui.sees("ready after 31 ms")
+
+
+async def test_in_a_narrow_terminal_the_log_takes_the_details_place(fake: FakeAdmin) -> None:
+    await fake.say("a line of the log")
+    async with dashboard(fake, 80, 24) as tui:
+        await tui.sees("a line of the log")
+        await tui.press("enter")
+        await tui.until(lambda: "pid 4200" in tui.text and "a line of the log" not in tui.text)
+        await tui.press("l")
+        await tui.until(lambda: "pid 4200" not in tui.text and "a line of the log" in tui.text)
+
+
+async def test_the_filter_narrows_workers_and_events(fake: FakeAdmin) -> None:
+    fake.status = status(12)
+    fake.change(7, state="failed", last_exit="SIGKILL")
+    await fake.say("ready", worker=3)
+    await fake.say("gave up", worker=7)
+    async with dashboard(fake) as tui:
+        await tui.sees("gave up")
+        await tui.press("slash", *"failed")
+        await tui.until(lambda: not tui.row(3) and "failed" in tui.row(7))
+        await tui.press("enter")
+        await tui.sees("filter failed", "1 of 12 workers")
+        await tui.press("slash", "ctrl+u", *"7", "enter")
+        await tui.until(lambda: "gave up" in tui.text and not tui.row(3))
+        await tui.press("d")
+        await tui.sees("Drain worker 7?")
+        await tui.press("escape", "slash", "escape")
+        await tui.until(lambda: "ready" in tui.row(3) and "filter 7" not in tui.text)
+
+
+async def test_a_filter_that_matches_nothing_says_so(fake: FakeAdmin) -> None:
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("slash", *"nonsense")
+        await tui.sees("no worker matches “nonsense”")
+        await tui.press("enter", "d", "enter")
+        assert fake.orders == []
+
+
+async def test_keys_typed_into_the_filter_are_text(fake: FakeAdmin) -> None:
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("slash", *"drRuq+-l?")
+        await tui.sees("drRuq+-l?")
+        assert fake.orders == []
+        assert tui.app.is_running
+
+
+async def test_the_server_goes_and_comes_back(fake: FakeAdmin) -> None:
+    fake.change(0, tokens_s=88.0)
+    async with dashboard(fake) as tui:
+        await tui.until(lambda: " 88 " in tui.row(0))
+        await fake.stop()
+        await tui.sees("server gone, last seen", "reconnecting…")
+        assert tui.app.stale
+        assert " 88 " in tui.row(0)
+        await tui.press("u")
+        await tui.sees("the server is gone")
+        fake.change(0, tokens_s=99.0)
+        await fake.start()
+        await tui.until(lambda: " 99 " in tui.row(0) and "server gone" not in tui.text)
+        assert not tui.app.stale
+
+
+async def test_unknown_readings_are_dashes(fake: FakeAdmin) -> None:
+    bare = worker(0, idle=None, others=None, temp_c=None, memory=None, share=None)
+    fake.status = msgspec.structs.replace(status(1), workers=[bare], cores=[])
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        assert tui.row(0).count("–") == 5  # noqa: RUF001 - idle, others, temp, ttft, memory
+        await tui.press("enter")
+        await tui.sees("stolen", "–")  # noqa: RUF001
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_80x24_holds_everything_without_scrolling_sideways(
+    fake: FakeAdmin, plain: bool
+) -> None:
+    fake.change(0, tokens_s=118.2, ttft_s=0.18, others=0.54, temp_c=83.0, prefill_pending=1200)
+    async with dashboard(fake, 80, 24, plain=plain) as tui:
+        await tui.until(lambda: " 118 " in tui.row(0))
+        for text in ("54%", "83°", "1.2k", "180ms", "312M", "0/4"):
+            assert text in tui.row(0)
+        for name in ("idle", "others", "temp", "slots", "pend", "tok/s", "ttft", "kv", "mem"):
+            assert name in tui.lines[4]
+        for key in ("drain", "resume", "restart", "scale", "filter", "help", "quit"):
+            assert key in tui.lines[23]
+        assert not any(widget.show_horizontal_scrollbar for widget in tui.app.screen.query("*"))
+        await tui.press("question_mark")
+        await tui.until(lambda: isinstance(tui.app.screen, Help))
+        await tui.sees("states", "backoff")
+
+
+async def test_64_workers_scroll_and_the_selection_stays_in_sight(fake: FakeAdmin) -> None:
+    fake.status = status(64)
+    async with dashboard(fake, 80, 24) as tui:
+        await tui.until(lambda: bool(tui.row(0)))
+        await tui.press("end")
+        await tui.until(lambda: bool(tui.row(63)) and not tui.row(0))
+        await tui.press("pageup", "up")
+        fake.change(63, tokens_s=55.0)
+        await tui.press("d")
+        await tui.sees("Drain worker 4")
+        await tui.press("escape", "home")
+        await tui.until(lambda: bool(tui.row(0)) and not tui.row(63))
+        await tui.press("end")
+        await tui.until(lambda: " 55 " in tui.row(63))
+
+
+async def test_the_selection_follows_the_worker_when_others_go(fake: FakeAdmin) -> None:
+    fake.status = status(4)
+    async with dashboard(fake) as tui:
+        await tui.until(lambda: bool(tui.row(3)))
+        await tui.press("end")
+        fake.status = status(2)
+        await tui.until(lambda: not tui.row(3))
+        await tui.press("r")
+        await tui.sees("Restart worker 1?")
+
+
+async def test_gpu_workers_show_their_card(fake: FakeAdmin) -> None:
+    from lbhost.status import GpuStatus
+
+    card = GpuStatus(index=0, name="NVIDIA H100", uuid="GPU-1", utilisation=0.25, temp_c=61.0)
+    on_card = worker(0, gpu=0, cores=[], idle=None, others=None, temp_c=None)
+    fake.status = msgspec.structs.replace(status(1), workers=[on_card], gpus=[card])
+    async with dashboard(fake) as tui:
+        await tui.sees("gpu0")
+        assert "75%" in tui.row(0)
+        assert "61°" in tui.row(0)
+        await tui.press("enter")
+        await tui.sees("NVIDIA H100")
+
+
+async def test_a_click_selects_and_a_click_on_a_key_works(fake: FakeAdmin) -> None:
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.click("#column-state", 3, 1)
+        await tui.click("#keys", 3, 0)
+        await tui.sees("Drain worker 1?")
+
+
+async def test_help_opens_and_closes(fake: FakeAdmin) -> None:
+    async with dashboard(fake) as tui:
+        await tui.press("question_mark")
+        await tui.sees("drain: finish its requests", "states")
+        await tui.press("escape")
+        await tui.until(lambda: not isinstance(tui.app.screen, Help))
+
+
+async def test_a_still_server_draws_nothing(
+    fake: FakeAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbhost_tui.history.SLOT_S", 1e9)  # else the sparklines grow
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        polls = fake.polls
+        drawn: list[object] = []
+        monkeypatch.setattr(tui.app, "_display", lambda screen, what: drawn.append(what))
+        await tui.until(lambda: fake.polls >= polls + 3)
+        assert drawn == []
+
+
+async def test_export_writes_a_picture_that_needs_nothing_else(
+    fake: FakeAdmin, folder: Path
+) -> None:
+    path = folder / "screen.svg"
+    problem = await export.picture(Dashboard(fake.socket_path), path, settle_s=0.0)
+    assert problem is None
+    svg = path.read_text()
+    assert svg.startswith("<svg")
+    assert "SmolLM2-135M-Instruct" in svg
+    assert "url(http" not in svg
+    assert "@font-face" not in svg
+
+
+async def test_export_without_a_server_says_so(folder: Path) -> None:
+    app = Dashboard(folder / "admin.sock")
+    problem = await export.picture(app, folder / "screen.svg", settle_s=0.0, first_s=0.2)
+    assert problem is not None
+    assert "no server answers" in problem
+    assert not (folder / "screen.svg").exists()
+
+
+def test_without_a_terminal_one_line_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder) == 1
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,276 @@
+"""The TUI's pure parts: numbers, bars, history, filter, columns, layout, actions."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from fake_admin import status, worker
+from lbhost.status import Event
+from lbhost_tui import actions, columns, detail, eventlog, feed, header, keybar, layout, notice
+from lbhost_tui import format as fmt
+from lbhost_tui.export import standalone
+from lbhost_tui.filter import Filter
+from lbhost_tui.history import SLOT_S, History
+from lbhost_tui.paint import Parts, Role, fit, merge, spread, width_of
+
+
+def plain(parts: Parts) -> str:
+    return "".join(text for text, _ in parts)
+
+
+def event(**fields: object) -> Event:
+    base: dict[str, object] = {
+        "seq": 1,
+        "time": 0.0,
+        "level": "info",
+        "kind": "worker_state",
+        "worker": 1,
+        "message": "ready after 31 ms",
+    }
+    return Event(**{**base, **fields})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),  # noqa: RUF001
+        (0, "0"),
+        (0.04, "0.0"),
+        (3.21, "3.2"),
+        (9.96, "10"),
+        (4, "4"),
+        (412.4, "412"),
+        (999.6, "1.0k"),
+        (1234, "1.2k"),
+        (38_000, "38k"),
+        (1_500_000, "1.5M"),
+        (-3.4, "-3.4"),
+    ],
+)
+def test_numbers_are_short(value: float | None, text: str) -> None:
+    assert fmt.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "–"),  # noqa: RUF001
+        (0.0004, "0.4ms"),
+        (0.045, "45ms"),
+        (0.9996, "1.0s"),
+        (1.23, "1.2s"),
+        (34.4, "34s"),
+        (720, "12m"),
+        (10800, "3h"),
+    ],
+)
+def test_latencies_are_short(seconds: float | None, text: str) -> None:
+    assert fmt.latency(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (12.9, "12s"), (252, "4m 12s"), (7980, "2h 13m"), (273_600, "3d 4h"), (-1, "0s")],
+)
+def test_spans_have_two_units(seconds: float, text: str) -> None:
+    assert fmt.span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(None, "–"), (0, "0"), (312 * 2**20, "312M"), (1.25 * 2**30, "1.2G"), (1023 * 2**10, "1.0M")],  # noqa: RUF001
+)
+def test_sizes_are_short(count: float | None, text: str) -> None:
+    assert fmt.size(count) == text
+
+
+def test_runs_of_cpus_are_joined() -> None:
+    assert fmt.cpus([3, 0, 1, 2, 8]) == "0-3,8"
+    assert fmt.cpus([5]) == "5"
+    assert fmt.cpus([]) == fmt.UNKNOWN
+
+
+def test_a_bar_shows_something_as_soon_as_there_is_something() -> None:
+    assert [fmt.filled(f, 8) for f in (None, 0.0, 0.01, 0.5, 1.0, 1.7)] == [0, 0, 1, 4, 8, 8]
+    assert plain(columns.bar(0.5, 8, Role.BAR)) == "━━━━────"
+    assert plain(columns.bar(None, 8, Role.BAR)) == " " * 8
+    assert [fmt.level(f) for f in (None, 0.0, 0.5, 1.0)] == [" ", "▁", "▅", "█"]
+
+
+def test_a_sparkline_tells_nothing_from_zero() -> None:
+    assert fmt.sparkline([None, 0.0, 0.1, 50.0, 100.0, 120.0], 100.0) == " ▁▂▅██"
+    assert fmt.sparkline([0.0, None], 0.0) == "▁ "
+
+
+def test_history_moves_only_when_a_slot_ends() -> None:
+    history = History()
+    for tick in range(12):
+        history.add(1000.0 + tick * 0.5, float(tick))
+    cells = history.cells(1005.9, 60)
+    assert len(cells) == 60
+    assert cells[-3:] == [1.5, 5.5, 9.5]
+    assert cells[:-3] == [None] * 57
+    assert history.cells(1005.0, 60) == cells
+    assert history.cells(1006.0, 60)[-1] is None
+    assert history.peak == 9.5
+
+
+def test_history_forgets_after_two_minutes_and_fits_any_width() -> None:
+    history = History()
+    history.add(0.0, 7.0)
+    assert history.cells(60 * SLOT_S - 0.1, 20)[0] == 7.0
+    assert history.cells(60 * SLOT_S + 6.0, 20) == [None] * 20
+    assert all(0 < len(history.cells(0.0, width)) <= width for width in range(1, 70))
+    assert history.cells(0.0, 0) == []
+
+
+def test_the_filter_takes_words_and_numbers() -> None:
+    ready, failed = worker(1), worker(11, state="failed", last_exit="SIGKILL", gpu=0, cores=[])
+    assert [Filter("").worker(w) for w in (ready, failed)] == [True, True]
+    assert [Filter("READY").worker(w) for w in (ready, failed)] == [True, False]
+    assert [Filter("1").worker(w) for w in (ready, failed)] == [True, False]
+    assert [Filter("gpu0 sigkill").worker(w) for w in (ready, failed)] == [False, True]
+    assert Filter("1").event(event())
+    assert Filter("31").event(event())
+    assert not Filter("3").event(event())
+    assert Filter("state after").event(event())
+    assert not Filter("state gateway").event(event())
+
+
+def test_columns_never_take_more_than_there_is() -> None:
+    for width in range(30, 260):
+        placed = columns.place_columns(width, 4)
+        assert sum(p.width + p.gap for p in placed) <= width
+        assert [p.column.key for p in placed][:2] == ["id", "state"]
+
+
+def test_columns_go_by_rank_and_come_back_with_width() -> None:
+    at_80 = [p.column.key for p in columns.place_columns(79, 1)]
+    assert {"idle", "others", "temp", "slots", "speed", "ttft", "kv", "spark"} <= set(at_80)
+    at_140 = [p.column.key for p in columns.place_columns(139, 1)]
+    assert at_140 == [column.key for column in columns.COLUMNS]
+
+
+def test_unknown_readings_are_dashes_never_zeroes() -> None:
+    bare = worker(0, idle=None, others=None, temp_c=None, ttft_s=None, memory=None, kv_total=0)
+    row = columns.Row(worker=bare, gpu=None, cells=lambda width: [], top=0.0)
+    said = {c.key: plain(c.cell(row, c.least)).strip() for c in columns.COLUMNS}
+    for key in ("idle", "others", "temp", "ttft", "kv", "memory"):
+        assert said[key] == fmt.UNKNOWN, key
+
+
+def test_every_state_has_a_sign_of_its_own() -> None:
+    names = ["starting", "ready", "draining", "resting", "stopping", "stopped", "backoff", "failed"]
+    signs = [columns.STATES[name][0] for name in names]
+    assert len(set(signs)) == len(signs)
+    assert plain(columns.state("draining")) == "◐ draining"
+
+
+def test_parts_are_cut_padded_and_merged() -> None:
+    parts: Parts = (("lbhost", Role.KEY), (" ", Role.TEXT), ("model", Role.STRONG))
+    assert plain(fit(parts, 9)) == "lbhost m…"
+    assert plain(fit(parts, 14)) == "lbhost model  "
+    assert plain(fit(parts, 14, right=True)) == "  lbhost model"
+    assert plain(fit((("模型模型", Role.TEXT),), 6)) == "模型… "
+    assert fit(parts, 0) == ()
+    assert plain(spread(parts, (("up", Role.DIM),), 10)) == "lbhost …up"
+    assert len(merge(parts)) == 2
+    assert plain(merge(parts)) == plain(parts)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_the_keys_fit_and_can_be_clicked(width: int) -> None:
+    line, spots = keybar.keys(width)
+    assert len(spots) == len(keybar.KEYS)
+    if width >= 80:
+        assert width_of(line) <= width
+    text = plain(line)
+    for (start, end, _), key in zip(spots, keybar.KEYS, strict=True):
+        assert text[start:end].startswith(key[0] + " ")
+
+
+def test_the_screen_is_shared_out() -> None:
+    assert layout.plan(80, 24, 2, detail=False, log=False) == layout.Plan(None, False, False)
+    assert layout.plan(80, 24, 2, detail=False, log=True) == layout.Plan(4, False, True)
+    assert layout.plan(80, 24, 64, detail=False, log=True) == layout.Plan(12, False, True)
+    assert layout.plan(80, 24, 64, detail=True, log=True) == layout.Plan(4, True, False)
+    assert layout.plan(140, 40, 64, detail=True, log=True) == layout.Plan(20, True, True)
+
+
+@pytest.mark.parametrize("width", [60, 79, 84, 119, 160])
+def test_details_stay_inside_their_width(width: int) -> None:
+    picture = status(2)
+    some = worker(0, last_exit="killed by SIGSEGV", retry_in_s=2.0, state="backoff")
+    page = detail.page(some, picture, width)
+    assert "killed by SIGSEGV" in plain(page[1])
+    assert all(width_of(line) <= width for line in page[2:])
+
+
+def test_the_header_names_the_worst_of_the_queue() -> None:
+    picture = status(1)
+    assert [plain(f) for f in header.figures(None)] == [fmt.UNKNOWN] * 6
+    assert plain(header.figures(picture)[-1]) == "0 of 256"
+    assert width_of(header.title(picture, 80)) == 80
+
+
+def test_the_notice_speaks_up_only_when_something_is_up() -> None:
+    assert notice.news(status(2), []) == ()
+    gone = plain(notice.gone(12.3, "nobody listens on its socket"))
+    assert "server gone, last seen 12s ago, reconnecting…" in gone
+    assert "drain worker 1…" in plain(notice.news(status(2), ["drain worker 1"]))
+
+
+def test_messages_cannot_move_the_cursor() -> None:
+    lines = eventlog.lines_of(event(message="a\x1b[2Jb\nc", level="error"), 60)
+    assert all("\x1b" not in plain(line) for line in lines)
+    assert "✕" in plain(lines[0])
+
+
+def test_long_messages_are_wrapped_under_themselves() -> None:
+    lines = eventlog.lines_of(event(message="word " * 30), 60)
+    assert len(lines) > 3
+    assert all(width_of(line) <= 60 for line in lines)
+    assert plain(lines[1]).startswith(" " * 22 + "word")
+
+
+def test_what_stops_work_asks_first_and_what_does_not_does_not() -> None:
+    picture = status(2)
+    one = picture.workers[1]
+    assert actions.drain(picture, one).question
+    assert actions.restart(picture, one).question
+    assert actions.restart_all(picture).question
+    down, up = actions.scale(picture, -1), actions.scale(picture, 1)
+    assert down is not None
+    assert up is not None
+    assert down.question
+    assert not up.question
+    assert not actions.resume(one).question
+    assert (up.path, dict(up.body)) == ("/scale", {"workers": 3})
+    assert actions.scale(status(1), -1) is None
+
+
+def test_draining_the_last_ready_worker_says_what_that_means() -> None:
+    alone = status(1)
+    assert "will wait" in actions.drain(alone, alone.workers[0]).consequence
+    assert "will wait" not in actions.drain(status(2), status(2).workers[0]).consequence
+
+
+def test_the_pace_follows_the_work_and_the_cost() -> None:
+    assert feed.pace(status(2), 0.0) == feed.QUIET_S
+    draining = msgspec.structs.replace(status(1), workers=[worker(0, state="draining")])
+    assert feed.pace(draining, 0.0) == feed.BUSY_S
+    assert feed.pace(draining, 0.03) == pytest.approx(0.03 / feed.CPU_SHARE)
+    assert feed.pace(draining, 9.0) == feed.SLOWEST_S
+    assert [feed.backoff(n) for n in (1, 2, 99)] == [0.5, 1.0, 5.0]
+
+
+def test_a_picture_needs_nothing_from_elsewhere() -> None:
+    svg = (
+        '<style>@font-face { src: url("https://example.org/a.woff2") } '
+        ".a {font-family: Fira Code, monospace; font-size: 20px}</style>"
+        '<text class="r" x="0" y="20" textLength="61" clip-path="u">&#160;&#160;a&#160;b</text>'
+    )
+    bare = standalone(svg)
+    assert "https://" not in bare
+    assert 'x="24.4" y="20" textLength="36.6" clip-path="u">a&#160;b</text>' in bare

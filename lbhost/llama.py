@@ -425,6 +425,11 @@ class Vocab:
         }
         return tuple(sorted((text for text in found if text), key=len, reverse=True))
 
+    @functools.cached_property
+    def eog_tokens(self) -> tuple[int, ...]:
+        """All tokens that end generation."""
+        return tuple(t for t in range(self.n_tokens) if self.is_eog(t))
+
     def is_eog(self, token: int) -> bool:
         """Whether generation ends with this token (EOS, EOT, EOM, …)."""
         return bool(api.llama_vocab_is_eog(self.handle, token))
@@ -457,6 +462,14 @@ class Model:
         self.n_ctx_train = int(api.llama_model_n_ctx_train(self.handle))
         self.n_swa = int(api.llama_model_n_swa(self.handle))
         self.weights_bytes = int(api.llama_model_size(self.handle))
+        heads = max(1, int(api.llama_model_n_head(self.handle)))
+        self.kv_bytes_per_token = (
+            4  # K and V, two bytes each
+            * int(api.llama_model_n_layer(self.handle))
+            * int(api.llama_model_n_head_kv(self.handle))
+            * (int(api.llama_model_n_embd(self.handle)) // heads)
+        )
+        """An estimate, good for judging what a copy costs; ModelInfo's is exact."""
         self.recurrent = bool(
             api.llama_model_is_recurrent(self.handle) or api.llama_model_is_hybrid(self.handle)
         )

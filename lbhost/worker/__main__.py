@@ -1,0 +1,49 @@
+"""A GPU worker: `python -m lbhost.worker --control-fd N`, one process per GPU.
+
+It loads the weights for itself, because CUDA does not survive a fork. The supervisor lets
+it see one GPU only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+
+from lbhost import control, log
+from lbhost.board import Board
+from lbhost.errors import LbhostError
+from lbhost.llama import Model
+from lbhost.worker import start
+
+
+def main() -> int:
+    """Take Configure and Fork from the control link, load, and serve."""
+    parser = argparse.ArgumentParser(prog="lbhost.worker")
+    parser.add_argument("--control-fd", type=int, required=True)
+    link = socket.socket(fileno=parser.parse_args().control_fd)
+    link.set_inheritable(False)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's Ctrl-C is the supervisor's to act on
+    first, second = control.receive(link), control.receive(link)
+    if first is None or second is None:
+        return 0
+    (configure, fds), (fork, _) = first, second
+    if not isinstance(configure, control.Configure) or not isinstance(fork, control.Fork):
+        raise LbhostError("expected Configure, then Fork")
+    settings = configure.settings
+    log.configure(settings.log_format, settings.log_level, f"worker {fork.worker}")
+    control.send(link, control.Hello(os.getpid()))
+    try:
+        model = Model(configure.model_path, gpu=True)
+    except LbhostError as error:
+        control.send(link, control.Failed(error.message))
+        return 1
+    return start.serve(link, Board.attach(fds[0]), configure, fork, model)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Which tokens the next step computes: pure functions of what runs and how fast it goes.
+
+A step carries one token of every decoding sequence and chunks of prompts (prefill). Chunks
+are sized so that a step with running decodes stays under the inter-token target; among
+prompts the one that is soonest done goes first, and none waits forever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+MIN_CHUNK = 16
+"""Tokens. Smaller chunks pay the step's fixed cost for next to no progress."""
+
+ROUND_TO = 8
+"""Tokens. The matrix kernels work on rows in eights."""
+
+FIRST_CHUNK = 32
+"""Tokens beside running decodes while no speed is known yet."""
+
+PATIENCE = 4.0
+"""A prompt is overtaken by shorter ones for this many times its own prefill time at most."""
+
+_GUESS_TOK_S = 100.0
+
+
+class Speeds(msgspec.Struct, frozen=True):
+    """How fast this worker computes, per second of its own CPU time. None: not measured yet."""
+
+    prefill_tok_s: float | None = None
+    step_base_s: float | None = None
+    step_seq_s: float | None = None
+    """A decode step of n sequences takes step_base_s + n * step_seq_s."""
+
+    def decode_s(self, sequences: int) -> float | None:
+        """Seconds of a step that decodes so many sequences."""
+        if sequences == 0:
+            return 0.0
+        if self.step_base_s is None or self.step_seq_s is None:
+            return None
+        return self.step_base_s + sequences * self.step_seq_s
+
+
+class Prefill(msgspec.Struct, frozen=True):
+    """A prompt that is not computed yet."""
+
+    slot: int
+    remaining: int
+    """Tokens."""
+    arrived_s: float
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """So many of a slot's next prompt tokens go into the step."""
+
+    slot: int
+    count: int
+
+
+def plan(
+    decoding: int, prefills: Sequence[Prefill], speeds: Speeds, target_s: float, room: int
+) -> list[Chunk]:
+    """The chunks of the next step.
+
+    Args:
+        decoding: sequences that get one token each.
+        prefills: all prompts with tokens left to compute.
+        target_s: inter-token target. With nothing decoding it bounds how long a request
+            that arrives during the step waits.
+        room: tokens that one batch holds.
+    """
+    left = prefill_budget(decoding, speeds, target_s, room)
+    chunks: list[Chunk] = []
+    for prefill in sorted(prefills, key=lambda p: (_due_s(p, speeds), p.slot)):
+        count = min(prefill.remaining, left)
+        if count < min(MIN_CHUNK, prefill.remaining):
+            break
+        chunks.append(Chunk(prefill.slot, count))
+        left -= count
+    return chunks
+
+
+def prefill_budget(decoding: int, speeds: Speeds, target_s: float, room: int) -> int:
+    """Prompt tokens that fit a step which decodes so many sequences within the target."""
+    decode_s = speeds.decode_s(decoding)
+    if speeds.prefill_tok_s is None or decode_s is None:
+        # Alone, a short first prompt is computed in one piece: nobody waits for it.
+        fitting = FIRST_CHUNK if decoding else room
+    else:
+        fitting = int((target_s - decode_s) * speeds.prefill_tok_s)
+    rounded = max(MIN_CHUNK, fitting // ROUND_TO * ROUND_TO)
+    return max(0, min(rounded, room - decoding))
+
+
+def _due_s(prefill: Prefill, speeds: Speeds) -> float:
+    """When a prompt's patience ends: soon for short ones, and nobody's moves away."""
+    speed = speeds.prefill_tok_s or _GUESS_TOK_S
+    return prefill.arrived_s + PATIENCE * prefill.remaining / speed
+
+
+def predict_s(decoding: int, prefill: int, speeds: Speeds, fallback_token_s: float) -> float:
+    """Seconds that a step should take on a free core; unmeasured parts by the fallback."""
+    decode_s = speeds.decode_s(decoding)
+    if decode_s is None:
+        decode_s = decoding * fallback_token_s
+    token_s = 1 / speeds.prefill_tok_s if speeds.prefill_tok_s else fallback_token_s
+    return decode_s + prefill * token_s

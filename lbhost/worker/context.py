@@ -1,0 +1,190 @@
+"""A llama.cpp context with its KV cache, and the one batch that is refilled every step.
+
+Owns the context's memory and the batch arrays. Decides nothing: which tokens go where is the
+engine's business (engine.py, batch.py). A slot is a sequence with a KV stream of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from lbhost.errors import StartupError
+from lbhost.llama import Model, api
+
+CPU_BATCH = 128
+"""Tokens in one decode at most, logical and physical (n_batch = n_ubatch).
+
+On a CPU core 32 tokens go as fast as 512 (356 and 368 tok/s, starter model Q4_0), and the
+compute buffer grows with it."""
+
+GPU_BATCH = 512
+
+_FLASH_OFF, _FLASH_ON = 0, 1
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
+_NEVER = api.ggml_abort_callback(0)
+
+
+class Decoded(enum.Enum):
+    """How a decode went."""
+
+    OK = enum.auto()
+    NO_ROOM = enum.auto()
+    """No free KV cells. Nothing was changed."""
+    ABORTED = enum.auto()
+    """The watch said so. Micro-batches that were through remain in the KV."""
+    FAILED = enum.auto()
+    """What the KV of the batch's slots holds is unknown."""
+
+
+class Context:
+    """One llama_context over `slots` sequences of `n_ctx` tokens each.
+
+    Use: `clear`, then `add` and `add_chunk` in rising slot order, `decode`, then `sample` with
+    the indices that the adding returned.
+
+    Raises:
+        StartupError: llama.cpp cannot make it, most likely for want of memory.
+    """
+
+    def __init__(self, model: Model, *, slots: int, n_ctx: int, threads: int) -> None:
+        self.slots = slots
+        self.n_ctx = n_ctx
+        self.n_swa = model.n_swa
+        self.recurrent = model.recurrent
+        self.n_vocab = model.vocab.n_tokens
+        self.model = model
+        size = max(GPU_BATCH if model.gpu else CPU_BATCH, slots)
+        params = api.llama_context_default_params()
+        params.n_ctx = slots * n_ctx
+        params.n_batch = params.n_ubatch = size
+        params.n_seq_max = slots
+        params.n_outputs_max = slots  # one a slot; the default reserves logits for every token
+        params.n_threads = params.n_threads_batch = threads
+        # Not on CPUs: with 4 sequences of 512 tokens a decode step took 76 ms with and 43 ms
+        # without, a chunk of 32 beside them 600 and 196 ms (Xeon with AVX-512, GCC 12).
+        params.flash_attn_type = _FLASH_ON if model.gpu else _FLASH_OFF
+        params.kv_unified = False  # in a unified cache every sequence pays for the cells of all
+        params.no_perf = True
+        self._ctx: Any = api.llama_init_from_model(model.handle, params)
+        if not self._ctx:
+            raise StartupError(
+                f"llama.cpp cannot make a context of {slots} x {n_ctx} tokens; "
+                "try a smaller --ctx-size or fewer --slots"
+            )
+        self._memory = api.llama_get_memory(self._ctx)
+        self.batch_size = int(api.llama_n_batch(self._ctx))
+        self.stream_bytes = int(api.llama_n_ctx_seq(self._ctx)) * model.kv_bytes_per_token
+        self._allocate(self.batch_size)
+        self._watch: Any = None
+
+    def _allocate(self, size: int) -> None:
+        """The batch's arrays, and constant ones to copy runs of positions and slots from."""
+        self._tokens = (ctypes.c_int32 * size)()
+        self._positions = (ctypes.c_int32 * size)()
+        self._counts = (ctypes.c_int32 * size)(*([1] * size))
+        self._seqs = (ctypes.POINTER(ctypes.c_int32) * size)()
+        self._outputs = (ctypes.c_int8 * size)()
+        self._ramp = (ctypes.c_int32 * (self.n_ctx + 1))(*range(self.n_ctx + 1))
+        self._slot_ids = (ctypes.c_int32 * self.slots)(*range(self.slots))
+        first = ctypes.addressof(self._slot_ids)
+        self._slot_runs = [
+            (first + 4 * slot).to_bytes(_POINTER, sys.byteorder) * size
+            for slot in range(self.slots)
+        ]
+        self._tokens_at = ctypes.addressof(self._tokens)
+        self._positions_at = ctypes.addressof(self._positions)
+        self._seqs_at = ctypes.addressof(self._seqs)
+        self._outputs_at = ctypes.addressof(self._outputs)
+        self._ramp_at = ctypes.addressof(self._ramp)
+        self._batch = api.llama_batch(
+            n_tokens=0,
+            token=self._tokens,
+            pos=self._positions,
+            n_seq_id=self._counts,
+            seq_id=self._seqs,
+            logits=self._outputs,
+        )
+        self._used = 0
+
+    def clear(self) -> None:
+        """Empty the batch; the KV stays."""
+        self._used = 0
+
+    def add(self, slot: int, position: int, packed: bytes, *, output: bool) -> int:
+        """Put a run of tokens (int32, native order) of one slot into the batch.
+
+        `output` asks for the logits after its last token. Returns that token's index in the
+        batch, for `sample`. The caller keeps to `batch_size` tokens and `n_ctx` positions.
+        """
+        at, count = self._used, len(packed) // 4
+        ctypes.memmove(self._tokens_at + 4 * at, packed, 4 * count)
+        ctypes.memmove(self._positions_at + 4 * at, self._ramp_at + 4 * position, 4 * count)
+        ctypes.memmove(self._seqs_at + _POINTER * at, self._slot_runs[slot], _POINTER * count)
+        ctypes.memset(self._outputs_at + at, 0, count)
+        last = at + count - 1
+        self._outputs[last] = output
+        self._used = at + count
+        return last
+
+    def decode(self) -> Decoded:
+        """Compute the batch. Blocks for as long as that takes."""
+        self._batch.n_tokens = self._used
+        code = api.llama_decode(self._ctx, self._batch)
+        if code == 0:
+            return Decoded.OK
+        if code == 1:
+            return Decoded.NO_ROOM
+        return Decoded.ABORTED if code == 2 else Decoded.FAILED
+
+    def sample(self, sampler: Any, index: int) -> int:
+        """Let a llama_sampler pick from the logits at a batch index, and accept the token."""
+        return int(api.llama_sampler_sample(sampler, self._ctx, index))
+
+    def truncate(self, slot: int, length: int) -> bool:
+        """Keep only a slot's first `length` positions.
+
+        False when the memory cannot be cut there (recurrent states; a sliding window that has
+        already dropped what the next token would need): the slot is empty then.
+        """
+        memory = self._memory
+        kept = length > 0 and bool(api.llama_memory_seq_rm(memory, slot, length, -1))
+        if kept and self.n_swa:
+            oldest = api.llama_memory_seq_pos_min(memory, slot)
+            kept = oldest <= max(0, length - self.n_swa)
+        if kept:
+            kept = api.llama_memory_seq_pos_max(memory, slot) == length - 1
+        if not kept:
+            api.llama_memory_seq_rm(memory, slot, -1, -1)
+        return kept or length == 0
+
+    @property
+    def can_copy(self) -> bool:
+        """Whether `copy` works for this kind of memory."""
+        return not (self.recurrent or self.n_swa)
+
+    def copy(self, source: int, target: int) -> None:
+        """Replace a slot's KV by another's. Costs a memcpy of the whole stream, used or not."""
+        api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def watch(self, callback: Callable[[], bool] | None) -> None:
+        """Have `callback` asked between the operations of a decode; True aborts it.
+
+        It is called for each of the graph's operations, some 1000 times a decode, from within
+        llama_decode: it must be quick and must not touch the context.
+        """
+        if callback is None:
+            self._watch = None
+            api.llama_set_abort_callback(self._ctx, _NEVER, None)
+            return
+        ask = callback
+        self._watch = api.ggml_abort_callback(lambda _data: ask())
+        api.llama_set_abort_callback(self._ctx, self._watch, None)
+
+    def close(self) -> None:
+        """Free the context. The object is unusable after."""
+        api.llama_free(self._ctx)
+        self._ctx = None

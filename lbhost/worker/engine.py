@@ -1,0 +1,414 @@
+"""The engine: continuous batching over one context. One `step` is one batch.
+
+Owns slots, requests and what the KV of each slot holds. Knows no sockets and no clock but
+the ones it is given; worker/process.py drives it from a link, tests and benchmarks drive it
+by hand:
+
+    engine = Engine(context, samplers, vocab, target_s=0.15)
+    engine.submit(0, Submit(request=1, prompt=pack_tokens(tokens), max_tokens=64, ...))
+    while engine.busy:
+        for link, delta in engine.step():
+            ...
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from lbhost import log
+from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
+from lbhost.worker.batch import Prefill, Speeds, plan, predict_s
+from lbhost.worker.context import Decoded
+from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
+from lbhost.worker.prefix import SlotView, choose, common_prefix
+from lbhost.worker.requests import Entry, Key, Request, Slot
+from lbhost.worker.sampling import PENALTY_LAST_N
+from lbhost.worker.speed import SpeedMeter
+
+MAX_WAITING = 256
+"""Requests that may wait in the worker; the gateway sends no more than there are slots."""
+
+MAX_FAILURES = 3
+"""Failed decodes in a row after which the worker had better start afresh."""
+
+_COPY_BYTES_S = 1.5e9
+_MIN_COPY_WORTH = 32
+_GUESS_TOK_S = 100.0
+
+Out = tuple[int, Delta]
+"""(link, what it gets)."""
+
+
+class EngineFailureError(Exception):
+    """Decodes keep failing: the process should end and be replaced."""
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What the engine is doing: the engine's part of a board row."""
+
+    steps: int
+    slots_busy: int
+    waiting: int
+    prefill_pending: int
+    kv_used: int
+    kv_total: int
+    tokens_out: int
+    speeds: Speeds
+
+
+class Engine:
+    """See the module. All times are seconds of the clocks given.
+
+    Args:
+        target_s: inter-token target; see batch.plan.
+        clock: wall time. cpu_clock: the engine's own CPU time (for GPUs: wall time again).
+        before_step: called with the expected seconds of a step just before it is computed.
+        fallback_token_s: a token's expected time while nothing is measured.
+    """
+
+    def __init__(
+        self,
+        context: ContextLike,
+        samplers: SamplersLike,
+        vocab: VocabLike,
+        *,
+        target_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
+        before_step: Callable[[float], None] | None = None,
+        fallback_token_s: float = 0.01,
+    ) -> None:
+        self._context = context
+        self._samplers = samplers
+        self._vocab = vocab
+        self._target_s = target_s
+        self._clock = clock
+        self._cpu_clock = cpu_clock
+        self._before_step = before_step
+        self._fallback_token_s = fallback_token_s
+        self._slots = [Slot(i) for i in range(context.slots)]
+        self._waiting: deque[Request] = deque()
+        self._requests: dict[Key, Request] = {}
+        self._computing: set[Key] = set()
+        self._out: list[Out] = []
+        self._meter = SpeedMeter()
+        self._uses = 0
+        self._steps = 0
+        self._tokens_out = 0
+        self._failures = 0
+
+    # --- what comes in ----------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do or to hand out."""
+        return bool(self._requests or self._out)
+
+    @property
+    def computing(self) -> set[Key]:
+        """The requests in the batch that is being computed: for whoever decides on an abort."""
+        return self._computing
+
+    def submit(self, link: int, submit: Submit) -> None:
+        """Take a request. What is wrong with it is answered by the next `step`."""
+        request = Request(link, submit, self._clock())
+        if request.key in self._requests:
+            log.get().warning("a request id was used twice", request=submit.request)
+            return
+        problem = self._problem(request)
+        if problem is not None:
+            self._end(request, FinishReason.ERROR, error=problem)
+            return
+        self._requests[request.key] = request
+        self._waiting.append(request)
+
+    def reject(self, link: int, submit: Submit) -> None:
+        """Refuse a request: it belongs elsewhere."""
+        finish = Finish(FinishReason.REJECTED)
+        self._out.append((link, Delta(submit.request, (), "", finish)))
+
+    def cancel(self, link: int, request_id: int) -> None:
+        """End a request wherever it is; an unknown one has just ended."""
+        request = self._requests.get((link, request_id))
+        if request is not None:
+            self._end(request, FinishReason.CANCELLED)
+
+    def cancel_link(self, link: int) -> None:
+        """End everything that came over a link that is gone; nobody is told."""
+        for request in [r for r in self._requests.values() if r.link == link]:
+            self._end(request, FinishReason.CANCELLED)
+        self._out = [(to, delta) for to, delta in self._out if to != link]
+
+    def cancel_all(self) -> None:
+        """End everything."""
+        for request in list(self._requests.values()):
+            self._end(request, FinishReason.CANCELLED)
+
+    def take(self) -> list[Out]:
+        """What is to be sent, without computing anything."""
+        out, self._out = self._out, []
+        return out
+
+    def _problem(self, request: Request) -> str | None:
+        try:
+            tokens = unpack_tokens(request.prompt)
+        except ValueError as error:
+            return str(error)
+        if not tokens:
+            return "the prompt has no tokens"
+        if len(tokens) > self._context.n_ctx:
+            return f"the prompt's {len(tokens)} tokens exceed the context of {self._context.n_ctx}"
+        if min(tokens) < 0 or max(tokens) >= self._context.n_vocab:
+            return "the prompt holds a token that is not in the vocabulary"
+        if len(self._waiting) >= MAX_WAITING:
+            return "too many requests wait in this worker"
+        return None
+
+    # --- a step -----------------------------------------------------------------------
+
+    def step(self) -> list[Out]:
+        """Compute one batch, if there is one, and return what is to be sent.
+
+        Raises:
+            EngineFailureError: MAX_FAILURES decodes failed one after the other.
+        """
+        self._admit()
+        entries = self._entries()
+        if not entries:
+            return self.take()
+        decoding = sum(1 for e in entries if e.request.next_token)
+        prefill = sum(len(e.packed) // 4 for e in entries) - decoding
+        if self._before_step is not None:
+            self._before_step(
+                predict_s(decoding, prefill, self._meter.speeds, self._fallback_token_s)
+            )
+        result = self._compute(entries, decoding, prefill)
+        self._steps += 1
+        if result is Decoded.OK:
+            self._failures = 0
+            self._advance(entries)
+        elif result is Decoded.ABORTED:
+            self._roll_back(entries)
+        else:
+            self._fail(entries, result)
+        return self.take()
+
+    def _compute(self, entries: list[Entry], decoding: int, prefill: int) -> Decoded:
+        context = self._context
+        context.clear()
+        for entry in entries:
+            entry.index = context.add(
+                entry.slot.index, len(entry.slot.tokens) // 4, entry.packed, output=entry.output
+            )
+        self._computing = {entry.request.key for entry in entries}
+        began = self._cpu_clock()
+        result = context.decode()
+        self._computing = set()
+        if result is Decoded.OK:
+            self._meter.observe(decoding, prefill, self._cpu_clock() - began)
+        return result
+
+    def _admit(self) -> None:
+        """Give waiting requests their slots, first come first served."""
+        while self._waiting and any(slot.request is None for slot in self._slots):
+            self._start(self._waiting.popleft())
+
+    def _start(self, request: Request) -> None:
+        views = [
+            SlotView(
+                slot=slot.index,
+                busy=slot.request is not None,
+                matched=common_prefix(slot.tokens, request.prompt),
+                last_used=slot.last_used,
+            )
+            for slot in self._slots
+        ]
+        choice = choose(views, request.prompt_tokens, self._copy_worth())
+        assert choice is not None, "a slot is free"
+        slot = self._slots[choice.slot]
+        if choice.copy_from is not None:
+            self._context.copy(choice.copy_from, slot.index)
+            slot.tokens[:] = self._slots[choice.copy_from].tokens
+        self._truncate(slot, choice.reuse)
+        request.cached = len(slot.tokens) // 4
+        request.started_s = self._clock()
+        submit = request.submit
+        seed = submit.sampling.seed
+        request.sampler = self._samplers.make(
+            submit.sampling,
+            seed=random.getrandbits(31) if seed is None else seed,
+            ignore_eos=submit.ignore_eos,
+            prompt_tail=unpack_tokens(request.prompt[-4 * PENALTY_LAST_N :]),
+        )
+        slot.request = request
+        self._uses += 1
+        slot.last_used = self._uses
+
+    def _copy_worth(self) -> int | None:
+        """Tokens whose prefill takes as long as copying a slot's whole KV stream."""
+        if not self._context.can_copy:
+            return None
+        copy_s = self._context.stream_bytes / _COPY_BYTES_S
+        speed = self._meter.speeds.prefill_tok_s or _GUESS_TOK_S
+        return max(_MIN_COPY_WORTH, int(copy_s * speed))
+
+    def _truncate(self, slot: Slot, length: int) -> None:
+        """Cut a slot's KV to `length` tokens, or to none where it cannot be cut there."""
+        if len(slot.tokens) == 4 * length:
+            return
+        kept = length if self._context.truncate(slot.index, length) else 0
+        del slot.tokens[4 * kept :]
+
+    def _entries(self) -> list[Entry]:
+        """The next batch, in slot order: only neighbours are computed in one go."""
+        prefills: list[Prefill] = []
+        decoding = 0
+        for slot in self._slots:
+            request = slot.request
+            if request is None:
+                continue
+            if request.next_token:
+                decoding += 1
+            else:
+                remaining = request.prompt_tokens - len(slot.tokens) // 4
+                prefills.append(Prefill(slot.index, remaining, request.arrived_s))
+        chunks = plan(
+            decoding, prefills, self._meter.speeds, self._target_s, self._context.batch_size
+        )
+        counts = {chunk.slot: chunk.count for chunk in chunks}
+        entries: list[Entry] = []
+        for slot in self._slots:
+            request = slot.request
+            if request is None:
+                continue
+            if request.next_token:
+                entries.append(Entry(slot, request, request.next_token, True))
+            elif slot.index in counts:
+                at = len(slot.tokens)
+                packed = request.prompt[at : at + 4 * counts[slot.index]]
+                last = at + len(packed) == len(request.prompt)
+                entries.append(Entry(slot, request, packed, last))
+        return entries
+
+    # --- after the decode -------------------------------------------------------------
+
+    def _advance(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            entry.slot.tokens += entry.packed
+        now = self._clock()
+        for entry in entries:
+            if entry.output:
+                assert entry.request.sampler is not None
+                token = self._context.sample(entry.request.sampler.handle, entry.index)
+                self._emit(entry.slot, entry.request, token, now)
+
+    def _emit(self, slot: Slot, request: Request, token: int, now: float) -> None:
+        """One more token of a request: its text, and whether it was the last."""
+        if request.first_token_s is None:
+            request.first_token_s = now
+        request.completion += 1
+        self._tokens_out += 1
+        reason: FinishReason | None = None
+        text = ""
+        if self._vocab.is_eog(token):
+            reason = FinishReason.STOP
+        else:
+            text = request.text.feed(self._vocab.piece(token))
+            if request.text.stopped:
+                reason = FinishReason.STOP
+            elif (
+                request.completion >= request.submit.max_tokens
+                or len(slot.tokens) // 4 >= self._context.n_ctx
+            ):
+                reason = FinishReason.LENGTH
+        if reason is None:
+            request.next_token = token.to_bytes(4, "little")
+            self._out.append((request.link, Delta(request.submit.request, (token,), text)))
+        else:
+            self._end(request, reason, token=token, text=text + request.text.finish())
+
+    def _roll_back(self, entries: list[Entry]) -> None:
+        """After an abort: the KV holds what it held before, whatever was through."""
+        for entry in entries:
+            length = len(entry.slot.tokens) // 4
+            if self._context.truncate(entry.slot.index, length):
+                continue
+            entry.slot.tokens.clear()
+            if length and entry.request.key in self._requests:
+                self._end(entry.request, FinishReason.ERROR, error="its state was lost in an abort")
+
+    def _fail(self, entries: list[Entry], result: Decoded) -> None:
+        why = "no room in the KV cache" if result is Decoded.NO_ROOM else "the decode failed"
+        log.get().error("decode failed", why=why, sequences=len(entries))
+        for entry in entries:
+            self._context.truncate(entry.slot.index, 0)
+            entry.slot.tokens.clear()
+            self._end(entry.request, FinishReason.ERROR, error=why)
+        if result is Decoded.FAILED:
+            self._failures += 1
+            if self._failures >= MAX_FAILURES:
+                raise EngineFailureError(f"{MAX_FAILURES} decodes failed in a row")
+
+    def _end(
+        self,
+        request: Request,
+        reason: FinishReason,
+        *,
+        token: int | None = None,
+        text: str = "",
+        error: str | None = None,
+    ) -> None:
+        """Free what the request holds (its KV stays for the next), and say why it ended."""
+        if self._requests.pop(request.key, None) is not None:
+            for slot in self._slots:
+                if slot.request is request:
+                    slot.request = None
+                    break
+            else:
+                self._waiting.remove(request)
+        request.close()
+        now = self._clock()
+        started = request.started_s if request.started_s is not None else now
+        first = request.first_token_s if request.first_token_s is not None else now
+        finish = Finish(
+            reason,
+            prompt_tokens=request.prompt_tokens,
+            cached_tokens=request.cached,
+            completion_tokens=request.completion,
+            queued_s=started - request.arrived_s,
+            prefill_s=first - started,
+            decode_s=now - first,
+            error=error,
+        )
+        tokens = () if token is None else (token,)
+        self._out.append((request.link, Delta(request.submit.request, tokens, text, finish)))
+
+    # --- what it is doing -------------------------------------------------------------
+
+    @property
+    def prefill_pending(self) -> int:
+        """Prompt tokens taken in and not yet computed."""
+        pending = sum(request.prompt_tokens for request in self._waiting)
+        for slot in self._slots:
+            if slot.request is not None and not slot.request.next_token:
+                pending += slot.request.prompt_tokens - len(slot.tokens) // 4
+        return pending
+
+    def load(self) -> Load:
+        """A snapshot for the board. KV used counts running requests; the rest is reusable."""
+        running = [slot for slot in self._slots if slot.request is not None]
+        return Load(
+            steps=self._steps,
+            slots_busy=len(running),
+            waiting=len(self._waiting),
+            prefill_pending=self.prefill_pending,
+            kv_used=sum(len(slot.tokens) for slot in running) // 4,
+            kv_total=self._context.slots * self._context.n_ctx,
+            tokens_out=self._tokens_out,
+            speeds=self._meter.speeds,
+        )

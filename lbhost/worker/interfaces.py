@@ -1,0 +1,50 @@
+"""What the engine needs of the parts that speak to llama.cpp, so that tests can stand in."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from lbhost.wire import Sampling
+from lbhost.worker.context import Decoded
+
+
+class ContextLike(Protocol):
+    """What the engine needs of worker/context.py's Context; tests have a fake one."""
+
+    slots: int
+    n_ctx: int
+    n_vocab: int
+    batch_size: int
+    stream_bytes: int
+
+    @property
+    def can_copy(self) -> bool: ...
+    def clear(self) -> None: ...
+    def add(self, slot: int, position: int, packed: bytes, *, output: bool) -> int: ...
+    def decode(self) -> Decoded: ...
+    def sample(self, sampler: Any, index: int) -> int: ...
+    def truncate(self, slot: int, length: int) -> bool: ...
+    def copy(self, source: int, target: int) -> None: ...
+
+
+class SamplerLike(Protocol):
+    """See sampling.Sampler."""
+
+    handle: Any
+
+    def close(self) -> None: ...
+
+
+class SamplersLike(Protocol):
+    """See sampling.Samplers."""
+
+    def make(
+        self, sampling: Sampling, *, seed: int, ignore_eos: bool, prompt_tail: list[int]
+    ) -> SamplerLike: ...
+
+
+class VocabLike(Protocol):
+    """See llama.Vocab."""
+
+    def piece(self, token: int) -> bytes: ...
+    def is_eog(self, token: int) -> bool: ...

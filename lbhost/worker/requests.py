@@ -1,0 +1,56 @@
+"""The engine's bookkeeping: slots, requests, and a slot's part of a batch. No behaviour."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lbhost.wire import Submit
+from lbhost.worker.interfaces import SamplerLike
+from lbhost.worker.text import TextStream
+
+Key = tuple[int, int]
+"""(link, request id): ids are unique on a link only."""
+
+
+class Slot:
+    """A sequence of the context. `tokens` is what its KV holds, 4 bytes each."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.tokens = bytearray()
+        self.request: Request | None = None
+        self.last_used = 0
+
+
+class Request:
+    """A request from its Submit to its Finish."""
+
+    def __init__(self, link: int, submit: Submit, arrived_s: float) -> None:
+        self.link = link
+        self.submit = submit
+        self.prompt = submit.prompt
+        self.prompt_tokens = len(submit.prompt) // 4
+        self.key: Key = (link, submit.request)
+        self.arrived_s = arrived_s
+        self.started_s: float | None = None
+        self.first_token_s: float | None = None
+        self.cached = 0
+        self.completion = 0
+        self.next_token = b""
+        """The token that was sampled last, packed; it is not in the KV yet."""
+        self.text = TextStream(submit.stop)
+        self.sampler: SamplerLike | None = None
+
+    def close(self) -> None:
+        if self.sampler is not None:
+            self.sampler.close()
+
+
+class Entry(msgspec.Struct):
+    """A slot's part of the batch."""
+
+    slot: Slot
+    request: Request
+    packed: bytes
+    output: bool
+    index: int = -1

@@ -1,0 +1,67 @@
+"""A worker's first moments: who it is, where it runs, its context; then the loop.
+
+Used by the template's children (CPU) and by `python -m lbhost.worker` (GPU) alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+
+import setproctitle
+
+from lbhost import control, log
+from lbhost.board import Board
+from lbhost.errors import StartupError
+from lbhost.llama import Model
+from lbhost.worker.context import Context
+from lbhost.worker.process import WorkerProcess
+
+_PR_SET_PDEATHSIG = 1
+
+
+def serve(
+    link: socket.socket,
+    board: Board,
+    configure: control.Configure,
+    fork: control.Fork,
+    model: Model,
+) -> int:
+    """Be worker `fork.worker` until told to stop. Returns the exit code.
+
+    The parent must be the supervisor by now: its death kills this process from here on.
+    """
+    settings = configure.settings
+    die_with_parent()
+    setproctitle.setproctitle(f"lbhost worker {fork.worker}")
+    log.configure(settings.log_format, settings.log_level, f"worker {fork.worker}")
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's Ctrl-C is the supervisor's to act on
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        _take_place(fork.placement, settings.nice)
+        context = Context(
+            model, slots=settings.slots, n_ctx=configure.n_ctx, threads=fork.placement.threads
+        )
+    except StartupError as error:
+        control.send(link, control.Failed(error.message))
+        return 1
+    return WorkerProcess(link, board, settings, fork, context).run()
+
+
+def die_with_parent() -> None:
+    """SIGKILL this process when its parent ends. A fork does not inherit this."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _take_place(placement: control.Placement, nice: int) -> None:
+    """Pin to the CPUs and give way to the gateway. Raises StartupError."""
+    try:
+        os.sched_setaffinity(0, placement.cpus)
+    except OSError as error:
+        cpus = ",".join(map(str, placement.cpus))
+        raise StartupError(f"cannot pin to CPU {cpus}: {error.strerror}") from error
+    os.nice(nice)

@@ -20,6 +20,7 @@ from typing import Protocol
 from lbhost import log, wire
 from lbhost.config import Settings
 from lbhost.errors import (
+    ClientTimeoutError,
     DeadlineError,
     EngineError,
     LbhostError,
@@ -281,7 +282,7 @@ class Dispatcher:
             if delta.text and not job.over:
                 job.put(delta.text)
                 if job.untaken > MAX_UNTAKEN:
-                    self._drop(job, None)
+                    self._drop(job, ClientTimeoutError("the client reads too slowly"))
             if delta.finish is not None:
                 self._land(flight, delta.finish)
                 landed = True

@@ -192,7 +192,6 @@ R = TypeVar("R", bound=msgspec.Struct)
 _ALIGN = 64
 _MAGIC = 0x6C62686F73743031  # "lbhost01"
 _HEADER = struct.Struct("<QIII")
-_SEQ = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _TRIES = 2000
 
@@ -233,6 +232,9 @@ class Table(Generic[R]):
         self._size = self._format.size
         self._stride = _stride(self._size)
         self._page = page
+        # One native 8-byte load or store each. struct would write byte by byte, zeroes first,
+        # and a reader would take a row that is being written for one that never was.
+        self._seqs = page.cast("Q")
         self._offset = offset
         self._rows = rows
         self._empty = row()
@@ -254,14 +256,14 @@ class Table(Generic[R]):
         for i, size in self._texts:
             columns[i] = columns[i].encode()[:size]
         payload = self._format.pack(*columns)
-        page = self._page
+        page, seqs, word = self._page, self._seqs, at // 8
         # A writer that was killed half-way left an odd number: round up to the next odd one.
-        seq = _SEQ.unpack_from(page, at)[0] | 1
-        _SEQ.pack_into(page, at, seq)
+        seq = seqs[word] | 1
+        seqs[word] = seq
         end = at + 8 + self._size
         page[at + 8 : end] = payload
         _CRC.pack_into(page, end, zlib.crc32(payload, (seq + 1) & 0xFFFFFFFF))
-        _SEQ.pack_into(page, at, seq + 1)
+        seqs[word] = seq + 1
 
     def read(self, index: int) -> R | None:
         """A consistent copy of a row, the row type's defaults if it was never written.
@@ -270,16 +272,16 @@ class Table(Generic[R]):
         """
         at = self._at(index)
         end = at + 8 + self._size
-        page = self._page
+        page, seqs, word = self._page, self._seqs, at // 8
         for _ in range(_TRIES):
-            seq = _SEQ.unpack_from(page, at)[0]
+            seq = seqs[word]
             if seq == 0:
                 return self._empty
             if seq & 1:
                 os.sched_yield()
                 continue
             copy = bytes(page[at + 8 : end + 4])
-            if _SEQ.unpack_from(page, at)[0] != seq:
+            if seqs[word] != seq:
                 continue
             payload = copy[:-4]
             if zlib.crc32(payload, seq & 0xFFFFFFFF) == _CRC.unpack(copy[-4:])[0]:

@@ -7,6 +7,7 @@ the supervisor ends itself then. Owns the messages and how they are sent; keeps 
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from lbhost.errors import WireError
 
 MAX_PACKET = 64 * 1024
 MAX_FDS = 4
+_ANCILLARY = socket.CMSG_LEN(MAX_FDS * array.array("i").itemsize)
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -136,16 +138,21 @@ def receive(link: socket.socket) -> tuple[Control, list[int]] | None:
         BlockingIOError: nothing there yet, on a non-blocking link.
         WireError: not a message of ours.
     """
+    # Not socket.recv_fds: it ignores its flags, and descriptors would leak into children.
     try:
-        data, fds, flags, _ = socket.recv_fds(link, MAX_PACKET, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = link.recvmsg(MAX_PACKET, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     if not data:
         return None
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise WireError("a control packet was cut short")
-        return _decoder.decode(data), fds
+        return _decoder.decode(data), fds.tolist()
     except (WireError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         for fd in fds:
             os.close(fd)

@@ -98,6 +98,9 @@ class Box:
             f"worker {worker} is {state.name}",
         )
 
+    async def ended(self) -> None:
+        await self.until(lambda: self.server.events.closed, "the server has ended")
+
     async def serving(self) -> None:
         await self.until(lambda: self.announced, "the server serves")
 

@@ -78,39 +78,32 @@ async def test_every_worker_is_linked_to_the_gateway(
         )
 
 
-async def test_a_template_that_says_why_it_cannot_start_ends_the_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(StartupError, match="template was told to fail"):
-        async with box(tmp_path, monkeypatch, modes={"template": "fail"}, wait=False) as running:
-            await running.until(lambda: running.kinds("never"), "the server ends")
-
-
-async def test_a_gateway_that_never_comes_up_ends_the_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "mode", "why"),
+    [
+        ("template", "fail", "template was told to fail"),
+        ("gateway", "fail", "gateway was told to fail"),
+        ("gateway", "crash", "exit code 3"),
+        ("worker-0", "fail", "worker-0 was told to fail"),
+    ],
+)
+async def test_what_never_comes_up_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, mode: str, why: str
 ) -> None:
     async def start() -> None:
-        async with box(tmp_path, monkeypatch, modes={"gateway": "crash"}, wait=False) as running:
-            await running.until(lambda: running.server.gateway.pid is None, "it crashed")
-            await running.until(lambda: running.server.gateway.state == "backoff", "backoff")
-            while running.server.events.closed is False:
-                await asyncio.sleep(0.01)
-
-    with pytest.raises(StartupError, match="exit code 3"):
-        await start()
-
-
-async def test_workers_that_never_come_up_end_the_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = Settings(restart_budget=1)
-    modes = {"worker-0": "fail"}
-    with pytest.raises(StartupError, match="worker-0 was told to fail"):
         async with box(
-            tmp_path, monkeypatch, settings=settings, workers=1, modes=modes, wait=False
+            tmp_path,
+            monkeypatch,
+            settings=Settings(restart_budget=1),
+            workers=1,
+            modes={name: mode},
+            wait=False,
         ) as running:
-            while running.server.events.closed is False:
-                await asyncio.sleep(0.01)
+            await running.ended()
+
+    with pytest.raises(StartupError, match=why):
+        await start()
+    assert not (tmp_path / "run").exists()
 
 
 # --- what dies comes back ---------------------------------------------------------------
@@ -470,7 +463,7 @@ async def test_a_second_signal_ends_the_waiting(
         await running.until(lambda: running.server.status().state == "stopping", "it stops")
         assert "stopping" in await refused(running.server.drain(0, None), ConflictError)
         running.server.request_stop(signal.SIGINT)
-        await running.until(lambda: running.server.events.closed, "it has ended")
+        await running.ended()
 
 
 async def test_commands_that_wait_end_when_the_server_stops(

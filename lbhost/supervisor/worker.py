@@ -62,6 +62,7 @@ class Worker:
             n_ctx=self.n_ctx,
             started_ns=self.ready_ns,
             restarts=self.restarts,
+            health_kills=self.health_kills,
             last_exit=self.last_exit,
         )
 

@@ -71,6 +71,7 @@ class FakeWorker:
         self.script = script or Script()
         self.submits: list[wire.Submit] = []
         self.cancels: list[int] = []
+        self.most_busy = 0
         self.gone = threading.Event()
         """Set when the gateway has closed the link, or it died."""
         self._page = page
@@ -196,6 +197,7 @@ class FakeWorker:
         else:
             self.submits.append(message)
             self._sequences[message.request] = _Sequence(message, self.script)
+            self.most_busy = max(self.most_busy, self.busy)
         self._progress()
 
     def _step(self) -> None:

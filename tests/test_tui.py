@@ -19,6 +19,7 @@ from lbhost.errors import ConflictError
 from lbhost_tui import export
 from lbhost_tui.app import Dashboard, run
 from lbhost_tui.confirm import Confirm
+from lbhost_tui.eventlog import EventLog
 from lbhost_tui.help import Help
 
 pytestmark = pytest.mark.anyio
@@ -237,6 +238,24 @@ async def test_the_log_shows_events_and_can_be_hidden(fake: FakeAdmin) -> None:
         await tui.until(lambda: "ready after 31 ms" not in tui.text)
         await tui.press("l")
         await tui.sees("ready after 31 ms")
+
+
+async def test_the_log_follows_the_newest_event_until_scrolled_up(fake: FakeAdmin) -> None:
+    async with dashboard(fake, 100, 30) as tui:
+        for number in range(50):
+            await fake.say(f"line {number}.")
+            if number % 10 == 9:
+                await tui.sees(f"line {number}.")
+        await tui.press("tab", "home")
+        await tui.sees("line 0.")
+        await fake.say("line 50.")
+        await fake.say("one more", worker=1)
+        await tui.until(lambda: "line 50." in tui.app.query_one(EventLog).text)
+        assert "line 0." in tui.text
+        await tui.press("end")
+        await tui.sees("line 50.", "one more")
+        await fake.say("worker 1: ready -> draining", worker=1)
+        await tui.sees("worker 1  ready -> draining")
 
 
 async def test_in_a_narrow_terminal_the_log_takes_the_details_place(fake: FakeAdmin) -> None:

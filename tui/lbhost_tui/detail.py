@@ -14,7 +14,7 @@ from lbhost_tui import format as fmt
 from lbhost_tui.line import Lines
 from lbhost_tui.paint import Palette, Part, Parts, Role, fit
 
-LEAST_WIDTH = 19
+LEAST_WIDTH = 18
 GAP = 2
 
 
@@ -63,7 +63,7 @@ def _engine(worker: WorkerStatus) -> Group:
             ("waiting", _count(worker.waiting)),
             ("pending", _count(worker.prefill_pending)),
             ("prefill/s", _fact(fmt.number(worker.prefill_tok_s))),
-            ("kv tokens", _fact(kv)),
+            ("kv", _fact(kv)),
             ("context", _fact(str(worker.ctx_size))),
             ("memory", _fact(fmt.size(worker.memory))),
         ),
@@ -101,6 +101,7 @@ def _gpu(worker: WorkerStatus, status: Status) -> Group | None:
             ("memory", _fact(memory if gpu.memory_used is not None else fmt.UNKNOWN)),
             ("temp", _fact(fmt.temperature(gpu.temp_c), columns.heat(gpu.temp_c))),
             ("limited", (limit, Role.WARN) if limit else ("no", Role.DIM)),
+            ("share", _fact(fmt.percent(worker.share))),
         ),
     )
 

@@ -37,6 +37,7 @@ def lines_of(event: Event, width: int) -> list[Parts]:
     indent = 12 + _WHO
     # Whatever a message holds, it must not move the cursor.
     message = "".join(c if c.isprintable() else " " for c in event.message)
+    message = message.removeprefix(f"{who}: ")
     wrapped = textwrap.wrap(message, max(16, width - indent)) or [""]
     first: Parts = (*head, (wrapped[0], role))
     return [first, *(((" " * indent, Role.TEXT), (more, role)) for more in wrapped[1:])]
@@ -54,6 +55,8 @@ class EventLog(Painted, ScrollView, can_focus=True):
         self._filter = Filter()
         self._lines: list[Parts] = []
         self._width = 0
+        self._follow = True
+        """Whether new events scroll the pane: so it is until the user scrolls up."""
 
     @property
     def text(self) -> str:
@@ -80,6 +83,7 @@ class EventLog(Painted, ScrollView, can_focus=True):
         if self.size.width != self._width:
             self._width = self.size.width
             self._rebuild()
+        self._keep_up()
 
     def _rebuild(self) -> None:
         self._lines = []
@@ -89,14 +93,21 @@ class EventLog(Painted, ScrollView, can_focus=True):
     def _append(self, events: Iterable[Event]) -> None:
         if not self._width:
             return
-        follow = self.is_vertical_scroll_end
         for event in events:
             if self._filter.event(event):
                 self._lines += lines_of(event, self._width - 1)
         self.virtual_size = Size(self._width, len(self._lines))
-        if follow:
-            self.scroll_end(animate=False)
+        self._keep_up()
         self.refresh()
+
+    def _keep_up(self) -> None:
+        if self._follow:
+            self.scroll_end(animate=False)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """The user scrolled, or the pane followed."""
+        super().watch_scroll_y(old_value, new_value)
+        self._follow = round(new_value) >= self.max_scroll_y
 
     def render_line(self, y: int) -> Strip:
         """One line, for Textual."""

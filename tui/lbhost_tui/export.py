@@ -70,6 +70,7 @@ async def picture(
                     await asyncio.sleep(0.05)
         except TimeoutError:
             return f"no server answers on {dashboard.socket_path}; start one with `lbhost serve`"
+        dashboard.action_details()  # the picture has room for them
         await asyncio.sleep(settle_s)
         await pilot.pause()
         svg = dashboard.export_screenshot(title="lbhost")

@@ -87,15 +87,16 @@ has_compiler() {
     return 1
 }
 
-# Whether llama-cpp-python is installed, or a wheel of it that was built here earlier is kept.
+# Whether llama-cpp-python is installed, or the installer has kept a wheel that it built earlier.
 has_llama_cpp() {
     caches=${XDG_CACHE_HOME:-$HOME/.cache}
-    for path in \
-        "$venv"/lib/python3.*/site-packages/llama_cpp_python-*.dist-info \
-        "${PIP_CACHE_DIR:-$caches/pip}"/wheels/*/*/*/*/llama_cpp_python-*.whl \
-        "${UV_CACHE_DIR:-$caches/uv}"/sdists-*/*/*/llama-cpp-python/*/*/*/llama_cpp_python-*.whl \
-        "${UV_CACHE_DIR:-$caches/uv}"/sdists-*/*/llama-cpp-python/*/*/llama_cpp_python-*.whl; do
-        [ -e "$path" ] && return 0
+    set -- "$venv"/lib/python3.*/site-packages/llama_cpp_python-*.dist-info
+    case $installer in
+    uv) set -- "$@" "${UV_CACHE_DIR:-$caches/uv}"/sdists-v*/*/llama-cpp-python/*/*/llama_cpp_python-*.whl ;;
+    *) set -- "$@" "${PIP_CACHE_DIR:-$caches/pip}"/wheels/*/*/*/*/llama_cpp_python-*.whl ;;
+    esac
+    for path; do
+        [ ! -e "$path" ] || return 0
     done
     return 1
 }
@@ -220,7 +221,7 @@ took() {
 
 # The build's last "[12/140]", if it has come that far.
 activity() {
-    compiled=$(tail -c 20000 "$setup_log" | grep -aoE '\[[0-9]+/[0-9]+\] ' | tail -n 1) || :
+    compiled=$(tail -c 200000 "$setup_log" | grep -aoE '\[[0-9]+/[0-9]+\] ' | tail -n 1) || :
     if [ -n "$compiled" ]; then
         printf 'building llama-cpp-python %s' "${compiled% }"
     else

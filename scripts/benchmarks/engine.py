@@ -1,0 +1,70 @@
+"""Section `engine`: one worker's engine beside llama-batched-bench, one thread on one core each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import machine
+from benchmarks.alone import SLOTS, Alone, Ask, alone
+from benchmarks.bench import Bench, BenchError
+from benchmarks.figures import Figure, at_least, number
+from benchmarks.stats import paired_ratios, spread
+
+BATCHES = (1, 4, 8)
+PROMPT_TOKENS = 128
+OUTPUT_TOKENS = 64
+
+
+class Speeds(NamedTuple):
+    """Tokens per second."""
+
+    prefill: float
+    decode: float
+
+
+def engine(bench: Bench) -> list[Figure]:
+    """Decode and prefill tok/s at batch 1, 4 and 8 on Q4_0, both in turn on the last core."""
+    core = machine.cores()[-1]
+    ours: dict[int, list[Speeds]] = {batch: [] for batch in BATCHES}
+    theirs: dict[int, list[Speeds]] = {batch: [] for batch in BATCHES}
+    with alone(bench.q4_0, core) as process:
+        for _ in range(bench.pairs):
+            for batch in BATCHES:
+                ours[batch].append(_engine(process, batch))
+            for batch, speeds in _batched_bench(bench.peers.batched_bench, bench.q4_0, core):
+                theirs[batch].append(speeds)
+    figures: list[Figure] = []
+    for name in Speeds._fields:
+        for batch in BATCHES:
+            a = [float(getattr(speeds, name)) for speeds in ours[batch]]
+            b = [float(getattr(speeds, name)) for speeds in theirs[batch]]
+            behind = f"{number(spread(a).median)} : {number(spread(b).median)} tok/s"
+            label = f"{name}, batch {batch}: tok/s"
+            figures.append(
+                Figure("engine", label, paired_ratios(a, b), "x", at_least(0.95), behind)
+            )
+    return figures
+
+
+def _engine(process: Alone, batch: int) -> Speeds:
+    return Speeds(
+        process.ask(Ask("prefill", batch, PROMPT_TOKENS)),
+        process.ask(Ask("decode", batch, PROMPT_TOKENS, OUTPUT_TOKENS)),
+    )
+
+
+def _batched_bench(program: Path, model: Path, core: int) -> list[tuple[int, Speeds]]:
+    """One run over all batches: a stream per sequence, flash attention, as the engine has."""
+    command = ["taskset", "-c", str(core), str(program), "-m", str(model), "-t", "1", "-tb", "1"]
+    command += ["-c", str(SLOTS * 256), "-fa", "on", "-no-kvu", "--output-format", "jsonl"]
+    command += ["-npp", str(PROMPT_TOKENS), "-ntg", str(OUTPUT_TOKENS)]
+    command += ["-npl", ",".join(map(str, BATCHES))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or len(lines) != len(BATCHES):
+        raise BenchError(f"llama-batched-bench failed: {done.stderr.strip()[-300:]}")
+    results = [json.loads(line) for line in lines]
+    return [(result["pl"], Speeds(result["speed_pp"], result["speed_tg"])) for result in results]

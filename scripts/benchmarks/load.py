@@ -1,0 +1,201 @@
+"""The load: closed-loop or open-loop clients in one process, over bare asyncio streams.
+
+Runs as a process of its own (`python -m benchmarks.load`): reads a Plan as JSON on stdin, writes
+an Outcome as JSON to stdout. It shares the box with the servers that it measures, so it does as
+little as it can for each piece of text, and the same for every server. Loopback only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import sys
+import time
+
+import msgspec
+
+from benchmarks.stats import Request
+
+MOST_REQUESTS = 10_000
+CONNECT_TIMEOUT_S = 10.0
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One request to send."""
+
+    prompt: str
+    prompt_tokens: int
+    completion_tokens: int
+    at: float | None = None
+    """Seconds after the start; None: when a client is free (closed loop)."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A load on one server."""
+
+    host: str
+    port: int
+    model: str
+    jobs: list[Job]
+    clients: int
+    """Closed loop: this many at once. Open loop: unused."""
+    timeout_s: float
+    """For the whole load."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of a plan."""
+
+    requests: list[Request]
+    """Those that were answered in full."""
+    failures: list[str]
+    """Why others were not, one line each."""
+    dry_s: float | None
+    """Closed loop: when the first client found no more work, on the clock of the requests."""
+
+
+class _Choice(msgspec.Struct):
+    text: str = ""
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: dict[str, object] | None = None
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+
+
+class LoadError(Exception):
+    """A request was not answered as it should be."""
+
+
+def http_request(plan: Plan, job: Job) -> bytes:
+    """A streaming completion that runs to its last token whatever the model says."""
+    body = msgspec.json.encode(
+        {
+            "model": plan.model,
+            "prompt": job.prompt,
+            "max_tokens": job.completion_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    )
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {plan.host}:{plan.port}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def send(plan: Plan, job: Job) -> Request:
+    """One request, to its end.
+
+    Raises:
+        LoadError: a status other than 200, an error event, no text, or wrong token counts.
+        OSError: the connection failed.
+    """
+    connecting = asyncio.open_connection(plan.host, plan.port)
+    reader, writer = await asyncio.wait_for(connecting, CONNECT_TIMEOUT_S)
+    try:
+        sent = time.monotonic()
+        writer.write(http_request(plan, job))
+        status = await reader.readline()
+        if status.split(b" ")[1:2] != [b"200"]:
+            rest = await reader.read(2000)
+            raise LoadError(f"{status.decode().strip()}: {rest[-300:].decode(errors='replace')}")
+        texts, usage = await _read_events(reader)
+    finally:
+        writer.close()
+    if usage is None or not texts:
+        raise LoadError("the stream ended without text or usage")
+    request = Request(sent, tuple(texts), usage.prompt_tokens, usage.completion_tokens)
+    wanted = (job.prompt_tokens, job.completion_tokens)
+    if (request.prompt_tokens, request.completion_tokens) != wanted:
+        raise LoadError(f"{request.prompt_tokens}+{request.completion_tokens} tokens, not {wanted}")
+    return request
+
+
+async def _read_events(reader: asyncio.StreamReader) -> tuple[list[float], _Usage | None]:
+    """When text arrived, and the usage. Chunk sizes and headers are lines like others: skipped."""
+    texts: list[float] = []
+    usage: _Usage | None = None
+    while line := await reader.readline():
+        if not line.startswith(b"data: "):
+            continue
+        now = time.monotonic()
+        if line.startswith(b"data: [DONE]"):
+            return texts, usage
+        chunk = _chunk.decode(line[6:])
+        if chunk.error is not None:
+            raise LoadError(f"error event: {chunk.error.get('message')}")
+        if chunk.choices and chunk.choices[0].text:
+            texts.append(now)
+        usage = chunk.usage or usage
+    raise LoadError("the stream was cut off")
+
+
+class _Load:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.requests: list[Request] = []
+        self.failures: list[str] = []
+        self.dry_s: float | None = None
+
+    async def one(self, job: Job) -> None:
+        try:
+            self.requests.append(await send(self.plan, job))
+        except (LoadError, OSError, TimeoutError, msgspec.DecodeError) as error:
+            self.failures.append(f"{type(error).__name__}: {error}")
+
+    async def closed(self) -> None:
+        jobs = iter(self.plan.jobs)
+
+        async def client() -> None:
+            for job in jobs:
+                await self.one(job)
+            self.dry_s = self.dry_s or time.monotonic()
+
+        await asyncio.gather(*(client() for _ in range(self.plan.clients)))
+
+    async def open(self) -> None:
+        start = time.monotonic()
+
+        async def arrive(job: Job) -> None:
+            await asyncio.sleep(start + (job.at or 0.0) - time.monotonic())
+            await self.one(job)
+
+        await asyncio.gather(*(arrive(job) for job in self.plan.jobs))
+
+
+async def run(plan: Plan) -> Outcome:
+    """Send all jobs of a plan, or as many as fit into its time.
+
+    Raises:
+        ValueError: not loopback, or more than MOST_REQUESTS.
+    """
+    if not ipaddress.ip_address(plan.host).is_loopback:
+        raise ValueError(f"{plan.host} is not a loopback address")
+    if len(plan.jobs) > MOST_REQUESTS:
+        raise ValueError(f"{len(plan.jobs)} requests are more than {MOST_REQUESTS}")
+    load = _Load(plan)
+    is_open = any(job.at is not None for job in plan.jobs)
+    try:
+        await asyncio.wait_for(load.open() if is_open else load.closed(), plan.timeout_s)
+    except TimeoutError:
+        load.failures.append(f"the load was not over after {plan.timeout_s:g} s")
+    return Outcome(load.requests, load.failures, load.dry_s)
+
+
+if __name__ == "__main__":
+    wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
+    sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(run(wanted))))

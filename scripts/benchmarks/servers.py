@@ -1,0 +1,171 @@
+"""The two servers under test, started, watched until they answer, and stopped by their pid."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import machine
+from benchmarks.peers import Peers
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+ALIAS = "bench"
+
+
+class ServerError(Exception):
+    """A server did not start, or does not do what it should."""
+
+
+class Server(NamedTuple):
+    """A running server."""
+
+    name: str
+    pid: int
+    host: str
+    port: int
+    admin: Path | None
+    """lbhost's admin socket."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("lbhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def ask(server: Server, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """One call of lbhost's admin API.
+
+    Raises:
+        ServerError: it was refused.
+        OSError: nobody answers.
+    """
+    if server.admin is None:
+        raise ServerError(f"{server.name} has no admin API")
+    connection = _UnixConnection(server.admin, START_TIMEOUT_S)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body))
+        response = connection.getresponse()
+        text = response.read()
+    finally:
+        connection.close()
+    if response.status >= 300:
+        raise ServerError(f"{method} {path}: {response.status} {text.decode(errors='replace')}")
+    return json.loads(text)
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def lbhost(model: Path, *, ctx_size: int, flags: tuple[str, ...] = ()) -> Iterator[Server]:
+    """`lbhost serve` with its defaults but for the context, in a runtime dir of its own.
+
+    Raises:
+        ServerError: it ended or was not ready in time; the message has its last words.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="lbhost-bench-") as folder:
+        runtime = Path(folder) / "run"
+        command = [sys.executable, "-m", "lbhost", "serve", "--model", str(model)]
+        command += ["--alias", ALIAS, "--port", str(port), "--ctx-size", str(ctx_size)]
+        command += ["--runtime-dir", str(runtime), "--log-format", "json", *flags]
+        with _process(command, Path(folder) / "log") as pid:
+            server = Server("lbhost", pid, "127.0.0.1", port, runtime / "admin.sock")
+            _wait(server, Path(folder) / "log")
+            yield server
+
+
+@contextmanager
+def llama_server(
+    peers: Peers, model: Path, *, ctx_size: int, slots: int, flags: tuple[str, ...] = ()
+) -> Iterator[Server]:
+    """The peer, with all cores and the settings that make it fastest at this load.
+
+    A KV stream per slot (its default with -np), flash attention, and no prompt cache in RAM:
+    no prompt comes twice here, and keeping each would cost it a copy a request.
+    """
+    port = free_port()
+    threads = str(len(machine.cores()))
+    command = [str(peers.server), "--model", str(model), "--alias", ALIAS]
+    command += ["--host", "127.0.0.1", "--port", str(port), "-t", threads, "-np", str(slots)]
+    command += ["-c", str(slots * ctx_size), "-fa", "on", "--cache-ram", "0", "--no-webui", *flags]
+    with (
+        tempfile.TemporaryDirectory(prefix="lbhost-bench-") as folder,
+        _process(command, Path(folder) / "log") as pid,
+    ):
+        server = Server("llama-server", pid, "127.0.0.1", port, None)
+        _wait(server, Path(folder) / "log")
+        yield server
+
+
+@contextmanager
+def _process(command: list[str], log: Path) -> Iterator[int]:
+    environ = {name: value for name, value in os.environ.items() if "LBHOST_" not in name}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,  # Ctrl-C is for the bench, which then stops its servers
+        )
+    try:
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(server: Server, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not _is_ready(server):
+        if os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            raise ServerError(f"{server.name} ended at once: {_tail(log)}")
+        if time.monotonic() > deadline:
+            raise ServerError(f"{server.name} was not ready in {START_TIMEOUT_S:g} s: {_tail(log)}")
+        time.sleep(0.05)
+
+
+def _is_ready(server: Server) -> bool:
+    """Answers health checks, and with lbhost: all its workers are up."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        if connection.getresponse().status != 200:
+            return False
+        return server.admin is None or ask(server, "GET", "/status")["state"] == "ready"
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace").strip()[-400:]

@@ -1,0 +1,258 @@
+"""The benchmark's arithmetic, its report, its load generator and its command line."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import msgspec
+import pytest
+
+from benchmarks import load
+from benchmarks.figures import Figure, Verdict, as_data, at_least, at_most, number, table
+from benchmarks.load import Job, Outcome, Plan
+from benchmarks.stats import (
+    Request,
+    Spread,
+    paired_ratios,
+    poisson,
+    quantile,
+    spread,
+    throughput,
+    trace,
+)
+
+# --- statistics --------------------------------------------------------------------------------
+
+
+def test_quantiles_lie_between_the_nearest_ranks() -> None:
+    values = [40.0, 10.0, 20.0, 30.0]
+    assert quantile(values, 0.0) == 10.0
+    assert quantile(values, 0.5) == 25.0
+    assert quantile(values, 0.99) == pytest.approx(39.7)
+    assert quantile(values, 1.0) == 40.0
+    assert quantile([7.0], 0.99) == 7.0
+
+
+def test_no_values_have_no_quantile() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        quantile([], 0.5)
+
+
+def test_a_paired_ratio_is_blind_to_drift_that_hits_both() -> None:
+    theirs = [100.0, 80.0, 120.0]
+    ours = [110.0, 88.0, 132.0]
+    assert paired_ratios(ours, theirs) == pytest.approx((1.1, 1.1, 1.1, 3))
+    assert spread(ours) == Spread(110.0, 88.0, 132.0, 3)
+
+
+def test_pairs_must_be_whole() -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        paired_ratios([1.0, 2.0], [1.0])
+
+
+def request(sent: float, *texts: float, tokens: int) -> Request:
+    return Request(sent, texts, 128, tokens)
+
+
+def test_a_request_knows_its_ttft_and_its_gaps() -> None:
+    one = request(10.0, 10.5, 10.6, 10.9, tokens=3)
+    assert one.ttft == pytest.approx(0.5)
+    assert one.gaps == pytest.approx([0.1, 0.3])
+
+
+def test_throughput_counts_to_the_last_text_unless_told_otherwise() -> None:
+    requests = [request(0.0, 1.0, 2.0, tokens=2), request(0.0, 1.0, 4.0, tokens=2)]
+    assert throughput(requests) == pytest.approx(4 / 4.0)
+    assert throughput(requests, until=2.0) == pytest.approx(3 / 2.0)
+
+
+def test_tokens_that_come_two_in_a_text_all_count() -> None:
+    assert throughput([request(0.0, 1.0, 2.0, tokens=4)], until=1.0) == pytest.approx(2.0)
+
+
+def test_poisson_arrivals_come_in_order_at_about_their_rate() -> None:
+    arrivals = poisson(2.0, 2000, 128, 64, random.Random(1))
+    times = [arrival.at for arrival in arrivals]
+    assert times == sorted(times)
+    assert 2000 / times[-1] == pytest.approx(2.0, rel=0.1)
+
+
+ROWS = [
+    {"TIMESTAMP": "2023-11-16 18:15:46.6805900", "ContextTokens": "374", "GeneratedTokens": "44"},
+    {"TIMESTAMP": "2023-11-16 18:15:50.6805900", "ContextTokens": "4000", "GeneratedTokens": "96"},
+]
+
+
+def test_a_trace_is_played_faster_and_cut_to_what_fits() -> None:
+    first, second = trace(ROWS, count=10, speedup=2.0, most_tokens=1024)
+    assert first == (0.0, 374, 44)
+    assert second == (2.0, 1000, 24)
+
+
+def test_a_trace_is_cut_to_a_count() -> None:
+    assert len(trace(ROWS, count=1, speedup=1.0, most_tokens=1024)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([], "empty"),
+        ([{"TIMESTAMP": "2023-11-16 18:15:46"}], "no column 'ContextTokens'"),
+        ([ROWS[0] | {"ContextTokens": "many"}], "invalid literal"),
+        ([ROWS[0] | {"TIMESTAMP": "noon"}], "Invalid isoformat"),
+    ],
+)
+def test_a_trace_that_is_none_is_refused(rows: list[dict[str, str]], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        trace(rows, count=10, speedup=1.0, most_tokens=1024)
+
+
+# --- the report --------------------------------------------------------------------------------
+
+
+def test_verdicts_go_by_the_median_and_the_direction() -> None:
+    measured = Spread(1.1, 0.9, 1.3, 5)
+    assert Figure("s", "f", measured, "x", at_least(1.1)).verdict is Verdict.MET
+    assert Figure("s", "f", measured, "x", at_least(1.11)).verdict is Verdict.MISSED
+    assert Figure("s", "f", measured, "ms", at_most(1.1)).verdict is Verdict.MET
+    assert Figure("s", "f", measured, "ms", at_most(1.0)).verdict is Verdict.MISSED
+    assert Figure("s", "f", measured, "ms").verdict is Verdict.NONE
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.000"), (0.4567, "0.457"), (1.256, "1.26"), (31.25, "31.2"), (312.5, "312")],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_the_table_shows_measured_range_target_and_verdict() -> None:
+    measured = Spread(1.25, 1.2, 1.3, 5)
+    text = table([Figure("server", "tok/s", measured, "x", at_least(1.1), "250 : 200")])
+    row = text.splitlines()[-1]
+    assert " ".join(row.split()) == "server tok/s 1.25x 1.20..1.30 (5) >= 1.10x met 250 : 200"
+
+
+def test_the_data_name_the_target_by_its_direction() -> None:
+    (data,) = as_data([Figure("idle", "cpu", Spread(0.5, 0.5, 0.5, 1), "%", at_most(1))])
+    assert data["target"] == {"at_most": 1}
+    assert data["verdict"] == "met"
+
+
+# --- the load generator ------------------------------------------------------------------------
+
+
+def event(data: object) -> bytes:
+    return b"data: " + (data if isinstance(data, bytes) else msgspec.json.encode(data)) + b"\n\n"
+
+
+def text(piece: str) -> bytes:
+    return event({"choices": [{"text": piece, "finish_reason": None}]})
+
+
+USAGE = event({"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": 3}})
+DONE = event(b"[DONE]")
+GOOD = [text("a"), text(""), text("b"), USAGE, DONE]
+
+
+async def against(
+    answer: list[bytes], jobs: list[Job], *, clients: int = 1, status: str = "200 OK"
+) -> tuple[Outcome, int]:
+    """What the load generator makes of a server that always answers this, and how many requests
+    were open at once at most."""
+    open_now = most = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_now, most
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        open_now += 1
+        most = max(most, open_now)
+        writer.write(f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        for data in answer:
+            writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+            await writer.drain()
+            await asyncio.sleep(0)
+        open_now -= 1
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        plan = Plan("127.0.0.1", port, "m", jobs, clients, timeout_s=30.0)
+        outcome = await load.run(plan)
+    return outcome, most
+
+
+JOB = Job("words", 8, 3)
+
+
+@pytest.mark.anyio
+async def test_a_request_is_timed_by_its_pieces_of_text() -> None:
+    outcome, _ = await against(GOOD, [JOB])
+    assert outcome.failures == []
+    (one,) = outcome.requests
+    assert len(one.texts) == 2, "an empty text is no token"
+    assert one.sent < one.texts[0] <= one.texts[1]
+    assert (one.prompt_tokens, one.completion_tokens) == (8, 3)
+
+
+@pytest.mark.anyio
+async def test_a_closed_loop_keeps_to_its_number_of_clients() -> None:
+    outcome, most = await against(GOOD, [JOB] * 12, clients=3)
+    assert (len(outcome.requests), most) == (12, 3)
+    assert outcome.dry_s is not None
+    assert outcome.dry_s >= min(one.sent for one in outcome.requests)
+
+
+@pytest.mark.anyio
+async def test_an_open_loop_does_not_wait_for_answers() -> None:
+    jobs = [Job("words", 8, 3, at=0.0)] * 5
+    outcome, _ = await against(GOOD, jobs)
+    assert len(outcome.requests) == 5
+    assert outcome.dry_s is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        ([text("a"), event({"error": {"message": "worker lost"}})], "worker lost"),
+        ([text("a")], "cut off"),
+        ([USAGE, DONE], "without text or usage"),
+        ([text("a"), DONE], "without text or usage"),
+        ([event(b"{")], "DecodeError"),
+        (
+            [text("a"), event({"usage": {"prompt_tokens": 7, "completion_tokens": 3}}), DONE],
+            "7+3 tokens",
+        ),
+    ],
+)
+async def test_an_answer_that_is_not_whole_is_a_failure(
+    answer: list[bytes], complaint: str
+) -> None:
+    outcome, _ = await against(answer, [JOB])
+    assert outcome.requests == []
+    assert complaint in outcome.failures[0]
+
+
+@pytest.mark.anyio
+async def test_a_refusal_is_a_failure_that_names_the_status() -> None:
+    outcome, _ = await against([b"busy"], [JOB], status="429 Too Many Requests")
+    assert "429" in outcome.failures[0]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan("192.0.2.1", 80, "m", [JOB], 1, 1.0),
+        Plan("127.0.0.1", 80, "m", [JOB] * (load.MOST_REQUESTS + 1), 1, 1.0),
+    ],
+)
+async def test_a_load_is_bounded_and_stays_on_the_loopback(plan: Plan) -> None:
+    with pytest.raises(ValueError, match=r"loopback|more than"):
+        await load.run(plan)

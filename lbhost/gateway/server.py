@@ -42,11 +42,24 @@ LINGER_S = 1.0
 closing at once would reset the connection under it."""
 
 
+BODIES = 32
+"""All bodies held at a time may be as large as so many of the largest together."""
+
+
+class Budget:
+    """Bytes of request bodies that all connections hold together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """One client connection."""
 
     settings: Settings
-    """Set by `serve`'s subclass."""
+    budget: Budget
+    """Both set by Server's subclass."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -54,6 +67,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_fields = 0
         self._in_head = True
         self._body_bytes = 0
+        """Of the request that is being received or answered: counted in the budget."""
         self._refused = False
         self._client_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -69,6 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._release_body()
         if self._write_timer is not None:
             self._write_timer.cancel()
         super().connection_lost(exc)
@@ -94,7 +109,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refused = True
             return
         self._in_head = True
-        self._head_bytes = self._head_fields = self._body_bytes = 0
+        self._head_bytes = self._head_fields = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -124,8 +139,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._body_bytes += len(body)
+        self.budget.used += len(body)
         if self._body_bytes > self.settings.max_body_bytes:
             self._refuse(self._too_large())
+        elif self.budget.used > self.budget.limit:
+            self._refuse(NotReadyError("too many large requests at once", retry_after_s=1))
         else:
             super().on_body(body)
 
@@ -136,6 +154,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._release_body()
         if self._in_head is False and self._client_timer is not None:
             # Answered before its body was there: what follows is no request.
             self._disarm()
@@ -161,6 +180,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _too_large(self) -> LbhostError:
         return PayloadTooLargeError(f"the body is over {self.settings.max_body_bytes} bytes")
+
+    def _release_body(self) -> None:
+        self.budget.used -= self._body_bytes
+        self._body_bytes = 0
 
     def _arm(self, seconds: float) -> None:
         self._disarm()
@@ -223,6 +246,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
+        if self.transport.is_closing():
+            return
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._client_timer = self.loop.call_later(LINGER_S, self.transport.close)
@@ -232,7 +257,9 @@ class Server(uvicorn.Server):
     """uvicorn's server without its signal handlers, and with one tick a second, not ten."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        protocol = type("Protocol", (LimitedProtocol,), {"settings": settings})
+        self.budget = Budget(BODIES * settings.max_body_bytes)
+        fields = {"settings": settings, "budget": self.budget}
+        protocol = type("Protocol", (LimitedProtocol,), fields)
         super().__init__(
             uvicorn.Config(
                 app,

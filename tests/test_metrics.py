@@ -1,0 +1,155 @@
+"""The metrics' text and the rows that the gateway writes on the board."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fake_worker import Script
+from lbhost.board import Core, Gateway, Host, WorkerState
+from lbhost.errors import (
+    ContextLengthError,
+    DeadlineError,
+    EngineError,
+    LbhostError,
+    NotReadyError,
+    QueueFullError,
+    WorkerLostError,
+)
+from lbhost.gateway import metrics
+from lbhost.gateway.traffic import outcome
+from running_gateway import RunningGateway, running_gateway, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def samples(gateway: RunningGateway) -> dict[str, float]:
+    """All samples by name, or name{worker} and name{outcome}."""
+    response = await gateway.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            labels = [v for k, v in sorted(sample.labels.items()) if k != "le"]
+            name = f"{sample.name}{{{','.join(labels)}}}" if labels else sample.name
+            found[name] = sample.value
+    return found
+
+
+@pytest.fixture
+def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "TEXT_FRESH_S", 0.0)
+
+
+@pytest.mark.usefixtures("always_fresh")
+async def test_requests_tokens_and_latencies_are_counted() -> None:
+    async with running_gateway(script=Script(cached_tokens=4)) as g:
+        await g.chat()
+        await g.chat(stream=True)
+        await g.chat(temperature=9)
+        got = await samples(g)
+        assert got["lbhost_requests_total{ok}"] == 2
+        assert got["lbhost_requests_total{invalid}"] == 1
+        assert got["lbhost_completion_tokens_total"] == 10
+        assert got["lbhost_cached_prompt_tokens_total"] == 8
+        assert got["lbhost_prompt_tokens_total"] > 10
+        assert got["lbhost_time_to_first_token_seconds_count"] == 2
+        assert got["lbhost_inter_token_seconds_count"] == 8
+        assert got["lbhost_queue_wait_seconds_count"] == 2
+        assert got["lbhost_request_seconds_count"] == 2
+        assert got["lbhost_queue_depth"] == 0
+        assert got["lbhost_queue_limit"] == 256
+
+
+@pytest.mark.usefixtures("always_fresh")
+async def test_workers_show_state_share_temperature_and_restarts() -> None:
+    async with running_gateway(workers=2) as g:
+        g.page.cores.write(0, Core(sampled_ns=1, idle=0.25, others=0.5, temp_c=60.0))
+        g.page.host.write(0, Host(sampled_ns=1))
+        g.workers[1].set_state(WorkerState.DRAINING, cpus="1")
+
+        async def shown() -> dict[str, float]:
+            got = await samples(g)
+            while got.get("lbhost_worker_temperature_celsius{0}") != 60.0:
+                await asyncio.sleep(0.02)
+                got = await samples(g)
+            return got
+
+        async with asyncio.timeout(60):
+            got = await shown()
+        assert got["lbhost_worker_state{ready,0}"] == 1
+        assert got["lbhost_worker_state{draining,0}"] == 0
+        assert got["lbhost_worker_state{draining,1}"] == 1
+        assert got["lbhost_worker_share_ratio{0}"] == 0.5
+        assert got["lbhost_worker_core_busy_ratio{0}"] == 0.75
+        assert got["lbhost_worker_core_others_ratio{0}"] == 0.5
+        assert got["lbhost_worker_restarts_total{0}"] == 0
+        assert got["lbhost_worker_health_kills_total{0}"] == 0
+        assert got["lbhost_worker_kv_capacity_tokens{0}"] == 4 * 2048
+        # Core 1 has no sensor: no sample at all, rather than a 0.
+        assert "lbhost_worker_temperature_celsius{1}" not in got
+
+
+async def test_the_text_is_made_at_most_once_a_second() -> None:
+    async with running_gateway() as g:
+        first = (await g.client.get("/metrics")).text
+        await g.chat()
+        assert (await g.client.get("/metrics")).text == first
+
+
+async def test_the_board_hears_of_traffic() -> None:
+    async with running_gateway(script=Script(answer=lambda _: ["a"] * 8)) as g:
+        (fake,) = g.workers
+        fake.hold()
+        request = asyncio.create_task(g.chat())
+
+        def row() -> Gateway:
+            read = g.page.gateway.read(0)
+            assert read is not None
+            return read
+
+        def worker() -> tuple[int, int, int]:
+            read = g.page.traffic.read(0)
+            assert read is not None
+            return read.in_flight, read.requests, read.tokens_out
+
+        await until(lambda: worker() == (1, 1, 0), "the worker's row shows the request")
+        assert row().in_flight == 1
+        fake.release()
+        await request
+        await until(lambda: worker() == (0, 1, 8), "the worker's row shows the answer")
+        await until(lambda: row().requests == 1, "the gateway's row shows it")
+        await until(lambda: row().ttft_p50_s is not None, "and its time to first token")
+        traffic = g.page.traffic.read(0)
+        assert traffic is not None
+        assert traffic.epoch == 1
+        assert traffic.ttft_s is not None
+        assert traffic.tokens_in > 0
+        assert row().queue_limit == 256
+        await until(lambda: row().tokens_s == 0.0, "rates fall back to 0")
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (None, "ok"),
+        (ContextLengthError("x"), "invalid"),
+        (QueueFullError("x"), "queue_full"),
+        (NotReadyError("x"), "not_ready"),
+        (DeadlineError("x"), "timeout"),
+        (WorkerLostError("x"), "worker_lost"),
+        (EngineError("x"), "engine_error"),
+        (LbhostError("x"), "error"),
+    ],
+)
+async def test_every_error_has_an_outcome(error: LbhostError | None, name: str) -> None:
+    assert outcome(error) == name
+
+
+@pytest.mark.usefixtures("always_fresh")
+async def test_all_values_are_finite() -> None:
+    async with running_gateway() as g:
+        assert all(math.isfinite(value) for value in (await samples(g)).values())

@@ -22,8 +22,8 @@ from lbhost_tui.messages import EventsArrived, ServerGone, StatusArrived
 BUSY_S = 0.5
 QUIET_S = 1.0
 MAX_HZ = 4.0
-CPU_SHARE = 0.02
-SLOWEST_S = 3.0
+CPU_SHARE = 0.018
+SLOWEST_S = 4.0
 BACKOFF_S = (0.5, 1.0, 2.0, 3.0, 5.0)
 GATHER_S = 0.05
 """Events that come within this time reach the screen together."""

@@ -6,6 +6,7 @@ dir, else what the server said. Owns one connection; waits for commands as long 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,13 @@ class AdminClient:
     """The server on one runtime dir. A context manager."""
 
     def __init__(self, runtime_dir: Path) -> None:
+        """Make sure that somebody listens there.
+
+        Raises:
+            ServerGoneError
+        """
         self._where = runtime_dir
+        self._reach()
         self._http = httpx2.Client(
             transport=httpx2.HTTPTransport(uds=str(runtime_dir / SOCKET_NAME)),
             base_url="http://lbhost",
@@ -117,14 +124,23 @@ class AdminClient:
             raise self._refusal(answer)
         return answer
 
+    def _reach(self) -> None:
+        # httpx2 would leak its socket where nobody listens, and hide why.
+        with socket.socket(socket.AF_UNIX) as trial:
+            trial.settimeout(CONNECT_S)
+            try:
+                trial.connect(str(self._where / SOCKET_NAME))
+            except PermissionError as error:
+                raise ServerGoneError(f"{self._where} belongs to another user") from error
+            except OSError as error:
+                raise ServerGoneError(
+                    f"no server runs on {self._where} (start one: lbhost serve; "
+                    "look elsewhere: --runtime-dir)"
+                ) from error
+
     def _gone(self, error: httpx2.TransportError) -> ServerGoneError:
         if isinstance(error, httpx2.TimeoutException):
             return ServerGoneError(f"the server on {self._where} does not answer")
-        if isinstance(error, httpx2.ConnectError):
-            return ServerGoneError(
-                f"no server runs on {self._where} (start one: lbhost serve; "
-                f"look elsewhere: --runtime-dir)"
-            )
         return ServerGoneError(f"the server on {self._where} went away")
 
     @staticmethod

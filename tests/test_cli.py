@@ -1,0 +1,254 @@
+"""The command line: flags from settings, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lbhost import cli, config, report
+from lbhost.board import WorkerState
+from lbhost.config import Settings
+from supervising import box
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("LBHOST_"):
+            monkeypatch.delenv(name)
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = cli.run(argv)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def one_line(err: str) -> str:
+    assert err.startswith("lbhost: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+# --- usage ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["serve", "--prot", "1"], "did you mean --port"),
+        (["serve", "--port", "70000"], "--port: expected int <= 65535, got '70000'"),
+        (["serve", "--port"], "--port"),
+        (["serve", "--workers", "0"], "--workers: "),
+        (["serve", "--policy", "best"], "cost, round-robin"),
+        (["serve", "--config", "/nowhere.toml"], "no such configuration file"),
+        (["serve", "stray"], "stray"),
+        (["sevre"], "serve"),
+        (["drain"], "WORKER"),
+        (["drain", "one"], "one"),
+        (["restart", "some"], "`all`"),
+        (["scale", "many"], "many"),
+        (["status", "--jsn"], "--json"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], argv: Sequence[str], said: str
+) -> None:
+    code, out, err = run(capsys, *argv)
+    assert code == 2
+    assert said in one_line(err)
+    assert out == ""
+
+
+def test_environment_and_file_are_checked_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LBHOST_SLOT", "3")
+    code, _, err = run(capsys, "serve")
+    assert code == 2
+    assert "LBHOST_SLOT: unknown key; did you mean 'slots'?" in one_line(err)
+    monkeypatch.delenv("LBHOST_SLOT")
+    file = tmp_path / "lbhost.toml"
+    file.write_text("prot = 1\n")
+    code, _, err = run(capsys, "serve", "--config", str(file))
+    assert code == 2
+    assert "did you mean 'port'?" in one_line(err)
+
+
+def test_every_setting_is_a_flag_with_its_docstring_as_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, _ = run(capsys, "serve", "--help")
+    assert code == 0
+    text = re.sub(r"[\s│]+", " ", out)
+    for key in config.KEYS:
+        assert f"--{config.flag_name(key)} " in text
+    assert "Sequences that each worker runs at once. [default: 4]" in text
+    assert "--shutdown-grace SECONDS" in text
+    for flag in ("--config", "--tui", "--runtime-dir", "--ctx-size", "--threads-per-worker"):
+        assert flag in text
+
+
+def test_every_field_has_a_docstring() -> None:
+    assert set(cli._field_docs()) == set(Settings.__struct_fields__)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--version")
+    assert code == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", out)
+
+
+def test_python_dash_m_is_the_same_and_never_loads_the_dashboard() -> None:
+    check = (
+        "import sys; from lbhost import cli"
+        "; code = cli.run(['status', '--runtime-dir', '/nowhere'])"
+        "; assert not [m for m in sys.modules if m.startswith(('textual', 'lbhost_tui'))]"
+        "; assert not [m for m in sys.modules if m.startswith('llama_cpp')]; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "no server runs on /nowhere" in one_line(done.stderr)
+
+
+# --- start-up errors --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "/nowhere/x.gguf"], "/nowhere/x.gguf does not exist"),
+        (["--model", __file__], "not a GGUF file"),
+        (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+        (["--runtime-dir", "/" + "x" * 120], "shorter --runtime-dir"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_in_one_line(
+    tmp_path: Path, flags: list[str], said: str
+) -> None:
+    where = ["--runtime-dir", str(tmp_path / "run")] if "--runtime-dir" not in flags else []
+    command = [sys.executable, "-m", "lbhost", "serve", "--port", "0", *where, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert said in one_line(done.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "lbhost", "serve", "--port", str(port)]
+        command += ["--runtime-dir", str(tmp_path / "run"), "--model", "/nowhere"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}: address already in use" in one_line(done.stderr)
+
+
+def test_a_runtime_dir_that_is_open_to_others_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o755)
+    command = [sys.executable, "-m", "lbhost", "serve", "--port", "0", "--runtime-dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "chmod 700" in one_line(done.stderr)
+
+
+# --- commands on a server ---------------------------------------------------------------
+
+
+async def lbhost(runtime_dir: Path, *argv: str) -> tuple[int, str, str]:
+    """`lbhost ARGV` as a process of its own, beside the server in this one."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lbhost", *argv, "--runtime-dir", str(runtime_dir)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.anyio
+async def test_the_commands_do_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch) as running:
+        where = tmp_path / "run"
+        code, out, _ = await lbhost(where, "status")
+        assert code == 0
+        assert max(map(len, out.splitlines())) <= 80
+        assert "\x1b" not in out
+        assert re.search(r"^ *1 ready +1 ", out, re.MULTILINE)
+        code, out, _ = await lbhost(where, "status", "--json")
+        assert code == 0
+        assert '"state": "ready"' in out
+
+        assert await lbhost(where, "drain", "0", "--timeout", "5") == (
+            *(0, "worker 0 is drained and stopped\n", ""),
+        )
+        assert running.worker(0).state is WorkerState.STOPPED
+        assert (await lbhost(where, "resume", "0"))[0] == 0
+        assert running.worker(0).state is WorkerState.READY
+        assert (await lbhost(where, "restart", "1"))[0] == 0
+        assert running.worker(1).epoch == 2
+        assert (await lbhost(where, "restart", "all"))[0] == 0
+        assert running.worker(1).epoch == 3
+        assert (await lbhost(where, "scale", "3"))[0] == 0
+        assert len(running.server.fleet.workers) == 3
+
+        code, out, err = await lbhost(where, "drain", "9")
+        assert (code, out) == (1, "")
+        assert "no worker has the id 9" in one_line(err)
+        code, _, err = await lbhost(where, "scale", "64")
+        assert code == 1
+        assert "too many" in one_line(err)
+
+        running.tell("worker-0", "busy")
+        assert await lbhost(where, "drain", "0", "--no-wait") == (0, "accepted\n", "")
+        await running.state(0, WorkerState.DRAINING)
+
+        code, out, _ = await lbhost(where, "events", "--backlog", "3")
+        assert code == 0
+        assert len(out.splitlines()) == 3
+        assert "draining" in out.splitlines()[-1]
+
+
+@pytest.mark.anyio
+async def test_a_second_server_is_refused_and_the_first_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch):
+        code, _, err = await lbhost(tmp_path / "run", "serve", "--port", "0")
+        assert code == 1
+        assert f"a server with pid {os.getpid()}" in one_line(err)
+
+
+def test_a_stale_socket_is_a_server_that_is_gone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "admin.sock"))
+    code, _, err = run(capsys, "status", "--runtime-dir", str(tmp_path))
+    assert code == 1
+    assert "no server runs on" in one_line(err)
+
+
+def test_sizes_and_durations_are_short() -> None:
+    assert [report.size(n) for n in (0, 999, 1 << 20, 820 << 20, 1363 << 20, 12 << 30)] == [
+        *("0B", "999B", "1M", "820M", "1.3G", "12G"),
+    ]
+    assert [report.duration(s) for s in (0, 59.9, 61, 3720, 90000)] == [
+        *("0s", "59s", "1m01s", "1h02m", "1d1h"),
+    ]

@@ -289,7 +289,7 @@ def busy(picture: Status, now: float) -> Status:
                 slots_busy=slots,
                 in_flight=slots,
                 prefill_pending=int(900 * wave * wave),
-                tokens_s=round(120 * wave + 6 * math.sin(now * 3 + w.id), 1),
+                tokens_s=max(0.0, round(120 * wave + 6 * math.sin(now * 3 + w.id), 1)),
                 tokens_out=w.tokens_out + int(60 * wave),
                 ttft_s=0.05 + 0.4 * wave,
                 inter_token_s=0.02 + 0.05 * wave,

@@ -43,7 +43,7 @@ def lines_of(event: Event, width: int) -> list[Parts]:
     return [first, *(((" " * indent, Role.TEXT), (more, role)) for more in wrapped[1:])]
 
 
-class EventLog(Painted, ScrollView, can_focus=True):
+class EventLog(ScrollView, Painted, can_focus=True):
     """The pane. It follows the newest event unless scrolled up."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "app.log", "close", show=False)]

@@ -209,7 +209,9 @@ async def test_a_template_that_refuses_is_a_422() -> None:
 
 async def test_an_engine_error_is_a_500_that_is_not_retried() -> None:
     async with running_gateway(script=Script(fail="no KV room")) as g:
-        check_error(await g.chat(), 500, "engine_error")
+        whole = await g.chat()
+        check_error(whole, 500, "engine_error")
+        assert whole.headers["x-lbhost-worker"] == "0"
         _, response = await stream(g)
         assert response.status_code == 500
 

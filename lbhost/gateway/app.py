@@ -181,9 +181,13 @@ def _ok(value: Any) -> Response:
     return Response(_json(value), media_type="application/json")
 
 
-async def _on_lbhost_error(_: Request, error: Exception) -> Response:
+async def _on_lbhost_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LbhostError)
-    return error_response(error)
+    response = error_response(error)
+    worker = request.scope["state"].get("worker")
+    if worker is not None:
+        response.headers["x-lbhost-worker"] = str(worker)
+    return response
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

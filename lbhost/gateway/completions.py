@@ -57,6 +57,8 @@ class Completions:
         except LbhostError as error:
             exchange.status = error.status
             ended = outcome(error)
+            if exchange.job is not None:
+                scope["state"]["worker"] = exchange.job.worker
             raise
         except (_ClientGoneError, asyncio.CancelledError) as error:
             ended = "cancelled"

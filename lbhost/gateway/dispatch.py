@@ -17,6 +17,8 @@ import time
 from random import Random
 from typing import Protocol
 
+import msgspec
+
 from lbhost import log, wire
 from lbhost.config import Settings
 from lbhost.errors import (
@@ -204,17 +206,28 @@ class Dispatcher:
         if usable:
             self._ready_at = now_ns / 1e9
         flights: list[Flight] = []
+        views = [member.view(reading, now_ns) for member, reading in usable] if room else []
         passed = 0
         for job in list(self._queue):
             if not room or passed == LOOKAHEAD:
                 break
             need = policy.Need(job.work.prompt_tokens, job.expected_tokens)
-            views = [member.view(job, reading, now_ns) for member, reading in usable]
-            index = policy.choose(self._settings.policy, need, views, self._rng, self._turn)
+            index = policy.choose(
+                self._settings.policy,
+                need,
+                [
+                    _seen_by(job, member, view)
+                    for (member, _), view in zip(usable, views, strict=True)
+                ],
+                self._rng,
+                self._turn,
+            )
             if index is None:
                 passed += 1
                 continue
-            flights.append(self._take_off(job, usable[index][0], now_ns))
+            member, reading = usable[index]
+            flights.append(self._take_off(job, member, now_ns))
+            views[index] = member.view(reading, now_ns)
             room -= 1
         return flights
 
@@ -331,10 +344,11 @@ class Dispatcher:
         """Its worker is gone: start again elsewhere if nobody can tell, else say so."""
         worker = job.worker
         if job.delivered:
-            self._end(job, error=WorkerLostError(f"worker {worker} died in the middle of this"))
+            message = f"worker {worker} died in the middle of this answer"
+            self._end(job, error=WorkerLostError(message, retry_after_s=1))
         elif job.attempts >= MAX_ATTEMPTS:
             message = f"{job.attempts} workers died while they had this request"
-            self._end(job, error=WorkerLostError(message))
+            self._end(job, error=WorkerLostError(message, retry_after_s=1))
         else:
             self._observer.retried(job)
             self._requeue(job)
@@ -415,3 +429,9 @@ class Dispatcher:
         per_request = self._usual_tokens * (speeds[1] + speeds[2])
         slots = max(1, self._fleet.slots)
         return float(min(30, max(1, round(len(self._queue) * per_request / slots))))
+
+
+def _seen_by(job: Job, member: Member, view: policy.WorkerView) -> policy.WorkerView:
+    """The view with what the member probably has cached of the job's prompt."""
+    cached = member.cached(job)
+    return msgspec.structs.replace(view, cached=cached) if cached else view

@@ -140,8 +140,8 @@ class Member:
         silent = now_ns - max(progress.heartbeat_ns, self.busy_since_ns)
         return silent <= max(STALE_NS, STALE_STEPS * progress.predicted_step_s * 1e9)
 
-    def view(self, job: Job, reading: Worker, now_ns: int) -> policy.WorkerView:
-        """As the policy wants it, for this job."""
+    def view(self, reading: Worker, now_ns: int) -> policy.WorkerView:
+        """As the policy wants it, for a job of which nothing is cached."""
         identity, progress = reading.identity, reading.progress
         measured = progress.epoch == self.epoch
         return policy.WorkerView(
@@ -153,7 +153,6 @@ class Member:
                 f.job.work.prompt_tokens >= policy.LONG_PROMPT for f in self.flights.values()
             ),
             prefills=self.prefills(progress),
-            cached=self.cached(job),
             prefill_tok_s=progress.prefill_tok_s if measured else None,
             step_base_s=progress.step_base_s if measured else None,
             step_seq_s=progress.step_seq_s if measured else None,

@@ -38,6 +38,8 @@ class PrefixIndex:
 
     def predict(self, wanted: Chain) -> int:
         """How many leading tokens of the prompt are probably cached there."""
+        if not wanted:
+            return 0
         return BLOCK * max((_common(wanted, held) for held in self._sequences), default=0)
 
     def add(self, sent: Chain) -> None:
@@ -59,7 +61,9 @@ class PrefixIndex:
 
 def _common(one: Chain, other: Chain) -> int:
     """Length of the common prefix. Equal links mean equal prefixes, so bisection will do."""
-    low, high = 0, min(len(one), len(other))
+    if not (one and other and one[0] == other[0]):
+        return 0
+    low, high = 1, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
         if one[middle - 1] == other[middle - 1]:

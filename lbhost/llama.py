@@ -1,9 +1,7 @@
-"""llama.cpp, as much of it as lbhost needs: model files, vocabularies, weights.
+"""Models as lbhost needs them: what a file says of itself, vocabularies, weights.
 
-The only file that imports llama_cpp, and it takes only that package's ctypes module: the
-package itself would import diskcache (CVE-2025-69872) and numpy. Gateway (vocabulary),
-supervisor (`inspect`), template and workers use it. Owns loaded models; starts no thread
-and makes no context (worker/context.py does).
+Gateway (vocabulary), supervisor (`inspect`), template and workers use it. Owns loaded models;
+starts no thread and makes no context (worker/context.py does).
 """
 
 from __future__ import annotations
@@ -11,131 +9,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib
-import importlib.util
 import os
 import re
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from lbhost import log
+from lbhost import amx
 from lbhost.errors import ModelFileError
-
-
-def _import_api() -> Any:
-    """llama_cpp.llama_cpp without running the package's __init__."""
-    if "llama_cpp" not in sys.modules:
-        spec = importlib.util.find_spec("llama_cpp")
-        if spec is None or spec.submodule_search_locations is None:
-            raise ImportError("llama-cpp-python is not installed")
-        package = types.ModuleType("llama_cpp")
-        package.__path__ = list(spec.submodule_search_locations)
-        sys.modules["llama_cpp"] = package
-    return importlib.import_module("llama_cpp.llama_cpp")
-
-
-api: Any = _import_api()
-"""The ctypes functions and structs of llama.h."""
-
-_LEVEL_ERROR = 4
-_LEVEL_CONT = 5
-
-_collected: list[str] | None = None
-_last_level = 0
-
-
-@api.llama_log_callback  # type: ignore[untyped-decorator]
-def _on_log(level: int, text: bytes, _user: int) -> None:
-    """llama.cpp's log: errors are kept, everything else is dropped."""
-    global _last_level
-    if level != _LEVEL_CONT:
-        _last_level = level
-    if _last_level != _LEVEL_ERROR:
-        return
-    line = text.decode(errors="replace").strip()
-    if _collected is not None:
-        _collected.append(line)
-    elif len(line) > 1:
-        log.get().error("llama.cpp: " + line)
-
-
-class _SignalStack(ctypes.Structure):
-    """stack_t of sigaltstack(2)."""
-
-    _fields_ = (
-        ("pointer", ctypes.c_void_p),
-        ("flags", ctypes.c_int),
-        ("size", ctypes.c_size_t),
-    )
-
-
-def _refuse_amx() -> None:
-    """Keep ggml from using its AMX kernels, which crash when built with GCC 12.
-
-    GCC drops the stores to the tile configuration before `_tile_loadconfig`, and every decode
-    ends in SIGSEGV. ggml decides once, by asking the kernel for the tile registers, when the
-    buffer types are first listed; the kernel refuses (ENOSPC) while an alternate signal stack
-    is too small for them. Then ggml takes its AVX kernels.
-    """
-    with Path("/proc/cpuinfo").open() as cpuinfo:
-        flags = next((line for line in cpuinfo if line.startswith("flags")), "")
-    if "amx_int8" not in flags:
-        return
-    memory = ctypes.create_string_buffer(4096)
-    small, before = _SignalStack(ctypes.addressof(memory), 0, len(memory)), _SignalStack()
-    libc = ctypes.CDLL(None)
-    stderr = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    libc.sigaltstack(ctypes.byref(small), ctypes.byref(before))
-    try:
-        os.dup2(null, 2)  # ggml says "AMX is not ready to be used!"
-        _list_buffer_types()
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(null)
-        libc.sigaltstack(ctypes.byref(before), None)
-
-
-def _list_buffer_types() -> None:
-    pointer, word = ctypes.c_void_p, ctypes.c_char_p
-    device = _ggml("ggml_backend_dev_by_type", pointer, ctypes.c_int)(0)
-    registry = _ggml("ggml_backend_dev_backend_reg", pointer, pointer)(device)
-    look_up = _ggml("ggml_backend_reg_get_proc_address", pointer, pointer, word)
-    address = look_up(registry, b"ggml_backend_dev_get_extra_bufts")
-    if address:
-        ctypes.CFUNCTYPE(pointer, pointer)(address)(device)
-
-
-@functools.cache
-def _ggml(name: str, restype: Any, *argtypes: Any) -> Any:
-    """A function of ggml, which libllama depends on, so that dlsym finds it through that."""
-    function = getattr(api._lib, name)
-    function.restype = restype
-    function.argtypes = argtypes
-    return function
-
-
-api.llama_log_set(_on_log, ctypes.c_void_p(0))
-_refuse_amx()
-api.llama_backend_init()
-
-
-@contextlib.contextmanager
-def _collect_errors() -> Iterator[list[str]]:
-    """Error lines go into the list, for an exception's message, instead of the log."""
-    global _collected
-    lines: list[str] = []
-    _collected = lines
-    try:
-        yield lines
-    finally:
-        _collected = None
+from lbhost.llamacpp import api as api  # re-exported for tools that need more of llama.h
+from lbhost.llamacpp import collect_errors, ggml, reason_of
 
 
 def supports_gpu() -> bool:
@@ -171,7 +56,7 @@ def inspect(path: str | Path) -> ModelInfo:
             does not generate text. One line.
     """
     path = Path(path)
-    with _collect_errors() as errors:
+    with collect_errors() as errors:
         files = [_Gguf(part, errors) for part in parts(path)]
     header = files[0]
     arch = header.text("general.architecture") or "?"
@@ -254,15 +139,15 @@ class _Gguf:
             raise ModelFileError(f"{path}: cannot read it: {error.strerror}") from error
         if magic != b"GGUF":
             raise ModelFileError(f"{path}: not a GGUF file")
-        init = _ggml("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _GgufInitParams)
+        init = ggml("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _GgufInitParams)
         self._ctx = init(os.fsencode(path), _GgufInitParams(True, None))
         if not self._ctx:
-            reason = _reason(errors)
+            reason = reason_of(errors)
             raise ModelFileError(f"{path}: truncated or damaged GGUF header{reason}")
-        data = _ggml("gguf_get_data_offset", ctypes.c_size_t, ctypes.c_void_p)(self._ctx)
-        count = _ggml("gguf_get_n_tensors", ctypes.c_int64, ctypes.c_void_p)(self._ctx)
+        data = ggml("gguf_get_data_offset", ctypes.c_size_t, ctypes.c_void_p)(self._ctx)
+        count = ggml("gguf_get_n_tensors", ctypes.c_int64, ctypes.c_void_p)(self._ctx)
         of = (ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64)
-        offset, length = _ggml("gguf_get_tensor_offset", *of), _ggml("gguf_get_tensor_size", *of)
+        offset, length = ggml("gguf_get_tensor_offset", *of), ggml("gguf_get_tensor_size", *of)
         sizes = [length(self._ctx, i) for i in range(count)]
         end = max((data + offset(self._ctx, i) + sizes[i] for i in range(count)), default=0)
         self.tensor_bytes = sum(sizes)
@@ -273,22 +158,22 @@ class _Gguf:
             )
 
     def close(self) -> None:
-        _ggml("gguf_free", None, ctypes.c_void_p)(self._ctx)
+        ggml("gguf_free", None, ctypes.c_void_p)(self._ctx)
         self._ctx = None
 
     def _find(self, key: str) -> tuple[int, int]:
-        find = _ggml("gguf_find_key", ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p)
+        find = ggml("gguf_find_key", ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p)
         at = find(self._ctx, key.encode())
         if at < 0:
             return -1, -1
-        kind = _ggml("gguf_get_kv_type", ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
+        kind = ggml("gguf_get_kv_type", ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
         return at, kind(self._ctx, at)
 
     def text(self, key: str) -> str | None:
         at, kind = self._find(key)
         if kind != _STRING:
             return None
-        get = _ggml("gguf_get_val_str", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)
+        get = ggml("gguf_get_val_str", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)
         return str(get(self._ctx, at).decode(errors="replace"))
 
     def number(self, key: str) -> int | None:
@@ -296,7 +181,7 @@ class _Gguf:
         if kind not in _SCALARS:
             return None
         name, ctype = _SCALARS[kind]
-        get = _ggml(f"gguf_get_val_{name}", ctype, ctypes.c_void_p, ctypes.c_int64)
+        get = ggml(f"gguf_get_val_{name}", ctype, ctypes.c_void_p, ctypes.c_int64)
         return int(get(self._ctx, at))
 
     def numbers(self, key: str, count: int) -> list[int] | None:
@@ -306,22 +191,13 @@ class _Gguf:
             one = self.number(key)
             return None if one is None else [one] * count
         of = (ctypes.c_void_p, ctypes.c_int64)
-        element = _ggml("gguf_get_arr_type", ctypes.c_int, *of)(self._ctx, at)
+        element = ggml("gguf_get_arr_type", ctypes.c_int, *of)(self._ctx, at)
         if element not in _SCALARS:
             return None
-        n = _ggml("gguf_get_arr_n", ctypes.c_size_t, *of)(self._ctx, at)
-        data = _ggml("gguf_get_arr_data", ctypes.c_void_p, *of)(self._ctx, at)
+        n = ggml("gguf_get_arr_n", ctypes.c_size_t, *of)(self._ctx, at)
+        data = ggml("gguf_get_arr_data", ctypes.c_void_p, *of)(self._ctx, at)
         array = (_SCALARS[element][1] * n).from_address(data)
         return [int(x) for x in array]
-
-
-def _reason(errors: list[str]) -> str:
-    """The part of llama.cpp's error lines that says what is wrong, as ": reason"."""
-    for line in errors:
-        _, found, reason = line.partition("error loading model: ")
-        if found:
-            return ": " + reason
-    return ": " + re.sub(r"^\w+: ", "", errors[0]) if errors else ""
 
 
 @contextlib.contextmanager
@@ -339,15 +215,15 @@ def _load(path: Path, *, vocab_only: bool = False, gpu: bool = False) -> Any:
         raise ModelFileError(f"{path}: no such model file")
     params = api.llama_model_default_params()
     params.vocab_only = vocab_only
-    params.use_extra_bufts = True
+    params.use_extra_bufts = not vocab_only
     params.n_gpu_layers = 999 if gpu else 0
     no_devices = (ctypes.c_void_p * 1)(None)
     if not gpu:
         params.devices = ctypes.addressof(no_devices)
-    with _collect_errors() as errors:
+    with collect_errors() as errors:
         model = api.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        raise ModelFileError(f"{path}: llama.cpp cannot load it{_reason(errors)}")
+        raise ModelFileError(f"{path}: llama.cpp cannot load it{reason_of(errors)}")
     return model
 
 
@@ -457,6 +333,7 @@ class Model:
     def __init__(self, path: str | Path, *, gpu: bool = False) -> None:
         self.path = str(path)
         self.gpu = gpu
+        amx.settle()
         self.handle: Any = _load(Path(path), gpu=gpu)
         self.vocab = Vocab(self.handle, owned=False)
         self.n_ctx_train = int(api.llama_model_n_ctx_train(self.handle))

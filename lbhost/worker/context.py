@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lbhost.errors import StartupError
-from lbhost.llama import Model, api
+from lbhost.llama import Model
+from lbhost.llamacpp import api
 
 CPU_BATCH = 128
 """Tokens in one decode at most, logical and physical (n_batch = n_ubatch).
@@ -121,6 +122,8 @@ class Context:
         batch, for `sample`. The caller keeps to `batch_size` tokens and `n_ctx` positions.
         """
         at, count = self._used, len(packed) // 4
+        if at + count > self.batch_size or position + count > self.n_ctx:
+            raise ValueError(f"{count} tokens at {position} do not fit after {at} in the batch")
         ctypes.memmove(self._tokens_at + 4 * at, packed, 4 * count)
         ctypes.memmove(self._positions_at + 4 * at, self._ramp_at + 4 * position, 4 * count)
         ctypes.memmove(self._seqs_at + _POINTER * at, self._slot_runs[slot], _POINTER * count)

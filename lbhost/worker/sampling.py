@@ -6,7 +6,8 @@ import ctypes
 import math
 from typing import Any
 
-from lbhost.llama import Vocab, api
+from lbhost.llama import Vocab
+from lbhost.llamacpp import api
 from lbhost.wire import Sampling
 
 PENALTY_LAST_N = 64

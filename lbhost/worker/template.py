@@ -22,18 +22,23 @@ import setproctitle
 from lbhost import control, log
 from lbhost.board import Board
 from lbhost.errors import LbhostError
+from lbhost.llama import Model
+from lbhost.worker import start
 
-_LIBRARIES = {
+_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""Read by libraries as they are loaded: no helper threads, and no GPU, whose driver does not
-survive a fork. llama.cpp asks for a worker's threads by number, whatever OMP_NUM_THREADS says."""
+"""No helper threads (llama.cpp asks for a worker's threads by number, whatever OMP_NUM_THREADS
+says), no GPU, whose driver does not survive a fork, and huge pages for large allocations: a
+worker clears its whole KV at start, 4 x 2048 tokens in 60 instead of 130 ms."""
 
 
 def main() -> int:
     """Serve forks until Stop or until the supervisor is gone."""
+    _settle_environment()
     parser = argparse.ArgumentParser(prog="lbhost.worker.template")
     parser.add_argument("--control-fd", type=int, required=True)
     link = socket.socket(fileno=parser.parse_args().control_fd)
@@ -53,11 +58,19 @@ def main() -> int:
     return _load_and_fork(link, configure, Board.attach(fds[0]))
 
 
-def _load_and_fork(link: socket.socket, configure: control.Configure, board: Board) -> int:
-    os.environ.update(_LIBRARIES)
-    from lbhost.llama import Model  # after the environment that its libraries read
-    from lbhost.worker import start
+def _settle_environment() -> None:
+    """Start over with _ENVIRONMENT, which libraries and libc read as they are loaded."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    wanted = dict(_ENVIRONMENT)
+    if "glibc.malloc.hugetlb" in tunables:
+        wanted["GLIBC_TUNABLES"] = tunables
+    elif tunables:
+        wanted["GLIBC_TUNABLES"] += ":" + tunables
+    if any(os.environ.get(key) != value for key, value in wanted.items()):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
 
+
+def _load_and_fork(link: socket.socket, configure: control.Configure, board: Board) -> int:
     began = time.monotonic()
     try:
         model = Model(configure.model_path)

@@ -26,7 +26,7 @@ from lbhost.supervisor.admin import Admin, AdminServer
 from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.events import EventLog
 from lbhost.supervisor.fleet import Fleet
-from lbhost.supervisor.launch import Launcher, environment
+from lbhost.supervisor.launch import Launcher, environment, with_huge_pages
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.process import Children
 from lbhost.supervisor.runtime import RuntimeDir
@@ -89,7 +89,9 @@ class Supervisor:
         env = environment(os.environ)
         self.gateway = self._service("gateway", GATEWAY_MODULE, env, self._first_to_gateway)
         self.template = (
-            self._service("template", TEMPLATE_MODULE, env, self._first) if cpu else None
+            self._service("template", TEMPLATE_MODULE, with_huge_pages(env), self._first)
+            if cpu
+            else None
         )
         launcher = Launcher(self.template, self.gateway, self._children, self._first)
         self.fleet = Fleet(self._settings, self._board, launcher, self._children, self.events)

@@ -117,6 +117,10 @@ class Server:
         return msgspec.json.decode(answer.content, type=Status)
 
     def try_status(self) -> Status | None:
+        if not (self.runtime_dir / "admin.sock").exists():
+            # httpcore leaves a socket open when it cannot connect, and warnings are errors.
+            assert self.process.poll() is None, f"serve ended: {self.log.read_text()[-4000:]}"
+            return None
         try:
             return self.status()
         except httpx2.TransportError:

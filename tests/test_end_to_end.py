@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from openai import APIError, NotFoundError, OpenAI
 
+from lbhost.status import Status
 from serving import (
     Server,
     alive,
@@ -126,7 +127,7 @@ def test_metrics_and_health_say_what_runs(shared: Server) -> None:
         assert shared.http.get(path).status_code == 200
     text = shared.http.get("/metrics").text
     assert 'lbhost_worker_state{state="ready",worker="0"} 1.0' in text
-    assert "lbhost_ttft_seconds_bucket" in text
+    assert "lbhost_time_to_first_token_seconds_bucket" in text
 
 
 def test_a_prompt_longer_than_the_context_is_refused(shared: Server) -> None:
@@ -253,13 +254,18 @@ def test_drain_resume_and_restarts_under_streaming_load_fail_no_request(own: Ser
 
 
 def test_a_busy_core_loses_its_traffic(own: Server) -> None:
-    core = own.worker(0).cores[0]
-    with spinning(core):
-        own.wait(lambda s: (s.workers[0].others or 0) > 0.5, "the sensor sees the other program")
-        served = Counter(
-            own.complete(f"Number {i} is", max_tokens=8).headers["x-lbhost-worker"]
-            for i in range(10)
-        )
+    def only_core_0_is_taken(status: Status) -> bool:
+        # The machine that runs this test may have neighbours of its own on the other core.
+        first, second = status.workers
+        return (first.share or 0) < 0.6 * (second.share or 0)
+
+    served: Counter[str] = Counter()
+    with spinning(own.worker(0).cores[0]):
+        while served.total() < 10:
+            own.wait(only_core_0_is_taken, "the sensors see the other program, on core 0 alone")
+            answer = own.complete(f"Number {served.total()} is", max_tokens=4)
+            if only_core_0_is_taken(own.status()):
+                served[answer.headers["x-lbhost-worker"]] += 1
     assert served["1"] >= 9
 
 

@@ -14,7 +14,15 @@ def crash(
     budget: int | None = 5,
     jitter: float = 0.0,
 ) -> tuple[Restarts, float | None]:
-    return after_crash(past, now_s=at, ran_s=ran, jitter=jitter, window_s=60.0, budget=budget)
+    return after_crash(
+        past,
+        now_s=at,
+        ran_s=ran,
+        jitter=jitter,
+        good_run_s=10.0,
+        window_s=60.0,
+        budget=budget,
+    )
 
 
 def test_five_restarts_are_allowed_within_a_minute_and_the_sixth_crash_is_the_last() -> None:
@@ -37,11 +45,17 @@ def test_crashes_that_are_a_minute_old_are_forgotten() -> None:
 
 def test_a_long_good_run_resets_the_delay_a_short_one_does_not() -> None:
     past, _ = crash(Restarts(), 0.0)
-    past, _ = crash(past, 30.0, ran=29.0)
-    assert past.streak == 2
-    past, delay = crash(past, 95.0, ran=64.0)
-    assert past.streak == 1
+    past, delay = crash(past, 10.0, ran=9.9)
+    assert delay == pytest.approx(0.2)
+    past, delay = crash(past, 20.0, ran=10.0)
     assert delay == pytest.approx(0.1)
+
+
+def test_good_runs_do_not_refill_the_budget() -> None:
+    past, delay = Restarts(), None
+    for n in range(6):
+        past, delay = crash(past, 11.0 * n, ran=10.5)
+    assert delay is None
 
 
 def test_without_a_budget_the_delay_grows_to_its_limit_and_never_ends() -> None:

@@ -21,7 +21,7 @@ class Restarts(msgspec.Struct, frozen=True):
     times: tuple[float, ...] = ()
     """When it crashed, seconds on any steady clock; those within the window only."""
     streak: int = 0
-    """Crashes in a row without a whole window of good running in between."""
+    """Crashes in a row without a good run in between."""
 
 
 def after_crash(
@@ -30,6 +30,7 @@ def after_crash(
     now_s: float,
     ran_s: float,
     jitter: float,
+    good_run_s: float,
     window_s: float,
     budget: int | None,
 ) -> tuple[Restarts, float | None]:
@@ -38,13 +39,15 @@ def after_crash(
     Args:
         ran_s: how long the process had been ready before it crashed; 0 if it never was.
         jitter: drawn from [-1, 1].
+        good_run_s: having run so long ends a streak: the delay begins at its shortest again.
+        window_s: the budget's.
         budget: restarts allowed within the window; None is without end.
 
     Returns:
         What to remember, and the seconds until the next start; None: give up.
     """
     times = (*(at for at in past.times if now_s - at < window_s), now_s)
-    streak = 1 if ran_s >= window_s else past.streak + 1
+    streak = 1 if ran_s >= good_run_s else past.streak + 1
     if budget is None:
         times = times[-1:]
     elif len(times) > budget:

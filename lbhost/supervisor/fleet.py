@@ -33,6 +33,8 @@ HELLO_LIMIT_S = 5.0
 """A template that is asked for a fork answers, through the child, in 10 ms."""
 STARTING = liveness.quiet_budget(30.0, 600.0)
 """Making a context takes 30 ms to seconds; loading a model into a GPU takes minutes."""
+GOOD_RUN_S = 1.0
+"""After that a crash is a new one: its worker is replaced at once, and the budget alone counts."""
 _LOST_FORK_S = 0.05
 
 _S = WorkerState
@@ -343,6 +345,7 @@ class Fleet:
             now_s=now,
             ran_s=ran,
             jitter=random.uniform(-1, 1),
+            good_run_s=GOOD_RUN_S,
             window_s=self._settings.restart_window_s,
             budget=self._settings.restart_budget,
         )

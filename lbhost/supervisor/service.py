@@ -181,6 +181,7 @@ class Service:
             now_s=now,
             ran_s=ran,
             jitter=random.uniform(-1, 1),
+            good_run_s=self._window_s,
             window_s=self._window_s,
             budget=None,
         )

@@ -1,1 +1,1 @@
-"""lbhost's benchmark: measures it beside llama-server in one run. Started by scripts/bench."""
+"""Measures lbhost beside llama.cpp's own programs, in one run. Started by scripts/bench."""

@@ -46,7 +46,7 @@ class Bench:
     @functools.cached_property
     def peers(self) -> peers.Peers:
         """llama.cpp's own programs."""
-        return peers.build(self.say)
+        return peers.build(self.shipped, self.say)
 
     @functools.cached_property
     def prompts(self) -> PromptWriter:

@@ -38,8 +38,9 @@ CMAKE_FLAGS = (
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 )
 
-# lbhost keeps ggml from its AMX kernels, which GCC 12 miscompiles (lbhost/llama.py): without them
-# both sides run the same kernels, and the peer does not crash. Changes nothing on other CPUs.
+# Both sides run the same kernels: with AMX, the peers get the fix that scripts/lib/venv.sh gives
+# to llama-cpp-python; where lbhost does without (an unfixed build, lbhost/amx.py), so do they.
+AMX_FIX = f'-include "{Path(__file__).parents[1] / "lib" / "tile_config.h"}"'
 NO_AMX = "-U__AMX_INT8__"
 
 
@@ -64,14 +65,18 @@ def cache_folder() -> Path:
     return folder
 
 
-def build(say: Callable[[str], None]) -> Peers:
+def build(model: Path, say: Callable[[str], None]) -> Peers:
     """The peers, built now if they were not before: 8 to 10 minutes on two cores.
+
+    Args:
+        model: any quantised one, to see which kernels lbhost takes here.
 
     Raises:
         PeerError: no network, no compiler, or the build failed.
     """
     version = importlib.metadata.version(PACKAGE)
-    folder = cache_folder() / f"{PACKAGE}-{version}-{_build_key()}"
+    flags = AMX_FIX if _lbhost_uses_amx(model) else NO_AMX
+    folder = cache_folder() / f"{PACKAGE}-{version}-{_build_key(flags)}"
     folder.mkdir(exist_ok=True)
     programs = folder / "build" / "bin"
     peers = Peers(programs / TARGETS[0], programs / TARGETS[1], version)
@@ -80,16 +85,35 @@ def build(say: Callable[[str], None]) -> Peers:
         if not (folder / "done").exists():
             say(f"building {' and '.join(TARGETS)} in {folder}: 8 to 10 minutes on two cores, once")
             _fetch_sources(version, folder, say)
-            _compile(folder, say)
+            _compile(folder, flags, say)
             (folder / "done").touch()
     return peers
 
 
-def _build_key() -> str:
+_USES_AMX = """
+import sys
+from lbhost.llama import Model, api
+lines = []
+@api.llama_log_callback
+def keep(level, text, user):
+    lines.append(text)
+api.llama_log_set(keep, None)
+Model(sys.argv[1])
+print(b"AMX model buffer" in b"".join(lines))
+"""
+
+
+def _lbhost_uses_amx(model: Path) -> bool:
+    command = [sys.executable, "-c", _USES_AMX, str(model)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    return answer.stdout.split()[-1:] == ["True"]
+
+
+def _build_key(compiler_flags: str) -> str:
     """Changes with all that decides the machine code: GGML_NATIVE builds for this very CPU."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     flags = [line for line in cpuinfo if line.startswith(("flags", "Features"))][:1]
-    flags += [*CMAKE_FLAGS, NO_AMX, os.environ.get("CMAKE_ARGS", "")]
+    flags += [*CMAKE_FLAGS, compiler_flags, os.environ.get("CMAKE_ARGS", "")]
     return hashlib.sha256("\n".join(flags).encode()).hexdigest()[:12]
 
 
@@ -113,7 +137,7 @@ def _fetch_sources(version: str, folder: Path, say: Callable[[str], None]) -> No
     archive.unlink()
 
 
-def _compile(folder: Path, say: Callable[[str], None]) -> None:
+def _compile(folder: Path, flags: str, say: Callable[[str], None]) -> None:
     cmake = shutil.which("cmake") or _install_tool("cmake", folder, say)
     build = folder / "build"
     configure = [cmake, "-S", str(folder / "src" / "vendor" / "llama.cpp"), "-B", str(build)]
@@ -124,6 +148,7 @@ def _compile(folder: Path, say: Callable[[str], None]) -> None:
             [*configure, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"],
             folder / "configure.log",
             say,
+            flags,
         )
     jobs = str(len(os.sched_getaffinity(0)))
     _logged(
@@ -155,11 +180,13 @@ def _install_tool(name: str, folder: Path, say: Callable[[str], None]) -> str:
     return str(program)
 
 
-def _logged(command: list[str], log: Path, say: Callable[[str], None]) -> None:
+def _logged(
+    command: list[str], log: Path, say: Callable[[str], None], compiler_flags: str = ""
+) -> None:
     """Run a command at low priority with its output in a log; its last line twice a minute."""
     environ = dict(os.environ)
     for name in ("CFLAGS", "CXXFLAGS"):
-        environ[name] = f"{environ.get(name, '')} {NO_AMX}".strip()
+        environ[name] = f"{environ.get(name, '')} {compiler_flags}".strip()
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["nice", "-n", "10", *command],

@@ -1,66 +1,66 @@
-"""The router's guess at what a worker has cached."""
+"""Where a prompt goes: the longest exact prefix, then neighbours, then the oldest."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbhost.gateway.prefix import BLOCK, PrefixIndex, chain
 from lbhost.wire import pack_tokens
+from lbhost.worker.prefix import Choice, SlotView, choose, common_prefix
+
+tokens = st.lists(st.integers(0, 3), max_size=40)
 
 
-def of(*parts: int) -> tuple[int, ...]:
-    """The chain of a prompt made of blocks of one token each."""
-    return chain(pack_tokens([token for token in parts for _ in range(BLOCK)]))
+@given(tokens, tokens)
+def test_the_common_prefix_is_counted_token_by_token(a: list[int], b: list[int]) -> None:
+    expected = 0
+    while expected < min(len(a), len(b)) and a[expected] == b[expected]:
+        expected += 1
+    assert common_prefix(bytearray(pack_tokens(a)), pack_tokens(b)) == expected
 
 
-def test_whole_blocks_of_a_common_start_are_predicted() -> None:
-    index = PrefixIndex(2)
-    index.add(of(1, 2, 3, 4))
-    assert index.predict(of(1, 2, 3, 4)) == 4 * BLOCK
-    assert index.predict(of(1, 2, 3, 9, 4)) == 3 * BLOCK
-    assert index.predict(of(1, 2)) == 2 * BLOCK
-    assert index.predict(of(9, 2, 3)) == 0
-    assert index.predict(of()) == 0
+def test_half_a_token_in_common_is_nothing_in_common() -> None:
+    assert common_prefix(pack_tokens([0x01020304]), pack_tokens([0x0F020304])) == 0
+    assert common_prefix(pack_tokens([5, 0x01020304]), pack_tokens([5, 0x0F020304])) == 1
 
 
-def test_equal_blocks_at_other_places_do_not_count() -> None:
-    index = PrefixIndex(2)
-    index.add(of(1, 2, 3))
-    assert index.predict(of(2, 3)) == 0
-    assert index.predict(of(1, 3)) == BLOCK
+def slot(number: int, matched: int = 0, *, busy: bool = False, used: int = 0) -> SlotView:
+    return SlotView(slot=number, busy=busy, matched=matched, last_used=used)
 
 
-def test_a_conversation_that_goes_on_keeps_its_slot() -> None:
-    index = PrefixIndex(2)
-    index.add(of(1))
-    index.add(of(2))
-    index.add(of(1, 5))
-    assert index.predict(of(2)) == BLOCK
-    assert index.predict(of(1, 5)) == 2 * BLOCK
+def test_the_longest_match_wins() -> None:
+    slots = [slot(0, 5), slot(1, 9), slot(2, 7)]
+    assert choose(slots, 20, None) == Choice(1, 9)
 
 
-def test_the_oldest_sequence_makes_room() -> None:
-    index = PrefixIndex(2)
-    for token in (1, 2, 3):
-        index.add(of(token))
-    assert [index.predict(of(token)) for token in (1, 2, 3)] == [0, BLOCK, BLOCK]
+def test_the_last_prompt_token_is_always_computed_again() -> None:
+    assert choose([slot(0, 20)], 20, None) == Choice(0, 19)
 
 
-def test_a_partial_block_is_left_out() -> None:
-    assert chain(pack_tokens([1] * (BLOCK - 1))) == ()
-    assert len(chain(pack_tokens([1] * (2 * BLOCK + 5)))) == 2
+def test_without_a_match_the_least_recently_used_slot_is_taken() -> None:
+    assert choose([slot(0, used=3), slot(1, used=1), slot(2, used=2)], 9, None) == Choice(1, 0)
 
 
-@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=6))
-def test_it_agrees_with_comparing_all_tokens(prompts: list[list[int]]) -> None:
-    *held, wanted = prompts
-    index = PrefixIndex(len(prompts))
-    for prompt in held:
-        index.add(of(*prompt))
+def test_a_neighbour_of_the_busy_slots_is_preferred_to_an_older_one() -> None:
+    slots = [slot(0, busy=True, used=9), slot(1, used=5), slot(2, used=1), slot(3, used=2)]
+    assert choose(slots, 9, None) == Choice(1, 0)
 
-    def common(prompt: list[int]) -> int:
-        pairs = zip(prompt, wanted, strict=False)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(prompt), len(wanted)))
 
-    assert index.predict(of(*wanted)) == BLOCK * max(map(common, held), default=0)
+def test_with_all_slots_busy_there_is_no_choice() -> None:
+    assert choose([slot(0, busy=True)], 9, None) is None
+
+
+def test_a_much_longer_prefix_in_a_busy_slot_is_copied() -> None:
+    slots = [slot(0, 100, busy=True), slot(1, 10)]
+    assert choose(slots, 200, 50) == Choice(1, 100, copy_from=0)
+
+
+def test_a_copy_that_does_not_pay_is_not_made() -> None:
+    slots = [slot(0, 100, busy=True), slot(1, 60)]
+    assert choose(slots, 200, 50) == Choice(1, 60)
+    assert choose(slots, 200, None) == Choice(1, 60)
+
+
+def test_a_copied_prefix_too_leaves_the_last_token_to_compute() -> None:
+    slots = [slot(0, 100, busy=True), slot(1)]
+    assert choose(slots, 100, 50) == Choice(1, 99, copy_from=0)

@@ -14,8 +14,11 @@ import msgspec
 MIN_CHUNK = 16
 """Tokens. Smaller chunks pay the step's fixed cost for next to no progress."""
 
-ROUND_TO = 8
-"""Tokens. The matrix kernels work on rows in eights."""
+MIN_ALONE = 64
+"""Tokens, with nothing decoding: from here on bigger chunks are hardly faster."""
+
+ROUND_TO = 16
+"""Tokens. The matrix kernels work on blocks of up to 16 rows."""
 
 FIRST_CHUNK = 32
 """Tokens beside running decodes while no speed is known yet."""
@@ -90,7 +93,7 @@ def prefill_budget(decoding: int, speeds: Speeds, target_s: float, room: int) ->
         fitting = FIRST_CHUNK if decoding else room
     else:
         fitting = int((target_s - decode_s) * speeds.prefill_tok_s)
-    rounded = max(MIN_CHUNK, fitting // ROUND_TO * ROUND_TO)
+    rounded = max(MIN_CHUNK if decoding else MIN_ALONE, fitting // ROUND_TO * ROUND_TO)
     return max(0, min(rounded, room - decoding))
 
 

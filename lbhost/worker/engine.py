@@ -21,6 +21,7 @@ from collections.abc import Callable
 import msgspec
 
 from lbhost import log
+from lbhost.errors import WireError
 from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
 from lbhost.worker.batch import Prefill, Speeds, plan, predict_s
 from lbhost.worker.context import Decoded
@@ -157,8 +158,8 @@ class Engine:
     def _problem(self, request: Request) -> str | None:
         try:
             tokens = unpack_tokens(request.prompt)
-        except ValueError as error:
-            return str(error)
+        except WireError as error:
+            return error.message
         if not tokens:
             return "the prompt has no tokens"
         if len(tokens) > self._context.n_ctx:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from typing import Any
 
@@ -100,7 +99,8 @@ class Samplers:
         if sampling.min_p > 0:
             links.append(api.llama_sampler_init_min_p(sampling.min_p, 1))
         links.append(api.llama_sampler_init_temp(sampling.temperature))
-        links.append(api.llama_sampler_init_dist(ctypes.c_uint32(seed).value))
+        # 2^32 - 1 would ask llama.cpp for a random seed
+        links.append(api.llama_sampler_init_dist(seed % 0xFFFFFFFF))
         return links
 
     def close(self) -> None:

@@ -1,0 +1,153 @@
+"""Stand-ins for llama.cpp under the engine: a model whose next token is a sum.
+
+FakeContext keeps a KV of tokens per slot and checks what the engine must never get wrong:
+positions without gaps, room, slots in order. Its next token depends on every token of its
+slot and on nothing else, so that a leak or a wrong reuse shows in the output.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Callable
+from typing import Any
+
+from lbhost.wire import Sampling, Submit, pack_tokens
+from lbhost.worker.context import Decoded
+
+N_VOCAB = 1000
+EOG = 0
+
+
+def next_token(tokens: list[int]) -> int:
+    """The fake model. Ends (EOG) after about one token in 40."""
+    value = 17
+    for token in tokens:
+        value = (value * 31 + token + 7) % 1_000_003
+    return EOG if value % 40 == 0 else 1 + value % (N_VOCAB - 1)
+
+
+def continuation(prompt: list[int], max_tokens: int, n_ctx: int) -> list[int]:
+    """What a lone sequence yields: the reference for everything."""
+    tokens, out = list(prompt), list[int]()
+    while len(out) < max_tokens:
+        token = next_token(tokens)
+        out.append(token)
+        if token == EOG or len(tokens) == n_ctx:
+            break
+        tokens.append(token)
+    return out
+
+
+def lively(length: int, number: int = 0) -> list[int]:
+    """The number-th prompt of a length that goes on for as long as it is let."""
+    found = 0
+    for start in range(1, 900):
+        prompt = list(range(start, start + length))
+        if EOG not in continuation(prompt, 64, 64):
+            if found == number:
+                return prompt
+            found += 1
+    raise AssertionError("no such prompt")
+
+
+class FakeContext:
+    """See the module. `results` scripts the coming decodes; then they are all OK."""
+
+    def __init__(self, slots: int = 4, n_ctx: int = 64, batch_size: int = 32) -> None:
+        self.slots = slots
+        self.n_ctx = n_ctx
+        self.n_vocab = N_VOCAB
+        self.batch_size = batch_size
+        self.stream_bytes = 0
+        self.can_copy = True
+        self.can_cut = True
+        self.kv: list[list[int]] = [[] for _ in range(slots)]
+        self.results: list[Decoded] = []
+        self.during_decode: Callable[[], None] | None = None
+        self.batches: list[list[tuple[int, int]]] = []
+        """(slot, tokens) of every decode."""
+        self.copies = 0
+        self._batch: list[tuple[int, list[int], bool]] = []
+        self._outputs: dict[int, int] = {}
+
+    def clear(self) -> None:
+        self._batch = []
+
+    def add(self, slot: int, position: int, packed: bytes, *, output: bool) -> int:
+        tokens = array.array("i", packed).tolist()
+        assert position == len(self.kv[slot]), "a gap in the positions"
+        assert position + len(tokens) <= self.n_ctx
+        assert all(before < slot for before, _, _ in self._batch), "slots out of order"
+        self._batch.append((slot, tokens, output))
+        size = sum(len(t) for _, t, _ in self._batch)
+        assert size <= self.batch_size
+        return size - 1
+
+    def decode(self) -> Decoded:
+        self.batches.append([(slot, len(tokens)) for slot, tokens, _ in self._batch])
+        if self.during_decode is not None:
+            self.during_decode()
+        result = self.results.pop(0) if self.results else Decoded.OK
+        if result is Decoded.NO_ROOM:
+            return result
+        index = -1
+        self._outputs = {}
+        for slot, tokens, output in self._batch:
+            self.kv[slot] += tokens  # an aborted or failed decode leaves what was through
+            index += len(tokens)
+            if output:
+                self._outputs[index] = slot
+        return result
+
+    def sample(self, sampler: Any, index: int) -> int:
+        return next_token(self.kv[self._outputs[index]])
+
+    def truncate(self, slot: int, length: int) -> bool:
+        if length > len(self.kv[slot]):
+            raise AssertionError("cannot keep what is not there")
+        if length < len(self.kv[slot]) and length and not self.can_cut:
+            self.kv[slot] = []
+            return False
+        del self.kv[slot][length:]
+        return True
+
+    def copy(self, source: int, target: int) -> None:
+        self.copies += 1
+        self.kv[target] = list(self.kv[source])
+
+
+class FakeSampler:
+    handle: Any = None
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class FakeSamplers:
+    """Remembers what it made, so that a test can see that all were freed."""
+
+    def __init__(self) -> None:
+        self.made: list[FakeSampler] = []
+
+    def make(
+        self, sampling: Sampling, *, seed: int, ignore_eos: bool, prompt_tail: list[int]
+    ) -> FakeSampler:
+        self.made.append(FakeSampler())
+        return self.made[-1]
+
+
+class FakeVocab:
+    """Token 1 is "1 ", and so on."""
+
+    def piece(self, token: int) -> bytes:
+        return f"{token} ".encode()
+
+    def is_eog(self, token: int) -> bool:
+        return token == EOG
+
+
+def submit(request: int, prompt: list[int], max_tokens: int = 20, **more: Any) -> Submit:
+    """A greedy request."""
+    sampling = Sampling(temperature=0.0)
+    return Submit(request, pack_tokens(prompt), max_tokens, sampling, **more)

@@ -1,0 +1,102 @@
+"""Step planning: what goes into a batch, in which order, and how much of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbhost.worker.batch import (
+    FIRST_CHUNK,
+    MIN_CHUNK,
+    PATIENCE,
+    Chunk,
+    Prefill,
+    Speeds,
+    plan,
+    predict_s,
+    prefill_budget,
+)
+
+FAST = Speeds(prefill_tok_s=400.0, step_base_s=0.005, step_seq_s=0.005)
+
+
+def test_nothing_to_prefill_is_an_empty_plan() -> None:
+    assert plan(3, [], FAST, 0.15, 128) == []
+
+
+def test_a_chunk_fills_what_the_decodes_leave_of_the_target() -> None:
+    # 0.15 s less 0.005 + 4 * 0.005 s of decoding is 0.125 s, 50 tokens, in blocks 48
+    assert plan(4, [Prefill(4, 1000, 0.0)], FAST, 0.15, 128) == [Chunk(4, 48)]
+
+
+def test_a_slow_worker_still_gets_on_with_its_prompts() -> None:
+    slow = Speeds(prefill_tok_s=10.0, step_base_s=0.1, step_seq_s=0.1)
+    assert prefill_budget(4, slow, 0.15, 128) == MIN_CHUNK
+
+
+def test_before_anything_is_measured_chunks_beside_decodes_are_small() -> None:
+    assert prefill_budget(1, Speeds(), 0.15, 128) == FIRST_CHUNK
+    assert prefill_budget(0, Speeds(), 0.15, 128) == 128
+
+
+def test_alone_a_prompt_still_leaves_room_for_a_newcomer_within_the_target() -> None:
+    assert prefill_budget(0, FAST, 0.15, 128) == 64
+    assert prefill_budget(0, FAST, 0.25, 128) == 96
+    assert prefill_budget(0, FAST, 10.0, 128) == 128
+
+
+def test_the_short_prompt_goes_before_the_rest_of_the_long_one() -> None:
+    long, short = Prefill(0, 2000, 0.0), Prefill(1, 40, 1.0)
+    assert plan(0, [long, short], FAST, 0.15, 128) == [Chunk(1, 40), Chunk(0, 24)]
+
+
+def test_a_long_prompt_is_not_overtaken_forever() -> None:
+    long = Prefill(0, 2000, 0.0)
+    patience_s = PATIENCE * 2000 / 400
+    early, late = Prefill(1, 40, patience_s - 1), Prefill(1, 40, patience_s + 1)
+    assert plan(0, [long, early], FAST, 0.15, 128)[0].slot == 1
+    assert plan(0, [long, late], FAST, 0.15, 128)[0].slot == 0
+
+
+def test_a_scrap_of_room_is_not_worth_a_chunk() -> None:
+    first, second = Prefill(0, 50, 0.0), Prefill(1, 500, 0.0)
+    assert plan(0, [first, second], FAST, 0.15, 128) == [Chunk(0, 50)]
+
+
+def test_the_end_of_a_prompt_may_be_a_scrap() -> None:
+    assert plan(0, [Prefill(0, 3, 0.0)], FAST, 0.15, 128) == [Chunk(0, 3)]
+
+
+@given(
+    decoding=st.integers(0, 64),
+    prefills=st.lists(
+        st.builds(Prefill, st.integers(0, 63), st.integers(1, 5000), st.floats(0, 1e6)),
+        max_size=16,
+        unique_by=lambda p: p.slot,
+    ),
+    speeds=st.builds(
+        Speeds,
+        st.none() | st.floats(0.1, 1e6),
+        st.none() | st.floats(0, 10),
+        st.none() | st.floats(0, 10),
+    ),
+    target_s=st.floats(0.01, 10),
+)
+def test_a_plan_always_fits_the_batch_and_gets_on(
+    decoding: int, prefills: list[Prefill], speeds: Speeds, target_s: float
+) -> None:
+    chunks = plan(decoding, prefills, speeds, target_s, 128)
+    remaining = {p.slot: p.remaining for p in prefills}
+    assert decoding + sum(c.count for c in chunks) <= 128
+    assert all(1 <= c.count <= remaining[c.slot] for c in chunks)
+    assert len({c.slot for c in chunks}) == len(chunks)
+    assert chunks or not prefills
+
+
+def test_a_step_is_predicted_from_what_was_measured() -> None:
+    assert predict_s(4, 40, FAST, 1.0) == pytest.approx(0.005 + 4 * 0.005 + 40 / 400)
+
+
+def test_an_unmeasured_step_is_predicted_by_the_fallback() -> None:
+    assert predict_s(2, 10, Speeds(), 0.01) == pytest.approx(0.12)

@@ -1,0 +1,385 @@
+"""The engine over a fake model: bookkeeping, order, endings; nothing leaks between slots."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fake_engine import (
+    EOG,
+    FakeContext,
+    FakeSamplers,
+    FakeVocab,
+    continuation,
+    lively,
+    submit,
+)
+from lbhost.wire import Delta, Finish, FinishReason, Submit
+from lbhost.worker.context import Decoded
+from lbhost.worker.engine import MAX_FAILURES, Engine, EngineFailureError
+
+
+class Result(msgspec.Struct):
+    tokens: list[int] = []
+    text: str = ""
+    finish: Finish | None = None
+
+
+class Bench:
+    """An engine with its fakes, and what every request got."""
+
+    def __init__(self, context: FakeContext | None = None) -> None:
+        self.context = context or FakeContext()
+        self.samplers = FakeSamplers()
+        self.now = 0.0
+        self.engine = Engine(
+            self.context,
+            self.samplers,
+            FakeVocab(),
+            target_s=0.15,
+            clock=lambda: self.now,
+            cpu_clock=lambda: self.now,
+        )
+        self.results: dict[tuple[int, int], Result] = {}
+
+    def submit(self, request: Submit, link: int = 0) -> None:
+        self.engine.submit(link, request)
+
+    def step(self) -> list[Delta]:
+        deltas = []
+        for link, delta in self.engine.step():
+            result = self.results.setdefault((link, delta.request), Result())
+            assert result.finish is None, "a delta after the end"
+            result.tokens += delta.tokens
+            result.text += delta.text
+            result.finish = delta.finish
+            deltas.append(delta)
+        self.now += 0.01
+        return deltas
+
+    def run(self) -> None:
+        for _ in range(10_000):
+            if not self.engine.busy:
+                return
+            self.step()
+        raise AssertionError("the engine never came to rest")
+
+    def result(self, request: int, link: int = 0) -> Result:
+        return self.results[link, request]
+
+    def finish(self, request: int, link: int = 0) -> Finish:
+        finish = self.result(request, link).finish
+        assert finish is not None
+        return finish
+
+
+PROMPT = lively(8)
+OTHER = lively(9)
+
+
+def test_a_request_gets_the_models_tokens_and_its_numbers() -> None:
+    bench = Bench()
+    bench.submit(submit(1, PROMPT, 5))
+    bench.run()
+    expected = continuation(PROMPT, 5, 64)
+    assert bench.result(1).tokens == expected
+    assert bench.result(1).text == "".join(f"{t} " for t in expected)
+    finish = bench.finish(1)
+    assert (finish.reason, finish.prompt_tokens, finish.cached_tokens) == ("length", 8, 0)
+    assert finish.completion_tokens == 5
+
+
+def test_an_eog_token_ends_a_request_and_has_no_text() -> None:
+    prompt = next([n] for n in range(1, 999) if continuation([n], 10, 64)[-1] == EOG)
+    bench = Bench()
+    bench.submit(submit(1, prompt, 60))
+    bench.run()
+    assert bench.finish(1).reason is FinishReason.STOP
+    assert bench.result(1).tokens[-1] == EOG
+    assert not bench.result(1).text.endswith("0 ")
+
+
+def test_a_stop_string_ends_a_request() -> None:
+    tokens = continuation(PROMPT, 6, 64)
+    bench = Bench()
+    bench.submit(submit(1, PROMPT, 60, stop=(f" {tokens[3]} ",)))
+    bench.run()
+    assert bench.finish(1).reason is FinishReason.STOP
+    assert bench.result(1).text == " ".join(map(str, tokens[:3]))
+
+
+def test_a_full_context_ends_a_request() -> None:
+    prompt = lively(60)
+    bench = Bench()
+    bench.submit(submit(1, prompt, 100))
+    bench.run()
+    assert bench.finish(1).reason is FinishReason.LENGTH
+    assert bench.result(1).tokens == continuation(prompt, 100, 64)
+    assert len(bench.result(1).tokens) == 5
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ([], "no tokens"),
+        ([1] * 65, "exceed the context"),
+        ([1, 1000], "not in the vocabulary"),
+        ([-1], "not in the vocabulary"),
+    ],
+)
+def test_a_bad_prompt_is_answered_and_harms_nobody(prompt: list[int], says: str) -> None:
+    bench = Bench()
+    bench.submit(submit(1, PROMPT, 5))
+    bench.submit(submit(2, prompt, 5))
+    bench.run()
+    assert bench.finish(2).reason is FinishReason.ERROR
+    assert says in (bench.finish(2).error or "")
+    assert bench.result(1).tokens == continuation(PROMPT, 5, 64)
+
+
+def test_half_a_token_is_an_error() -> None:
+    bench = Bench()
+    bench.submit(msgspec.structs.replace(submit(1, PROMPT), prompt=b"abcde"))
+    bench.run()
+    assert bench.finish(1).reason is FinishReason.ERROR
+
+
+def test_one_decode_carries_all_sequences_in_slot_order() -> None:
+    bench = Bench()
+    for request in range(4):
+        bench.submit(submit(request, lively(3, request), 8))
+    bench.run()
+    assert [(0, 1), (1, 1), (2, 1), (3, 1)] in bench.context.batches
+
+
+def test_more_requests_than_slots_wait_their_turn() -> None:
+    bench = Bench(FakeContext(slots=2))
+    for request in range(5):
+        bench.submit(submit(request, [request + 1, 60], 6))
+    assert bench.engine.load().waiting == 5
+    assert bench.engine.prefill_pending == 10
+    bench.run()
+    for request in range(5):
+        assert bench.result(request).tokens == continuation([request + 1, 60], 6, 64)
+
+
+def test_the_same_id_on_two_links_is_two_requests() -> None:
+    bench = Bench()
+    bench.submit(submit(1, [1, 2, 3], 6), link=0)
+    bench.submit(submit(1, [4, 5, 6], 6), link=1)
+    bench.run()
+    assert bench.result(1, 0).tokens == continuation([1, 2, 3], 6, 64)
+    assert bench.result(1, 1).tokens == continuation([4, 5, 6], 6, 64)
+
+
+def test_a_prompt_seen_before_reuses_all_but_its_last_token() -> None:
+    bench = Bench()
+    for request in (1, 2):
+        bench.submit(submit(request, PROMPT, 5))
+        bench.run()
+    assert bench.finish(2).cached_tokens == len(PROMPT) - 1
+    assert bench.result(1).tokens == bench.result(2).tokens
+
+
+def test_a_conversation_goes_on_in_its_slot() -> None:
+    bench = Bench()
+    bench.submit(submit(1, PROMPT, 5))
+    bench.run()
+    longer = PROMPT + bench.result(1).tokens[:4] + [77, 78]
+    bench.submit(submit(2, longer, 5))
+    bench.run()
+    assert bench.finish(2).cached_tokens == len(PROMPT) + 4
+    assert bench.result(2).tokens == continuation(longer, 5, 64)
+
+
+def test_memory_that_cannot_be_cut_is_computed_again() -> None:
+    context = FakeContext()
+    context.can_cut = False
+    bench = Bench(context)
+    for request in (1, 2):
+        bench.submit(submit(request, PROMPT, 5))
+        bench.run()
+    assert bench.finish(2).cached_tokens == 0
+    assert bench.result(2).tokens == bench.result(1).tokens
+
+
+def test_a_busy_slots_long_prefix_is_copied() -> None:
+    common = list(range(100, 140))
+    bench = Bench()
+    bench.submit(submit(1, [*common, 1], 20))
+    while not bench.results:
+        bench.step()
+    bench.submit(submit(2, [*common, 2], 5))
+    bench.run()
+    assert bench.context.copies == 1
+    assert bench.finish(2).cached_tokens == len(common)
+    assert bench.result(2).tokens == continuation([*common, 2], 5, 64)
+    assert bench.result(1).tokens == continuation([*common, 1], 20, 64)
+
+
+def test_a_cancelled_request_ends_at_once_wherever_it_is() -> None:
+    bench = Bench(FakeContext(slots=2))
+    bench.submit(submit(1, PROMPT, 50))  # will decode
+    bench.step()
+    bench.submit(submit(2, list(range(1, 61)), 50))  # will be between chunks
+    bench.submit(submit(3, PROMPT, 50))  # will wait
+    bench.step()
+    for request in (1, 2, 3):
+        bench.engine.cancel(0, request)
+    assert bench.engine.load().slots_busy == 0
+    bench.run()
+    assert [bench.finish(r).reason for r in (1, 2, 3)] == [FinishReason.CANCELLED] * 3
+    assert all(sampler.closed == 1 for sampler in bench.samplers.made)
+
+
+def test_cancelling_what_is_not_there_does_nothing() -> None:
+    bench = Bench()
+    bench.engine.cancel(0, 9)
+    assert not bench.engine.busy
+
+
+def test_a_lost_links_requests_end_and_nobody_is_told() -> None:
+    bench = Bench()
+    bench.submit(submit(1, PROMPT, 50), link=0)
+    bench.submit(submit(2, PROMPT, 5), link=1)
+    bench.step()
+    bench.engine.cancel_link(0)
+    bench.run()
+    assert bench.finish(2, 1).completion_tokens == 5
+    assert (0, 1) not in bench.results or bench.result(1).finish is None
+
+
+def test_a_rejected_request_is_handed_back() -> None:
+    bench = Bench()
+    bench.engine.reject(0, submit(1, PROMPT))
+    assert bench.engine.busy
+    bench.run()
+    assert bench.finish(1).reason is FinishReason.REJECTED
+    assert bench.context.batches == []
+
+
+def test_an_aborted_step_leaves_the_kv_as_it_was() -> None:
+    bench = Bench()
+    bench.submit(submit(1, PROMPT, 12))
+    bench.submit(submit(2, OTHER, 12))
+    bench.step()
+    bench.step()
+    bench.context.results = [Decoded.ABORTED]
+    before = [list(kv) for kv in bench.context.kv]
+    assert bench.step() == []
+    assert bench.context.kv == before
+    bench.run()
+    assert bench.result(1).tokens == continuation(PROMPT, 12, 64)
+    assert bench.result(2).tokens == continuation(OTHER, 12, 64)
+
+
+def test_an_abort_after_a_cancel_frees_the_slot_and_keeps_its_valid_prefix() -> None:
+    bench = Bench()
+    bench.submit(submit(1, list(range(1, 61)), 12))
+    bench.step()
+    held = len(bench.context.kv[0])
+    assert 0 < held < 60
+    bench.context.results = [Decoded.ABORTED]
+    bench.step()
+    bench.engine.cancel(0, 1)
+    bench.submit(submit(2, list(range(1, 61)), 3))
+    bench.run()
+    assert bench.finish(2).cached_tokens == held
+    assert bench.result(2).tokens == continuation(list(range(1, 61)), 3, 64)
+
+
+def test_the_requests_of_a_step_are_known_while_it_is_computed() -> None:
+    bench = Bench()
+    seen: list[set[tuple[int, int]]] = []
+    bench.context.during_decode = lambda: seen.append(set(bench.engine.computing))
+    bench.submit(submit(1, PROMPT, 2))
+    bench.submit(submit(2, PROMPT, 2), link=3)
+    bench.run()
+    assert seen[0] <= {(0, 1), (3, 2)}
+    assert bench.engine.computing == set()
+
+
+@pytest.mark.parametrize("how", [Decoded.NO_ROOM, Decoded.FAILED])
+def test_a_failed_decode_fails_its_requests_and_the_worker_goes_on(how: Decoded) -> None:
+    bench = Bench()
+    bench.submit(submit(1, PROMPT, 12))
+    bench.step()
+    bench.context.results = [how]
+    bench.step()
+    assert bench.finish(1).reason is FinishReason.ERROR
+    assert bench.context.kv[0] == []
+    bench.submit(submit(2, PROMPT, 5))
+    bench.run()
+    assert bench.result(2).tokens == continuation(PROMPT, 5, 64)
+
+
+def test_failures_in_a_row_end_the_worker() -> None:
+    bench = Bench()
+    bench.context.results = [Decoded.FAILED] * MAX_FAILURES
+    for request in range(MAX_FAILURES - 1):
+        bench.submit(submit(request, PROMPT))
+        bench.step()
+    bench.submit(submit(99, PROMPT))
+    with pytest.raises(EngineFailureError):
+        bench.step()
+    assert [d.finish.reason for _, d in bench.engine.take() if d.finish] == [FinishReason.ERROR]
+
+
+def test_the_load_counts_what_runs() -> None:
+    bench = Bench()
+    bench.submit(submit(1, PROMPT, 4))
+    bench.submit(submit(2, PROMPT, 4))
+    bench.step()
+    load = bench.engine.load()
+    assert (load.slots_busy, load.kv_total, load.steps) == (2, 256, 1)
+    assert load.kv_used > 0
+    bench.run()
+    load = bench.engine.load()
+    assert (load.slots_busy, load.kv_used, load.prefill_pending, load.waiting) == (0, 0, 0, 0)
+    assert load.tokens_out == sum(len(r.tokens) for r in bench.results.values())
+
+
+prompts = st.lists(st.integers(1, 4), min_size=1, max_size=60)
+actions = st.one_of(
+    st.tuples(st.just("submit"), prompts, st.integers(1, 12)),
+    st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0)),
+    st.tuples(st.just("step"), st.integers(1, 5), st.just(0)),
+    st.tuples(st.just("abort"), st.just(0), st.just(0)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(actions, max_size=40), st.integers(1, 4), st.booleans(), st.booleans())
+def test_whatever_happens_every_answer_is_its_prompts_own(
+    script: list[tuple[str, object, int]], slots: int, can_cut: bool, can_copy: bool
+) -> None:
+    context = FakeContext(slots=slots)
+    context.can_cut, context.can_copy = can_cut, can_copy
+    bench = Bench(context)
+    sent: dict[int, tuple[list[int], int]] = {}
+    for what, first, second in script:
+        match what, first:
+            case "submit", list():
+                sent[len(sent)] = (first, second)
+                bench.submit(submit(len(sent) - 1, first, second))
+            case "cancel", int():
+                bench.engine.cancel(0, first)
+            case "step", int():
+                for _ in range(first):
+                    bench.step()
+            case "abort", _:
+                context.results = [Decoded.ABORTED]
+    bench.run()
+    for request, (prompt, max_tokens) in sent.items():
+        result, reason = bench.result(request), bench.finish(request).reason
+        expected = continuation(prompt, max_tokens, 64)
+        if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
+            assert result.tokens == expected[: len(result.tokens)]
+        else:
+            assert result.tokens == expected
+        assert can_cut or reason is not None
+        assert not (can_cut and reason is FinishReason.ERROR)
+    assert all(sampler.closed == 1 for sampler in bench.samplers.made)
+    assert not bench.engine.load().slots_busy

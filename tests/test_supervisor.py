@@ -400,7 +400,7 @@ async def test_scale_up_and_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert await running.server.scale(4) == "4 workers"
         assert [w.cores for w in running.server.status().workers] == [[0], [1], [2], [3]]
         pids = [running.pid(i) for i in (1, 2, 3)]
-        assert await running.server.scale(1) == "1 workers"
+        assert await running.server.scale(1) == "1 worker"
         assert [w.id for w in running.server.status().workers] == [0]
         assert all(gone(pid) for pid in pids)
         await running.server.scale(2)

@@ -139,7 +139,7 @@ class Operations:
             await self._scale(placements)
         finally:
             self._scaling = False
-        return f"{count} workers"
+        return f"{count} worker{'' if count == 1 else 's'}"
 
     async def _scale(self, placements: Sequence[Placement]) -> None:
         workers = self.fleet.workers

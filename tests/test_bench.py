@@ -9,8 +9,10 @@ import msgspec
 import pytest
 
 from benchmarks import load
+from benchmarks.__main__ import SECTIONS, parse
 from benchmarks.figures import Figure, Verdict, as_data, at_least, at_most, number, table
 from benchmarks.load import Job, Outcome, Plan
+from benchmarks.prompts import PromptError, PromptWriter
 from benchmarks.stats import (
     Request,
     Spread,
@@ -256,3 +258,65 @@ async def test_a_refusal_is_a_failure_that_names_the_status() -> None:
 async def test_a_load_is_bounded_and_stays_on_the_loopback(plan: Plan) -> None:
     with pytest.raises(ValueError, match=r"loopback|more than"):
         await load.run(plan)
+
+
+# --- prompts -----------------------------------------------------------------------------------
+
+
+class LetterVocab:
+    """A word is one token, every fifth length two, and a BOS comes first."""
+
+    def __init__(self, words: int) -> None:
+        self._pieces = [b" word" + b"abcdefghij"[i % 10 :] + b"x" * (i // 10) for i in range(words)]
+        self._pieces += [b" Not", b"!", b" 12", b"\xc3", b""]
+        self.n_tokens = len(self._pieces)
+
+    def piece(self, token: int) -> bytes:
+        return self._pieces[token]
+
+    def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:
+        assert add_bos
+        assert not parse_special
+        return [0] + [1 for word in text.split() for _ in range(2 if len(word) % 5 == 0 else 1)]
+
+
+def test_prompts_have_their_exact_length_and_share_no_first_word() -> None:
+    vocab = LetterVocab(200)
+    writer = PromptWriter(vocab, random.Random(1))
+    prompts = [writer.write(length) for length in (16, 127, 128) * 40]
+    for prompt, length in zip(prompts, (16, 127, 128) * 40, strict=True):
+        assert len(vocab.tokenize(prompt, add_bos=True, parse_special=False)) == length
+        assert prompt.replace(" ", "").isalpha()
+    firsts = {prompt.split()[0] for prompt in prompts}
+    assert len(firsts) == len(prompts)
+
+
+def test_a_vocabulary_without_words_is_refused() -> None:
+    with pytest.raises(PromptError, match="3 plain words"):
+        PromptWriter(LetterVocab(3), random.Random(1))
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+def test_sections_can_be_picked() -> None:
+    given = parse(["engine", "idle", "--pairs", "7"])
+    assert (given.sections, given.pairs) == (["engine", "idle"], 7)
+    assert set(given.sections) <= set(SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["engines"], "unknown section 'engines'"),
+        (["--pairs", "0"], "--pairs is a number from 1 to 100"),
+        (["--trace", "nowhere.csv"], "no such file nowhere.csv"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(
+    argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(argv)
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err.splitlines()[-1]

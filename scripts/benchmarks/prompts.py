@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import random
-
-from lbhost.llama import Vocab
+from typing import Protocol
 
 _TRIES = 200
+
+
+class Tokens(Protocol):
+    """What is needed of lbhost.llama.Vocab."""
+
+    n_tokens: int
+
+    def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]: ...
+    def piece(self, token: int) -> bytes: ...
 
 
 class PromptError(Exception):
@@ -16,7 +24,7 @@ class PromptError(Exception):
 class PromptWriter:
     """Writes prompts of random words. Never repeats a first word until all have been used."""
 
-    def __init__(self, vocab: Vocab, rng: random.Random) -> None:
+    def __init__(self, vocab: Tokens, rng: random.Random) -> None:
         self._vocab = vocab
         self._rng = rng
         self._words = _plain_words(vocab)
@@ -49,7 +57,7 @@ class PromptWriter:
         return len(self._vocab.tokenize(text, add_bos=True, parse_special=False))
 
 
-def _plain_words(vocab: Vocab) -> list[str]:
+def _plain_words(vocab: Tokens) -> list[str]:
     """Tokens that are a space and then at least three lower-case ASCII letters."""
     pieces = (vocab.piece(token) for token in range(vocab.n_tokens))
     return [

@@ -265,3 +265,45 @@ def test_stopping_the_set_up_stops_the_installer(clone: Clone, tmp_path: Path) -
 
 def test_check_takes_no_arguments(clone: Clone) -> None:
     assert "takes no arguments" in only_line(clone.run("check", "tests"))
+
+
+# --- the gates, as a bare machine runs them --------------------------------------------------
+
+
+def ci(clone: Clone, *, check: str = "exit 0", test: str = "exit 0") -> list[str]:
+    """Runs .ci/run over stand-ins for scripts/check and scripts/test; its lines, then its code."""
+    shutil.copytree(ROOT / ".ci", clone.root / ".ci")
+    for name, text in (("check", check), ("test", test)):
+        (clone.root / "scripts" / name).write_text(f"#!/bin/sh\n{text}\n")
+    for tool in ("bash", "dirname", "id", "mktemp", "tee", "timeout"):
+        (clone.stubs / tool).symlink_to(shutil.which(tool) or "")
+    clone.stub("curl", "#!/bin/sh\n")
+    clone.stub("apt-get", '#!/bin/sh\necho "apt-get $*" >>"$CALLS"\n')
+    clone.stub("sudo", '#!/bin/sh\nshift\nexec "$@"\n')
+    ended = clone.run("../.ci/run")
+    return [*ended.stdout.splitlines(), f"exit {ended.returncode}"]
+
+
+PASSED = "===== 3 passed in 1.23s ====="
+FAILED = "===== 1 failed, 2 passed in 61.20s (0:01:01) ====="
+
+
+def test_ci_installs_what_is_missing_and_ends_with_pytests_closing_line(clone: Clone) -> None:
+    assert ci(clone, test=f"echo '{PASSED}'")[-2:] == [PASSED, "exit 0"]
+    assert [call for call in clone.calls if call.startswith("apt-get")] == [
+        "apt-get -qq update",
+        "apt-get -qq install -y --no-install-recommends tmux",
+    ]
+
+
+def test_ci_fails_with_the_tests(clone: Clone) -> None:
+    clone.stub("tmux", "#!/bin/sh\n")
+    assert ci(clone, test=f"echo '{FAILED}'; exit 1")[-2:] == [FAILED, "exit 1"]
+    assert clone.calls == []
+
+
+def test_ci_runs_the_tests_even_when_the_checks_fail_and_fails_all_the_same(clone: Clone) -> None:
+    clone.stub("tmux", "#!/bin/sh\n")
+    lines = ci(clone, check="exit 3", test=f"echo '{PASSED}'")
+    assert "ci: scripts/check failed (3)" in lines
+    assert lines[-2:] == [PASSED, "exit 3"]

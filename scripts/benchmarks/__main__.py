@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import costs, engine, machine, overhead, serving
+from benchmarks import costs, engine, machine, overhead, servers, serving
 from benchmarks.bench import Bench, BenchError
 from benchmarks.figures import Figure, Verdict, as_data, table
 from benchmarks.peers import PeerError
@@ -108,13 +108,16 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         say("stopped")
         return 130
+    peer = " ".join(servers.peer_settings(serving.CTX_SIZE, serving.SLOTS))
     print(f"{machine.describe()}; {pairs} pairs{', QUICK' if given.quick else ''}\n")
     print(table(figures))
+    print(f"\nx: lbhost over its peer, paired. llama-server ran with {peer}")
     for line in failures:
         print(f"not measured: {line}")
     if given.json is not None:
         report: dict[str, Any] = {
             "machine": machine.describe(),
+            "peer": peer,
             "pairs": pairs,
             "quick": given.quick,
             "disturbances": disturbances,

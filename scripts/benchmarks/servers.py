@@ -97,20 +97,26 @@ def lbhost(model: Path, *, ctx_size: int, flags: tuple[str, ...] = ()) -> Iterat
             yield server
 
 
-@contextmanager
-def llama_server(
-    peers: Peers, model: Path, *, ctx_size: int, slots: int, flags: tuple[str, ...] = ()
-) -> Iterator[Server]:
-    """The peer, with all cores and the settings that make it fastest at this load.
+def peer_settings(ctx_size: int, slots: int) -> list[str]:
+    """What makes llama-server fastest at this load: all cores, a KV stream per slot (its default
+    with -np), flash attention, and no prompt cache in RAM: no prompt comes twice here, and
+    keeping each would cost it a copy a request.
+    """
+    threads = str(len(machine.cores()))
+    memory = ["-c", str(slots * ctx_size), "--cache-ram", "0"]
+    return ["-t", threads, "-np", str(slots), *memory, "-fa", "on", "--no-webui"]
 
-    A KV stream per slot (its default with -np), flash attention, and no prompt cache in RAM:
-    no prompt comes twice here, and keeping each would cost it a copy a request.
+
+@contextmanager
+def llama_server(peers: Peers, model: Path, *, ctx_size: int, slots: int) -> Iterator[Server]:
+    """The peer; see peer_settings.
+
+    Raises:
+        ServerError: as lbhost's.
     """
     port = free_port()
-    threads = str(len(machine.cores()))
     command = [str(peers.server), "--model", str(model), "--alias", ALIAS]
-    command += ["--host", "127.0.0.1", "--port", str(port), "-t", threads, "-np", str(slots)]
-    command += ["-c", str(slots * ctx_size), "-fa", "on", "--cache-ram", "0", "--no-webui", *flags]
+    command += ["--host", "127.0.0.1", "--port", str(port), *peer_settings(ctx_size, slots)]
     with (
         tempfile.TemporaryDirectory(prefix="lbhost-bench-") as folder,
         _process(command, Path(folder) / "log") as pid,

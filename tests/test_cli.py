@@ -16,6 +16,7 @@ import pytest
 from lbhost import cli, config, report
 from lbhost.board import WorkerState
 from lbhost.config import Settings
+from lbhost.supervisor.process import Children
 from supervising import box
 
 
@@ -155,6 +156,13 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(tmp_path: Path) -> None
     assert f"cannot listen on 127.0.0.1:{port}: address already in use" in one_line(done.stderr)
 
 
+def test_the_dashboard_needs_a_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lbhost", "serve", "--tui", "--runtime-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "needs a terminal" in one_line(done.stderr)
+
+
 def test_a_runtime_dir_that_is_open_to_others_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "open"
     folder.mkdir()
@@ -184,6 +192,7 @@ async def lbhost(runtime_dir: Path, *argv: str) -> tuple[int, str, str]:
 async def test_the_commands_do_what_they_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Children, "sweep", lambda _: None)  # the commands are children, too
     async with box(tmp_path, monkeypatch) as running:
         where = tmp_path / "run"
         code, out, _ = await lbhost(where, "status")
@@ -229,6 +238,7 @@ async def test_the_commands_do_what_they_say(
 async def test_a_second_server_is_refused_and_the_first_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Children, "sweep", lambda _: None)
     async with box(tmp_path, monkeypatch):
         code, _, err = await lbhost(tmp_path / "run", "serve", "--port", "0")
         assert code == 1

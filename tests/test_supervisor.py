@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,25 @@ async def test_a_template_that_does_not_fork_counts_against_the_worker(
         running.kill(running.pid(0))
         await running.state(0, S.FAILED)
         assert running.worker(0).last_exit == "the template could not fork it"
+
+
+async def test_orphans_that_nobody_knows_are_reaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = """
+import os
+if (child := os.fork()) == 0:
+    while os.getppid() != int(os.environ["REAPER"]):
+        pass
+    os._exit(5)
+print(child, flush=True)
+"""
+    monkeypatch.setenv("REAPER", str(os.getpid()))
+    async with box(tmp_path, monkeypatch) as running:
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+            assert parent.stdout is not None
+            orphan = int(parent.stdout.readline())
+        await running.until(lambda: gone(orphan), "the orphan is reaped")
 
 
 # --- liveness ---------------------------------------------------------------------------

@@ -1,0 +1,93 @@
+"""The runtime dir: one server each, closed to others, clean afterwards."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from lbhost.errors import StartupError
+from lbhost.supervisor import runtime
+from lbhost.supervisor.runtime import RuntimeDir
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(StartupError) as caught:
+        RuntimeDir.claim(path)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_it_is_made_for_us_alone_and_removed_again(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run"
+    claimed = RuntimeDir.claim(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    with claimed.listen():
+        assert stat.S_IMODE(claimed.socket_path.stat().st_mode) == 0o600
+    claimed.release()
+    assert not path.exists()
+
+
+def test_what_others_put_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    claimed = RuntimeDir.claim(path)
+    (path / "notes").write_text("mine")
+    claimed.release()
+    assert os.listdir(path) == ["notes"]  # noqa: PTH208
+
+
+def test_a_second_claim_names_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    claimed = RuntimeDir.claim(path)
+    assert f"pid {os.getpid()} already runs" in refusal(path)
+    claimed.announce("http://127.0.0.1:8080")
+    assert f"pid {os.getpid()} at http://127.0.0.1:8080" in refusal(path)
+    claimed.release()
+    RuntimeDir.claim(path).release()
+
+
+def test_what_a_killed_server_left_behind_is_no_hindrance(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir(mode=0o700)
+    (path / runtime.LOCK_NAME).write_text('{"pid": 1, "endpoint": "http://x"}')
+    (path / runtime.SOCKET_NAME).write_text("stale")
+    claimed = RuntimeDir.claim(path)
+    claimed.listen().close()
+    claimed.release()
+
+
+def test_a_garbled_lock_file_still_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    claimed = RuntimeDir.claim(path)
+    (path / runtime.LOCK_NAME).write_text("garbage")
+    assert "another server" in refusal(path)
+    claimed.release()
+
+
+def test_a_folder_open_to_others_or_not_ours_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    path.mkdir(mode=0o755)
+    path.chmod(0o750)
+    assert "mode 750" in refusal(path)
+    path.chmod(0o700)
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert "belongs to another user" in refusal(path)
+
+
+def test_links_and_files_are_no_folders(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert "is not a folder" in refusal(tmp_path / "link")
+    (tmp_path / "file").write_text("")
+    assert "cannot make the runtime dir" in refusal(tmp_path / "file")
+
+
+def test_a_path_too_long_for_a_socket_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 100)
+    assert "shorter --runtime-dir" in refusal(path)
+    assert not path.exists()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lbhost.board import Core, Gpu, Host
-from lbhost.hardware.share import FLOOR, share
+from lbhost.hardware.share import FAIR, FLOOR, share
 
 WARM, HOT = 80.0, 95.0
 
@@ -20,9 +20,14 @@ def test_nothing_known_leaves_everything() -> None:
     assert of(Core(), None, host=Host(), gpu=Gpu(), siblings=[None, Core()]) == 1.0
 
 
-@pytest.mark.parametrize(("others", "left"), [(0.0, 1.0), (0.3, 0.7), (0.95, 0.05), (1.0, FLOOR)])
+@pytest.mark.parametrize(("others", "left"), [(0.0, 1.0), (0.3, 0.7), (0.95, FAIR), (1.0, FAIR)])
 def test_others_take_what_they_use(others: float, left: float) -> None:
     assert of(Core(idle=1 - others, others=others)) == pytest.approx(left)
+
+
+def test_what_the_hypervisor_takes_the_scheduler_cannot_give_back() -> None:
+    assert of(Core(idle=0.0, others=1.0, steal=0.5)) == pytest.approx(FAIR / 2)
+    assert of(Core(idle=0.0, others=1.0, steal=1.0)) == pytest.approx(FLOOR)
 
 
 def test_own_use_costs_nothing() -> None:

@@ -3,7 +3,9 @@
     share = max(0.05, cpu x thermal x quota x gpu)
 
     cpu      1 - others of the worst of its cores (a worker of several threads meets at a
-             barrier after every operation: it runs at the speed of the slowest), times
+             barrier after every operation: it runs at the speed of the slowest), but at least
+             0.2 of what the hypervisor leaves: on an idle worker's core the other program may
+             take all, yet the scheduler gives the worker its part once it wants it; times
              1 - 0.4 x busy of the busiest SMT sibling, where siblings are given.
     thermal  the least of three signs of one cause, over its cores:
              temperature  1 up to warm, falling linearly to 0.05 at hot;
@@ -31,6 +33,8 @@ from lbhost.board import Core, Gpu, Host
 
 FLOOR = 0.05
 """Never 0: a worker that gets nothing would never be seen to have recovered."""
+FAIR = 0.2
+"""A nice 5 worker's part beside one busy program is 335 / (335 + 1024) = 0.25; beside two, 0.14."""
 CLOCK_OK = 0.7
 SMT_COST = 0.4
 """What a fully busy sibling takes of a core: two together do about 1.2 times the work of one."""
@@ -58,7 +62,7 @@ def share(
         hot_c: temperature at which it gets FLOOR; above warm_c.
     """
     known = [core for core in cores if core is not None]
-    cpu = min((1 - (core.others or 0.0) for core in known), default=1.0)
+    cpu = min((_left(core) for core in known), default=1.0)
     cpu *= 1 - SMT_COST * max((_busy(core) for core in siblings if core is not None), default=0.0)
     thermal = min((_thermal(core, warm_c, hot_c) for core in known), default=1.0)
     quota = 1 - (host.throttled or 0.0) / 2 if host is not None else 1.0
@@ -80,6 +84,11 @@ def clock(core: Core) -> float:
         return 1.0
     weight = min(1.0, max(0.0, (_busy(core) - 0.3) / 0.4))
     return 1 - weight * (1 - core.freq_ratio / CLOCK_OK)
+
+
+def _left(core: Core) -> float:
+    """What others leave of a core, or what the scheduler would take back from them."""
+    return max(1 - (core.others or 0.0), FAIR * (1 - (core.steal or 0.0)))
 
 
 def _thermal(core: Core, warm_c: float, hot_c: float) -> float:

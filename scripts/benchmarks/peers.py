@@ -40,7 +40,8 @@ CMAKE_FLAGS = (
 
 # Both sides run the same kernels: with AMX, the peers get the fix that scripts/lib/venv.sh gives
 # to llama-cpp-python; where lbhost does without (an unfixed build, lbhost/amx.py), so do they.
-AMX_FIX = f'-include "{Path(__file__).parents[1] / "lib" / "tile_config.h"}"'
+TILE_CONFIG = Path(__file__).parents[1] / "lib" / "tile_config.h"
+AMX_FIX = f'-include "{TILE_CONFIG}"'
 NO_AMX = "-U__AMX_INT8__"
 
 
@@ -113,7 +114,8 @@ def _build_key(compiler_flags: str) -> str:
     """Changes with all that decides the machine code: GGML_NATIVE builds for this very CPU."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     flags = [line for line in cpuinfo if line.startswith(("flags", "Features"))][:1]
-    flags += [*CMAKE_FLAGS, compiler_flags, os.environ.get("CMAKE_ARGS", "")]
+    fix = TILE_CONFIG.read_text(encoding="utf-8") if compiler_flags == AMX_FIX else compiler_flags
+    flags += [*CMAKE_FLAGS, fix, os.environ.get("CMAKE_ARGS", "")]
     return hashlib.sha256("\n".join(flags).encode()).hexdigest()[:12]
 
 

@@ -234,8 +234,8 @@ def requantize(model: Path, say: Callable[[str], None]) -> Path:
     Raises:
         PeerError: llama.cpp refused.
     """
-    stat = model.stat()
-    key = hashlib.sha256(f"{model.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+    with model.open("rb") as file:
+        key = hashlib.file_digest(file, "sha256").hexdigest()
     made = cache_folder() / f"{model.name.removesuffix('.gguf')}-as-Q4_0-{key[:12]}.gguf"
     if not made.exists():
         say(f"re-quantising {model.name} to Q4_0")

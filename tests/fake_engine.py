@@ -99,7 +99,10 @@ class FakeContext:
                 self._outputs[index] = slot
         return result
 
-    def sample(self, sampler: Any, index: int) -> int:
+    def logits(self, index: int) -> Any:
+        raise AssertionError("the fake has no logits")
+
+    def sample(self, chain: Any, index: int) -> int:
         return next_token(self.kv[self._outputs[index]])
 
     def truncate(self, slot: int, length: int) -> bool:
@@ -117,8 +120,11 @@ class FakeContext:
 
 
 class FakeSampler:
-    handle: Any = None
     closed = 0
+
+    def pick(self, outputs: Any, index: int) -> int:
+        assert isinstance(outputs, FakeContext)
+        return outputs.sample(None, index)
 
     def close(self) -> None:
         self.closed += 1

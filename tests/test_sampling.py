@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import pytest
+from numpy.typing import NDArray
 
 from lbhost.llama import Vocab
 from lbhost.llamacpp import api
@@ -23,32 +23,35 @@ def vocab() -> Vocab:
 
 
 @pytest.fixture
-def samplers(vocab: Vocab) -> Iterator[Samplers]:
-    made = Samplers(vocab)
-    yield made
-    made.close()
+def samplers(vocab: Vocab) -> Samplers:
+    return Samplers(vocab)
 
 
-@functools.cache
-def flat(n_vocab: int) -> Any:
-    """Candidates that are all at -10."""
-    data = (api.llama_token_data * n_vocab)()
-    for token in range(n_vocab):
-        data[token].id = token
-        data[token].logit = -10.0
-    return data
+class Outputs:
+    """Logits as a context would have them, all at -10 but for the given ones."""
+
+    def __init__(self, n_vocab: int, logits: dict[int, float]) -> None:
+        self._row = numpy.full(n_vocab, -10, numpy.float32)
+        for token, logit in logits.items():
+            self._row[token] = logit
+
+    def logits(self, index: int) -> NDArray[numpy.float32]:
+        return self._row
+
+    def sample(self, chain: Any, index: int) -> int:
+        """What llama_sampler_sample does."""
+        data = numpy.zeros(len(self._row), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        data["id"], data["logit"] = numpy.arange(len(data)), self._row
+        pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(api.llama_token_data))
+        candidates = api.llama_token_data_array(pointer, len(data), -1, False)
+        api.llama_sampler_apply(chain, ctypes.byref(candidates))
+        token = int(candidates.data[candidates.selected].id)
+        api.llama_sampler_accept(chain, token)
+        return token
 
 
 def pick(sampler: Sampler, n_vocab: int, logits: dict[int, float]) -> int:
-    """What a chain picks where all tokens but the given ones are at -10."""
-    data = flat(n_vocab).__class__.from_buffer_copy(flat(n_vocab))
-    for token, logit in logits.items():
-        data[token].logit = logit
-    candidates = api.llama_token_data_array(data, n_vocab, -1, False)
-    api.llama_sampler_apply(sampler.handle, ctypes.byref(candidates))
-    token = int(candidates.data[candidates.selected].id)
-    api.llama_sampler_accept(sampler.handle, token)
-    return token
+    return sampler.pick(Outputs(n_vocab, logits), 0)
 
 
 def make(samplers: Samplers, sampling: Sampling, **kwargs: object) -> Sampler:
@@ -59,13 +62,7 @@ def make(samplers: Samplers, sampling: Sampling, **kwargs: object) -> Sampler:
 def test_greedy_takes_the_largest(samplers: Samplers, vocab: Vocab) -> None:
     sampler = make(samplers, Sampling(temperature=0.0))
     assert pick(sampler, vocab.n_tokens, {7: 5.0, 8: 6.0}) == 8
-
-
-def test_plain_greedy_requests_share_a_chain_that_outlives_them(samplers: Samplers) -> None:
-    first, second = (make(samplers, Sampling(temperature=0.0)) for _ in range(2))
-    assert first.handle == second.handle
-    first.close()
-    assert second.handle is not None
+    sampler.close()
 
 
 def test_logit_bias_moves_and_forbids(samplers: Samplers, vocab: Vocab) -> None:
@@ -76,7 +73,7 @@ def test_logit_bias_moves_and_forbids(samplers: Samplers, vocab: Vocab) -> None:
 
 
 def test_a_bias_on_a_token_that_does_not_exist_is_ignored(samplers: Samplers, vocab: Vocab) -> None:
-    sampling = Sampling(temperature=0.0, logit_bias=((10_000_000, 5.0), (-3, 5.0)))
+    sampling = Sampling(temperature=0.0, logit_bias=((10_000_000, 5.0), (-3, 5.0), (4, 0.1)))
     assert pick(make(samplers, sampling), vocab.n_tokens, {9: 6.0}) == 9
 
 

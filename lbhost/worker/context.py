@@ -12,6 +12,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy
+from numpy.typing import NDArray
+
 from lbhost.errors import StartupError
 from lbhost.llama import Model
 from lbhost.llamacpp import api
@@ -44,8 +47,8 @@ class Decoded(enum.Enum):
 class Context:
     """One llama_context over `slots` sequences of `n_ctx` tokens each.
 
-    Use: `clear`, then `add` and `add_chunk` in rising slot order, `decode`, then `sample` with
-    the indices that the adding returned.
+    Use: `clear`, then `add` and `add_chunk` in rising slot order, `decode`, then `logits` or
+    `sample` with the indices that the adding returned.
 
     Raises:
         StartupError: llama.cpp cannot make it, most likely for want of memory.
@@ -81,6 +84,8 @@ class Context:
         self.stream_bytes = int(api.llama_n_ctx_seq(self._ctx)) * model.kv_bytes_per_token
         self._allocate(self.batch_size)
         self._watch: Any = None
+        self._rows: dict[int, NDArray[numpy.float32]] = {}
+        """Rows of llama.cpp's output buffer by address; it has one a slot."""
 
     def _allocate(self, size: int) -> None:
         """The batch's arrays, and constant ones to copy runs of positions and slots from."""
@@ -119,7 +124,10 @@ class Context:
         """Put a run of tokens (int32, native order) of one slot into the batch.
 
         `output` asks for the logits after its last token. Returns that token's index in the
-        batch, for `sample`. The caller keeps to `batch_size` tokens and `n_ctx` positions.
+        batch, for `logits` and `sample`.
+
+        Raises:
+            ValueError: more than `batch_size` tokens, or positions beyond `n_ctx`.
         """
         at, count = self._used, len(packed) // 4
         if at + count > self.batch_size or position + count > self.n_ctx:
@@ -143,9 +151,19 @@ class Context:
             return Decoded.NO_ROOM
         return Decoded.ABORTED if code == 2 else Decoded.FAILED
 
-    def sample(self, sampler: Any, index: int) -> int:
+    def logits(self, index: int) -> NDArray[numpy.float32]:
+        """The logits at a batch index, in llama.cpp's own buffer: gone with the next decode."""
+        address = ctypes.cast(api.llama_get_logits_ith(self._ctx, index), ctypes.c_void_p).value
+        assert address is not None, "no logits were asked for at this index"
+        row = self._rows.get(address)
+        if row is None:
+            row = numpy.ctypeslib.as_array((ctypes.c_float * self.n_vocab).from_address(address))
+            self._rows[address] = row
+        return row
+
+    def sample(self, chain: Any, index: int) -> int:
         """Let a llama_sampler pick from the logits at a batch index, and accept the token."""
-        return int(api.llama_sampler_sample(sampler, self._ctx, index))
+        return int(api.llama_sampler_sample(chain, self._ctx, index))
 
     def truncate(self, slot: int, length: int) -> bool:
         """Keep only a slot's first `length` positions.

@@ -305,7 +305,7 @@ class Engine:
         for entry in entries:
             if entry.output:
                 assert entry.request.sampler is not None
-                token = self._context.sample(entry.request.sampler.handle, entry.index)
+                token = entry.request.sampler.pick(self._context, entry.index)
                 self._emit(entry.slot, entry.request, token, now)
 
     def _emit(self, slot: Slot, request: Request, token: int, now: float) -> None:

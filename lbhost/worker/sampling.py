@@ -1,9 +1,17 @@
-"""llama.cpp's sampler chains, one per request. Owns their memory."""
+"""From logits to a token: llama.cpp's sampler chains, one per request. Owns their memory.
+
+Biases and plain greedy are done in numpy: 5 us a token instead of the 90 that a chain needs for
+its list of candidates (vocabulary of 49,152). A draw from all of them takes 500 us, from the
+top 40 80 us.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
+
+import numpy
+from numpy.typing import NDArray
 
 from lbhost.llama import Vocab
 from lbhost.llamacpp import api
@@ -16,18 +24,34 @@ _FORBIDDEN = -100.0
 """A logit_bias at or under this forbids the token, as the OpenAI API promises."""
 
 
-class Sampler:
-    """One request's chain. `handle` goes to Context.sample; `close` frees it."""
+class Outputs(Protocol):
+    """A context after a decode, see context.Context."""
 
-    def __init__(self, handle: Any, *, shared: bool = False) -> None:
-        self.handle = handle
-        self._shared = shared
+    def logits(self, index: int) -> NDArray[numpy.float32]: ...
+    def sample(self, chain: Any, index: int) -> int: ...
+
+
+class Sampler:
+    """One request's way of picking; None instead of a chain takes the largest."""
+
+    def __init__(self, chain: Any, biases: dict[int, float]) -> None:
+        self._chain = chain
+        self._biased = numpy.fromiter(biases.keys(), numpy.int32, len(biases))
+        self._biases = numpy.fromiter(biases.values(), numpy.float32, len(biases))
+
+    def pick(self, outputs: Outputs, index: int) -> int:
+        """The next token of the sequence whose logits are at this batch index. Only once."""
+        if len(self._biased):
+            outputs.logits(index)[self._biased] += self._biases
+        if self._chain is None:
+            return int(outputs.logits(index).argmax())
+        return outputs.sample(self._chain, index)
 
     def close(self) -> None:
         """Free the chain. Closing twice is harmless."""
-        if self.handle is not None and not self._shared:
-            api.llama_sampler_free(self.handle)
-        self.handle = None
+        if self._chain is not None:
+            api.llama_sampler_free(self._chain)
+        self._chain = None
 
 
 class Samplers:
@@ -36,13 +60,11 @@ class Samplers:
     def __init__(self, vocab: Vocab) -> None:
         self._n_vocab = vocab.n_tokens
         self._eog = vocab.eog_tokens
-        # Plain greedy keeps no state, so that one chain (and its 0.6 MB of candidates) serves all.
-        self._greedy = _chain(api.llama_sampler_init_greedy())
 
     def make(
         self, sampling: Sampling, *, seed: int, ignore_eos: bool, prompt_tail: list[int]
     ) -> Sampler:
-        """The chain for a request: bias, penalties, top-k, top-p, min-p, temperature, draw.
+        """For one request: bias, penalties, top-k, top-p, min-p, temperature, draw.
 
         Args:
             seed: what the draws start from; the caller settles it when the request has none.
@@ -53,27 +75,15 @@ class Samplers:
             sampling.repeat_penalty != 1.0
         )
         greedy = sampling.temperature <= 0
-        if greedy and not biases and not penalised:
-            return Sampler(self._greedy, shared=True)
-        links = []
-        if biases:
-            array = (api.llama_logit_bias * len(biases))(*biases.items())
-            links.append(api.llama_sampler_init_logit_bias(self._n_vocab, len(biases), array))
-        if penalised:
-            links.append(
-                api.llama_sampler_init_penalties(
-                    self._n_vocab,
-                    PENALTY_LAST_N,
-                    sampling.repeat_penalty,
-                    sampling.frequency_penalty,
-                    sampling.presence_penalty,
-                )
-            )
-        chain = _chain(*links, *(self._greedy_end() if greedy else self._drawing(sampling, seed)))
+        if greedy and not penalised:
+            return Sampler(None, biases)
+        links = [self._penalties(sampling)] if penalised else []
+        links += [api.llama_sampler_init_greedy()] if greedy else _drawing(sampling, seed)
+        chain = _chain(links)
         if penalised:
             for token in prompt_tail[-PENALTY_LAST_N:]:
                 api.llama_sampler_accept(chain, token)
-        return Sampler(chain)
+        return Sampler(chain, biases)
 
     def _biases(self, sampling: Sampling, ignore_eos: bool) -> dict[int, float]:
         biases = {
@@ -85,30 +95,31 @@ class Samplers:
             biases.update(dict.fromkeys(self._eog, -math.inf))
         return biases
 
-    @staticmethod
-    def _greedy_end() -> list[Any]:
-        return [api.llama_sampler_init_greedy()]
-
-    @staticmethod
-    def _drawing(sampling: Sampling, seed: int) -> list[Any]:
-        links = []
-        if sampling.top_k > 0:
-            links.append(api.llama_sampler_init_top_k(sampling.top_k))
-        if sampling.top_p < 1:
-            links.append(api.llama_sampler_init_top_p(sampling.top_p, 1))
-        if sampling.min_p > 0:
-            links.append(api.llama_sampler_init_min_p(sampling.min_p, 1))
-        links.append(api.llama_sampler_init_temp(sampling.temperature))
-        # 2^32 - 1 would ask llama.cpp for a random seed
-        links.append(api.llama_sampler_init_dist(seed % 0xFFFFFFFF))
-        return links
-
-    def close(self) -> None:
-        """Free the shared chain."""
-        api.llama_sampler_free(self._greedy)
+    def _penalties(self, sampling: Sampling) -> Any:
+        return api.llama_sampler_init_penalties(
+            self._n_vocab,
+            PENALTY_LAST_N,
+            sampling.repeat_penalty,
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
+        )
 
 
-def _chain(*links: Any) -> Any:
+def _drawing(sampling: Sampling, seed: int) -> list[Any]:
+    links = []
+    if sampling.top_k > 0:
+        links.append(api.llama_sampler_init_top_k(sampling.top_k))
+    if sampling.top_p < 1:
+        links.append(api.llama_sampler_init_top_p(sampling.top_p, 1))
+    if sampling.min_p > 0:
+        links.append(api.llama_sampler_init_min_p(sampling.min_p, 1))
+    links.append(api.llama_sampler_init_temp(sampling.temperature))
+    # 2^32 - 1 would ask llama.cpp for a random seed
+    links.append(api.llama_sampler_init_dist(seed % 0xFFFFFFFF))
+    return links
+
+
+def _chain(links: list[Any]) -> Any:
     params = api.llama_sampler_chain_default_params()
     params.no_perf = True
     chain = api.llama_sampler_chain_init(params)

@@ -51,7 +51,7 @@ class DataLink:
                 if len(data) < _READ:
                     break
         except BlockingIOError:
-            pass  # that was all
+            return messages  # that was all
         except (ConnectionError, WireError):
             self.closed = True
         return messages

@@ -22,10 +22,12 @@ First = Callable[[], tuple[control.Configure, Sequence[int]]]
 
 
 def environment(environ: Mapping[str, str], gpu_uuid: str | None = None) -> dict[str, str]:
-    """A child's environment: only its own GPU visible, no thread pools at import."""
+    """A child's environment: only its own GPU visible, whose driver does not survive a fork, and
+    no thread pools at import (llama.cpp asks for its threads by number, whatever these say)."""
     return {
         **environ,
         "CUDA_VISIBLE_DEVICES": gpu_uuid or "",
+        "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
     }

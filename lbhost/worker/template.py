@@ -2,7 +2,8 @@
 
 Loads the weights once, repacked for the CPU where that helps, and forks a worker whenever
 the supervisor asks for one. The child inherits every page of the weights copy-on-write.
-Starts no thread and makes no context: a fork copies only the thread that calls it.
+Starts no thread and makes no context: a fork copies only the thread that calls it. What its
+libraries and libc read from the environment is the supervisor's to set (supervisor/launch.py).
 """
 
 from __future__ import annotations
@@ -25,20 +26,9 @@ from lbhost.errors import LbhostError
 from lbhost.llama import Model
 from lbhost.worker import start
 
-_ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-"""No helper threads (llama.cpp asks for a worker's threads by number, whatever OMP_NUM_THREADS
-says), no GPU, whose driver does not survive a fork, and huge pages for large allocations: a
-worker clears its whole KV at start, 4 x 2048 tokens in 60 instead of 130 ms."""
-
 
 def main() -> int:
     """Serve forks until Stop or until the supervisor is gone."""
-    _settle_environment()
     parser = argparse.ArgumentParser(prog="lbhost.worker.template")
     parser.add_argument("--control-fd", type=int, required=True)
     link = socket.socket(fileno=parser.parse_args().control_fd)
@@ -56,18 +46,6 @@ def main() -> int:
     settings = configure.settings
     log.configure(settings.log_format, settings.log_level, "template")
     return _load_and_fork(link, configure, Board.attach(fds[0]))
-
-
-def _settle_environment() -> None:
-    """Start over with _ENVIRONMENT, which libraries and libc read as they are loaded."""
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    wanted = dict(_ENVIRONMENT)
-    if "glibc.malloc.hugetlb" in tunables:
-        wanted["GLIBC_TUNABLES"] = tunables
-    elif tunables:
-        wanted["GLIBC_TUNABLES"] += ":" + tunables
-    if any(os.environ.get(key) != value for key, value in wanted.items()):
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
 
 
 def _load_and_fork(link: socket.socket, configure: control.Configure, board: Board) -> int:

@@ -83,31 +83,34 @@ def test_poisson_arrivals_come_in_order_at_about_their_rate() -> None:
 ROWS = [
     {"TIMESTAMP": "2023-11-16 18:15:46.6805900", "ContextTokens": "374", "GeneratedTokens": "44"},
     {"TIMESTAMP": "2023-11-16 18:15:50.6805900", "ContextTokens": "4000", "GeneratedTokens": "96"},
+    {"TIMESTAMP": "2023-11-16 18:15:51.6805900", "ContextTokens": "5", "GeneratedTokens": "9"},
 ]
 
 
-def test_a_trace_is_played_faster_and_cut_to_what_fits() -> None:
-    first, second = trace(ROWS, count=10, speedup=2.0, most_tokens=1024)
+def test_a_trace_is_stretched_to_a_rate_and_cut_to_what_fits() -> None:
+    first, second, third = trace(ROWS, count=10, rate=2.0, most_tokens=1024)
     assert first == (0.0, 374, 44)
-    assert second == (2.0, 1000, 24)
+    assert (round(second.at, 6), *second[1:]) == (0.8, 1000, 24)
+    assert (round(third.at, 6), *third[1:]) == (1.0, 8, 9)
 
 
 def test_a_trace_is_cut_to_a_count() -> None:
-    assert len(trace(ROWS, count=1, speedup=1.0, most_tokens=1024)) == 1
+    assert len(trace(ROWS, count=2, rate=1.0, most_tokens=1024)) == 2
 
 
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ([], "empty"),
-        ([{"TIMESTAMP": "2023-11-16 18:15:46"}], "no column 'ContextTokens'"),
-        ([ROWS[0] | {"ContextTokens": "many"}], "invalid literal"),
-        ([ROWS[0] | {"TIMESTAMP": "noon"}], "Invalid isoformat"),
+        ([], "under two rows"),
+        ([ROWS[0], {"TIMESTAMP": "2023-11-16 18:15:46"}], "no column 'ContextTokens'"),
+        ([ROWS[0], ROWS[1] | {"ContextTokens": "many"}], "invalid literal"),
+        ([ROWS[0], ROWS[1] | {"TIMESTAMP": "noon"}], "Invalid isoformat"),
+        ([ROWS[0], ROWS[0]], "do not rise"),
     ],
 )
 def test_a_trace_that_is_none_is_refused(rows: list[dict[str, str]], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        trace(rows, count=10, speedup=1.0, most_tokens=1024)
+        trace(rows, count=10, rate=1.0, most_tokens=1024)
 
 
 # --- the report --------------------------------------------------------------------------------

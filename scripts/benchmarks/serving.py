@@ -30,6 +30,10 @@ SLOTS = 8
 TRACE_TOKENS = 1024
 """Prompt and output of a traced request are cut to this many together."""
 
+TRACE_RATE = 0.4
+"""Requests per second, on average, that a trace is stretched to: about 60% of what two cores can
+take of such prompts."""
+
 
 class Run(NamedTuple):
     """One load on one server."""
@@ -108,7 +112,7 @@ def both(bench: Bench, model: Path, ctx_size: int = CTX_SIZE) -> Iterator[tuple[
         servers.llama_server(bench.peers, model, ctx_size=ctx_size, slots=SLOTS) as theirs,
     ):
         for server in (ours, theirs):
-            apply(server, closed(bench, SLOTS), SLOTS, 120)
+            apply(server, closed(bench, SLOTS), SLOTS, 600)
         yield ours, theirs
 
 
@@ -212,6 +216,6 @@ def _traced(bench: Bench, path: Path) -> list[stats.Arrival]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        return stats.trace(rows, count=bench.scaled(100), speedup=1.0, most_tokens=TRACE_TOKENS)
+        return stats.trace(rows, count=bench.scaled(60), rate=TRACE_RATE, most_tokens=TRACE_TOKENS)
     except (OSError, ValueError) as error:
         raise BenchError(f"{path}: {error}") from error

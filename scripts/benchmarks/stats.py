@@ -106,29 +106,33 @@ def poisson(
 
 
 def trace(
-    rows: Sequence[dict[str, str]], *, count: int, speedup: float, most_tokens: int
+    rows: Sequence[dict[str, str]], *, count: int, rate: float, most_tokens: int
 ) -> list[Arrival]:
     """Arrivals from rows with TIMESTAMP, ContextTokens and GeneratedTokens (Azure's LLM traces).
 
     Args:
-        speedup: how much faster than recorded to play it.
+        count: the first so many rows.
+        rate: requests per second on average; the trace is stretched to it, bursts and all.
         most_tokens: prompt and output are cut, in proportion, to this many together.
 
     Raises:
-        ValueError: no rows, a column is missing, or a value is not what it should be.
+        ValueError: under two rows, a column is missing, or a value is not what it should be.
     """
+    rows = rows[:count]
+    if len(rows) < 2:
+        raise ValueError("the trace has under two rows")
+    try:
+        times = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
+        sizes = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in rows]
+    except KeyError as error:
+        raise ValueError(f"the trace has no column {error}") from error
+    recorded_s = times[-1] - times[0]
+    if recorded_s <= 0:
+        raise ValueError("the trace's times do not rise")
+    stretch = (len(rows) - 1) / rate / recorded_s
     arrivals: list[Arrival] = []
-    first: datetime | None = None
-    for row in rows[:count]:
-        try:
-            when = datetime.fromisoformat(row["TIMESTAMP"][:26])
-            prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
-        except KeyError as error:
-            raise ValueError(f"the trace has no column {error}") from error
-        first = first or when
+    for time, (prompt, output) in zip(times, sizes, strict=True):
         shrink = min(1.0, most_tokens / max(1, prompt + output))
-        at = (when - first).total_seconds() / speedup
+        at = (time - times[0]) * stretch
         arrivals.append(Arrival(at, max(8, int(prompt * shrink)), max(1, int(output * shrink))))
-    if not arrivals:
-        raise ValueError("the trace is empty")
     return arrivals

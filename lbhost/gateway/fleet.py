@@ -143,7 +143,6 @@ class Member:
     def view(self, reading: Worker, now_ns: int) -> policy.WorkerView:
         """As the policy wants it, for a job of which nothing is cached."""
         identity, progress = reading.identity, reading.progress
-        measured = progress.epoch == self.epoch
         return policy.WorkerView(
             worker=self.worker,
             epoch=self.epoch,
@@ -153,9 +152,7 @@ class Member:
                 f.job.work.prompt_tokens >= policy.LONG_PROMPT for f in self.flights.values()
             ),
             prefills=self.prefills(progress),
-            prefill_tok_s=progress.prefill_tok_s if measured else None,
-            step_base_s=progress.step_base_s if measured else None,
-            step_seq_s=progress.step_seq_s if measured else None,
+            speeds=_speeds(progress) if progress.epoch == self.epoch else None,
             share=reading.share,
             idle=reading.idle,
             error_rate=self.error_rate,
@@ -256,9 +253,9 @@ class Fleet:
             reading = self.readings.worker(worker)
             if reading is None:
                 continue
-            progress = reading.progress
-            if progress.prefill_tok_s and progress.step_base_s and progress.step_seq_s is not None:
-                return progress.prefill_tok_s, progress.step_base_s, progress.step_seq_s
+            speeds = _speeds(reading.progress)
+            if speeds is not None:
+                return speeds
         return policy.ASSUMED_SPEEDS
 
     def links(self) -> list[WorkerLink]:
@@ -267,3 +264,10 @@ class Fleet:
 
 def _ewma(old: float | None, new: float) -> float:
     return new if old is None else old + EWMA_WEIGHT * (new - old)
+
+
+def _speeds(progress: board.Progress) -> policy.Speeds | None:
+    prefill, base, seq = progress.prefill_tok_s, progress.step_base_s, progress.step_seq_s
+    if prefill is None or base is None or seq is None:
+        return None
+    return prefill, base, seq

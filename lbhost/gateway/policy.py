@@ -17,6 +17,7 @@ The second term of ttft is the decoding that rides along with every chunk of pre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 from typing import TypeAlias
@@ -45,8 +46,9 @@ ERROR_WEIGHT = 8.0
 that fails fastest must not look like the fastest one."""
 
 WORTH_WAITING = 0.5
-"""Wait for a full worker when it is predicted to be done in under this part of the time that
-the best free one would take: on a core that others use, or a hot one, work crawls."""
+"""On a core that others use, or a hot one, work crawls. When the best free worker has less than
+this share of its core, wait for a full one that is predicted to be done in under this part of
+the time."""
 
 TIE = 1.02
 """Predictions within 2% are equal; one of them is picked at random, never by index."""
@@ -66,9 +68,8 @@ class WorkerView(msgspec.Struct, frozen=True):
     """Prompt tokens left to compute of each request there that has no output yet."""
     cached: int = 0
     """Tokens of this request's prompt that the worker probably has in its KV cache."""
-    prefill_tok_s: float | None = None
-    step_base_s: float | None = None
-    step_seq_s: float | None = None
+    speeds: Speeds | None = None
+    """None until the worker has measured its own."""
     share: float = 1.0
     """What the hardware leaves to it, over 0 and at most 1; see hardware/share.py."""
     idle: float | None = None
@@ -134,18 +135,18 @@ def predict(need: Need, view: WorkerView, typical: Speeds) -> float:
 
     `typical` stands in for what the worker has not measured yet.
     """
-    speed = view.prefill_tok_s
-    base = view.step_base_s
-    seq = view.step_seq_s
-    if speed is None or base is None or seq is None:
-        speed, base, seq = typical
+    speed, base, seq = view.speeds or typical
     active = view.in_flight
     todo = need.prompt_tokens - view.cached
     if todo < 1:
         todo = 1
     if view.prefills:
         # Shortest first is the worker's order, so a longer prompt does not hold this one up.
-        todo += sum([tokens for tokens in view.prefills if tokens <= todo])
+        shorter = 0
+        for tokens in view.prefills:
+            if tokens <= todo:
+                shorter += tokens
+        todo += shorter
     seconds = todo / speed + need.expected_tokens * (base + (active + 1) * seq)
     if active:
         seconds += (todo // CHUNK + 1) * (base + active * seq)
@@ -159,35 +160,40 @@ def predict(need: Need, view: WorkerView, typical: Speeds) -> float:
 def _cost(need: Need, views: Sequence[WorkerView], rng: Random) -> int | None:
     typical = _typical_speeds(views)
     free: list[tuple[float, int]] = []
-    best_full = float("inf")
     for i, view in enumerate(views):
-        seconds = predict(need, view, typical)
         if view.in_flight < view.slots:
-            free.append((seconds, i))
-        else:
-            # Its requests are anywhere in their lives: the first of k to end does so after
-            # about 1 / (k + 1) of one's whole time.
-            best_full = min(best_full, seconds + seconds / (view.in_flight + 1))
+            free.append((predict(need, view, typical), i))
     if not free:
         return None
-    best = min(free)[0]
-    if best_full < best * WORTH_WAITING:
+    best, index = min(free)
+    if views[index].share < WORTH_WAITING and _soonest_full(need, views, typical) < (
+        best * WORTH_WAITING
+    ):
         return None
-    ties = [i for seconds, i in free if seconds <= best * TIE]
+    limit = best * TIE
+    ties = [i for seconds, i in free if seconds <= limit]
     return ties[0] if len(ties) == 1 else rng.choice(ties)
+
+
+def _soonest_full(need: Need, views: Sequence[WorkerView], typical: Speeds) -> float:
+    """Seconds until the request would be done if it waited for a place in a full worker.
+
+    A full worker's requests are anywhere in their lives: the first of k to end does so after
+    about 1 / (k + 1) of one's whole time.
+    """
+    soonest = math.inf
+    for view in views:
+        if view.in_flight >= view.slots:
+            seconds = predict(need, view, typical)
+            soonest = min(soonest, seconds + seconds / (view.in_flight + 1))
+    return soonest
 
 
 def _typical_speeds(views: Sequence[WorkerView]) -> Speeds:
     """Mean speeds of the workers that know theirs: neutral for one that does not."""
-    known = [
-        (view.prefill_tok_s, view.step_base_s, view.step_seq_s)
-        for view in views
-        if view.prefill_tok_s is not None
-        and view.step_base_s is not None
-        and view.step_seq_s is not None
-    ]
+    known = [view.speeds for view in views if view.speeds is not None]
     if not known or len(known) == len(views):
         return ASSUMED_SPEEDS
-    count = len(known)
     prefills, bases, seqs = zip(*known, strict=True)
+    count = len(known)
     return sum(prefills) / count, sum(bases) / count, sum(seqs) / count

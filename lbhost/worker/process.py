@@ -27,6 +27,10 @@ IDLE_S = 1.0
 WATCH_S = 0.005
 """Within a decode the links are looked at this often."""
 
+WATCH_FROM_S = 0.03
+"""Only steps predicted to take so long are watched: llama.cpp asks after each of the graph's
+thousand operations, which costs 0.3 ms, and a short step is over soon anyway."""
+
 FLUSH_S = 1.0
 """How long a worker that stops waits for a gateway to take its last frames."""
 
@@ -60,7 +64,7 @@ class WorkerProcess:
             model.vocab,
             target_s=settings.inter_token_target_ms / 1000,
             cpu_clock=time.monotonic if model.gpu else time.thread_time,
-            before_step=self._write_row,
+            before_step=self._before_step,
             fallback_token_s=model.weights_bytes / 1e10,
         )
         self._links: dict[int, DataLink] = {}
@@ -72,14 +76,13 @@ class WorkerProcess:
         self._draining = False
         self._drained_said = False
         self._stopping = False
+        self._watching = False
         self._next_watch = 0.0
         self._rss = 0
         self._next_rss = 0.0
-        self._predicted_s = 0.0
 
     def run(self) -> int:
         """Serve until told to stop (0), or until decodes keep failing (1)."""
-        self._context.watch(self._watch)
         self._write_row(0.0)
         control.send(self._control, control.Ready())
         try:
@@ -136,6 +139,12 @@ class WorkerProcess:
             self._inbox.append((link.number, None))
         else:
             self._poll.register(link, select.POLLIN | (select.POLLOUT if link.backlogged else 0))
+
+    def _before_step(self, predicted_s: float) -> None:
+        self._write_row(predicted_s)
+        if self._watching != (predicted_s >= WATCH_FROM_S):
+            self._watching = not self._watching
+            self._context.watch(self._watch if self._watching else None)
 
     def _watch(self) -> bool:
         """Within a decode: whether to abort it, because nobody wants its result any more."""

@@ -57,9 +57,9 @@ def _engine(process: Alone, batch: int) -> Speeds:
 
 
 def _batched_bench(program: Path, model: Path, core: int) -> list[tuple[int, Speeds]]:
-    """One run over all batches: a stream per sequence, flash attention, as the engine has."""
+    """One run over all batches: a stream per sequence and no flash attention, as the engine."""
     command = ["taskset", "-c", str(core), str(program), "-m", str(model), "-t", "1", "-tb", "1"]
-    command += ["-c", str(SLOTS * 256), "-fa", "on", "-no-kvu", "--output-format", "jsonl"]
+    command += ["-c", str(SLOTS * 256), "-fa", "off", "-no-kvu", "--output-format", "jsonl"]
     command += ["-npp", str(PROMPT_TOKENS), "-ntg", str(OUTPUT_TOKENS)]
     command += ["-npl", ",".join(map(str, BATCHES))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)

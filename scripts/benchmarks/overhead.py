@@ -67,9 +67,7 @@ def _choosing() -> list[float]:
             in_flight=rng.randrange(5),
             prefills=tuple(rng.randrange(1, 2000) for _ in range(rng.randrange(3))),
             cached=rng.randrange(64),
-            prefill_tok_s=rng.uniform(300, 500),
-            step_base_s=rng.uniform(0.003, 0.005),
-            step_seq_s=rng.uniform(0.004, 0.008),
+            speeds=(rng.uniform(300, 500), rng.uniform(0.003, 0.005), rng.uniform(0.004, 0.008)),
             share=rng.uniform(0.1, 1.0),
             idle=rng.random(),
         )

@@ -19,6 +19,7 @@ from lbhost import control, wire
 from lbhost.board import Board, Progress
 from lbhost.config import Settings
 from lbhost.model import resolve
+from lbhost.supervisor.launch import environment, with_huge_pages
 
 DEADLINE_S = 60.0
 _PR_SET_CHILD_SUBREAPER = 36
@@ -120,7 +121,9 @@ class Template:
         self.control, theirs = control.socketpair()
         command = [sys.executable, "-m", "lbhost.worker.template"]
         self.process = subprocess.Popen(
-            [*command, "--control-fd", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            [*command, "--control-fd", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=with_huge_pages(environment(os.environ)),
         )
         theirs.close()
         configure = control.Configure(settings, model_path, "test", n_ctx)

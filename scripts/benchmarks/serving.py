@@ -27,6 +27,10 @@ CTX_SIZE = 256
 SLOTS = 8
 """Of llama-server; lbhost has 4 a worker, one worker a core."""
 
+NEIGHBOUR_REQUESTS = 1
+"""A client, beside a spinning program: two threads that meet at every barrier can be down to a few
+tokens a second then, and four requests each took llama-server over five minutes."""
+
 TRACE_TOKENS = 1024
 """Prompt and output of a traced request are cut to this many together."""
 
@@ -182,7 +186,7 @@ def neighbour(bench: Bench) -> list[Figure]:
     figures: list[Figure] = []
     with both(bench, bench.q4_0) as pair, machine.neighbour(machine.cores()[0]):
         for clients in (8, 2):
-            pairs = in_turn(bench, pair, clients, 4)
+            pairs = in_turn(bench, pair, clients, NEIGHBOUR_REQUESTS)
             name = f"Q4_0, {clients} clients"
             figures.append(_throughput(at, name, pairs, at_least(2.0)))
             figures.append(_ttft(at, name, pairs, "p99", at_most(0.5)))

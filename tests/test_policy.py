@@ -15,6 +15,7 @@ from lbhost.gateway.policy import (
     Need,
     WorkerView,
     choose,
+    penalty,
     predict,
 )
 
@@ -47,8 +48,7 @@ def view(
         speeds=(500.0, 0.002, 0.006) if measured else None,
         share=share,
         idle=idle,
-        error_rate=error_rate,
-        ready_for_s=ready_for_s,
+        penalty=penalty(error_rate, ready_for_s),
     )
 
 
@@ -199,8 +199,7 @@ views_strategy = st.lists(
         speeds=st.none() | st.tuples(st.floats(1, 1e5), st.floats(0, 10), st.floats(0, 10)),
         share=st.floats(0.01, 1),
         idle=st.none() | st.floats(0, 1),
-        error_rate=st.floats(0, 1),
-        ready_for_s=st.floats(0, 1e6),
+        penalty=st.builds(penalty, st.floats(0, 1), st.floats(0, 1e6)),
     ),
     max_size=8,
 )

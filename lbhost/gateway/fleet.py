@@ -155,8 +155,7 @@ class Member:
             speeds=_speeds(progress) if progress.epoch == self.epoch else None,
             share=reading.share,
             idle=reading.idle,
-            error_rate=self.error_rate,
-            ready_for_s=max(0.0, (now_ns - identity.started_ns) / 1e9),
+            penalty=policy.penalty(self.error_rate, max(0.0, (now_ns - identity.started_ns) / 1e9)),
         )
 
 

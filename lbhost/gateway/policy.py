@@ -74,8 +74,8 @@ class WorkerView(msgspec.Struct, frozen=True):
     """What the hardware leaves to it, over 0 and at most 1; see hardware/share.py."""
     idle: float | None = None
     """Idle fraction of its core."""
-    error_rate: float = 0.0
-    ready_for_s: float = 1e9
+    penalty: float = 1.0
+    """Its predictions count for so many times as much; see `penalty`."""
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -130,6 +130,17 @@ def _room_for_long(views: Sequence[WorkerView]) -> bool:
     return sum(view.long_in_flight for view in views) < slots - kept
 
 
+def penalty(error_rate: float, ready_for_s: float) -> float:
+    """How much less a worker is to be believed in that fails, or has only just started.
+
+    Args:
+        error_rate: of its requests of late, 0 to 1.
+        ready_for_s: since it became READY.
+    """
+    slow_start = 2.0 - min(1.0, ready_for_s / SLOW_START_S)
+    return (1.0 + ERROR_WEIGHT * error_rate) * slow_start
+
+
 def predict(need: Need, view: WorkerView, typical: Speeds) -> float:
     """Seconds until `view` would finish the request; see the module's formula.
 
@@ -150,11 +161,7 @@ def predict(need: Need, view: WorkerView, typical: Speeds) -> float:
     seconds = todo / speed + need.expected_tokens * (base + (active + 1) * seq)
     if active:
         seconds += (todo // CHUNK + 1) * (base + active * seq)
-    if view.error_rate:
-        seconds *= 1.0 + ERROR_WEIGHT * view.error_rate
-    if view.ready_for_s < SLOW_START_S:
-        seconds *= 2.0 - view.ready_for_s / SLOW_START_S
-    return seconds / view.share
+    return seconds * view.penalty / view.share
 
 
 def _cost(need: Need, views: Sequence[WorkerView], rng: Random) -> int | None:

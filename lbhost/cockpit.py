@@ -7,7 +7,6 @@ the dashboard ends, the server is stopped gracefully; if this process dies, so d
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -20,18 +19,16 @@ from lbhost import config
 from lbhost.client import AdminClient
 from lbhost.config import Settings
 from lbhost.errors import LbhostError, ServerGoneError, StartupError
+from lbhost.linux import die_with_parent
 from lbhost.supervisor import runtime
 
 LOG_NAME = "server.log"
 POLL_S = 0.1
 BEYOND_GRACE_S = 15.0
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
-
 
 def _in_child() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    die_with_parent(signal.SIGTERM)
 
 
 def run(settings: Settings, arguments: Sequence[str], tui: Callable[..., int]) -> int:

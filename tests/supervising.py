@@ -18,11 +18,11 @@ from lbhost.hardware import topology
 from lbhost.hardware.gpu import GpuReader
 from lbhost.hardware.sensors import Sampler
 from lbhost.hardware.tree import Roots
+from lbhost.linux import become_subreaper
 from lbhost.llama import ModelInfo
 from lbhost.model import ModelFile
 from lbhost.status import Status
 from lbhost.supervisor import listener, supervisor
-from lbhost.supervisor.process import become_subreaper
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.startup import Prepared
 from lbhost.supervisor.supervisor import Supervisor

@@ -9,9 +9,10 @@ import pytest
 import trees
 from lbhost.board import Board, Core, Host
 from lbhost.hardware import cpustat, hostload, temperature
-from lbhost.hardware.sensors import Sampler, Watched, process_cpu_s
+from lbhost.hardware.sensors import Sampler, Watched
 from lbhost.hardware.topology import discover
 from lbhost.hardware.tree import Roots
+from lbhost.linux import cpu_s
 from trees import GIB, Tree
 
 TICKS = 25
@@ -238,14 +239,14 @@ def test_stat_lines_of_every_age_are_parsed() -> None:
 
 
 def test_the_kernels_clock_of_a_process() -> None:
-    own = process_cpu_s(os.getpid())
+    own = cpu_s(os.getpid())
     assert own is not None
     assert own > 0
     child = os.fork()
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    assert process_cpu_s(child) is None
+    assert cpu_s(child) is None
 
 
 # --- clock, heat, throttling ------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -18,16 +17,11 @@ import msgspec
 from lbhost import control, wire
 from lbhost.board import Board, Progress
 from lbhost.config import Settings
+from lbhost.linux import become_subreaper
 from lbhost.model import resolve
 from lbhost.supervisor.launch import environment, with_huge_pages
 
 DEADLINE_S = 60.0
-_PR_SET_CHILD_SUBREAPER = 36
-
-
-def become_subreaper() -> None:
-    """Orphans become children of this process, as they do of the supervisor."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def receive(link: socket.socket) -> control.Control | None:

@@ -21,6 +21,7 @@ from lbhost.hardware.hostload import HostMeter
 from lbhost.hardware.probe import Probe
 from lbhost.hardware.topology import Topology
 from lbhost.hardware.tree import Roots
+from lbhost.linux import cpu_s
 
 INTERVAL_S = 0.25
 """How often `sample` is meant to be called."""
@@ -41,17 +42,6 @@ class Watched(msgspec.Struct, frozen=True):
     """CPUs it is pinned to; its use is taken to be spread evenly over them."""
 
 
-def process_cpu_s(pid: int) -> float | None:
-    """CPU seconds that a process has used, by the kernel's clock of it (1 us a call).
-
-    None if there is no such process.
-    """
-    try:
-        return time.clock_gettime((~pid << 3) | 2)
-    except OSError:
-        return None
-
-
 class Sampler:
     """Samples one box. Not thread-safe."""
 
@@ -63,7 +53,7 @@ class Sampler:
         gpus: GpuReader | None = None,
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
-        cpu_clock_s: Callable[[int], float | None] = process_cpu_s,
+        cpu_clock_s: Callable[[int], float | None] = cpu_s,
     ) -> None:
         """Open the sensors.
 

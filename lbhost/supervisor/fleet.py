@@ -19,12 +19,13 @@ from functools import partial
 from lbhost import control
 from lbhost.board import Board, Identity, Wanted, WorkerState
 from lbhost.config import Settings
+from lbhost.linux import cpu_s
 from lbhost.supervisor import lifecycle, liveness, thermal
 from lbhost.supervisor.budget import Restarts, after_crash
 from lbhost.supervisor.events import EventLog
 from lbhost.supervisor.launch import Launcher
 from lbhost.supervisor.lifecycle import Event
-from lbhost.supervisor.process import Children, cpu_s
+from lbhost.supervisor.process import Children
 from lbhost.supervisor.worker import Worker
 
 STOP_LIMIT_S = 3.0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lbhost import config, log
 from lbhost.config import Settings
+from lbhost.linux import become_subreaper
 from lbhost.status import Status
 from lbhost.supervisor import listener as listening
-from lbhost.supervisor.process import become_subreaper
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.startup import Prepared, prepare
 from lbhost.supervisor.supervisor import Supervisor

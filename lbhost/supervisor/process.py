@@ -10,50 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from lbhost import log
-from lbhost.errors import StartupError
-
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-_libc = ctypes.CDLL(None, use_errno=True)
+from lbhost.linux import die_with_parent
 
 Exited = Callable[[str, bool], None]
 """Called once with how a process ended, for a person, and whether that was exit code 0."""
-
-
-def become_subreaper() -> None:
-    """Orphaned descendants become our children, instead of init's.
-
-    Raises:
-        StartupError: the kernel refuses.
-    """
-    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        reason = os.strerror(ctypes.get_errno())
-        raise StartupError(f"cannot become a child subreaper: {reason}")
-
-
-def _in_child() -> None:
-    # SIGKILL, since a stopped process takes nothing else. Survives the exec.
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def cpu_s(pid: int) -> float | None:
-    """CPU time that a process has used, all threads; None if there is no such process.
-
-    The kernel's per-process CPU clock: a microsecond, against 30 for reading /proc.
-    """
-    try:
-        return time.clock_gettime((~pid << 3) | 2)
-    except OSError:
-        return None
 
 
 def describe_exit(status: int) -> str:
@@ -90,7 +57,7 @@ class Children:
             pass_fds=(fd,),
             env=dict(env),
             process_group=0,
-            preexec_fn=_in_child,
+            preexec_fn=die_with_parent,
         )
         self._spawned[process.pid] = process
         if not self.watch(process.pid, watcher):

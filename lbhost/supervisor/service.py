@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from lbhost import control
+from lbhost.linux import cpu_s
 from lbhost.status import ProcessStatus
 from lbhost.supervisor import liveness
 from lbhost.supervisor.budget import Restarts, after_crash
 from lbhost.supervisor.events import EventLog
 from lbhost.supervisor.link import ControlLink
-from lbhost.supervisor.process import Children, cpu_s
+from lbhost.supervisor.process import Children
 
 NEVER_READY_LIMIT = 3
 """Starts that may fail before the process was ever ready; then the server cannot start."""

@@ -47,7 +47,7 @@ class Decoded(enum.Enum):
 class Context:
     """One llama_context over `slots` sequences of `n_ctx` tokens each.
 
-    Use: `clear`, then `add` and `add_chunk` in rising slot order, `decode`, then `logits` or
+    Use: `clear`, then `add` in rising slot order, `decode`, then `logits` or
     `sample` with the indices that the adding returned.
 
     Raises:

@@ -5,7 +5,6 @@ Used by the template's children (CPU) and by `python -m lbhost.worker` (GPU) ali
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -15,11 +14,10 @@ import setproctitle
 from lbhost import control, log
 from lbhost.board import Board
 from lbhost.errors import StartupError
+from lbhost.linux import die_with_parent
 from lbhost.llama import Model
 from lbhost.worker.context import Context
 from lbhost.worker.process import WorkerProcess
-
-_PR_SET_PDEATHSIG = 1
 
 
 def serve(
@@ -50,11 +48,6 @@ def serve(
         control.send(link, control.Failed(error.message))
         return 1
     return WorkerProcess(link, board, settings, fork, context).run()
-
-
-def die_with_parent() -> None:
-    """SIGKILL this process when its parent ends. A fork does not inherit this."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _take_place(placement: control.Placement, nice: int) -> None:

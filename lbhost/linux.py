@@ -1,0 +1,48 @@
+"""What Linux offers about processes and Python's standard library does not wrap.
+
+Used by every process that has children or a parent to mind. Keeps no state.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+
+from lbhost.errors import StartupError
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def become_subreaper() -> None:
+    """Orphaned descendants become our children, instead of init's.
+
+    Raises:
+        StartupError: the kernel refuses.
+    """
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise StartupError(f"cannot become a child subreaper: {reason}")
+
+
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the thread that made it ends.
+
+    SIGKILL, since a stopped process takes nothing else. Survives an exec; a fork does not
+    inherit it.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def cpu_s(pid: int) -> float | None:
+    """CPU time that a process has used, all threads; None if there is no such process.
+
+    The kernel's per-process CPU clock: a microsecond, against 30 for reading /proc.
+    """
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return None

@@ -136,6 +136,8 @@ class Core(msgspec.Struct, frozen=True):
     throttle_s: float | None = None
     """New thermal throttle events per second, over the last few seconds."""
     steal: float | None = None
+    niced: float | None = None
+    """The part of `others` that runs at lowered priority."""
 
 
 class Gpu(msgspec.Struct, frozen=True):

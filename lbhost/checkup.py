@@ -31,7 +31,7 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
         environ=environ,
         model=facts,
         model_error=problem,
-        system_info=llama.api.llama_print_system_info().decode(),
+        system_info=llama.system_info(),
         gpu_capable=llama.supports_gpu(),
     )
 

@@ -17,10 +17,16 @@ from typing import Any
 
 import msgspec
 
-from lbhost import amx
+from lbhost import amx, flash
 from lbhost.errors import ModelFileError
 from lbhost.llamacpp import api as api  # re-exported for tools that need more of llama.h
 from lbhost.llamacpp import collect_errors, ggml, reason_of
+
+
+def system_info() -> str:
+    """llama.cpp's line about its build ("AVX2 = 1 | …"), and what that leaves out."""
+    line: str = api.llama_print_system_info().decode()
+    return line + f"AVX512_FP16 = {flash.uses_fp16_vectors():d} | "
 
 
 def supports_gpu() -> bool:
@@ -339,17 +345,34 @@ class Model:
         self.n_ctx_train = int(api.llama_model_n_ctx_train(self.handle))
         self.n_swa = int(api.llama_model_n_swa(self.handle))
         self.weights_bytes = int(api.llama_model_size(self.handle))
-        heads = max(1, int(api.llama_model_n_head(self.handle)))
+        head_size = self._head_size()
+        self.flash_attention = gpu or flash.pays(head_size)
+        """Whether contexts should use it where the backend can."""
         self.kv_bytes_per_token = (
             4  # K and V, two bytes each
             * int(api.llama_model_n_layer(self.handle))
             * int(api.llama_model_n_head_kv(self.handle))
-            * (int(api.llama_model_n_embd(self.handle)) // heads)
+            * head_size
         )
         """An estimate, good for judging what a copy costs; ModelInfo's is exact."""
         self.recurrent = bool(
             api.llama_model_is_recurrent(self.handle) or api.llama_model_is_hybrid(self.handle)
         )
+
+    def _head_size(self) -> int:
+        """Numbers in one head's key."""
+        arch = self._metadata("general.architecture")
+        key_length = self._metadata(f"{arch}.attention.key_length")
+        if key_length.isdigit():
+            return int(key_length)
+        heads = max(1, int(api.llama_model_n_head(self.handle)))
+        return int(api.llama_model_n_embd(self.handle)) // heads
+
+    def _metadata(self, key: str) -> str:
+        """A value of the GGUF's header as text, "" when it has none."""
+        text = ctypes.create_string_buffer(64)
+        api.llama_model_meta_val_str(self.handle, key.encode(), text, len(text))
+        return text.value.decode(errors="replace")
 
     def close(self) -> None:
         """Free the weights; contexts made from them must be gone."""

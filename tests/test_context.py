@@ -78,7 +78,8 @@ def plain_run(model: Model, prompt: list[int]) -> list[int]:
     """Greedy tokens by a single-sequence context of its own, with nothing of ours around it."""
     params = api.llama_context_default_params()
     params.n_ctx, params.n_threads, params.n_threads_batch = N_CTX, 1, 1
-    params.flash_attn_type = 0
+    if not model.flash_attention:
+        params.flash_attn_type = 0
     ctx = api.llama_init_from_model(model.handle, params)
     pick_largest = api.llama_sampler_init_greedy()
     out: list[int] = []

@@ -135,6 +135,27 @@ def test_waiting_for_io_is_idle_and_steal_is_others(desktop: Box) -> None:
     assert desktop.core(1).others == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(
+    ("user", "nice", "own_s", "niced"),
+    [
+        (0, 100, 0.0, 1.0),
+        (100, 0, 0.0, 0.0),
+        (40, 60, 0.0, 0.6),
+        (0, 100, 0.75, 0.25),  # the worker is niced itself
+        (50, 50, 0.5, 0.0),
+        (50, 48, 0.5, 0.0),  # sampled ticks fall short of the exact clock
+    ],
+)
+def test_what_others_use_at_lowered_priority_is_told_apart(
+    user: int, nice: int, own_s: float, niced: float
+) -> None:
+    meter = cpustat.UsageMeter(100)
+    meter.add(0.0, {0: cpustat.Ticks(0, 0, 0)}, {})
+    usage = meter.add(1.0, {0: cpustat.Ticks(0, 0, user + nice, nice)}, {0: own_s})[0]
+    assert usage.others == pytest.approx(1 - own_s)
+    assert usage.niced == pytest.approx(niced)
+
+
 def test_a_worker_of_two_threads_is_spread_over_its_cpus(desktop: Box) -> None:
     desktop.watch(0, 2, 3)
     desktop.step({2: (25, 0, 0), 3: (25, 0, 0)}, {0: 0.0})
@@ -234,7 +255,7 @@ def test_samples_close_together_give_no_wild_figures(desktop: Box) -> None:
 
 def test_stat_lines_of_every_age_are_parsed() -> None:
     parsed = cpustat.parse(b"cpu  9 9 9 9\ncpu0 1 2 3 4\ncpu2 1 2 3 4 5 6 7 8 9 9\nintr 1\ncpu9 1")
-    assert parsed == {0: cpustat.Ticks(4, 0, 10), 2: cpustat.Ticks(9, 8, 36)}
+    assert parsed == {0: cpustat.Ticks(4, 0, 10, 2), 2: cpustat.Ticks(9, 8, 36, 2)}
     assert cpustat.parse(b"cpu0 1 x 3 4\ncpu1 1\n") == {}
 
 
@@ -287,7 +308,7 @@ def test_a_vm_with_nothing_knows_use_and_nothing_else(tmp_path: Path) -> None:
     box = Box(trees.bare_vm(tmp_path / "box"))
     box.step({1: (25, 0, 0)}, times=8)
     box.sampler.close()
-    assert box.core(1) == Core(sampled_ns=box.now_ns, idle=0.0, others=1.0, steal=0.0)
+    assert box.core(1) == Core(sampled_ns=box.now_ns, idle=0.0, others=1.0, steal=0.0, niced=0.0)
 
 
 @pytest.mark.parametrize("value", ["0", "-128000", "255000", "45", "", "hot", "127\x00"])

@@ -30,6 +30,12 @@ def test_what_the_hypervisor_takes_the_scheduler_cannot_give_back() -> None:
     assert of(Core(idle=0.0, others=1.0, steal=1.0)) == pytest.approx(FLOOR)
 
 
+def test_others_at_lowered_priority_give_way_to_half_of_the_core() -> None:
+    assert of(Core(idle=0.0, others=1.0, niced=1.0)) == pytest.approx(0.5)
+    assert of(Core(idle=0.0, others=1.0, niced=0.5)) == pytest.approx(0.35)
+    assert of(Core(idle=0.8, others=0.2, niced=0.2)) == pytest.approx(0.8)
+
+
 def test_own_use_costs_nothing() -> None:
     assert of(Core(idle=0.0, others=0.0)) == 1.0
 

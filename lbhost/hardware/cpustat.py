@@ -30,6 +30,8 @@ class Ticks(msgspec.Struct, frozen=True, gc=False):
     """Idle and waiting for I/O: either way the CPU is free."""
     steal: int
     total: int
+    nice: int = 0
+    """User time at lowered priority."""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -38,6 +40,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     idle: float | None = None
     others: float | None = None
     steal: float | None = None
+    niced: float | None = None
+    """The part of `others` that runs at lowered priority."""
 
 
 _UNKNOWN = Usage()
@@ -48,6 +52,7 @@ class _Interval(msgspec.Struct, gc=False):
     idle_s: float
     steal_s: float
     total_s: float
+    nice_s: float
     own_s: float | None
 
 
@@ -68,7 +73,7 @@ def parse(data: bytes) -> dict[int, Ticks]:
         if len(ticks) >= 4:
             steal = ticks[7] if len(ticks) > 7 else 0
             idle = ticks[3] + (ticks[4] if len(ticks) > 4 else 0)
-            found[cpu] = Ticks(idle, steal, sum(ticks))
+            found[cpu] = Ticks(idle, steal, sum(ticks), ticks[1])
     return found
 
 
@@ -122,8 +127,14 @@ class UsageMeter:
         if idle < -_STEP_BACK or steal < -_STEP_BACK:
             return None
         tick_s = self._tick_s
-        total_s = (now.total - before.total) * tick_s
-        return _Interval(seconds, max(0, idle) * tick_s, max(0, steal) * tick_s, total_s, own_s)
+        return _Interval(
+            seconds=seconds,
+            idle_s=max(0, idle) * tick_s,
+            steal_s=max(0, steal) * tick_s,
+            total_s=(now.total - before.total) * tick_s,
+            nice_s=max(0, now.nice - before.nice) * tick_s,
+            own_s=own_s,
+        )
 
 
 def _span(history: deque[_Interval]) -> float:
@@ -131,7 +142,7 @@ def _span(history: deque[_Interval]) -> float:
 
 
 def _over(history: deque[_Interval]) -> Usage:
-    seconds = idle = steal = total = own = own_seconds = own_idle = 0.0
+    seconds = idle = steal = total = own = own_seconds = own_idle = own_nice = 0.0
     for interval in history:
         seconds += interval.seconds
         idle += interval.idle_s
@@ -141,11 +152,16 @@ def _over(history: deque[_Interval]) -> Usage:
             own += interval.own_s
             own_seconds += interval.seconds
             own_idle += interval.idle_s
+            own_nice += interval.nice_s
     # Sandboxed kernels show zeros for ever: that is not a CPU which is always busy.
     if seconds < _LEAST_S or total < seconds / 2:
         return _UNKNOWN
-    others = None if not own_seconds else _fraction(1 - (own_idle + own) / own_seconds)
-    return Usage(_fraction(idle / seconds), others, _fraction(steal / seconds))
+    others = niced = None
+    if own_seconds:
+        others = _fraction(1 - (own_idle + own) / own_seconds)
+        # Workers are niced themselves.
+        niced = min(others, _fraction((own_nice - own) / own_seconds))
+    return Usage(_fraction(idle / seconds), others, _fraction(steal / seconds), niced)
 
 
 def _fraction(value: float) -> float:

@@ -238,6 +238,13 @@ def _build(survey: Survey, system_info: str) -> Iterator[Finding]:
             "--no-cache-dir llama-cpp-python",
         )
 
+    if "AVX512_FP16 = 1" in system_info:
+        yield _advice(
+            "llama.cpp was built to compute attention in AVX-512 FP16, which is slow for models "
+            "with heads of 64",
+            "pip cache remove llama_cpp_python; rm -r .venv; scripts/serve",
+        )
+
 
 def _gpus(survey: Survey, gpu_capable: bool) -> Iterator[Finding]:
     if survey.gpus and not gpu_capable:

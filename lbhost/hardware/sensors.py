@@ -102,6 +102,7 @@ class Sampler:
                     temp_c=sensed.temp_c,
                     throttle_s=sensed.throttle_s,
                     steal=used.steal,
+                    niced=used.niced,
                 ),
             )
         self._board.host.write(0, self._host.read(now_ns))

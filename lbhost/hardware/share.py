@@ -4,9 +4,10 @@
 
     cpu      1 - others of the worst of its cores (a worker of several threads meets at a
              barrier after every operation: it runs at the speed of the slowest), but at least
-             0.2 of what the hypervisor leaves: on an idle worker's core the other program may
-             take all, yet the scheduler gives the worker its part once it wants it; times
-             1 - 0.4 x busy of the busiest SMT sibling, where siblings are given.
+             0.2 of what the hypervisor leaves, 0.5 where the others run at lowered priority: on
+             an idle worker's core the other program may take all, yet the scheduler gives the
+             worker its part once it wants it; times 1 - 0.4 x busy of the busiest SMT sibling,
+             where siblings are given.
     thermal  the least of three signs of one cause, over its cores:
              temperature  1 up to warm, falling linearly to 0.05 at hot;
              clock        frequency ratio / 0.7 below 0.7 of the maximum, on a busy core only;
@@ -35,6 +36,8 @@ FLOOR = 0.05
 """Never 0: a worker that gets nothing would never be seen to have recovered."""
 FAIR = 0.2
 """A nice 5 worker's part beside one busy program is 335 / (335 + 1024) = 0.25; beside two, 0.14."""
+FAIR_NICED = 0.5
+"""Its part beside a program of its own nice value; 0.75 beside nice 10, 0.96 beside nice 19."""
 CLOCK_OK = 0.7
 SMT_COST = 0.4
 """What a fully busy sibling takes of a core: two together do about 1.2 times the work of one."""
@@ -88,7 +91,10 @@ def clock(core: Core) -> float:
 
 def _left(core: Core) -> float:
     """What others leave of a core, or what the scheduler would take back from them."""
-    return max(1 - (core.others or 0.0), FAIR * (1 - (core.steal or 0.0)))
+    others = core.others or 0.0
+    niced = (core.niced or 0.0) / others if others else 0.0
+    fair = FAIR + (FAIR_NICED - FAIR) * niced
+    return max(1 - others, fair * (1 - (core.steal or 0.0)))
 
 
 def _thermal(core: Core, warm_c: float, hot_c: float) -> float:

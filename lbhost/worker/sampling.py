@@ -1,8 +1,8 @@
-"""From logits to a token: llama.cpp's sampler chains, one per request. Owns their memory.
+"""From logits to a token, by each request's own settings.
 
-Biases and plain greedy are done in numpy: 5 us a token instead of the 90 that a chain needs for
-its list of candidates (vocabulary of 49,152). A draw from all of them takes 500 us, from the
-top 40 80 us.
+Biases, greedy and draws (draw.py) are numpy's; with penalties a llama.cpp sampler chain picks,
+whose memory is owned here. Greedy takes 5 us a token so, instead of the 90 that a chain needs
+for its list of candidates (vocabulary of 49,152).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lbhost.llama import Vocab
 from lbhost.llamacpp import api
 from lbhost.wire import Sampling
+from lbhost.worker.draw import Draw
 
 PENALTY_LAST_N = 64
 """Tokens that the penalties look back on, as in llama.cpp."""
@@ -32,20 +33,24 @@ class Outputs(Protocol):
 
 
 class Sampler:
-    """One request's way of picking; None instead of a chain takes the largest."""
+    """One request's way of picking: by a chain or a draw; with neither, the largest."""
 
-    def __init__(self, chain: Any, biases: dict[int, float]) -> None:
+    def __init__(
+        self, biases: dict[int, float], *, draw: Draw | None = None, chain: Any = None
+    ) -> None:
+        self._draw = draw
         self._chain = chain
         self._biased = numpy.fromiter(biases.keys(), numpy.int32, len(biases))
         self._biases = numpy.fromiter(biases.values(), numpy.float32, len(biases))
 
     def pick(self, outputs: Outputs, index: int) -> int:
         """The next token of the sequence whose logits are at this batch index. Only once."""
+        logits = outputs.logits(index)
         if len(self._biased):
-            outputs.logits(index)[self._biased] += self._biases
-        if self._chain is None:
-            return int(outputs.logits(index).argmax())
-        return outputs.sample(self._chain, index)
+            logits[self._biased] += self._biases
+        if self._chain is not None:
+            return outputs.sample(self._chain, index)
+        return self._draw.pick(logits) if self._draw is not None else int(logits.argmax())
 
     def close(self) -> None:
         """Free the chain. Closing twice is harmless."""
@@ -75,15 +80,13 @@ class Samplers:
             sampling.repeat_penalty != 1.0
         )
         greedy = sampling.temperature <= 0
-        if greedy and not penalised:
-            return Sampler(None, biases)
-        links = [self._penalties(sampling)] if penalised else []
-        links += [api.llama_sampler_init_greedy()] if greedy else _drawing(sampling, seed)
-        chain = _chain(links)
-        if penalised:
-            for token in prompt_tail[-PENALTY_LAST_N:]:
-                api.llama_sampler_accept(chain, token)
-        return Sampler(chain, biases)
+        if not penalised:
+            return Sampler(biases, draw=None if greedy else Draw(sampling, seed))
+        rest = [api.llama_sampler_init_greedy()] if greedy else _drawing(sampling, seed)
+        chain = _chain([self._penalties(sampling), *rest])
+        for token in prompt_tail[-PENALTY_LAST_N:]:
+            api.llama_sampler_accept(chain, token)
+        return Sampler(biases, chain=chain)
 
     def _biases(self, sampling: Sampling, ignore_eos: bool) -> dict[int, float]:
         biases = {

@@ -38,11 +38,11 @@ CMAKE_FLAGS = (
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 )
 
-# Both sides run the same kernels: with AMX, the peers get the fix that scripts/lib/venv.sh gives
-# to llama-cpp-python; where lbhost does without (an unfixed build, lbhost/amx.py), so do they.
-TILE_CONFIG = Path(__file__).parents[1] / "lib" / "tile_config.h"
-AMX_FIX = f'-include "{TILE_CONFIG}"'
-NO_AMX = "-U__AMX_INT8__"
+# Both sides run the same kernels: the peers get the fixes that scripts/lib/venv.sh gives to
+# llama-cpp-python; where lbhost does without AMX (an unfixed build, lbhost/amx.py), so do they.
+FIXES = Path(__file__).parents[1] / "lib" / "compiler_fixes.h"
+WITH_FIXES = f'-include "{FIXES}"'
+WITHOUT_AMX = f"{WITH_FIXES} -U__AMX_INT8__"
 
 
 class PeerError(Exception):
@@ -76,7 +76,7 @@ def build(model: Path, say: Callable[[str], None]) -> Peers:
         PeerError: no network, no compiler, or the build failed.
     """
     version = importlib.metadata.version(PACKAGE)
-    flags = AMX_FIX if _lbhost_uses_amx(model) else NO_AMX
+    flags = WITH_FIXES if _lbhost_uses_amx(model) else WITHOUT_AMX
     folder = cache_folder() / f"{PACKAGE}-{version}-{_build_key(flags)}"
     folder.mkdir(exist_ok=True)
     programs = folder / "build" / "bin"
@@ -114,8 +114,8 @@ def _build_key(compiler_flags: str) -> str:
     """Changes with all that decides the machine code: GGML_NATIVE builds for this very CPU."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     flags = [line for line in cpuinfo if line.startswith(("flags", "Features"))][:1]
-    fix = TILE_CONFIG.read_text(encoding="utf-8") if compiler_flags == AMX_FIX else compiler_flags
-    flags += [*CMAKE_FLAGS, fix, os.environ.get("CMAKE_ARGS", "")]
+    fixes = compiler_flags.replace(WITH_FIXES, FIXES.read_text(encoding="utf-8"))
+    flags += [*CMAKE_FLAGS, fixes, os.environ.get("CMAKE_ARGS", "")]
     return hashlib.sha256("\n".join(flags).encode()).hexdigest()[:12]
 
 

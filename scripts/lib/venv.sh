@@ -168,7 +168,7 @@ make_venv() {
 install_lbhost() {
     what="${root}[$(printf '%s' "$extras" | tr ' ' ',')]"
     # Without this a g++ 12 build crashes on CPUs with AMX; see there.
-    export CXXFLAGS="${CXXFLAGS:+$CXXFLAGS }-include \"$root/scripts/lib/tile_config.h\""
+    export CXXFLAGS="${CXXFLAGS:+$CXXFLAGS }-include \"$root/scripts/lib/compiler_fixes.h\""
     # Verbose, because the compiler's [12/140] lines in the log are the only sign of progress.
     if [ "$installer" = uv ]; then
         set -- uv pip install --verbose --python "$venv/bin/python" --editable "$what"

@@ -16,6 +16,7 @@ from lbhost.worker.context import Decoded
 
 N_VOCAB = 1000
 EOG = 0
+PADDING = 999
 
 
 def next_token(tokens: list[int]) -> int:
@@ -61,27 +62,31 @@ class FakeContext:
         self.stream_bytes = 0
         self.can_copy = True
         self.can_cut = True
+        self.tiled = False
         self.kv: list[list[int]] = [[] for _ in range(slots)]
         self.results: list[Decoded] = []
         self.during_decode: Callable[[], None] | None = None
         self.batches: list[list[tuple[int, int]]] = []
         """(slot, tokens) of every decode."""
         self.copies = 0
-        self._batch: list[tuple[int, list[int], bool]] = []
+        self._batch: list[tuple[int, list[int], int | None]] = []
         self._outputs: dict[int, int] = {}
 
     def clear(self) -> None:
         self._batch = []
 
-    def add(self, slot: int, position: int, packed: bytes, *, output: bool) -> int:
+    def add(
+        self, slot: int, position: int, packed: bytes, *, output: bool, padding: int = 0
+    ) -> int:
         tokens = array.array("i", packed).tolist()
+        last = sum(len(t) for _, t, _ in self._batch) + len(tokens) - 1
+        tokens += [PADDING] * padding
         assert position == len(self.kv[slot]), "a gap in the positions"
         assert position + len(tokens) <= self.n_ctx
         assert all(before < slot for before, _, _ in self._batch), "slots out of order"
-        self._batch.append((slot, tokens, output))
-        size = sum(len(t) for _, t, _ in self._batch)
-        assert size <= self.batch_size
-        return size - 1
+        self._batch.append((slot, tokens, last if output else None))
+        assert sum(len(t) for _, t, _ in self._batch) <= self.batch_size
+        return last
 
     def decode(self) -> Decoded:
         self.batches.append([(slot, len(tokens)) for slot, tokens, _ in self._batch])
@@ -90,13 +95,11 @@ class FakeContext:
         result = self.results.pop(0) if self.results else Decoded.OK
         if result is Decoded.NO_ROOM:
             return result
-        index = -1
         self._outputs = {}
-        for slot, tokens, output in self._batch:
+        for slot, tokens, last in self._batch:
             self.kv[slot] += tokens  # an aborted or failed decode leaves what was through
-            index += len(tokens)
-            if output:
-                self._outputs[index] = slot
+            if last is not None:
+                self._outputs[last] = slot
         return result
 
     def logits(self, index: int) -> Any:

@@ -13,6 +13,7 @@ from lbhost.worker.batch import (
     Chunk,
     Prefill,
     Speeds,
+    padding,
     plan,
     predict_s,
     prefill_budget,
@@ -44,6 +45,41 @@ def test_alone_a_prompt_still_leaves_room_for_a_newcomer_within_the_target() -> 
     assert prefill_budget(0, FAST, 0.15, 128) == 64
     assert prefill_budget(0, FAST, 0.25, 128) == 96
     assert prefill_budget(0, FAST, 10.0, 128) == 128
+
+
+def test_attention_in_tiles_gets_whole_tiles_and_the_token_that_rides_along() -> None:
+    # 50 tokens fit the target: nearly a tile, which takes no longer than 48
+    assert prefill_budget(4, FAST, 0.15, 140, tiled=True) == 65
+    assert prefill_budget(0, FAST, 0.15, 140, tiled=True) == 64
+    assert prefill_budget(4, FAST, 0.31, 140, tiled=True) == 129
+    assert prefill_budget(4, FAST, 10.0, 140, tiled=True) == 129
+    # 30 fit: far from a tile
+    assert prefill_budget(4, FAST, 0.1, 140, tiled=True) == 16
+    # no room for a tile beside so many decodes
+    assert prefill_budget(70, FAST, 10.0, 128, tiled=True) == 58
+
+
+def test_what_a_tile_leaves_is_for_prompts_that_it_ends() -> None:
+    first, short, long = Prefill(0, 30, 0.0), Prefill(1, 31, 0.0), Prefill(1, 500, 0.0)
+    assert plan(4, [first, short], FAST, 0.15, 140, tiled=True) == [Chunk(0, 30), Chunk(1, 31)]
+    assert plan(4, [first, long], FAST, 0.15, 140, tiled=True) == [Chunk(0, 30)]
+
+
+@pytest.mark.parametrize(
+    ("count", "decoding", "lacking"),
+    [
+        (64, 0, 0),
+        (63, 0, 1),
+        (48, 0, 16),
+        (47, 0, 0),
+        (65, 2, 0),
+        (63, 2, 2),
+        (48, 2, 0),
+        (1, 2, 0),
+    ],
+)
+def test_a_nearly_full_tile_is_filled(count: int, decoding: int, lacking: int) -> None:
+    assert padding(count, decoding) == lacking
 
 
 def test_the_short_prompt_goes_before_the_rest_of_the_long_one() -> None:
@@ -82,11 +118,12 @@ def test_the_end_of_a_prompt_may_be_a_scrap() -> None:
         st.none() | st.floats(0, 10),
     ),
     target_s=st.floats(0.01, 10),
+    tiled=st.booleans(),
 )
 def test_a_plan_always_fits_the_batch_and_gets_on(
-    decoding: int, prefills: list[Prefill], speeds: Speeds, target_s: float
+    decoding: int, prefills: list[Prefill], speeds: Speeds, target_s: float, tiled: bool
 ) -> None:
-    chunks = plan(decoding, prefills, speeds, target_s, 128)
+    chunks = plan(decoding, prefills, speeds, target_s, 128, tiled=tiled)
     remaining = {p.slot: p.remaining for p in prefills}
     assert decoding + sum(c.count for c in chunks) <= 128
     assert all(1 <= c.count <= remaining[c.slot] for c in chunks)

@@ -327,6 +327,38 @@ def test_failures_in_a_row_end_the_worker() -> None:
     assert [d.finish.reason for _, d in bench.engine.take() if d.finish] == [FinishReason.ERROR]
 
 
+def test_the_last_tile_of_a_prompt_is_filled_and_the_filling_cut_off() -> None:
+    prompt = lively(60)
+    context = FakeContext(n_ctx=128, batch_size=72)
+    context.tiled = True
+    bench = Bench(context)
+    bench.submit(submit(1, prompt, 4))
+    bench.step()
+    assert context.batches == [[(0, 64)]]
+    assert context.kv[0] == prompt
+    bench.run()
+    assert bench.result(1).tokens == continuation(prompt, 4, 128)
+
+
+def test_a_tile_is_not_filled_beyond_the_context() -> None:
+    prompt = lively(60)
+    context = FakeContext(n_ctx=63, batch_size=72)
+    context.tiled = True
+    bench = Bench(context)
+    bench.submit(submit(1, prompt, 4))
+    bench.step()
+    assert context.batches == [[(0, 60)]]
+
+
+def test_memory_that_cannot_be_cut_gets_no_filling() -> None:
+    context = FakeContext(n_ctx=128, batch_size=72)
+    context.tiled, context.can_copy, context.can_cut = True, False, False
+    bench = Bench(context)
+    bench.submit(submit(1, lively(60), 4))
+    bench.step()
+    assert context.batches == [[(0, 60)]]
+
+
 def test_the_load_counts_what_runs() -> None:
     bench = Bench()
     bench.submit(submit(1, PROMPT, 4))
@@ -351,12 +383,14 @@ actions = st.one_of(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(actions, max_size=40), st.integers(1, 4), st.booleans(), st.booleans())
+@given(
+    st.lists(actions, max_size=40), st.integers(1, 4), st.booleans(), st.booleans(), st.booleans()
+)
 def test_whatever_happens_every_answer_is_its_prompts_own(
-    script: list[tuple[str, object, int]], slots: int, can_cut: bool, can_copy: bool
+    script: list[tuple[str, object, int]], slots: int, can_cut: bool, can_copy: bool, tiled: bool
 ) -> None:
-    context = FakeContext(slots=slots)
-    context.can_cut, context.can_copy = can_cut, can_copy
+    context = FakeContext(slots=slots, batch_size=72 if tiled else 32)
+    context.can_cut, context.can_copy, context.tiled = can_cut, can_cut and can_copy, tiled
     bench = Bench(context)
     sent: dict[int, tuple[list[int], int]] = {}
     for what, first, second in script:

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from lbhost.errors import StartupError
 from lbhost.llama import Model
 from lbhost.llamacpp import api
+from lbhost.worker.batch import TILE
 
-CPU_BATCH = 128
-"""Tokens in one decode at most, logical and physical (n_batch = n_ubatch).
-
-On a CPU core 32 tokens go as fast as 512 (356 and 368 tok/s, starter model Q4_0), and the
-compute buffer grows with it."""
+CPU_CHUNK = 2 * TILE
+"""Prompt tokens in one decode at most. 64 go as fast as 512 on a CPU core, and the compute buffer
+grows with it."""
 
 GPU_BATCH = 512
 
@@ -61,7 +60,7 @@ class Context:
         self.recurrent = model.recurrent
         self.n_vocab = model.vocab.n_tokens
         self.model = model
-        size = max(GPU_BATCH if model.gpu else CPU_BATCH, slots)
+        size = max(GPU_BATCH, slots) if model.gpu else CPU_CHUNK + 1 + slots
         params = api.llama_context_default_params()
         params.n_ctx = slots * n_ctx
         params.n_batch = params.n_ubatch = size
@@ -77,6 +76,8 @@ class Context:
                 f"llama.cpp cannot make a context of {slots} x {n_ctx} tokens; "
                 "try a smaller --ctx-size or fewer --slots"
             )
+        self.tiled = model.flash_attention and not model.gpu
+        """Whether attention is computed in tiles; see batch.TILE."""
         self._memory = api.llama_get_memory(self._ctx)
         self.batch_size = int(api.llama_n_batch(self._ctx))
         self.stream_bytes = int(api.llama_n_ctx_seq(self._ctx)) * model.kv_bytes_per_token
@@ -118,15 +119,20 @@ class Context:
         """Empty the batch; the KV stays."""
         self._used = 0
 
-    def add(self, slot: int, position: int, packed: bytes, *, output: bool) -> int:
+    def add(
+        self, slot: int, position: int, packed: bytes, *, output: bool, padding: int = 0
+    ) -> int:
         """Put a run of tokens (int32, native order) of one slot into the batch.
 
         `output` asks for the logits after its last token. Returns that token's index in the
-        batch, for `logits` and `sample`.
+        batch, for `logits` and `sample`. `padding` tokens follow it, which the caller truncates
+        after the decode.
 
         Raises:
             ValueError: more than `batch_size` tokens, or positions beyond `n_ctx`.
         """
+        last = self._used + len(packed) // 4 - 1
+        packed += packed[-4:] * padding
         at, count = self._used, len(packed) // 4
         if at + count > self.batch_size or position + count > self.n_ctx:
             raise ValueError(f"{count} tokens at {position} do not fit after {at} in the batch")
@@ -134,7 +140,6 @@ class Context:
         ctypes.memmove(self._positions_at + 4 * at, self._ramp_at + 4 * position, 4 * count)
         ctypes.memmove(self._seqs_at + _POINTER * at, self._slot_runs[slot], _POINTER * count)
         ctypes.memset(self._outputs_at + at, 0, count)
-        last = at + count - 1
         self._outputs[last] = output
         self._used = at + count
         return last

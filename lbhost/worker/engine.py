@@ -23,7 +23,7 @@ import msgspec
 from lbhost import log
 from lbhost.errors import WireError
 from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
-from lbhost.worker.batch import Prefill, Speeds, plan, predict_s
+from lbhost.worker.batch import Prefill, Speeds, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
 from lbhost.worker.prefix import SlotView, choose, common_prefix
@@ -204,7 +204,11 @@ class Engine:
         context.clear()
         for entry in entries:
             entry.index = context.add(
-                entry.slot.index, len(entry.slot.tokens) // 4, entry.packed, output=entry.output
+                entry.slot.index,
+                len(entry.slot.tokens) // 4,
+                entry.packed,
+                output=entry.output,
+                padding=entry.padding,
             )
         self._computing = {entry.request.key for entry in entries}
         began = self._cpu_clock()
@@ -279,7 +283,12 @@ class Engine:
                 remaining = request.prompt_tokens - len(slot.tokens) // 4
                 prefills.append(Prefill(slot.index, remaining, request.arrived_s))
         chunks = plan(
-            decoding, prefills, self._meter.speeds, self._target_s, self._context.batch_size
+            decoding,
+            prefills,
+            self._meter.speeds,
+            self._target_s,
+            self._context.batch_size,
+            tiled=self._context.tiled,
         )
         counts = {chunk.slot: chunk.count for chunk in chunks}
         entries: list[Entry] = []
@@ -294,13 +303,26 @@ class Engine:
                 packed = request.prompt[at : at + 4 * counts[slot.index]]
                 last = at + len(packed) == len(request.prompt)
                 entries.append(Entry(slot, request, packed, last))
+                if len(chunks) == 1:
+                    entries[-1].padding = self._padding(slot, counts[slot.index], decoding)
         return entries
+
+    def _padding(self, slot: Slot, count: int, decoding: int) -> int:
+        """How many tokens to put after a chunk, where they can be cut off again."""
+        context = self._context
+        if not (context.tiled and context.can_copy):
+            return 0
+        tokens = padding(count, decoding)
+        fits = len(slot.tokens) // 4 + count + tokens <= context.n_ctx
+        return tokens if fits else 0
 
     # --- after the decode -------------------------------------------------------------
 
     def _advance(self, entries: list[Entry]) -> None:
         for entry in entries:
             entry.slot.tokens += entry.packed
+            if entry.padding:
+                self._context.truncate(entry.slot.index, len(entry.slot.tokens) // 4)
         now = self._clock()
         for entry in entries:
             if entry.output:

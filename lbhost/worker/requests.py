@@ -53,4 +53,6 @@ class Entry(msgspec.Struct):
     request: Request
     packed: bytes
     output: bool
+    padding: int = 0
+    """Tokens computed after these for nothing but to fill a tile."""
     index: int = -1

@@ -48,10 +48,10 @@ def test_alone_a_prompt_still_leaves_room_for_a_newcomer_within_the_target() -> 
 
 
 def test_attention_in_tiles_gets_whole_tiles_and_the_token_that_rides_along() -> None:
-    # 50 tokens fit the target: nearly a tile, which takes no longer than 48
+    # 50 tokens fit the target
     assert prefill_budget(4, FAST, 0.15, 140, tiled=True) == 65
     assert prefill_budget(0, FAST, 0.15, 140, tiled=True) == 64
-    assert prefill_budget(4, FAST, 0.31, 140, tiled=True) == 129
+    assert prefill_budget(4, FAST, 0.28, 140, tiled=True) == 129
     assert prefill_budget(4, FAST, 10.0, 140, tiled=True) == 129
     # 30 fit: far from a tile
     assert prefill_budget(4, FAST, 0.1, 140, tiled=True) == 16

@@ -27,6 +27,10 @@ What is left over goes one by one: chunks of 63 reached 404 tok/s where those of
 NEARLY_A_TILE = 48
 """Tokens from which a whole tile takes no longer than going one by one."""
 
+WORTH_A_TILE = 36
+"""Where so many tokens fit the inter-token target, a step takes a tile and the longer time.
+Smaller chunks would make prefill look slower, and so themselves yet smaller."""
+
 FIRST_CHUNK = 32
 """Tokens beside running decodes while no speed is known yet."""
 
@@ -116,7 +120,7 @@ def prefill_budget(
         fitting = int((target_s - decode_s) * speeds.prefill_tok_s)
     if tiled:
         riding = 1 if decoding else 0
-        tiles = max(fitting + TILE - NEARLY_A_TILE, 0 if decoding else TILE) // TILE
+        tiles = max(fitting + TILE - WORTH_A_TILE, 0 if decoding else TILE) // TILE
         tiles = min(tiles, (room - decoding - riding) // TILE)
         if tiles > 0:
             return tiles * TILE + riding

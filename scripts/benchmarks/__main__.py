@@ -28,6 +28,7 @@ from lbhost.errors import LbhostError
 SECTIONS: dict[str, Callable[[Bench], list[Figure]]] = {
     "engine": engine.engine,
     "server": serving.server,
+    "stock": serving.stock,
     "neighbour": serving.neighbour,
     "open": serving.open_loop,
     "overhead": overhead.overhead,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import peers
+from benchmarks.peers import Peers
 from benchmarks.prompts import PromptWriter
 from lbhost import model
 from lbhost.llama import Vocab
@@ -44,9 +45,20 @@ class Bench:
         return peers.requantize(self.shipped, self.say)
 
     @functools.cached_property
-    def peers(self) -> peers.Peers:
+    def peers(self) -> Peers:
         """llama.cpp's own programs."""
         return peers.build(self.shipped, self.say)
+
+    @functools.cached_property
+    def stock_peers(self) -> Peers:
+        """The same without what makes them faster than they build themselves.
+
+        Raises:
+            BenchError: on this CPU that is nothing.
+        """
+        if "avx512_fp16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+            raise BenchError("this CPU has no AVX-512 FP16: llama.cpp's own build is the same")
+        return peers.build(self.shipped, self.say, stock=True)
 
     @functools.cached_property
     def prompts(self) -> PromptWriter:

@@ -43,6 +43,8 @@ CMAKE_FLAGS = (
 FIXES = Path(__file__).parents[1] / "lib" / "compiler_fixes.h"
 WITH_FIXES = f'-include "{FIXES}"'
 WITHOUT_AMX = f"{WITH_FIXES} -U__AMX_INT8__"
+# As llama.cpp builds itself, but for the fix without which it crashes.
+STOCK = "-DLBHOST_WITH_FP16_VECTORS"
 
 
 class PeerError(Exception):
@@ -66,17 +68,20 @@ def cache_folder() -> Path:
     return folder
 
 
-def build(model: Path, say: Callable[[str], None]) -> Peers:
+def build(model: Path, say: Callable[[str], None], *, stock: bool = False) -> Peers:
     """The peers, built now if they were not before: 8 to 10 minutes on two cores.
 
     Args:
         model: any quantised one, to see which kernels lbhost takes here.
+        stock: leave out what makes llama.cpp faster than it builds itself.
 
     Raises:
         PeerError: no network, no compiler, or the build failed.
     """
     version = importlib.metadata.version(PACKAGE)
     flags = WITH_FIXES if _lbhost_uses_amx(model) else WITHOUT_AMX
+    if stock:
+        flags += f" {STOCK}"
     folder = cache_folder() / f"{PACKAGE}-{version}-{_build_key(flags)}"
     folder.mkdir(exist_ok=True)
     programs = folder / "build" / "bin"

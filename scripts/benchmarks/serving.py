@@ -109,11 +109,14 @@ def apply(server: Server, jobs: list[Job], clients: int, timeout_s: float) -> Ru
 
 
 @contextmanager
-def both(bench: Bench, model: Path, ctx_size: int = CTX_SIZE) -> Iterator[tuple[Server, Server]]:
+def both(
+    bench: Bench, model: Path, ctx_size: int = CTX_SIZE, *, stock: bool = False
+) -> Iterator[tuple[Server, Server]]:
     """lbhost and llama-server on one model, warmed up."""
+    peers = bench.stock_peers if stock else bench.peers
     with (
         servers.lbhost(model, ctx_size=ctx_size) as ours,
-        servers.llama_server(bench.peers, model, ctx_size=ctx_size, slots=SLOTS) as theirs,
+        servers.llama_server(peers, model, ctx_size=ctx_size, slots=SLOTS) as theirs,
     ):
         for server in (ours, theirs):
             apply(server, closed(bench, SLOTS), SLOTS, 600)
@@ -177,6 +180,20 @@ def server(bench: Bench) -> list[Figure]:
         eight = in_turn(bench, pair, 8, 4)
         figures.append(_throughput(at, "as shipped, 8 clients", eight, at_least(1.05)))
         figures.append(_ttft(at, "as shipped, 8 clients", eight, "p50", None))
+    return figures
+
+
+def stock(bench: Bench) -> list[Figure]:
+    """Q4_0 beside llama-server as it builds itself, which is what others have. Nothing was
+    promised: `server` compares with the same kernels on both sides.
+    """
+    figures: list[Figure] = []
+    with both(bench, bench.q4_0, stock=True) as pair:
+        for clients, each in ((8, 6), (2, 8), (1, 8)):
+            pairs = in_turn(bench, pair, clients, each)
+            name = f"Q4_0, {clients} client{'s' if clients > 1 else ''}"
+            figures.append(_throughput("stock", name, pairs, None))
+            figures.append(_ttft("stock", name, pairs, "p50", None))
     return figures
 
 

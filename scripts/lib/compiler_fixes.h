@@ -16,4 +16,6 @@
 #define _tile_loadconfig(config) \
     __asm__ volatile("ldtilecfg\t%X0" : : "m"(*(const char(*)[64])(config)))
 #endif
+#ifndef LBHOST_WITH_FP16_VECTORS /* the benchmark's `stock` peer */
 #undef __AVX512FP16__
+#endif

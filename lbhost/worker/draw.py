@@ -62,9 +62,14 @@ def _nucleus(logits: Floats, tokens: Tokens | None, top_p: float) -> Tokens:
     """The fewest tokens (of some, None: of all) with `top_p` of the probability, at least one."""
     weights = numpy.exp(logits if tokens is None else logits[tokens])
     total = float(weights.sum())
-    # All that are lighter than this weigh less than what may be left out: no need to sort them.
-    heavy = numpy.flatnonzero(weights >= (1 - top_p) * total / len(weights))
-    heavy = heavy[numpy.argsort(-weights[heavy], kind="stable")]
+    # The nucleus is among those that are heavy enough to reach top_p together: only they are
+    # sorted. Nearly always it is the first try; the last one cannot fail, as all that is lighter
+    # weighs less than what may be left out.
+    for least in (1e-3, 1e-5, (1 - top_p) * total / len(weights)):
+        heavy = numpy.flatnonzero(weights >= least)
+        if float(weights[heavy].sum(dtype=numpy.float64)) > top_p * total * (1 + 1e-6):
+            break
+    heavy = heavy[numpy.argsort(-weights[heavy])]
     enough = numpy.searchsorted(numpy.cumsum(weights[heavy], dtype=numpy.float64), top_p * total)
     chosen: Tokens = heavy[: enough + 1]
     return chosen if tokens is None else tokens[chosen]

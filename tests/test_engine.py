@@ -327,36 +327,33 @@ def test_failures_in_a_row_end_the_worker() -> None:
     assert [d.finish.reason for _, d in bench.engine.take() if d.finish] == [FinishReason.ERROR]
 
 
-def test_the_last_tile_of_a_prompt_is_filled_and_the_filling_cut_off() -> None:
-    prompt = lively(60)
-    context = FakeContext(n_ctx=128, batch_size=72)
-    context.tiled = True
+def prefilled_in_tiles(prompt: list[int], n_ctx: int, *, can_cut: bool = True) -> Bench:
+    """A bench with a tiled context, after the one step that a prompt takes."""
+    context = FakeContext(n_ctx=n_ctx, batch_size=72)
+    context.tiled, context.can_copy, context.can_cut = True, can_cut, can_cut
     bench = Bench(context)
     bench.submit(submit(1, prompt, 4))
     bench.step()
-    assert context.batches == [[(0, 64)]]
-    assert context.kv[0] == prompt
+    return bench
+
+
+def test_the_last_tile_of_a_prompt_is_filled_and_the_filling_cut_off() -> None:
+    prompt = lively(60)
+    bench = prefilled_in_tiles(prompt, n_ctx=128)
+    assert bench.context.batches == [[(0, 64)]]
+    assert bench.context.kv[0] == prompt
     bench.run()
     assert bench.result(1).tokens == continuation(prompt, 4, 128)
 
 
 def test_a_tile_is_not_filled_beyond_the_context() -> None:
-    prompt = lively(60)
-    context = FakeContext(n_ctx=63, batch_size=72)
-    context.tiled = True
-    bench = Bench(context)
-    bench.submit(submit(1, prompt, 4))
-    bench.step()
-    assert context.batches == [[(0, 60)]]
+    bench = prefilled_in_tiles(lively(60), n_ctx=63)
+    assert bench.context.batches == [[(0, 60)]]
 
 
 def test_memory_that_cannot_be_cut_gets_no_filling() -> None:
-    context = FakeContext(n_ctx=128, batch_size=72)
-    context.tiled, context.can_copy, context.can_cut = True, False, False
-    bench = Bench(context)
-    bench.submit(submit(1, lively(60), 4))
-    bench.step()
-    assert context.batches == [[(0, 60)]]
+    bench = prefilled_in_tiles(lively(60), n_ctx=128, can_cut=False)
+    assert bench.context.batches == [[(0, 60)]]
 
 
 def test_the_load_counts_what_runs() -> None:

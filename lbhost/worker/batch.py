@@ -107,11 +107,7 @@ def plan(
 def prefill_budget(
     decoding: int, speeds: Speeds, target_s: float, room: int, *, tiled: bool = False
 ) -> int:
-    """Prompt tokens that fit a step which decodes so many sequences within the target.
-
-    Beside decodes it is one more than whole tiles: llama.cpp computes the first token of every
-    sequence together, and then the rest of the chunk.
-    """
+    """Prompt tokens that fit a step which decodes so many sequences within the target."""
     decode_s = speeds.decode_s(decoding)
     if speeds.prefill_tok_s is None or decode_s is None:
         # Alone, a short first prompt is computed in one piece: nobody waits for it.
@@ -119,7 +115,7 @@ def prefill_budget(
     else:
         fitting = int((target_s - decode_s) * speeds.prefill_tok_s)
     if tiled:
-        riding = 1 if decoding else 0
+        riding = _riding(decoding)
         tiles = max(fitting + TILE - WORTH_A_TILE, 0 if decoding else TILE) // TILE
         tiles = min(tiles, (room - decoding - riding) // TILE)
         if tiles > 0:
@@ -130,8 +126,15 @@ def prefill_budget(
 
 def padding(count: int, decoding: int) -> int:
     """Tokens that a chunk lacks to fill its last tile, if that is worth filling; else 0."""
-    rest = (count - (1 if decoding else 0)) % TILE
+    rest = (count - _riding(decoding)) % TILE
     return TILE - rest if rest >= NEARLY_A_TILE else 0
+
+
+def _riding(decoding: int) -> int:
+    """Tokens of a chunk that are in no tile: beside decodes, llama.cpp computes the first token
+    of every sequence together, and then the rest of the chunk.
+    """
+    return 1 if decoding else 0
 
 
 def _due_s(prefill: Prefill, speeds: Speeds) -> float:

@@ -302,9 +302,9 @@ class Engine:
                 at = len(slot.tokens)
                 packed = request.prompt[at : at + 4 * counts[slot.index]]
                 last = at + len(packed) == len(request.prompt)
-                entries.append(Entry(slot, request, packed, last))
-                if len(chunks) == 1:
-                    entries[-1].padding = self._padding(slot, counts[slot.index], decoding)
+                lone = len(chunks) == 1
+                filling = self._padding(slot, counts[slot.index], decoding) if lone else 0
+                entries.append(Entry(slot, request, packed, last, filling))
         return entries
 
     def _padding(self, slot: Slot, count: int, decoding: int) -> int:

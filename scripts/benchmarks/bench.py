@@ -56,7 +56,7 @@ class Bench:
         Raises:
             BenchError: on this CPU that is nothing.
         """
-        if "avx512_fp16" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        if not any("avx512_fp16" in line for line in peers.cpu_flags()):
             raise BenchError("this CPU has no AVX-512 FP16: llama.cpp's own build is the same")
         return peers.build(self.shipped, self.say, stock=True)
 

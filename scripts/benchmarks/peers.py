@@ -115,10 +115,15 @@ def _lbhost_uses_amx(model: Path) -> bool:
     return answer.stdout.split()[-1:] == ["True"]
 
 
+def cpu_flags() -> list[str]:
+    """The first line of /proc/cpuinfo that says what this CPU can do, if there is one."""
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return [line for line in cpuinfo if line.startswith(("flags", "Features"))][:1]
+
+
 def _build_key(compiler_flags: str) -> str:
     """Changes with all that decides the machine code: GGML_NATIVE builds for this very CPU."""
-    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    flags = [line for line in cpuinfo if line.startswith(("flags", "Features"))][:1]
+    flags = cpu_flags()
     fixes = compiler_flags.replace(WITH_FIXES, FIXES.read_text(encoding="utf-8"))
     flags += [*CMAKE_FLAGS, fixes, os.environ.get("CMAKE_ARGS", "")]
     return hashlib.sha256("\n".join(flags).encode()).hexdigest()[:12]

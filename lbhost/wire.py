@@ -38,8 +38,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     top_k: int = 0
     """0 means all."""
     min_p: float = 0.0
-    seed: int | None = None
-    """None: the worker draws one."""
+    seed: int = 0
+    """What the draws start from; the gateway settles it when the request has none."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repeat_penalty: float = 1.0

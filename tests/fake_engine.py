@@ -8,11 +8,13 @@ slot and on nothing else, so that a leak or a wrong reuse shows in the output.
 from __future__ import annotations
 
 import array
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from lbhost.wire import Sampling, Submit, pack_tokens
 from lbhost.worker.context import Decoded
+from lbhost.worker.sampling import PENALTY_LAST_N
 
 N_VOCAB = 1000
 EOG = 0
@@ -105,8 +107,9 @@ class FakeContext:
     def logits(self, index: int) -> Any:
         raise AssertionError("the fake has no logits")
 
-    def sample(self, chain: Any, index: int) -> int:
-        return next_token(self.kv[self._outputs[index]])
+    def tokens_before(self, index: int) -> list[int]:
+        """All that comes before the token to be picked at a batch index."""
+        return self.kv[self._outputs[index]]
 
     def truncate(self, slot: int, length: int) -> bool:
         if length > len(self.kv[slot]):
@@ -123,27 +126,26 @@ class FakeContext:
 
 
 class FakeSampler:
-    closed = 0
+    """Checks that its window, which the engine made it with, is what the penalties should see."""
+
+    def __init__(self, history: list[int]) -> None:
+        self._window = deque(history, PENALTY_LAST_N)
 
     def pick(self, outputs: Any, index: int) -> int:
         assert isinstance(outputs, FakeContext)
-        return outputs.sample(None, index)
-
-    def close(self) -> None:
-        self.closed += 1
+        tokens = outputs.tokens_before(index)
+        assert list(self._window) == tokens[-PENALTY_LAST_N:]
+        self._window.append(next_token(tokens))
+        return self._window[-1]
 
 
 class FakeSamplers:
-    """Remembers what it made, so that a test can see that all were freed."""
-
-    def __init__(self) -> None:
-        self.made: list[FakeSampler] = []
+    """See sampling.Samplers."""
 
     def make(
-        self, sampling: Sampling, *, seed: int, ignore_eos: bool, prompt_tail: list[int]
+        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], drawn: int = 0
     ) -> FakeSampler:
-        self.made.append(FakeSampler())
-        return self.made[-1]
+        return FakeSampler(history)
 
 
 class FakeVocab:

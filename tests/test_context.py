@@ -168,19 +168,17 @@ def test_a_copied_prefix_continues_as_a_computed_one(model: Model, context: Cont
     assert answers[2][:8] == answers[1][:8]
 
 
-def test_sampling_with_a_seed_repeats_and_without_one_does_not(
-    model: Model, engine: Engine
-) -> None:
+def test_the_same_seed_repeats_and_others_do_not(model: Model, engine: Engine) -> None:
     prompt = chat(model, QUESTIONS[3])
 
-    def sampled(seed: int | None) -> list[int]:
+    def sampled(seed: int) -> list[int]:
         sampling = Sampling(temperature=1.5, seed=seed)
         engine.submit(0, Submit(1, pack_tokens(prompt), 16, sampling, ignore_eos=True))
         return run(engine)[1]
 
     sampled(1)  # from here on the prompt is cached, and shapes are the same
     assert sampled(7) == sampled(7)
-    assert len({tuple(sampled(None)) for _ in range(3)}) == 3
+    assert len({tuple(sampled(seed)) for seed in range(3)}) == 3
 
 
 def test_an_aborted_decode_can_be_repeated(model: Model, context: Context) -> None:

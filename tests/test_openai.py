@@ -25,7 +25,7 @@ def completion(**fields: Any) -> CompletionRequest:
 
 
 def test_defaults_are_those_of_openai() -> None:
-    assert chat().sampling(N_VOCAB) == wire.Sampling(temperature=1.0, top_p=1.0)
+    assert chat(seed=0).sampling(N_VOCAB) == wire.Sampling(temperature=1.0, top_p=1.0, seed=0)
     assert chat().output_limit() == ("max_tokens", None)
     assert chat().stops() == ()
 
@@ -67,12 +67,17 @@ def test_sampling_parameters_reach_the_wire() -> None:
 
 @pytest.mark.parametrize(
     ("seed", "sent"),
-    [(0, 0), (-1, None), (0xFFFFFFFF, 0), (2**63 - 1, (2**63 - 1) % 0xFFFFFFFF), (None, None)],
+    [(0, 0), (7, 7), (-2, 2**32 - 2), (2**32 - 1, 2**32 - 1), (2**32 + 7, 7)],
 )
-def test_seeds_fit_llama_cpp_and_never_hit_its_mark_for_a_random_one(
-    seed: int | None, sent: int | None
-) -> None:
+def test_seeds_have_32_bits(seed: int, sent: int) -> None:
     assert chat(seed=seed).sampling(N_VOCAB).seed == sent
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+def test_without_a_seed_each_request_gets_one_of_its_own(seed: int | None) -> None:
+    seeds = {chat(seed=seed).sampling(N_VOCAB).seed for _ in range(4)}
+    assert len(seeds) == 4
+    assert all(0 <= settled < 2**32 for settled in seeds)
 
 
 def test_top_k_of_minus_one_means_all() -> None:

@@ -1,20 +1,26 @@
-"""Sampler chains over the real vocabulary, on logits that the tests write themselves."""
+"""Samplers over the real vocabulary, on logits that the tests write themselves."""
 
 from __future__ import annotations
 
 import ctypes
+import math
+import random
 from collections import Counter
-from typing import Any
 
+import msgspec
 import numpy
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lbhost.llama import Vocab
 from lbhost.llamacpp import api
 from lbhost.model import resolve
 from lbhost.wire import Sampling
-from lbhost.worker.sampling import Sampler, Samplers
+from lbhost.worker.sampling import PENALTY_LAST_N, Penalties, Sampler, Samplers
+
+Floats = NDArray[numpy.float32]
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +41,8 @@ class Outputs:
         for token, logit in logits.items():
             self._row[token] = logit
 
-    def logits(self, index: int) -> NDArray[numpy.float32]:
+    def logits(self, index: int) -> Floats:
         return self._row
-
-    def sample(self, chain: Any, index: int) -> int:
-        """What llama_sampler_sample does."""
-        data = numpy.zeros(len(self._row), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
-        data["id"], data["logit"] = numpy.arange(len(data)), self._row
-        pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(api.llama_token_data))
-        candidates = api.llama_token_data_array(pointer, len(data), -1, False)
-        api.llama_sampler_apply(chain, ctypes.byref(candidates))
-        token = int(candidates.data[candidates.selected].id)
-        api.llama_sampler_accept(chain, token)
-        return token
 
 
 def pick(sampler: Sampler, n_vocab: int, logits: dict[int, float]) -> int:
@@ -55,21 +50,19 @@ def pick(sampler: Sampler, n_vocab: int, logits: dict[int, float]) -> int:
 
 
 def make(samplers: Samplers, sampling: Sampling, **kwargs: object) -> Sampler:
-    options: dict[str, object] = {"seed": 1, "ignore_eos": False, "prompt_tail": [], **kwargs}
+    options: dict[str, object] = {"ignore_eos": False, "history": [], **kwargs}
     return samplers.make(sampling, **options)  # type: ignore[arg-type]
 
 
 def test_greedy_takes_the_largest(samplers: Samplers, vocab: Vocab) -> None:
     sampler = make(samplers, Sampling(temperature=0.0))
     assert pick(sampler, vocab.n_tokens, {7: 5.0, 8: 6.0}) == 8
-    sampler.close()
 
 
 def test_logit_bias_moves_and_forbids(samplers: Samplers, vocab: Vocab) -> None:
     sampling = Sampling(temperature=0.0, logit_bias=((7, 2.0), (8, -100.0)))
     sampler = make(samplers, sampling)
     assert pick(sampler, vocab.n_tokens, {7: 5.0, 8: 900.0, 9: 6.0}) == 7
-    sampler.close()
 
 
 def test_a_bias_on_a_token_that_does_not_exist_is_ignored(samplers: Samplers, vocab: Vocab) -> None:
@@ -83,25 +76,22 @@ def test_ignore_eos_never_ends(samplers: Samplers, vocab: Vocab) -> None:
     for temperature in (0.0, 1.0):
         sampler = make(samplers, Sampling(temperature=temperature, top_k=1), ignore_eos=True)
         assert pick(sampler, vocab.n_tokens, logits) == 9
-        sampler.close()
 
 
-def test_penalties_count_the_prompts_tail(samplers: Samplers, vocab: Vocab) -> None:
+def test_penalties_count_the_history(samplers: Samplers, vocab: Vocab) -> None:
     for sampling in (
         Sampling(temperature=0.0, presence_penalty=2.0),
         Sampling(temperature=0.0, frequency_penalty=2.0),
         Sampling(temperature=0.0, repeat_penalty=2.0),
     ):
-        sampler = make(samplers, sampling, prompt_tail=[8])
+        sampler = make(samplers, sampling, history=[8])
         assert pick(sampler, vocab.n_tokens, {7: 5.0, 8: 6.0}) == 7
-        sampler.close()
 
 
 def test_penalties_count_what_was_generated(samplers: Samplers, vocab: Vocab) -> None:
     sampler = make(samplers, Sampling(temperature=0.0, presence_penalty=2.0))
     logits = {7: 5.0, 8: 6.0}
     assert [pick(sampler, vocab.n_tokens, logits) for _ in range(2)] == [8, 7]
-    sampler.close()
 
 
 @pytest.mark.parametrize(
@@ -121,33 +111,117 @@ def test_draws_stay_within_what_the_settings_allow(
     logits = {7: 15.0, 8: 16.0, 9: 14.3}
     seen = Counter(pick(sampler, vocab.n_tokens, logits) for _ in range(40))
     assert set(seen) == possible
-    sampler.close()
 
 
 def test_the_same_seed_draws_the_same(samplers: Samplers, vocab: Vocab) -> None:
     logits = dict.fromkeys(range(100, 200), 5.0)
 
     def draws(seed: int) -> list[int]:
-        sampler = make(samplers, Sampling(temperature=1.0), seed=seed)
-        drawn = [pick(sampler, vocab.n_tokens, logits) for _ in range(8)]
-        sampler.close()
-        return drawn
+        sampler = make(samplers, Sampling(temperature=1.0, seed=seed))
+        return [pick(sampler, vocab.n_tokens, logits) for _ in range(8)]
 
     assert draws(5) == draws(5)
     assert draws(5) != draws(6)
 
 
-def test_the_largest_seed_is_a_seed_like_any_other(samplers: Samplers, vocab: Vocab) -> None:
-    logits = dict.fromkeys(range(100, 200), 5.0)
-    draws = []
-    for _ in range(2):
-        sampler = make(samplers, Sampling(temperature=1.0), seed=0xFFFFFFFF)
-        draws.append([pick(sampler, vocab.n_tokens, logits) for _ in range(8)])
-        sampler.close()
-    assert draws[0] == draws[1]
+def llama_cpp_penalised(sampling: Sampling, history: list[int], logits: Floats) -> Floats:
+    """What llama.cpp's own penalties make of the logits."""
+    penalties = api.llama_sampler_init_penalties(
+        len(logits),
+        PENALTY_LAST_N,
+        sampling.repeat_penalty,
+        sampling.frequency_penalty,
+        sampling.presence_penalty,
+    )
+    for token in history:
+        api.llama_sampler_accept(penalties, token)
+    data = numpy.zeros(len(logits), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+    data["id"], data["logit"] = numpy.arange(len(data)), logits
+    pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(api.llama_token_data))
+    candidates = api.llama_token_data_array(pointer, len(data), -1, False)
+    api.llama_sampler_apply(penalties, ctypes.byref(candidates))
+    api.llama_sampler_free(penalties)
+    changed: Floats = data["logit"]
+    return changed
 
 
-def test_closing_twice_is_harmless(samplers: Samplers) -> None:
-    sampler = make(samplers, Sampling(temperature=1.0))
-    sampler.close()
-    sampler.close()
+FEW = 12
+"""Tokens of a vocabulary in which most come more than once."""
+
+
+@given(
+    sampling=st.builds(
+        Sampling,
+        repeat_penalty=st.just(1.0) | st.floats(0.1, 10),
+        frequency_penalty=st.just(0.0) | st.floats(-2, 2),
+        presence_penalty=st.just(0.0) | st.floats(-2, 2),
+    ),
+    history=st.lists(st.integers(0, FEW - 1), max_size=2 * PENALTY_LAST_N),
+    later=st.lists(st.integers(0, FEW - 1), max_size=2 * PENALTY_LAST_N),
+    logits=st.lists(
+        st.floats(-30, 30, width=32) | st.sampled_from([0.0, -math.inf]),
+        min_size=FEW,
+        max_size=FEW,
+    ),
+)
+def test_penalties_are_those_of_llama_cpp(
+    sampling: Sampling, history: list[int], later: list[int], logits: list[float]
+) -> None:
+    penalties = Penalties(sampling, history)
+    for token in later:
+        penalties.accept(token)
+    row = numpy.array(logits, numpy.float32)
+    wanted = llama_cpp_penalised(sampling, history + later, row)
+    penalties.apply(row)
+    # compilers may fuse the multiplication and the subtraction, and round once
+    numpy.testing.assert_allclose(row, wanted, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("repeat", [1.0, 1.3])
+@pytest.mark.parametrize("frequency", [0.0, 0.2])
+@pytest.mark.parametrize("presence", [0.0, -0.5])
+def test_penalised_logits_over_the_real_vocabulary(
+    vocab: Vocab, repeat: float, frequency: float, presence: float
+) -> None:
+    rng = numpy.random.default_rng(1)
+    sampling = Sampling(
+        repeat_penalty=repeat, frequency_penalty=frequency, presence_penalty=presence
+    )
+    history = rng.integers(0, vocab.n_tokens, 2 * PENALTY_LAST_N).tolist()
+    logits = (rng.standard_normal(vocab.n_tokens) * 5).astype(numpy.float32)
+    wanted = llama_cpp_penalised(sampling, history, logits)
+    Penalties(sampling, history).apply(logits)
+    numpy.testing.assert_allclose(logits, wanted, rtol=1e-6, atol=1e-5)
+
+
+PENALISED = Sampling(temperature=0.0, repeat_penalty=1.2, frequency_penalty=0.3)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.0),
+        Sampling(temperature=1.0, seed=3),
+        Sampling(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=4),
+        PENALISED,
+        msgspec.structs.replace(PENALISED, temperature=0.8, top_p=0.9, seed=5),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1, 30, 100])
+def test_a_rebuilt_sampler_goes_on_as_the_first_would_have(
+    samplers: Samplers, vocab: Vocab, sampling: Sampling, at: int
+) -> None:
+    prompt = list(range(20, 50))
+
+    def go_on(sampler: Sampler, steps: range) -> list[int]:
+        picked = []
+        for step in steps:
+            rng = random.Random(step)
+            logits = {token: rng.uniform(0, 4) for token in range(20, 60)}
+            picked.append(pick(sampler, vocab.n_tokens, logits))
+        return picked
+
+    whole = go_on(make(samplers, sampling, history=prompt), range(110))
+    history = (prompt + whole[:at])[-PENALTY_LAST_N:]
+    rebuilt = make(samplers, sampling, history=history, drawn=at)
+    assert go_on(rebuilt, range(at, 110)) == whole[at:]

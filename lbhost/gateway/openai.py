@@ -7,6 +7,7 @@ support are refused where ignoring them would change what the answer means.
 
 from __future__ import annotations
 
+import random
 import re
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -21,8 +22,8 @@ MAX_DEPTH = 32
 
 MAX_STOPS = 16
 
-_LARGEST_SEED = 0xFFFF_FFFF
-"""llama.cpp's mark for a random seed, so that ours stay below it."""
+_SEED_BITS = 32
+"""Seeds are taken modulo 2 to the power of this."""
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -106,18 +107,22 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     def sampling(self, n_vocab: int) -> wire.Sampling:
         """For the worker. Raises InvalidRequestError for a bias on no token of ours."""
-        seed = self.seed
         return wire.Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=max(0, self.top_k or 0),
             min_p=self.min_p or 0.0,
-            seed=None if seed is None or seed == -1 else seed % _LARGEST_SEED,
+            seed=self._settled_seed(),
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             repeat_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
             logit_bias=_biases(self.logit_bias or {}, n_vocab),
         )
+
+    def _settled_seed(self) -> int:
+        if self.seed is None or self.seed == -1:
+            return random.getrandbits(_SEED_BITS)
+        return self.seed % (1 << _SEED_BITS)
 
 
 class ChatRequest(Request, frozen=True, kw_only=True):

@@ -65,8 +65,8 @@ class Decoded(enum.Enum):
 class Context:
     """One llama_context over `slots` sequences of `n_ctx` tokens each.
 
-    Use: `clear`, then `add` in rising slot order, `decode`, then `logits` or
-    `sample` with the indices that the adding returned.
+    Use: `clear`, then `add` in rising slot order, `decode`, then `logits` with the indices that
+    the adding returned.
 
     Raises:
         StartupError: llama.cpp cannot make it, most likely for want of memory.
@@ -145,8 +145,8 @@ class Context:
         """Put a run of tokens (int32, native order) of one slot into the batch.
 
         `output` asks for the logits after its last token. Returns that token's index in the
-        batch, for `logits` and `sample`. `padding` tokens follow it, which the caller truncates
-        after the decode.
+        batch, for `logits`. `padding` tokens follow it, which the caller truncates after the
+        decode.
 
         Raises:
             ValueError: more than `batch_size` tokens, or positions beyond `n_ctx`.
@@ -183,10 +183,6 @@ class Context:
             row = numpy.ctypeslib.as_array((ctypes.c_float * self.n_vocab).from_address(address))
             self._rows[address] = row
         return row
-
-    def sample(self, chain: Any, index: int) -> int:
-        """Let a llama_sampler pick from the logits at a batch index, and accept the token."""
-        return int(api.llama_sampler_sample(chain, self._ctx, index))
 
     def truncate(self, slot: int, length: int) -> bool:
         """Keep only a slot's first `length` positions.

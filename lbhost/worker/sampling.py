@@ -1,20 +1,20 @@
 """From logits to a token, by each request's own settings.
 
-Biases, greedy and draws (draw.py) are numpy's; with penalties a llama.cpp sampler chain picks,
-whose memory is owned here. Greedy takes 5 us a token so, instead of the 90 that a chain needs
-for its list of candidates (vocabulary of 49,152).
+Biases, penalties, greedy and draws (draw.py) are numpy's. What a sampler remembers follows from
+the settings, with their seed, and the tokens so far: another process can make one that goes on
+where this one is.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from collections import Counter, deque
+from typing import Protocol
 
 import numpy
 from numpy.typing import NDArray
 
 from lbhost.llama import Vocab
-from lbhost.llamacpp import api
 from lbhost.wire import Sampling
 from lbhost.worker.draw import Draw
 
@@ -29,17 +29,51 @@ class Outputs(Protocol):
     """A context after a decode, see context.Context."""
 
     def logits(self, index: int) -> NDArray[numpy.float32]: ...
-    def sample(self, chain: Any, index: int) -> int: ...
+
+
+class Penalties:
+    """What the last tokens cost when they come again. The formula is llama.cpp's.
+
+    Args:
+        history: the tokens before the next one; the last PENALTY_LAST_N count.
+    """
+
+    def __init__(self, sampling: Sampling, history: list[int]) -> None:
+        self._repeat = numpy.float32(sampling.repeat_penalty)
+        self._frequency = numpy.float32(sampling.frequency_penalty)
+        self._presence = numpy.float32(sampling.presence_penalty)
+        self._window = deque(history, PENALTY_LAST_N)
+        self._counts = Counter(self._window)
+
+    def apply(self, logits: NDArray[numpy.float32]) -> None:
+        """Change the logits of the tokens in the window, in place."""
+        distinct = len(self._counts)
+        tokens = numpy.fromiter(self._counts.keys(), numpy.intp, distinct)
+        counts = numpy.fromiter(self._counts.values(), numpy.float32, distinct)
+        before = logits[tokens]
+        # a division would make a token with a negative logit more likely
+        repeated = numpy.where(before <= 0, before * self._repeat, before / self._repeat)
+        logits[tokens] = repeated - (counts * self._frequency + self._presence)
+
+    def accept(self, token: int) -> None:
+        """Put the token that was picked into the window."""
+        if len(self._window) == PENALTY_LAST_N:
+            oldest = self._window[0]
+            self._counts[oldest] -= 1
+            if not self._counts[oldest]:
+                del self._counts[oldest]
+        self._window.append(token)
+        self._counts[token] += 1
 
 
 class Sampler:
-    """One request's way of picking: by a chain or a draw; with neither, the largest."""
+    """One request's way of picking: by a draw; without one, the largest."""
 
     def __init__(
-        self, biases: dict[int, float], *, draw: Draw | None = None, chain: Any = None
+        self, biases: dict[int, float], penalties: Penalties | None, draw: Draw | None
     ) -> None:
+        self._penalties = penalties
         self._draw = draw
-        self._chain = chain
         self._biased = numpy.fromiter(biases.keys(), numpy.int32, len(biases))
         self._biases = numpy.fromiter(biases.values(), numpy.float32, len(biases))
 
@@ -48,15 +82,12 @@ class Sampler:
         logits = outputs.logits(index)
         if len(self._biased):
             logits[self._biased] += self._biases
-        if self._chain is not None:
-            return outputs.sample(self._chain, index)
-        return self._draw.pick(logits) if self._draw is not None else int(logits.argmax())
-
-    def close(self) -> None:
-        """Free the chain. Closing twice is harmless."""
-        if self._chain is not None:
-            api.llama_sampler_free(self._chain)
-        self._chain = None
+        if self._penalties is not None:
+            self._penalties.apply(logits)
+        token = self._draw.pick(logits) if self._draw is not None else int(logits.argmax())
+        if self._penalties is not None:
+            self._penalties.accept(token)
+        return token
 
 
 class Samplers:
@@ -67,26 +98,24 @@ class Samplers:
         self._eog = vocab.eog_tokens
 
     def make(
-        self, sampling: Sampling, *, seed: int, ignore_eos: bool, prompt_tail: list[int]
+        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], drawn: int = 0
     ) -> Sampler:
         """For one request: bias, penalties, top-k, top-p, min-p, temperature, draw.
 
         Args:
-            seed: what the draws start from; the caller settles it when the request has none.
-            prompt_tail: the prompt's last PENALTY_LAST_N tokens, which penalties count too.
+            history: the tokens before the next one, of the prompt and generated; the penalties
+                look at the last PENALTY_LAST_N of them.
+            drawn: how many of the request's tokens were picked already, by another sampler: this
+                one picks what that one would have picked next.
         """
-        biases = self._biases(sampling, ignore_eos)
         penalised = bool(sampling.presence_penalty or sampling.frequency_penalty) or (
             sampling.repeat_penalty != 1.0
         )
-        greedy = sampling.temperature <= 0
-        if not penalised:
-            return Sampler(biases, draw=None if greedy else Draw(sampling, seed))
-        rest = [api.llama_sampler_init_greedy()] if greedy else _drawing(sampling, seed)
-        chain = _chain([self._penalties(sampling), *rest])
-        for token in prompt_tail[-PENALTY_LAST_N:]:
-            api.llama_sampler_accept(chain, token)
-        return Sampler(biases, chain=chain)
+        return Sampler(
+            self._biases(sampling, ignore_eos),
+            Penalties(sampling, history) if penalised else None,
+            Draw(sampling, drawn=drawn) if sampling.temperature > 0 else None,
+        )
 
     def _biases(self, sampling: Sampling, ignore_eos: bool) -> dict[int, float]:
         biases = {
@@ -97,35 +126,3 @@ class Samplers:
         if ignore_eos:
             biases.update(dict.fromkeys(self._eog, -math.inf))
         return biases
-
-    def _penalties(self, sampling: Sampling) -> Any:
-        return api.llama_sampler_init_penalties(
-            self._n_vocab,
-            PENALTY_LAST_N,
-            sampling.repeat_penalty,
-            sampling.frequency_penalty,
-            sampling.presence_penalty,
-        )
-
-
-def _drawing(sampling: Sampling, seed: int) -> list[Any]:
-    links = []
-    if sampling.top_k > 0:
-        links.append(api.llama_sampler_init_top_k(sampling.top_k))
-    if sampling.top_p < 1:
-        links.append(api.llama_sampler_init_top_p(sampling.top_p, 1))
-    if sampling.min_p > 0:
-        links.append(api.llama_sampler_init_min_p(sampling.min_p, 1))
-    links.append(api.llama_sampler_init_temp(sampling.temperature))
-    # 2^32 - 1 would ask llama.cpp for a random seed
-    links.append(api.llama_sampler_init_dist(seed % 0xFFFFFFFF))
-    return links
-
-
-def _chain(links: list[Any]) -> Any:
-    params = api.llama_sampler_chain_default_params()
-    params.no_perf = True
-    chain = api.llama_sampler_chain_init(params)
-    for link in links:
-        api.llama_sampler_chain_add(chain, link)
-    return chain

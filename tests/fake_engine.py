@@ -142,9 +142,7 @@ class FakeSampler:
 class FakeSamplers:
     """See sampling.Samplers."""
 
-    def make(
-        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], drawn: int = 0
-    ) -> FakeSampler:
+    def make(self, sampling: Sampling, *, ignore_eos: bool, history: list[int]) -> FakeSampler:
         return FakeSampler(history)
 
 

@@ -13,6 +13,7 @@ from lbhost.worker.batch import (
     Chunk,
     Prefill,
     Speeds,
+    gaps,
     padding,
     plan,
     predict_s,
@@ -137,3 +138,19 @@ def test_a_step_is_predicted_from_what_was_measured() -> None:
 
 def test_an_unmeasured_step_is_predicted_by_the_fallback() -> None:
     assert predict_s(2, 10, Speeds(), 0.01) == pytest.approx(0.12)
+
+
+@pytest.mark.parametrize(
+    ("slots", "filled"),
+    [
+        ([], []),
+        ([3], []),
+        ([0, 1, 2], []),
+        ([0, 2], [1]),
+        ([0, 1, 4, 6], [2, 3, 5]),
+        ([0, 4], [1, 2, 3]),
+        ([0, 5, 7], [6]),
+    ],
+)
+def test_short_gaps_are_filled_and_long_ones_left(slots: list[int], filled: list[int]) -> None:
+    assert gaps(slots) == filled

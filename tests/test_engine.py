@@ -354,6 +354,62 @@ def test_memory_that_cannot_be_cut_gets_no_filling() -> None:
     assert bench.context.batches == [[(0, 60)]]
 
 
+def with_a_gap(context: FakeContext) -> Bench:
+    """Sequences that decode in slots 0 and 2; what was in slot 1 has ended."""
+    bench = Bench(context)
+    for number, (prompt, tokens) in enumerate([(PROMPT, 40), (OTHER, 1), (lively(10), 40)]):
+        bench.submit(submit(number, prompt, tokens))
+    while 1 not in {request for _, request in bench.results}:
+        bench.step()
+    bench.step()
+    context.batches.clear()
+    return bench
+
+
+def test_a_gap_between_sequences_decodes_along_and_keeps_its_tokens() -> None:
+    bench = with_a_gap(FakeContext())
+    before = list(bench.context.kv[1])
+    bench.step()
+    assert bench.context.batches == [[(0, 1), (1, 1), (2, 1)]]
+    assert bench.context.kv[1] == before
+    bench.run()
+    assert bench.result(0).tokens == continuation(PROMPT, 40, 64)
+    assert bench.result(2).tokens == continuation(lively(10), 40, 64)
+    bench.submit(submit(3, OTHER, 1))
+    bench.run()
+    assert bench.finish(3).cached_tokens == len(OTHER) - 1
+
+
+def test_a_gap_that_cannot_be_cut_again_is_left() -> None:
+    context = FakeContext()
+    context.can_copy = False
+    bench = with_a_gap(context)
+    bench.step()
+    assert context.batches == [[(0, 1), (2, 1)]]
+
+
+def test_a_gap_whose_slot_is_full_is_left() -> None:
+    bench = Bench(FakeContext(n_ctx=24))
+    long = lively(24)
+    for number, (prompt, tokens) in enumerate([(PROMPT, 14), (long, 1), (OTHER, 14)]):
+        bench.submit(submit(number, prompt, tokens))
+    while len(bench.results) < 3:
+        bench.step()
+    assert bench.finish(1).reason is FinishReason.LENGTH
+    bench.context.batches.clear()
+    bench.step()
+    assert bench.context.batches == [[(0, 1), (2, 1)]]
+
+
+@pytest.mark.parametrize("how", [Decoded.ABORTED, Decoded.FAILED])
+def test_what_decodes_along_is_forgotten_when_a_decode_goes_wrong(how: Decoded) -> None:
+    bench = with_a_gap(FakeContext())
+    before = list(bench.context.kv[1])
+    bench.context.results = [how]
+    bench.step()
+    assert bench.context.kv[1] == before
+
+
 def test_the_load_counts_what_runs() -> None:
     bench = Bench()
     bench.submit(submit(1, PROMPT, 4))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-import random
 from collections import Counter
 
-import msgspec
 import numpy
 import pytest
 from hypothesis import given
@@ -192,36 +190,3 @@ def test_penalised_logits_over_the_real_vocabulary(
     wanted = llama_cpp_penalised(sampling, history, logits)
     Penalties(sampling, history).apply(logits)
     numpy.testing.assert_allclose(logits, wanted, rtol=1e-6, atol=1e-5)
-
-
-PENALISED = Sampling(temperature=0.0, repeat_penalty=1.2, frequency_penalty=0.3)
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(temperature=0.0),
-        Sampling(temperature=1.0, seed=3),
-        Sampling(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, seed=4),
-        PENALISED,
-        msgspec.structs.replace(PENALISED, temperature=0.8, top_p=0.9, seed=5),
-    ],
-)
-@pytest.mark.parametrize("at", [0, 1, 30, 100])
-def test_a_rebuilt_sampler_goes_on_as_the_first_would_have(
-    samplers: Samplers, vocab: Vocab, sampling: Sampling, at: int
-) -> None:
-    prompt = list(range(20, 50))
-
-    def go_on(sampler: Sampler, steps: range) -> list[int]:
-        picked = []
-        for step in steps:
-            rng = random.Random(step)
-            logits = {token: rng.uniform(0, 4) for token in range(20, 60)}
-            picked.append(pick(sampler, vocab.n_tokens, logits))
-        return picked
-
-    whole = go_on(make(samplers, sampling, history=prompt), range(110))
-    history = (prompt + whole[:at])[-PENALTY_LAST_N:]
-    rebuilt = make(samplers, sampling, history=history, drawn=at)
-    assert go_on(rebuilt, range(at, 110)) == whole[at:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from lbhost.worker.batch import Speeds
@@ -18,6 +20,28 @@ def test_decode_speed_is_fitted_over_batch_sizes() -> None:
         meter.observe(n, 0, 0.004 + n * 0.006)
     assert meter.speeds.step_base_s == pytest.approx(0.004, rel=1e-3)
     assert meter.speeds.step_seq_s == pytest.approx(0.006, rel=1e-3)
+
+
+def test_what_a_sequence_costs_does_not_follow_the_noise() -> None:
+    rng = random.Random(7)
+    meter = SpeedMeter()
+    found = []
+    for step in range(600):
+        n = 3 + (step // 10) % 2
+        meter.observe(n, 0, (0.022 + n * 0.003) * rng.uniform(0.95, 1.05))
+        found.append(meter.speeds.step_seq_s or 0.0)
+    assert all(0.001 < seq_s < 0.005 for seq_s in found[100:])
+
+
+def test_a_step_follows_a_slower_box_at_once() -> None:
+    meter = SpeedMeter()
+    for step in range(200):
+        n = 1 + step % 4
+        meter.observe(n, 0, 0.004 + n * 0.006)
+    for step in range(60):
+        n = 1 + step % 4
+        meter.observe(n, 0, 2 * (0.004 + n * 0.006))
+    assert meter.speeds.decode_s(3) == pytest.approx(2 * 0.022, rel=0.1)
 
 
 def test_one_batch_size_alone_still_predicts_itself() -> None:

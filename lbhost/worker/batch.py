@@ -7,6 +7,7 @@ prompts the one that is soonest done goes first, and none waits forever.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import msgspec
@@ -33,6 +34,9 @@ Smaller chunks would make prefill look slower, and so themselves yet smaller."""
 
 FIRST_CHUNK = 32
 """Tokens beside running decodes while no speed is known yet."""
+
+MAX_GAP = 3
+"""Slots in a row that are filled: more of them cost as much as starting anew."""
 
 PATIENCE = 4.0
 """A prompt is overtaken by shorter ones for this many times its own prefill time at most."""
@@ -141,6 +145,20 @@ def _due_s(prefill: Prefill, speeds: Speeds) -> float:
     """When a prompt's patience ends: soon for short ones, and nobody's moves away."""
     speed = speeds.prefill_tok_s or _GUESS_TOK_S
     return prefill.arrived_s + PATIENCE * prefill.remaining / speed
+
+
+def gaps(slots: Sequence[int]) -> list[int]:
+    """Slots between these (in rising order) that had better decode along, for nothing.
+
+    llama.cpp computes sequences together that have consecutive numbers, and starts anew after a
+    gap: slots 0 and 2 take as long as two steps, which costs more than a token in slot 1.
+    """
+    return [
+        slot
+        for below, above in itertools.pairwise(slots)
+        if above - below - 1 <= MAX_GAP
+        for slot in range(below + 1, above)
+    ]
 
 
 def predict_s(decoding: int, prefill: int, speeds: Speeds, fallback_token_s: float) -> float:

@@ -13,7 +13,6 @@ by hand:
 
 from __future__ import annotations
 
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,11 +22,11 @@ import msgspec
 from lbhost import log
 from lbhost.errors import WireError
 from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
-from lbhost.worker.batch import Prefill, Speeds, padding, plan, predict_s
+from lbhost.worker.batch import Prefill, Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
 from lbhost.worker.prefix import SlotView, choose, common_prefix
-from lbhost.worker.requests import Entry, Key, Request, Slot
+from lbhost.worker.requests import Entry, Filler, Key, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
 from lbhost.worker.speed import SpeedMeter
 
@@ -201,22 +200,34 @@ class Engine:
 
     def _compute(self, entries: list[Entry], decoding: int, prefill: int) -> Decoded:
         context = self._context
+        fillers = self._fillers(entries)
+        parts: list[Entry | Filler] = [*entries, *fillers]
         context.clear()
-        for entry in entries:
-            entry.index = context.add(
-                entry.slot.index,
-                len(entry.slot.tokens) // 4,
-                entry.packed,
-                output=entry.output,
-                padding=entry.padding,
+        for part in sorted(parts, key=lambda part: part.slot.index) if fillers else parts:
+            at = len(part.slot.tokens) // 4
+            part.index = context.add(
+                part.slot.index, at, part.packed, output=part.output, padding=part.padding
             )
         self._computing = {entry.request.key for entry in entries}
         began = self._cpu_clock()
         result = context.decode()
         self._computing = set()
         if result is Decoded.OK:
-            self._meter.observe(decoding, prefill, self._cpu_clock() - began)
+            self._meter.observe(decoding + len(fillers), prefill, self._cpu_clock() - began)
+        for filler in fillers:
+            slot = filler.slot
+            if not context.truncate(slot.index, len(slot.tokens) // 4):
+                slot.tokens.clear()
         return result
+
+    def _fillers(self, entries: list[Entry]) -> list[Filler]:
+        """What decodes along in the gaps between these and is forgotten; see batch.gaps."""
+        free = [self._slots[index] for index in gaps([entry.slot.index for entry in entries])]
+        if not (free and self._context.can_copy):
+            return []
+        tokens = sum(len(entry.packed) // 4 + entry.padding for entry in entries) + len(free)
+        fit = all(len(slot.tokens) // 4 < self._context.n_ctx for slot in free)
+        return [Filler(slot) for slot in free] if fit and tokens <= self._context.batch_size else []
 
     def _admit(self) -> None:
         """Give waiting requests their slots, first come first served."""
@@ -243,12 +254,10 @@ class Engine:
         request.cached = len(slot.tokens) // 4
         request.started_s = self._clock()
         submit = request.submit
-        seed = submit.sampling.seed
         request.sampler = self._samplers.make(
             submit.sampling,
-            seed=random.getrandbits(31) if seed is None else seed,
             ignore_eos=submit.ignore_eos,
-            prompt_tail=unpack_tokens(request.prompt[-4 * PENALTY_LAST_N :]),
+            history=unpack_tokens(request.prompt[-4 * PENALTY_LAST_N :]),
         )
         slot.request = request
         self._uses += 1
@@ -394,7 +403,6 @@ class Engine:
                     break
             else:
                 self._waiting.remove(request)
-        request.close()
         now = self._clock()
         started = request.started_s if request.started_s is not None else now
         first = request.first_token_s if request.first_token_s is not None else now

@@ -39,9 +39,7 @@ class SamplerLike(Protocol):
 class SamplersLike(Protocol):
     """See sampling.Samplers."""
 
-    def make(
-        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], drawn: int = 0
-    ) -> SamplerLike: ...
+    def make(self, sampling: Sampling, *, ignore_eos: bool, history: list[int]) -> SamplerLike: ...
 
 
 class VocabLike(Protocol):

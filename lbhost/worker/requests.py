@@ -41,10 +41,6 @@ class Request:
         self.text = TextStream(submit.stop)
         self.sampler: SamplerLike | None = None
 
-    def close(self) -> None:
-        if self.sampler is not None:
-            self.sampler.close()
-
 
 class Entry(msgspec.Struct):
     """A slot's part of the batch."""
@@ -55,4 +51,14 @@ class Entry(msgspec.Struct):
     output: bool
     padding: int = 0
     """Tokens computed after these for nothing but to fill a tile."""
+    index: int = -1
+
+
+class Filler(msgspec.Struct):
+    """A token in a slot between those of the batch, which nobody wants; like an Entry."""
+
+    slot: Slot
+    packed: bytes = bytes(4)
+    output: bool = False
+    padding: int = 0
     index: int = -1

@@ -1,8 +1,7 @@
 """From logits to a token, by each request's own settings.
 
-Biases, penalties, greedy and draws (draw.py) are numpy's. What a sampler remembers follows from
-the settings, with their seed, and the tokens so far: another process can make one that goes on
-where this one is.
+Biases, penalties, greedy and draws (draw.py) are numpy's. The same settings, with their seed,
+and the same logits give the same tokens.
 """
 
 from __future__ import annotations
@@ -97,16 +96,12 @@ class Samplers:
         self._n_vocab = vocab.n_tokens
         self._eog = vocab.eog_tokens
 
-    def make(
-        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], drawn: int = 0
-    ) -> Sampler:
+    def make(self, sampling: Sampling, *, ignore_eos: bool, history: list[int]) -> Sampler:
         """For one request: bias, penalties, top-k, top-p, min-p, temperature, draw.
 
         Args:
-            history: the tokens before the next one, of the prompt and generated; the penalties
-                look at the last PENALTY_LAST_N of them.
-            drawn: how many of the request's tokens were picked already, by another sampler: this
-                one picks what that one would have picked next.
+            history: the tokens before the first one; the penalties look at the last
+                PENALTY_LAST_N of them.
         """
         penalised = bool(sampling.presence_penalty or sampling.frequency_penalty) or (
             sampling.repeat_penalty != 1.0
@@ -114,7 +109,7 @@ class Samplers:
         return Sampler(
             self._biases(sampling, ignore_eos),
             Penalties(sampling, history) if penalised else None,
-            Draw(sampling, drawn=drawn) if sampling.temperature > 0 else None,
+            Draw(sampling) if sampling.temperature > 0 else None,
         )
 
     def _biases(self, sampling: Sampling, ignore_eos: bool) -> dict[int, float]:

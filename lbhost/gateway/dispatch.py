@@ -17,8 +17,6 @@ import time
 from random import Random
 from typing import Protocol
 
-import msgspec
-
 from lbhost import log, wire
 from lbhost.config import Settings
 from lbhost.errors import (
@@ -30,10 +28,10 @@ from lbhost.errors import (
     QueueFullError,
     WorkerLostError,
 )
-from lbhost.gateway import policy
 from lbhost.gateway.fleet import Fleet, Flight, Member, Outlook
 from lbhost.gateway.job import Job, JobState, Work
 from lbhost.gateway.link import WorkerLink
+from lbhost.gateway.router import Router
 
 MAX_ATTEMPTS = 3
 """Workers that may be lost under a request before it is given up."""
@@ -78,16 +76,14 @@ class Dispatcher:
         self._settings = settings
         self._fleet = fleet
         self._observer = observer
-        self._rng = rng or Random()
+        self._router = Router(settings, fleet, rng or Random())
         self._queue: list[Job] = []
         self._jobs: dict[int, Job] = {}
         self._flights: dict[int, Flight] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._poll: asyncio.TimerHandle | None = None
         self._numbers = 0
-        self._turn = 0
         self._ready_at = -1e9
-        self._usual_tokens = 128.0
         self._idle = asyncio.Event()
         self._idle.set()
         self.stopping = False
@@ -149,7 +145,7 @@ class Dispatcher:
         depth = len(self._queue)
         if depth + preparing >= self._settings.queue_size:
             raise QueueFullError(
-                f"{depth} requests are waiting already", retry_after_s=self._drain_estimate_s()
+                f"{depth} requests are waiting already", retry_after_s=self._wait_estimate_s()
             )
 
     def submit(self, work: Work) -> Job:
@@ -157,9 +153,8 @@ class Dispatcher:
         self.check_open()
         self._numbers += 1
         job = Job(self._numbers, work, time.monotonic())
-        if not work.ignore_eos:
-            job.expected_tokens = max(1, min(work.max_tokens, round(self._usual_tokens)))
-        job.order = job.arrived + min(self._lonely_cost_s(job), MAX_OVERTAKEN_S)
+        job.expected_tokens = self._router.expected_tokens(work)
+        job.order = job.arrived + min(self._router.lonely_cost_s(job), MAX_OVERTAKEN_S)
         self._jobs[job.number] = job
         self._idle.clear()
         self._enqueue(job)
@@ -211,17 +206,7 @@ class Dispatcher:
         for job in list(self._queue):
             if not room or passed == LOOKAHEAD:
                 break
-            need = policy.Need(job.work.prompt_tokens, job.expected_tokens)
-            index = policy.choose(
-                self._settings.policy,
-                need,
-                [
-                    _seen_by(job, member, view)
-                    for (member, _), view in zip(usable, views, strict=True)
-                ],
-                self._rng,
-                self._turn,
-            )
+            index = self._router.choose(job, usable, views)
             if index is None:
                 passed += 1
                 continue
@@ -235,7 +220,6 @@ class Dispatcher:
         self._queue.remove(job)
         self._numbers += 1
         flight = Flight(self._numbers, job, member, now_ns)
-        self._turn += 1
         member.take_off(flight)
         self._flights[job.number] = flight
         job.state = JobState.RUNNING
@@ -325,7 +309,7 @@ class Dispatcher:
             why = finish.error or "unknown reason"
             self._end(job, error=EngineError(f"the engine gave up on this request: {why}"))
         else:
-            self._usual_tokens += 0.05 * (finish.completion_tokens - self._usual_tokens)
+            self._router.learn(finish)
             self._end(job, finish=finish)
 
     def _on_lost(self, link: WorkerLink) -> None:
@@ -394,7 +378,7 @@ class Dispatcher:
             message = f"not done after {waited:.1f} s, which is the limit"
         else:
             message = f"no worker had room within {waited:.1f} s"
-        self._drop(job, DeadlineError(message, retry_after_s=self._drain_estimate_s()))
+        self._drop(job, DeadlineError(message, retry_after_s=self._wait_estimate_s()))
 
     def _give_up_hopeless(self, now_ns: int) -> None:
         """Nobody will come for what is queued: say so instead of letting it time out."""
@@ -416,22 +400,5 @@ class Dispatcher:
     def _just_ready(self) -> bool:
         return time.monotonic() - self._ready_at < NOT_READY_GRACE_S
 
-    def _lonely_cost_s(self, job: Job) -> float:
-        """Seconds that an idle, undisturbed worker would take."""
-        need = policy.Need(job.work.prompt_tokens, job.expected_tokens)
-        typical = self._fleet.speeds()
-        idle = policy.WorkerView(worker=0, epoch=0, slots=1, in_flight=0)
-        return policy.predict(need, idle, typical)
-
-    def _drain_estimate_s(self) -> float:
-        """Whole seconds after which a place in the queue is likely."""
-        speeds = self._fleet.speeds()
-        per_request = self._usual_tokens * (speeds[1] + speeds[2])
-        slots = max(1, self._fleet.slots)
-        return float(min(30, max(1, round(len(self._queue) * per_request / slots))))
-
-
-def _seen_by(job: Job, member: Member, view: policy.WorkerView) -> policy.WorkerView:
-    """The view with what the member probably has cached of the job's prompt."""
-    cached = member.cached(job)
-    return msgspec.structs.replace(view, cached=cached) if cached else view
+    def _wait_estimate_s(self) -> float:
+        return self._router.wait_estimate_s(len(self._queue))

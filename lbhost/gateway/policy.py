@@ -151,16 +151,18 @@ def predict(need: Need, view: WorkerView, typical: Speeds) -> float:
     todo = need.prompt_tokens - view.cached
     if todo < 1:
         todo = 1
-    if view.prefills:
+    prefills = view.prefills
+    if prefills:
         # Shortest first is the worker's order, so a longer prompt does not hold this one up.
         shorter = 0
-        for tokens in view.prefills:
+        for tokens in prefills:
             if tokens <= todo:
                 shorter += tokens
         todo += shorter
-    seconds = todo / speed + need.expected_tokens * (base + (active + 1) * seq)
+    step = base + active * seq
+    seconds = todo / speed + need.expected_tokens * (step + seq)
     if active:
-        seconds += (todo // CHUNK + 1) * (base + active * seq)
+        seconds += (todo // CHUNK + 1) * step
     return seconds * view.penalty / view.share
 
 

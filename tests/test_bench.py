@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from benchmarks import load
+from benchmarks import batched, load
 from benchmarks.__main__ import SECTIONS, parse
+from benchmarks.batched import Result, Shape
+from benchmarks.bench import BenchError
 from benchmarks.figures import Figure, Verdict, as_data, at_least, at_most, number, table
 from benchmarks.load import Job, Outcome, Plan
 from benchmarks.prompts import PromptError, PromptWriter
@@ -297,6 +301,39 @@ def test_prompts_have_their_exact_length_and_share_no_first_word() -> None:
 def test_a_vocabulary_without_words_is_refused() -> None:
     with pytest.raises(PromptError, match="3 plain words"):
         PromptWriter(LetterVocab(3), random.Random(1))
+
+
+# --- llama-batched-bench -----------------------------------------------------------------------
+
+FAKE_BATCHED_BENCH = """#!/bin/sh
+# Waits until as many run as should, to show that they do, and says what it was asked for.
+touch "$0.$$"
+while [ "$(ls "$0".* | wc -l)" -lt {together} ]; do sleep 0.01; done
+case "$*" in *"-npl 3"*) echo broken >&2; exit 1;; esac
+echo "log line"
+echo "{{\\"speed_pp\\": 500.0, \\"speed_tg\\": 100.0, \\"t\\": 2.5}}"
+"""
+
+
+def fake_batched_bench(tmp_path: Path, together: int) -> Path:
+    program = tmp_path / "llama-batched-bench"
+    program.write_text(FAKE_BATCHED_BENCH.format(together=together))
+    program.chmod(0o755)
+    return program
+
+
+def test_processes_of_llama_batched_bench_run_at_once(tmp_path: Path) -> None:
+    program = fake_batched_bench(tmp_path, together=2)
+    core = min(os.sched_getaffinity(0))
+    results = batched.run(program, Path("model"), [Shape((core,), 4, 128, 64)] * 2)
+    assert results == [Result(500.0, 100.0, 2.5)] * 2
+
+
+def test_a_failing_llama_batched_bench_is_one_line(tmp_path: Path) -> None:
+    program = fake_batched_bench(tmp_path, together=1)
+    core = min(os.sched_getaffinity(0))
+    with pytest.raises(BenchError, match="llama-batched-bench failed: broken"):
+        batched.run(program, Path("model"), [Shape((core,), 3, 128, 64)])
 
 
 # --- the command line --------------------------------------------------------------------------

@@ -6,14 +6,12 @@ Turns are a few seconds: within a minute the same library in the same process ha
 
 from __future__ import annotations
 
-import json
-import subprocess
-from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import machine
-from benchmarks.alone import SLOTS, Alone, Ask, alone
-from benchmarks.bench import Bench, BenchError
+from benchmarks import batched, machine
+from benchmarks.alone import Alone, Ask, alone
+from benchmarks.batched import Shape
+from benchmarks.bench import Bench
 from benchmarks.figures import Figure, at_least, number
 from benchmarks.stats import paired_ratios, spread
 
@@ -39,9 +37,7 @@ def engine(bench: Bench) -> list[Figure]:
         for _ in range(bench.pairs * bench.scaled(TURNS_PER_PAIR)):
             for batch in BATCHES:
                 ours[batch].append(_engine(process, batch))
-                theirs[batch].append(
-                    _batched_bench(bench.peers.batched_bench, bench.q4_0, core, batch)
-                )
+                theirs[batch].append(_batched_bench(bench, core, batch))
     figures: list[Figure] = []
     for name in Speeds._fields:
         for batch in BATCHES:
@@ -62,15 +58,7 @@ def _engine(process: Alone, batch: int) -> Speeds:
     )
 
 
-def _batched_bench(program: Path, model: Path, core: int, batch: int) -> Speeds:
-    """One run: a stream per sequence and flash attention, as the engine."""
-    command = ["taskset", "-c", str(core), str(program), "-m", str(model), "-t", "1", "-tb", "1"]
-    command += ["-c", str(SLOTS * 256), "-fa", "on", "-no-kvu", "--output-format", "jsonl"]
-    command += ["-npp", str(PROMPT_TOKENS), "-ntg", str(OUTPUT_TOKENS)]
-    command += ["-npl", str(batch)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or len(lines) != 1:
-        raise BenchError(f"llama-batched-bench failed: {done.stderr.strip()[-300:]}")
-    result = json.loads(lines[0])
-    return Speeds(result["speed_pp"], result["speed_tg"])
+def _batched_bench(bench: Bench, core: int, batch: int) -> Speeds:
+    shape = Shape((core,), batch, PROMPT_TOKENS, OUTPUT_TOKENS)
+    (result,) = batched.run(bench.peers.batched_bench, bench.q4_0, [shape])
+    return Speeds(result.prefill_tok_s, result.decode_tok_s)

@@ -44,7 +44,7 @@ FIXES = Path(__file__).parents[1] / "lib" / "compiler_fixes.h"
 WITH_FIXES = f'-include "{FIXES}"'
 WITHOUT_AMX = f"{WITH_FIXES} -U__AMX_INT8__"
 # As llama.cpp builds itself, but for the fix without which it crashes.
-STOCK = "-DLBHOST_WITH_FP16_VECTORS"
+STOCK = "-DLBHOST_STOCK"
 
 
 class PeerError(Exception):

@@ -203,7 +203,7 @@ class Engine:
         fillers = self._fillers(entries)
         parts: list[Entry | Filler] = [*entries, *fillers]
         context.clear()
-        for part in sorted(parts, key=lambda part: part.slot.index) if fillers else parts:
+        for part in sorted(parts, key=lambda part: part.slot.index):
             at = len(part.slot.tokens) // 4
             part.index = context.add(
                 part.slot.index, at, part.packed, output=part.output, padding=part.padding

@@ -27,9 +27,9 @@ IDLE_S = 1.0
 WATCH_S = 0.005
 """Within a decode the links are looked at this often."""
 
-WATCH_FROM_S = 0.03
+WATCH_FROM_S = 0.06
 """Only steps predicted to take so long are watched: llama.cpp asks after each of the graph's
-thousand operations, which costs 0.3 ms, and a short step is over soon anyway."""
+thousand operations, which costs up to 2 ms, and a short step is over soon anyway."""
 
 FLUSH_S = 1.0
 """How long a worker that stops waits for a gateway to take its last frames."""

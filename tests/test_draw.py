@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections import Counter
 
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import llama_cpp_sampling
 from lbhost.llamacpp import api
 from lbhost.wire import Sampling
 from lbhost.worker.draw import Draw, _nucleus, _weighted
@@ -48,17 +48,11 @@ def llama_cpp_probabilities(
         api.llama_sampler_init_dist(1),
     ):
         api.llama_sampler_chain_add(chain, link)
-    data = numpy.zeros(len(logits), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
-    data["id"], data["logit"] = numpy.arange(len(data)), logits
-    pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(api.llama_token_data))
-    candidates = api.llama_token_data_array(pointer, len(data), -1, False)
-    api.llama_sampler_apply(chain, ctypes.byref(candidates))
-    kept = [candidates.data[i] for i in range(candidates.size)]
-    api.llama_sampler_free(chain)
-    largest = max(one.logit for one in kept)
+    kept = llama_cpp_sampling.apply(chain, logits)
+    largest = max(logit for _, logit in kept)
     probabilities = numpy.zeros(len(logits))
-    for one in kept:  # the logits are divided by the temperature already
-        probabilities[one.id] = math.exp(one.logit - largest)
+    for token, logit in kept:  # the logits are divided by the temperature already
+        probabilities[token] = math.exp(logit - largest)
     probabilities /= probabilities.sum()
     return probabilities
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections import Counter
 
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import llama_cpp_sampling
 from lbhost.llama import Vocab
 from lbhost.llamacpp import api
 from lbhost.model import resolve
@@ -133,13 +133,9 @@ def llama_cpp_penalised(sampling: Sampling, history: list[int], logits: Floats) 
     )
     for token in history:
         api.llama_sampler_accept(penalties, token)
-    data = numpy.zeros(len(logits), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
-    data["id"], data["logit"] = numpy.arange(len(data)), logits
-    pointer = ctypes.cast(data.ctypes.data, ctypes.POINTER(api.llama_token_data))
-    candidates = api.llama_token_data_array(pointer, len(data), -1, False)
-    api.llama_sampler_apply(penalties, ctypes.byref(candidates))
-    api.llama_sampler_free(penalties)
-    changed: Floats = data["logit"]
+    changed = numpy.zeros(len(logits), numpy.float32)
+    for token, logit in llama_cpp_sampling.apply(penalties, logits):
+        changed[token] = logit
     return changed
 
 

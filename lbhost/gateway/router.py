@@ -17,7 +17,7 @@ from lbhost.gateway.fleet import Fleet, Member
 from lbhost.gateway.job import Job, Work
 from lbhost.gateway.readings import Worker
 
-USUAL_TOKENS = 128.0
+_USUAL_TOKENS = 128.0
 """Output tokens that a request is taken for before the first ones have ended."""
 
 _USUAL_WEIGHT = 0.05
@@ -32,7 +32,7 @@ class Router:
         self._fleet = fleet
         self._rng = rng
         self._turn = 0
-        self._usual_tokens = USUAL_TOKENS
+        self._usual_tokens = _USUAL_TOKENS
 
     def choose(
         self,

@@ -26,7 +26,7 @@ from lbhost.worker.batch import Prefill, Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
 from lbhost.worker.prefix import SlotView, choose, common_prefix
-from lbhost.worker.requests import Entry, Filler, Key, Request, Slot
+from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
 from lbhost.worker.speed import SpeedMeter
 
@@ -201,9 +201,8 @@ class Engine:
     def _compute(self, entries: list[Entry], decoding: int, prefill: int) -> Decoded:
         context = self._context
         fillers = self._fillers(entries)
-        parts: list[Entry | Filler] = [*entries, *fillers]
         context.clear()
-        for part in sorted(parts, key=lambda part: part.slot.index):
+        for part in sorted([*entries, *fillers], key=lambda part: part.slot.index):
             at = len(part.slot.tokens) // 4
             part.index = context.add(
                 part.slot.index, at, part.packed, output=part.output, padding=part.padding
@@ -215,19 +214,19 @@ class Engine:
         if result is Decoded.OK:
             self._meter.observe(decoding + len(fillers), prefill, self._cpu_clock() - began)
         for filler in fillers:
-            slot = filler.slot
-            if not context.truncate(slot.index, len(slot.tokens) // 4):
-                slot.tokens.clear()
+            self._cut_back(filler.slot)
         return result
 
-    def _fillers(self, entries: list[Entry]) -> list[Filler]:
+    def _fillers(self, entries: list[Entry]) -> list[Part]:
         """What decodes along in the gaps between these and is forgotten; see batch.gaps."""
         free = [self._slots[index] for index in gaps([entry.slot.index for entry in entries])]
         if not (free and self._context.can_copy):
             return []
         tokens = sum(len(entry.packed) // 4 + entry.padding for entry in entries) + len(free)
         fit = all(len(slot.tokens) // 4 < self._context.n_ctx for slot in free)
-        return [Filler(slot) for slot in free] if fit and tokens <= self._context.batch_size else []
+        if not fit or tokens > self._context.batch_size:
+            return []
+        return [Part(slot, bytes(4)) for slot in free]
 
     def _admit(self) -> None:
         """Give waiting requests their slots, first come first served."""
@@ -278,6 +277,13 @@ class Engine:
         kept = length if self._context.truncate(slot.index, length) else 0
         del slot.tokens[4 * kept :]
 
+    def _cut_back(self, slot: Slot) -> bool:
+        """Cut a slot's KV to its tokens. False: it could not be, and is empty now."""
+        kept = self._context.truncate(slot.index, len(slot.tokens) // 4)
+        if not kept:
+            slot.tokens.clear()
+        return kept
+
     def _entries(self) -> list[Entry]:
         """The next batch, in slot order: only neighbours are computed in one go."""
         prefills: list[Prefill] = []
@@ -306,14 +312,14 @@ class Engine:
             if request is None:
                 continue
             if request.next_token:
-                entries.append(Entry(slot, request, request.next_token, True))
+                entries.append(Entry(slot, request.next_token, True, request=request))
             elif slot.index in counts:
                 at = len(slot.tokens)
                 packed = request.prompt[at : at + 4 * counts[slot.index]]
                 last = at + len(packed) == len(request.prompt)
                 lone = len(chunks) == 1
                 filling = self._padding(slot, counts[slot.index], decoding) if lone else 0
-                entries.append(Entry(slot, request, packed, last, filling))
+                entries.append(Entry(slot, packed, last, filling, request=request))
         return entries
 
     def _padding(self, slot: Slot, count: int, decoding: int) -> int:
@@ -331,7 +337,7 @@ class Engine:
         for entry in entries:
             entry.slot.tokens += entry.packed
             if entry.padding:
-                self._context.truncate(entry.slot.index, len(entry.slot.tokens) // 4)
+                self._cut_back(entry.slot)
         now = self._clock()
         for entry in entries:
             if entry.output:
@@ -367,11 +373,10 @@ class Engine:
     def _roll_back(self, entries: list[Entry]) -> None:
         """After an abort: the KV holds what it held before, whatever was through."""
         for entry in entries:
-            length = len(entry.slot.tokens) // 4
-            if self._context.truncate(entry.slot.index, length):
+            begun = bool(entry.slot.tokens)
+            if self._cut_back(entry.slot):
                 continue
-            entry.slot.tokens.clear()
-            if length and entry.request.key in self._requests:
+            if begun and entry.request.key in self._requests:
                 self._end(entry.request, FinishReason.ERROR, error="its state was lost in an abort")
 
     def _fail(self, entries: list[Entry], result: Decoded) -> None:

@@ -42,23 +42,18 @@ class Request:
         self.sampler: SamplerLike | None = None
 
 
-class Entry(msgspec.Struct):
-    """A slot's part of the batch."""
+class Part(msgspec.Struct):
+    """A slot's part of the batch. Without a request its tokens are forgotten after the decode."""
 
     slot: Slot
-    request: Request
     packed: bytes
-    output: bool
+    output: bool = False
     padding: int = 0
     """Tokens computed after these for nothing but to fill a tile."""
     index: int = -1
 
 
-class Filler(msgspec.Struct):
-    """A token in a slot between those of the batch, which nobody wants; like an Entry."""
+class Entry(Part, kw_only=True):
+    """The part of a request."""
 
-    slot: Slot
-    packed: bytes = bytes(4)
-    output: bool = False
-    padding: int = 0
-    index: int = -1
+    request: Request

@@ -31,8 +31,8 @@ class SpeedMeter:
 
     def __init__(self) -> None:
         self._prefill_tok_s: float | None = None
-        self._weight = self._n = self._t = 0.0
-        self._slope = _Slope()
+        self._recent = _Steps(_DECAY)
+        self._many = _Steps(_SLOPE_DECAY)
         self._speeds = Speeds()
 
     @property
@@ -45,17 +45,12 @@ class SpeedMeter:
         if cpu_s <= 0:
             return
         if prefill == 0:
-            self._observe_decode(decoding, cpu_s)
+            self._recent.observe(decoding, cpu_s)
+            self._many.observe(decoding, cpu_s)
         else:
             self._observe_prefill(decoding, prefill, cpu_s)
         base_s, seq_s = self._fit()
         self._speeds = Speeds(self._prefill_tok_s, base_s, seq_s)
-
-    def _observe_decode(self, n: int, cpu_s: float) -> None:
-        self._weight = self._weight * _DECAY + 1
-        self._n = self._n * _DECAY + n
-        self._t = self._t * _DECAY + cpu_s
-        self._slope.observe(n, cpu_s)
 
     def _observe_prefill(self, decoding: int, prefill: int, cpu_s: float) -> None:
         decode_s = self._speeds.decode_s(decoding)
@@ -72,33 +67,42 @@ class SpeedMeter:
             self._prefill_tok_s += share * (speed - self._prefill_tok_s)
 
     def _fit(self) -> tuple[float | None, float | None]:
-        if self._weight == 0:
+        if not self._recent:
             return None, None
-        mean_n, mean_t = self._n / self._weight, self._t / self._weight
-        seq_s = self._slope.seq_s()
+        mean_n, mean_s = self._recent.means()
+        seq_s = self._many.slope()
         if seq_s is None:
-            seq_s = mean_t / (mean_n + _BASE_SHARE / (1 - _BASE_SHARE))
-        seq_s = min(seq_s, mean_t / mean_n)
-        return mean_t - mean_n * seq_s, seq_s
+            seq_s = mean_s / (mean_n + _BASE_SHARE / (1 - _BASE_SHARE))
+        seq_s = min(seq_s, mean_s / mean_n)
+        return max(0.0, mean_s - mean_n * seq_s), seq_s
 
 
-class _Slope:
-    """What one more sequence adds to a step: least squares over many steps."""
+class _Steps:
+    """Decode steps so far, of which old ones count for less and less."""
 
-    def __init__(self) -> None:
-        self._weight = self._n = self._nn = self._t = self._nt = 0.0
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+        self._weight = self._n = self._nn = self._s = self._ns = 0.0
 
-    def observe(self, n: int, cpu_s: float) -> None:
-        self._weight = self._weight * _SLOPE_DECAY + 1
-        self._n = self._n * _SLOPE_DECAY + n
-        self._nn = self._nn * _SLOPE_DECAY + n * n
-        self._t = self._t * _SLOPE_DECAY + cpu_s
-        self._nt = self._nt * _SLOPE_DECAY + n * cpu_s
+    def __bool__(self) -> bool:
+        return self._weight > 0
 
-    def seq_s(self) -> float | None:
-        """Seconds; None while all steps had about the same number of sequences."""
-        mean_n, mean_t = self._n / self._weight, self._t / self._weight
+    def observe(self, n: int, seconds: float) -> None:
+        self._weight = self._weight * self._decay + 1
+        self._n = self._n * self._decay + n
+        self._nn = self._nn * self._decay + n * n
+        self._s = self._s * self._decay + seconds
+        self._ns = self._ns * self._decay + n * seconds
+
+    def means(self) -> tuple[float, float]:
+        """Sequences and seconds of a step."""
+        return self._n / self._weight, self._s / self._weight
+
+    def slope(self) -> float | None:
+        """Seconds that one more sequence adds, by least squares; None while all steps had about
+        the same number of them."""
+        mean_n, mean_s = self.means()
         spread = self._nn / self._weight - mean_n * mean_n
         if spread <= _LEAST_SPREAD:
             return None
-        return max(0.0, (self._nt / self._weight - mean_n * mean_t) / spread)
+        return max(0.0, (self._ns / self._weight - mean_n * mean_s) / spread)

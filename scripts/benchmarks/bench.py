@@ -56,8 +56,9 @@ class Bench:
         Raises:
             BenchError: on this CPU that is nothing.
         """
-        if not any("avx512_fp16" in line for line in peers.cpu_flags()):
-            raise BenchError("this CPU has no AVX-512 FP16: llama.cpp's own build is the same")
+        flags = " ".join(peers.cpu_flags()).split()
+        if not {"avx512_fp16", "amx_tile"} & set(flags):
+            raise BenchError("no AMX and no AVX-512 FP16 here: llama.cpp's own build is the same")
         return peers.build(self.shipped, self.say, stock=True)
 
     @functools.cached_property

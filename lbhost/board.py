@@ -53,7 +53,7 @@ Text32 = Annotated[str, 32]
 Text64 = Annotated[str, 64]
 
 
-class Identity(msgspec.Struct, frozen=True):
+class IdentityRow(msgspec.Struct, frozen=True):
     """Who a worker is. Writer: supervisor."""
 
     present: bool = False
@@ -78,7 +78,7 @@ class Identity(msgspec.Struct, frozen=True):
     last_exit: Text64 = ""
 
 
-class Progress(msgspec.Struct, frozen=True):
+class ProgressRow(msgspec.Struct, frozen=True):
     """What a worker's engine loop is doing. Writer: the worker, at least once per micro-batch."""
 
     epoch: int = 0
@@ -102,7 +102,7 @@ class Progress(msgspec.Struct, frozen=True):
     tokens_out: int = 0
 
 
-class Traffic(msgspec.Struct, frozen=True):
+class TrafficRow(msgspec.Struct, frozen=True):
     """What the gateway has sent to a worker and seen of it. Writer: gateway."""
 
     epoch: int = 0
@@ -122,7 +122,7 @@ class Traffic(msgspec.Struct, frozen=True):
     """EWMA over requests, 0 to 1."""
 
 
-class Core(msgspec.Struct, frozen=True):
+class CoreRow(msgspec.Struct, frozen=True):
     """One logical CPU, sampled. Writer: supervisor's sampler. The row index is the CPU number."""
 
     sampled_ns: int = 0
@@ -140,7 +140,7 @@ class Core(msgspec.Struct, frozen=True):
     """The part of `others` that runs at lowered priority."""
 
 
-class Gpu(msgspec.Struct, frozen=True):
+class GpuRow(msgspec.Struct, frozen=True):
     """One GPU, by NVML. Writer: supervisor's sampler."""
 
     sampled_ns: int = 0
@@ -155,7 +155,7 @@ class Gpu(msgspec.Struct, frozen=True):
     """What holds the clocks down ("thermal", "power", "thermal,power"); empty when nothing does."""
 
 
-class Host(msgspec.Struct, frozen=True):
+class HostRow(msgspec.Struct, frozen=True):
     """The whole box. Writer: supervisor's sampler. Pressure is PSI's `some avg10`, 0 to 1."""
 
     sampled_ns: int = 0
@@ -170,7 +170,7 @@ class Host(msgspec.Struct, frozen=True):
     """Fraction of the last interval's quota periods in which the cgroup was throttled."""
 
 
-class Gateway(msgspec.Struct, frozen=True):
+class GatewayRow(msgspec.Struct, frozen=True):
     """The gateway as a whole. Writer: gateway."""
 
     pid: int = 0
@@ -327,13 +327,13 @@ class Board:
             offset += Table.bytes_needed(row, rows)
             return made
 
-        self.identity = table(Identity, workers)
-        self.progress = table(Progress, workers)
-        self.traffic = table(Traffic, workers)
-        self.cores = table(Core, cores)
-        self.gpus = table(Gpu, gpus)
-        self.host = table(Host, 1)
-        self.gateway = table(Gateway, 1)
+        self.identity = table(IdentityRow, workers)
+        self.progress = table(ProgressRow, workers)
+        self.traffic = table(TrafficRow, workers)
+        self.cores = table(CoreRow, cores)
+        self.gpus = table(GpuRow, gpus)
+        self.host = table(HostRow, 1)
+        self.gateway = table(GatewayRow, 1)
 
     @classmethod
     def create(cls, *, workers: int, cores: int, gpus: int) -> Board:
@@ -362,12 +362,12 @@ class Board:
 
 def _size(workers: int, cores: int, gpus: int) -> int:
     rows = (
-        (Identity, workers),
-        (Progress, workers),
-        (Traffic, workers),
-        (Core, cores),
-        (Gpu, gpus),
-        (Host, 1),
-        (Gateway, 1),
+        (IdentityRow, workers),
+        (ProgressRow, workers),
+        (TrafficRow, workers),
+        (CoreRow, cores),
+        (GpuRow, gpus),
+        (HostRow, 1),
+        (GatewayRow, 1),
     )
     return _ALIGN + sum(Table.bytes_needed(row, n) for row, n in rows)

@@ -300,7 +300,7 @@ def doctor(
     ] = None,
 ) -> int:
     """What this box offers, what `serve` would start on it, and what is worth fixing."""
-    from lbhost import checkup
+    from lbhost.doctor import checkup
 
     flags = {} if model is None else {"model": model}
     settings = config.load(flags, os.environ, Path(file) if file else None)

@@ -21,7 +21,7 @@ from lbhost.errors import UsageError
 
 
 class Policy(enum.StrEnum):
-    """How the gateway picks a worker. See gateway/policy.py."""
+    """How the gateway picks a worker. See gateway/scheduling/policy.py."""
 
     COST = "cost"
     ROUND_ROBIN = "round-robin"

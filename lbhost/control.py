@@ -1,4 +1,4 @@
-"""The control links between the supervisor and each of template, worker and gateway.
+"""The control links between the supervisor and each of fork server, worker and gateway.
 
 A link is a unix SOCK_SEQPACKET socketpair: one packet is one message, with the descriptors
 that belong to it. End of file on it means that the other side is gone, and every child of
@@ -17,26 +17,15 @@ import msgspec
 
 from lbhost.config import Settings
 from lbhost.errors import WireError
+from lbhost.placement.placement import Placement
 
 MAX_PACKET = 64 * 1024
 MAX_FDS = 4
 _ANCILLARY = socket.CMSG_LEN(MAX_FDS * array.array("i").itemsize)
 
 
-class Placement(msgspec.Struct, frozen=True):
-    """Where a worker runs."""
-
-    cpus: tuple[int, ...]
-    """Logical CPUs to pin to."""
-    threads: int
-    gpu: int | None = None
-    """Index of the GPU's board row; None for a CPU worker."""
-    gpu_uuid: str | None = None
-    """What CUDA_VISIBLE_DEVICES gets."""
-
-
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
-    """Supervisor -> template, gateway or GPU worker: first frame. Carries the board's fd.
+    """Supervisor -> fork server, gateway or GPU worker: first frame. Carries the board's fd.
 
     The gateway's also carries the listening socket.
     """
@@ -49,7 +38,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
-    """Supervisor -> template: fork this worker. Carries the worker's end of its control link."""
+    """Supervisor -> fork server: fork this worker. Carries the worker's end of its control link."""
 
     worker: int
     epoch: int
@@ -100,7 +89,7 @@ class Resume(msgspec.Struct, frozen=True, tag="resume"):
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
-    """Supervisor -> template, worker or gateway: end.
+    """Supervisor -> fork server, worker or gateway: end.
 
     A worker ends what it runs as CANCELLED and exits; the gateway takes no new requests,
     lets running ones finish for grace_s, ends the rest with an error event, and exits 0.

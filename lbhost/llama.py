@@ -1,6 +1,6 @@
 """Models as lbhost needs them: what a file says of itself, vocabularies, weights.
 
-Gateway (vocabulary), supervisor (`inspect`), template and workers use it. Owns loaded models;
+Gateway (vocabulary), supervisor (`inspect`), fork server and workers use it. Owns loaded models;
 starts no thread and makes no context (worker/context.py does).
 """
 
@@ -330,7 +330,7 @@ def _token(token: int) -> int | None:
 class Model:
     """A model's weights in memory. Repacks them for the CPU where llama.cpp can.
 
-    Loading starts no thread, so that the template may fork afterwards.
+    Loading starts no thread, so that the fork server may fork afterwards.
 
     Raises:
         ModelFileError: llama.cpp cannot load it.

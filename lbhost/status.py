@@ -22,6 +22,8 @@ class CoreStatus(msgspec.Struct, frozen=True, kw_only=True):
     throttle_s: float | None = None
     """New thermal throttle events per second."""
     steal: float | None = None
+    worker: int | None = None
+    """Whose home core this is."""
 
 
 class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,10 +94,16 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     uptime_s: float | None
     retry_in_s: float | None
     """Until the next start, in backoff."""
+    spare: bool = False
+    """Stands in during a rolling restart; counts for no scaling."""
+    prompt_tokens_s: float = 0.0
+    """Prompt tokens computed per second."""
+    heat: float | None = None
+    """What heat leaves of it, 0 to 1; null where nothing tells its temperature."""
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The gateway or the template."""
+    """The gateway or the fork server."""
 
     state: str
     """starting, ready, stopping or backoff."""
@@ -118,6 +126,13 @@ class TrafficStatus(msgspec.Struct, frozen=True, kw_only=True):
     tokens_s: float
     ttft_p50_s: float | None
     ttft_p95_s: float | None
+    """Over the requests of the last minute, like ttft_p50_s; null without any."""
+    prompt_tokens_s: float = 0.0
+    """Prompt tokens computed per second."""
+    oldest_wait_s: float | None = None
+    """How long the oldest request has been waiting for a worker; null when none waits."""
+    error_rate: float | None = None
+    """Failed requests over ended ones in the last minute, 0 to 1; null without any."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +155,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[WorkerStatus]
     gateway: ProcessStatus
     template: ProcessStatus | None
+    """The fork server, which holds the weights; null where only GPUs work."""
     traffic: TrafficStatus
     cores: list[CoreStatus]
     gpus: list[GpuStatus]

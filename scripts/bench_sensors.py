@@ -26,9 +26,9 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 import trees  # noqa: E402
 from lbhost.board import Board  # noqa: E402
-from lbhost.hardware import topology  # noqa: E402
-from lbhost.hardware.sensors import INTERVAL_S, Sampler, Watched  # noqa: E402
-from lbhost.hardware.tree import Roots  # noqa: E402
+from lbhost.machine import topology  # noqa: E402
+from lbhost.machine.sampler import INTERVAL_S, Sampler, Watched  # noqa: E402
+from lbhost.machine.tree import Roots  # noqa: E402
 
 GOAL = 0.01
 

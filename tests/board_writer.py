@@ -10,12 +10,12 @@ import os
 import sys
 import time
 
-from lbhost.board import Board, Progress
+from lbhost.board import Board, ProgressRow
 
 
-def row(n: int) -> Progress:
+def row(n: int) -> ProgressRow:
     """The n-th row."""
-    return Progress(
+    return ProgressRow(
         epoch=n,
         heartbeat_ns=n * 3,
         steps=n,

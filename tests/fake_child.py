@@ -1,6 +1,6 @@
 """Stand-ins for template, worker and gateway that speak the real control links.
 
-fake_gateway.py and fake_template.py run them; the template forks workers as the real one
+fake_gateway.py and fake_fork_server.py run them; the template forks workers as the real one
 does. What they do wrong is said by files in FAKE_DIR, named after them ("template",
 "gateway", "worker-0"), holding one of the words that `mode` lists; no file: nothing.
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lbhost import control
-from lbhost.board import Board, Gateway, Progress
+from lbhost.board import Board, GatewayRow, ProgressRow
 
 TICK_S = 0.02
 
@@ -77,7 +77,7 @@ def gateway(link: socket.socket) -> None:
         if isinstance(message, control.Stop) and mode("gateway") != "deaf":
             os._exit(0)
         board.gateway.write(
-            0, Gateway(pid=os.getpid(), heartbeat_ns=time.monotonic_ns(), connections=links)
+            0, GatewayRow(pid=os.getpid(), heartbeat_ns=time.monotonic_ns(), connections=links)
         )
 
 
@@ -128,7 +128,7 @@ def worker(link: socket.socket, board: Board, order: control.Fork) -> None:
             draining = False
             control.send(link, control.Drained())
         steps += busy
-        row = Progress(
+        row = ProgressRow(
             epoch=order.epoch,
             heartbeat_ns=time.monotonic_ns() if busy else 0,
             steps=steps,

@@ -104,7 +104,7 @@ class FakeWorker:
         """Write its identity row, as the supervisor would."""
         self._page.identity.write(
             self.worker,
-            board.Identity(
+            board.IdentityRow(
                 present=True,
                 epoch=self.epoch,
                 state=state,
@@ -257,7 +257,7 @@ class FakeWorker:
     def _progress(self) -> None:
         self._page.progress.write(
             self.worker,
-            board.Progress(
+            board.ProgressRow(
                 epoch=self.epoch,
                 heartbeat_ns=time.monotonic_ns(),
                 steps=self._steps,

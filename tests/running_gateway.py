@@ -16,7 +16,7 @@ from fake_worker import FakeWorker, Script
 from lbhost import control
 from lbhost.board import Board, WorkerState
 from lbhost.config import Settings
-from lbhost.gateway.process import Gateway, Start, receive_start
+from lbhost.gateway.gateway import Gateway, Start, receive_start
 from toy_vocab import ToyVocab
 
 PATIENCE_S = 60.0
@@ -67,8 +67,8 @@ class RunningGateway:
         os.close(fake.fd)
 
         def joined() -> bool:
-            member = self.gateway.fleet.current(worker)
-            return member is not None and member.epoch == epoch
+            session = self.gateway.sessions.current(worker)
+            return session is not None and session.epoch == epoch
 
         await until(joined, "the link has come")
         return fake

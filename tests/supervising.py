@@ -14,13 +14,14 @@ import pytest
 
 from lbhost.board import Board, WorkerState
 from lbhost.config import Settings
-from lbhost.hardware import topology
-from lbhost.hardware.gpu import GpuReader
-from lbhost.hardware.sensors import Sampler
-from lbhost.hardware.tree import Roots
 from lbhost.linux import become_subreaper
 from lbhost.llama import ModelInfo
+from lbhost.machine import topology
+from lbhost.machine.gpu import GpuReader
+from lbhost.machine.sampler import Sampler
+from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile
+from lbhost.placement.plan import plan
 from lbhost.status import Status
 from lbhost.supervisor import listener, supervisor
 from lbhost.supervisor.runtime import RuntimeDir
@@ -71,7 +72,7 @@ class Box:
             path.unlink(missing_ok=True)
 
     def worker(self, worker: int = 0) -> Worker:
-        return self.server.fleet.workers[worker]
+        return self.server.pool.workers[worker]
 
     def pid(self, worker: int = 0) -> int:
         pid = self.worker(worker).pid
@@ -94,7 +95,7 @@ class Box:
 
     async def state(self, worker: int, state: WorkerState) -> None:
         await self.until(
-            lambda: worker in self.server.fleet.workers and self.worker(worker).state is state,
+            lambda: worker in self.server.pool.workers and self.worker(worker).state is state,
             f"worker {worker} is {state.name}",
         )
 
@@ -124,7 +125,7 @@ async def box(
     settings = settings or Settings(shutdown_grace_s=5)
     folder = tmp_path / "fake"
     folder.mkdir()
-    monkeypatch.setattr(supervisor, "TEMPLATE_MODULE", "fake_template")
+    monkeypatch.setattr(supervisor, "FORK_SERVER_MODULE", "fake_fork_server")
     monkeypatch.setattr(supervisor, "GATEWAY_MODULE", "fake_gateway")
     monkeypatch.setenv("FAKE_DIR", str(folder))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
@@ -141,7 +142,7 @@ async def box(
         topology=found,
         gpus=(),
         gpu_capable=False,
-        placements=topology.plan(found, workers),
+        placements=plan(found, workers),
         n_ctx=512,
         board=page,
         sampler=sampler,

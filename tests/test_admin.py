@@ -15,7 +15,7 @@ import pytest
 from lbhost.board import Board
 from lbhost.config import Settings
 from lbhost.errors import ConflictError, WorkerNotFoundError
-from lbhost.hardware.topology import PhysicalCore, Topology
+from lbhost.machine.topology import PhysicalCore, Topology
 from lbhost.status import Event, ProcessStatus, Status
 from lbhost.supervisor.admin import BODY_LIMIT, Admin, AdminServer
 from lbhost.supervisor.assembly import Assembly

@@ -19,13 +19,13 @@ from board_writer import row
 from lbhost.board import (
     Board,
     BoardError,
-    Core,
-    Gateway,
-    Gpu,
-    Host,
-    Identity,
-    Progress,
-    Traffic,
+    CoreRow,
+    GatewayRow,
+    GpuRow,
+    HostRow,
+    IdentityRow,
+    ProgressRow,
+    TrafficRow,
     Wanted,
     WorkerState,
 )
@@ -41,7 +41,7 @@ def board() -> Iterator[Board]:
 
 
 def test_rows_come_back_as_written_in_another_mapping(board: Board) -> None:
-    identity = Identity(
+    identity = IdentityRow(
         present=True,
         epoch=7,
         state=WorkerState.DRAINING,
@@ -56,29 +56,29 @@ def test_rows_come_back_as_written_in_another_mapping(board: Board) -> None:
         last_exit="SIGKILL",
     )
     board.identity.write(2, identity)
-    board.traffic.write(1, Traffic(epoch=1, in_flight=2, ttft_s=0.5, error_rate=0.25))
-    board.cores.write(3, Core(sampled_ns=1, idle=0.0, temp_c=None))
-    board.gpus.write(1, Gpu(name="H100", clock_limit="thermal,power", temp_c=70.0))
-    board.host.write(0, Host(psi_cpu=0.125))
-    board.gateway.write(0, Gateway(pid=9, ttft_p50_s=None))
+    board.traffic.write(1, TrafficRow(epoch=1, in_flight=2, ttft_s=0.5, error_rate=0.25))
+    board.cores.write(3, CoreRow(sampled_ns=1, idle=0.0, temp_c=None))
+    board.gpus.write(1, GpuRow(name="H100", clock_limit="thermal,power", temp_c=70.0))
+    board.host.write(0, HostRow(psi_cpu=0.125))
+    board.gateway.write(0, GatewayRow(pid=9, ttft_p50_s=None))
     other = Board.attach(board.fd)
     assert other.identity.read(2) == identity
     assert isinstance(other.identity.read(2).state, WorkerState)  # type: ignore[union-attr]
     assert other.traffic.read(1) == board.traffic.read(1)
-    assert other.cores.read(3) == Core(sampled_ns=1, idle=0.0, temp_c=None)
-    assert other.gpus.read(1) == Gpu(name="H100", clock_limit="thermal,power", temp_c=70.0)
-    assert other.host.read(0) == Host(psi_cpu=0.125)
-    assert other.gateway.read(0) == Gateway(pid=9)
+    assert other.cores.read(3) == CoreRow(sampled_ns=1, idle=0.0, temp_c=None)
+    assert other.gpus.read(1) == GpuRow(name="H100", clock_limit="thermal,power", temp_c=70.0)
+    assert other.host.read(0) == HostRow(psi_cpu=0.125)
+    assert other.gateway.read(0) == GatewayRow(pid=9)
 
 
 def test_a_row_that_was_never_written_has_the_defaults(board: Board) -> None:
-    assert board.progress.read(0) == Progress()
-    assert board.identity.read(1) == Identity()
-    assert board.cores.read(0) == Core()
+    assert board.progress.read(0) == ProgressRow()
+    assert board.identity.read(1) == IdentityRow()
+    assert board.cores.read(0) == CoreRow()
 
 
 def test_unknown_is_none_and_never_zero(board: Board) -> None:
-    board.cores.write(0, Core(idle=None, temp_c=0.0))
+    board.cores.write(0, CoreRow(idle=None, temp_c=0.0))
     found = board.cores.read(0)
     assert found is not None
     assert found.idle is None
@@ -86,9 +86,9 @@ def test_unknown_is_none_and_never_zero(board: Board) -> None:
 
 
 def test_long_texts_are_cut_and_never_break_a_character(board: Board) -> None:
-    board.identity.write(0, Identity(last_exit="é" * 100))
-    board.identity.write(1, Identity(pid=5))
-    assert board.identity.read(1) == Identity(pid=5)
+    board.identity.write(0, IdentityRow(last_exit="é" * 100))
+    board.identity.write(1, IdentityRow(pid=5))
+    assert board.identity.read(1) == IdentityRow(pid=5)
     found = board.identity.read(0)
     assert found is not None
     assert found.last_exit.startswith("é" * 31)
@@ -100,7 +100,7 @@ def test_long_texts_are_cut_and_never_break_a_character(board: Board) -> None:
 )
 def test_any_row_survives_the_page(numbers: list[int], reals: list[float | None]) -> None:
     board = Board.create(workers=1, cores=1, gpus=0)
-    written = Progress(
+    written = ProgressRow(
         epoch=numbers[0],
         heartbeat_ns=numbers[1],
         steps=numbers[2],
@@ -124,7 +124,7 @@ def test_rows_outside_the_table_are_refused(board: Board) -> None:
         with pytest.raises(IndexError):
             board.identity.read(index)
         with pytest.raises(IndexError):
-            board.identity.write(index, Identity())
+            board.identity.write(index, IdentityRow())
 
 
 def test_foreign_descriptors_are_no_boards(tmp_path: Path, board: Board) -> None:
@@ -190,6 +190,6 @@ def test_a_million_reads_beside_a_writing_process_tear_no_row(board: Board) -> N
 
 
 def test_the_types_of_all_columns_are_known() -> None:
-    for shape in (Identity, Progress, Traffic, Core, Gpu, Host, Gateway):
+    for shape in (IdentityRow, ProgressRow, TrafficRow, CoreRow, GpuRow, HostRow, GatewayRow):
         assert msgspec.structs.fields(shape)
     Board.create(workers=0, cores=0, gpus=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import trees
-from lbhost.hardware import cgroup, cpulist
+from lbhost.machine import cgroup, cpulist
 from trees import GIB, Tree
 
 

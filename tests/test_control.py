@@ -12,11 +12,12 @@ import pytest
 from lbhost import control
 from lbhost.config import Settings
 from lbhost.errors import WireError
+from lbhost.placement.placement import Placement
 
 MESSAGES: list[control.Control] = [
     control.Configure(Settings(), "/models/a.gguf", "a", 2048),
-    control.Fork(3, 9, control.Placement(cpus=(0, 1), threads=2)),
-    control.Fork(0, 1, control.Placement(cpus=(5,), threads=1, gpu=2, gpu_uuid="GPU-1")),
+    control.Fork(3, 9, Placement(cpus=(0, 1), threads=2)),
+    control.Fork(0, 1, Placement(cpus=(5,), threads=1, gpu=2, gpu_uuid="GPU-1")),
     control.Loaded(1.5, 10**12, 8192),
     control.Hello(4711),
     control.Ready(),

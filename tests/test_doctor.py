@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 import trees
-from lbhost.board import Core, Host
+from lbhost.board import CoreRow, HostRow
 from lbhost.config import Settings
-from lbhost.hardware import survey
-from lbhost.hardware.doctor import ModelFacts, Report, collect, examine, render
-from lbhost.hardware.findings import Level
-from lbhost.hardware.gpu import GpuReader
-from lbhost.hardware.survey import Survey
-from lbhost.hardware.tree import Roots
+from lbhost.doctor import survey
+from lbhost.doctor.findings import Level
+from lbhost.doctor.report import ModelFacts, Report, collect, examine, render
+from lbhost.doctor.survey import Survey
+from lbhost.machine.gpu import GpuReader
+from lbhost.machine.tree import Roots
 from test_gpu import FakeNvml, card
 from trees import GIB, Tree
 
@@ -165,7 +165,7 @@ def test_too_few_open_files_are_named(tmp_path: Path) -> None:
 
 def test_throttling_is_named(tmp_path: Path) -> None:
     box = look(trees.container_v2(tmp_path / "box"))
-    box = msgspec.structs.replace(box, host=Host(throttled=0.4, quota_cpus=1.5))
+    box = msgspec.structs.replace(box, host=HostRow(throttled=0.4, quota_cpus=1.5))
     assert "throttled in 40% of the last periods" in texts(judge(box))
 
 
@@ -244,7 +244,7 @@ def test_every_box_gets_a_report_that_json_can_hold(
 
 def test_rows_that_cannot_be_read_are_no_error(tmp_path: Path) -> None:
     box = look(trees.bare_vm(tmp_path / "box"))
-    box = msgspec.structs.replace(box, cores=(None, Core(), None, None))
+    box = msgspec.structs.replace(box, cores=(None, CoreRow(), None, None))
     assert judge(box).ok
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lbhost.gateway.openai import ChatRequest, CompletionRequest
+from lbhost.gateway.api.requests import ChatRequest, CompletionRequest
 from running_gateway import CHAT, HELLO, PATIENCE_S, RunningGateway, running_gateway
 
 T = TypeVar("T")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 import trees
-from lbhost.board import Board, Gpu
-from lbhost.hardware.gpu import GpuInfo, GpuReader, clock_limit, visible
-from lbhost.hardware.sensors import Sampler
-from lbhost.hardware.tree import Roots
+from lbhost.board import Board, GpuRow
+from lbhost.machine.gpu import GpuInfo, GpuReader, clock_limit, visible
+from lbhost.machine.sampler import Sampler
+from lbhost.machine.tree import Roots
 
 GIB = 1 << 30
 
@@ -108,7 +108,7 @@ def test_cards_are_found_with_name_memory_and_node(roots: Roots) -> None:
 
 def test_a_reading(roots: Roots) -> None:
     reader = GpuReader(roots, FakeNvml(card(0, reasons=4 | 32)), clock_ns=lambda: 77)
-    assert reader.read(0) == Gpu(
+    assert reader.read(0) == GpuRow(
         sampled_ns=77,
         uuid="GPU-0",
         name="NVIDIA H100",
@@ -145,14 +145,14 @@ def test_what_a_card_does_not_tell_is_unknown(roots: Roots) -> None:
     sparse = {"uuid": "GPU-0", "temp": 0}
     reader = GpuReader(roots, FakeNvml(sparse), clock_ns=lambda: 1)
     assert reader.gpus == (GpuInfo(index=0, uuid="GPU-0", name="GPU"),)
-    assert reader.read(0) == Gpu(sampled_ns=1, uuid="GPU-0", name="GPU")
+    assert reader.read(0) == GpuRow(sampled_ns=1, uuid="GPU-0", name="GPU")
 
 
 def test_a_lost_card_is_unknown_and_known_again_after_a_reset(roots: Roots) -> None:
     fake = FakeNvml(card(0))
     reader = GpuReader(roots, fake, clock_ns=lambda: 1)
     fake.cards[0]["lost"] = True
-    assert reader.read(0) == Gpu(sampled_ns=1, uuid="GPU-0", name="NVIDIA H100")
+    assert reader.read(0) == GpuRow(sampled_ns=1, uuid="GPU-0", name="NVIDIA H100")
     fake.cards[0] = card(0, temp=50)  # the old handle stays dead
     assert reader.read(0).temp_c is None
     assert reader.read(0).temp_c == 50.0

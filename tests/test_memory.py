@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbhost.board import Gpu
-from lbhost.control import Placement
+from lbhost.board import GpuRow
 from lbhost.errors import StartupError
-from lbhost.hardware.memory import WORKER_BYTES, Budget, budget, fit_context, gib, need_bytes
+from lbhost.placement.memory import WORKER_BYTES, Budget, budget, fit_context, gib, need_bytes
+from lbhost.placement.placement import Placement
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -122,9 +122,9 @@ def test_cpu_workers_share_the_box_and_gpu_workers_have_a_card_each() -> None:
     assert budget(cpu, 5 * GIB) == Budget(5 * GIB, 3)
     gpu = [Placement(cpus=(n,), threads=1, gpu=n) for n in range(3)]
     rows = [
-        Gpu(memory_total=80.0 * GIB, memory_used=1.0 * GIB),
-        Gpu(memory_total=80.0 * GIB, memory_used=30.0 * GIB),
-        Gpu(),
+        GpuRow(memory_total=80.0 * GIB, memory_used=1.0 * GIB),
+        GpuRow(memory_total=80.0 * GIB, memory_used=30.0 * GIB),
+        GpuRow(),
     ]
     assert budget(gpu, 5 * GIB, rows) == Budget(50 * GIB, 1)
     assert budget(gpu[2:], 5 * GIB, rows) == Budget(None, 1)

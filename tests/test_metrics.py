@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fake_worker import Script
-from lbhost.board import Core, Gateway, Host, WorkerState
+from lbhost.board import CoreRow, GatewayRow, HostRow, WorkerState
 from lbhost.errors import (
     ContextLengthError,
     DeadlineError,
@@ -20,7 +20,7 @@ from lbhost.errors import (
     WorkerLostError,
 )
 from lbhost.gateway import metrics
-from lbhost.gateway.traffic import outcome
+from lbhost.gateway.recorder import outcome
 from running_gateway import RunningGateway, running_gateway, until
 
 pytestmark = pytest.mark.anyio
@@ -67,8 +67,8 @@ async def test_requests_tokens_and_latencies_are_counted() -> None:
 @pytest.mark.usefixtures("always_fresh")
 async def test_workers_show_state_share_temperature_and_restarts() -> None:
     async with running_gateway(workers=2) as g:
-        g.page.cores.write(0, Core(sampled_ns=1, idle=0.25, others=0.5, temp_c=60.0))
-        g.page.host.write(0, Host(sampled_ns=1))
+        g.page.cores.write(0, CoreRow(sampled_ns=1, idle=0.25, others=0.5, temp_c=60.0))
+        g.page.host.write(0, HostRow(sampled_ns=1))
         g.workers[1].set_state(WorkerState.DRAINING, cpus="1")
 
         async def shown() -> dict[str, float]:
@@ -106,7 +106,7 @@ async def test_the_board_hears_of_traffic() -> None:
         fake.hold()
         request = asyncio.create_task(g.chat())
 
-        def row() -> Gateway:
+        def row() -> GatewayRow:
             read = g.page.gateway.read(0)
             assert read is not None
             return read

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbhost.config import Policy
-from lbhost.gateway.policy import (
+from lbhost.gateway.scheduling.policy import (
     ASSUMED_SPEEDS,
     Need,
     WorkerView,

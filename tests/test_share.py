@@ -5,45 +5,45 @@ from typing import Any
 
 import pytest
 
-from lbhost.board import Core, Gpu, Host
-from lbhost.hardware.share import FAIR, FLOOR, share
+from lbhost.board import CoreRow, GpuRow, HostRow
+from lbhost.placement.share import FAIR, FLOOR, share
 
 WARM, HOT = 80.0, 95.0
 
 
-def of(*cores: Core | None, **more: Any) -> float:
+def of(*cores: CoreRow | None, **more: Any) -> float:
     return share(cores, warm_c=WARM, hot_c=HOT, **more)
 
 
 def test_nothing_known_leaves_everything() -> None:
-    assert of() == of(None) == of(Core()) == 1.0
-    assert of(Core(), None, host=Host(), gpu=Gpu(), siblings=[None, Core()]) == 1.0
+    assert of() == of(None) == of(CoreRow()) == 1.0
+    assert of(CoreRow(), None, host=HostRow(), gpu=GpuRow(), siblings=[None, CoreRow()]) == 1.0
 
 
 @pytest.mark.parametrize(("others", "left"), [(0.0, 1.0), (0.3, 0.7), (0.95, FAIR), (1.0, FAIR)])
 def test_others_take_what_they_use(others: float, left: float) -> None:
-    assert of(Core(idle=1 - others, others=others)) == pytest.approx(left)
+    assert of(CoreRow(idle=1 - others, others=others)) == pytest.approx(left)
 
 
 def test_what_the_hypervisor_takes_the_scheduler_cannot_give_back() -> None:
-    assert of(Core(idle=0.0, others=1.0, steal=0.5)) == pytest.approx(FAIR / 2)
-    assert of(Core(idle=0.0, others=1.0, steal=1.0)) == pytest.approx(FLOOR)
+    assert of(CoreRow(idle=0.0, others=1.0, steal=0.5)) == pytest.approx(FAIR / 2)
+    assert of(CoreRow(idle=0.0, others=1.0, steal=1.0)) == pytest.approx(FLOOR)
 
 
 def test_others_at_lowered_priority_give_way_to_half_of_the_core() -> None:
-    assert of(Core(idle=0.0, others=1.0, niced=1.0)) == pytest.approx(0.5)
-    assert of(Core(idle=0.0, others=1.0, niced=0.5)) == pytest.approx(0.35)
-    assert of(Core(idle=0.8, others=0.2, niced=0.2)) == pytest.approx(0.8)
+    assert of(CoreRow(idle=0.0, others=1.0, niced=1.0)) == pytest.approx(0.5)
+    assert of(CoreRow(idle=0.0, others=1.0, niced=0.5)) == pytest.approx(0.35)
+    assert of(CoreRow(idle=0.8, others=0.2, niced=0.2)) == pytest.approx(0.8)
 
 
 def test_own_use_costs_nothing() -> None:
-    assert of(Core(idle=0.0, others=0.0)) == 1.0
+    assert of(CoreRow(idle=0.0, others=0.0)) == 1.0
 
 
 def test_the_slowest_core_sets_the_pace_of_a_worker_of_several_threads() -> None:
-    assert of(Core(others=0.1), Core(others=0.6), None) == pytest.approx(0.4)
+    assert of(CoreRow(others=0.1), CoreRow(others=0.6), None) == pytest.approx(0.4)
     # The worst of each factor, wherever it is: 0.6 free, and 0.5 by throttling elsewhere.
-    assert of(Core(others=0.4), Core(throttle_s=1.0)) == pytest.approx(0.3)
+    assert of(CoreRow(others=0.4), CoreRow(throttle_s=1.0)) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_the_slowest_core_sets_the_pace_of_a_worker_of_several_threads() -> None
     [(20, 1.0), (80, 1.0), (87.5, 0.525), (83, 0.81), (95, 0.05), (110, 0.05)],
 )
 def test_heat_takes_linearly_from_warm_to_hot(temp_c: float, left: float) -> None:
-    assert of(Core(temp_c=temp_c)) == pytest.approx(left)
+    assert of(CoreRow(temp_c=temp_c)) == pytest.approx(left)
 
 
 @pytest.mark.parametrize(
@@ -71,54 +71,58 @@ def test_heat_takes_linearly_from_warm_to_hot(temp_c: float, left: float) -> Non
 def test_a_low_clock_counts_on_busy_cores_alone(
     idle: float | None, ratio: float, left: float
 ) -> None:
-    assert of(Core(idle=idle, others=0.0, freq_ratio=ratio)) == pytest.approx(left)
+    assert of(CoreRow(idle=idle, others=0.0, freq_ratio=ratio)) == pytest.approx(left)
 
 
 @pytest.mark.parametrize(("rate", "left"), [(0.0, 1.0), (0.25, 0.8), (1.0, 0.5), (99.0, FLOOR)])
 def test_new_throttle_events_count_before_it_is_hot(rate: float, left: float) -> None:
-    assert of(Core(temp_c=70.0, throttle_s=rate)) == pytest.approx(left)
+    assert of(CoreRow(temp_c=70.0, throttle_s=rate)) == pytest.approx(left)
 
 
 def test_signs_of_one_cause_are_not_counted_twice() -> None:
-    core = Core(idle=0.0, others=0.0, freq_ratio=0.35, throttle_s=0.25, temp_c=83)
+    core = CoreRow(idle=0.0, others=0.0, freq_ratio=0.35, throttle_s=0.25, temp_c=83)
     assert of(core) == pytest.approx(0.5)
     assert of(msgspec_replace(core, others=0.2)) == pytest.approx(0.4)
 
 
-def msgspec_replace(core: Core, **changes: float) -> Core:
+def msgspec_replace(core: CoreRow, **changes: float) -> CoreRow:
     values = {name: getattr(core, name) for name in core.__struct_fields__}
-    return Core(**(values | changes))
+    return CoreRow(**(values | changes))
 
 
 def test_a_throttled_quota_takes_half_of_the_throttled_periods() -> None:
-    assert of(Core(), host=Host(throttled=0.5)) == 0.75
-    assert of(Core(), host=Host(throttled=1.0)) == 0.5
-    assert of(Core(others=0.5), host=Host(throttled=1.0)) == 0.25
+    assert of(CoreRow(), host=HostRow(throttled=0.5)) == 0.75
+    assert of(CoreRow(), host=HostRow(throttled=1.0)) == 0.5
+    assert of(CoreRow(others=0.5), host=HostRow(throttled=1.0)) == 0.25
 
 
 def test_a_busy_smt_sibling_takes_forty_percent() -> None:
-    assert of(Core(), siblings=[Core(idle=0.0)]) == pytest.approx(0.6)
-    assert of(Core(others=0.5), siblings=[Core(idle=0.5), Core(idle=1.0)]) == pytest.approx(0.4)
+    assert of(CoreRow(), siblings=[CoreRow(idle=0.0)]) == pytest.approx(0.6)
+    assert of(
+        CoreRow(others=0.5), siblings=[CoreRow(idle=0.5), CoreRow(idle=1.0)]
+    ) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
     ("gpu", "left"),
     [
-        (Gpu(utilisation=1.0, temp_c=70, clock_limit="power"), 1.0),
-        (Gpu(clock_limit="thermal"), 0.5),
-        (Gpu(clock_limit="power,slowdown"), 0.5),
-        (Gpu(temp_c=95), FLOOR),
-        (Gpu(temp_c=83, clock_limit="brake"), 0.5),
+        (GpuRow(utilisation=1.0, temp_c=70, clock_limit="power"), 1.0),
+        (GpuRow(clock_limit="thermal"), 0.5),
+        (GpuRow(clock_limit="power,slowdown"), 0.5),
+        (GpuRow(temp_c=95), FLOOR),
+        (GpuRow(temp_c=83, clock_limit="brake"), 0.5),
     ],
 )
-def test_a_slowed_gpu_counts(gpu: Gpu, left: float) -> None:
-    assert of(Core(), gpu=gpu) == pytest.approx(left)
+def test_a_slowed_gpu_counts(gpu: GpuRow, left: float) -> None:
+    assert of(CoreRow(), gpu=gpu) == pytest.approx(left)
 
 
 def test_it_is_never_zero_nor_above_one() -> None:
     values: tuple[float | None, ...] = (None, 0.0, 0.5, 1.0)
     for idle, others, ratio, throttled in product(values, repeat=4):
         for temp in (None, 20.0, 90.0, 140.0):
-            core = Core(idle=idle, others=others, freq_ratio=ratio, temp_c=temp, throttle_s=others)
-            left = of(core, host=Host(throttled=throttled), siblings=[core])
+            core = CoreRow(
+                idle=idle, others=others, freq_ratio=ratio, temp_c=temp, throttle_s=others
+            )
+            left = of(core, host=HostRow(throttled=throttled), siblings=[core])
             assert FLOOR <= left <= 1.0

@@ -142,22 +142,22 @@ async def test_a_worker_that_keeps_crashing_fails_until_the_operator_resumes_it(
         assert running.server.status().state == "ready"
 
 
-async def test_a_killed_template_comes_back_and_forks_who_waited_for_it(
+async def test_a_killed_fork_server_comes_back_and_forks_who_waited_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
-        template = running.server.template
-        assert template is not None
+        fork_server = running.server.fork_server
+        assert fork_server is not None
         other = running.pid(1)
-        running.kill(template.pid)
+        running.kill(fork_server.pid)
         running.kill(running.pid(0))
         await running.until(
             lambda: running.worker(0).epoch == 2 and running.worker(0).state is S.READY,
-            "the new template has forked worker 0",
+            "the new fork server has forked worker 0",
         )
-        assert template.restarts == 1
+        assert fork_server.restarts == 1
         assert running.pid(1) == other
-        assert running.worker(0).restarts == 1, "waiting for the template is no crash"
+        assert running.worker(0).restarts == 1, "waiting for the fork server is no crash"
 
 
 async def test_a_template_that_does_not_fork_counts_against_the_worker(
@@ -356,7 +356,7 @@ async def test_a_rolling_restart_keeps_capacity_ids_and_cores(
 
         async def count() -> None:
             while True:
-                ready = [w for w in running.server.fleet.workers.values() if w.state is S.READY]
+                ready = [w for w in running.server.pool.workers.values() if w.state is S.READY]
                 least[0] = min(least[0], len(ready))
                 await asyncio.sleep(0)
 
@@ -384,7 +384,7 @@ async def test_a_rolling_restart_stops_at_a_worker_that_does_not_come_up(
         await running.server.scale(2)
         running.tell("worker-0", "")
         await running.server.resume(0)
-        assert sorted(running.server.fleet.workers) == [0, 1]
+        assert sorted(running.server.pool.workers) == [0, 1]
 
 
 async def test_a_rolling_restart_touches_nothing_when_the_spare_does_not_start(
@@ -394,7 +394,7 @@ async def test_a_rolling_restart_touches_nothing_when_the_spare_does_not_start(
     async with box(tmp_path, monkeypatch, settings=settings) as running:
         running.tell("worker-2", "fail")
         await refused(running.server.restart_all(), ConflictError)
-        assert [w.epoch for w in running.server.fleet.workers.values()] == [1, 1]
+        assert [w.epoch for w in running.server.pool.workers.values()] == [1, 1]
         assert running.server.operations.rolling is None
 
 
@@ -442,7 +442,7 @@ async def test_scaling_down_removes_workers_in_any_state(
         running.kill(running.pid(3))
         await running.state(3, S.STARTING)
         await running.server.scale(1)
-        assert list(running.server.fleet.workers) == [0]
+        assert list(running.server.pool.workers) == [0]
 
 
 async def test_unknown_workers_are_not_found(
@@ -465,8 +465,8 @@ async def test_stopping_leaves_no_process_and_no_file(
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
         server = running.server
-        assert server.template is not None
-        pids = [running.pid(0), running.pid(1), server.gateway.pid, server.template.pid]
+        assert server.fork_server is not None
+        pids = [running.pid(0), running.pid(1), server.gateway.pid, server.fork_server.pid]
         os.kill(running.pid(0), signal.SIGSTOP)
         assert (tmp_path / "run/admin.sock").stat().st_mode & 0o777 == 0o600
     assert all(gone(pid) for pid in pids if pid)

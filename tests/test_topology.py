@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 import trees
-from lbhost.control import Placement
 from lbhost.errors import UsageError
-from lbhost.hardware.gpu import GpuInfo
-from lbhost.hardware.topology import CoreKind, PhysicalCore, Topology, discover, plan
-from lbhost.hardware.tree import Roots
+from lbhost.machine.gpu import GpuInfo
+from lbhost.machine.topology import CoreKind, PhysicalCore, Topology, discover
+from lbhost.machine.tree import Roots
+from lbhost.placement.placement import Placement
+from lbhost.placement.plan import plan
 from trees import Tree
 
 CARDS = [

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lbhost import control, wire
 from lbhost.config import Settings
 from lbhost.errors import WireError
+from lbhost.placement.placement import Placement
 
 MESSAGES: list[Any] = [
     wire.Submit(1, wire.pack_tokens([1, 2, 3]), 10, wire.Sampling(), ("x",), ignore_eos=True),
@@ -101,7 +102,7 @@ def test_half_tokens_are_a_wire_error() -> None:
 
 CONTROL: list[control.Control] = [
     control.Configure(Settings(), "/m.gguf", "m", 2048),
-    control.Fork(1, 2, control.Placement((0, 1), 2)),
+    control.Fork(1, 2, Placement((0, 1), 2)),
     control.Loaded(0.5, 10, 20),
     control.Hello(5),
     control.Ready(),

@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lbhost.hardware import cpulist
-from lbhost.hardware.topology import Topology, discover
-from lbhost.hardware.tree import Roots
+from lbhost.machine import cpulist
+from lbhost.machine.topology import Topology, discover
+from lbhost.machine.tree import Roots
 
 GIB = 1 << 30
 CPU = "sys/devices/system/cpu"

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 import msgspec
 
 from lbhost import control, wire
-from lbhost.board import Board, Progress
+from lbhost.board import Board, ProgressRow
 from lbhost.config import Settings
 from lbhost.linux import become_subreaper
 from lbhost.model import resolve
-from lbhost.supervisor.launch import environment, with_huge_pages
+from lbhost.placement.placement import Placement
+from lbhost.supervisor.launcher import environment, with_huge_pages
 
 DEADLINE_S = 60.0
 
@@ -82,7 +83,7 @@ class Worker:
                 return done
             self.read()
 
-    def row(self) -> Progress:
+    def row(self) -> ProgressRow:
         row = self.board.progress.read(self.number)
         assert row is not None
         return row
@@ -107,13 +108,13 @@ class Worker:
 
 
 class Template:
-    """`python -m lbhost.worker.template`, loaded."""
+    """`python -m lbhost.worker.fork_server`, loaded."""
 
     def __init__(self, model_path: str, settings: Settings, n_ctx: int) -> None:
         become_subreaper()
         self.board = Board.create(workers=4, cores=1, gpus=0)
         self.control, theirs = control.socketpair()
-        command = [sys.executable, "-m", "lbhost.worker.template"]
+        command = [sys.executable, "-m", "lbhost.worker.fork_server"]
         self.process = subprocess.Popen(
             [*command, "--control-fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -128,7 +129,7 @@ class Template:
         """A worker that is READY."""
         ours, theirs = control.socketpair()
         cpu = min(os.sched_getaffinity(0))
-        placement = control.Placement(cpus=(cpu,), threads=1)
+        placement = Placement(cpus=(cpu,), threads=1)
         control.send(self.control, control.Fork(number, 1, placement), [theirs.fileno()])
         theirs.close()
         hello, ready = receive(ours), receive(ours)

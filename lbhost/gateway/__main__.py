@@ -16,10 +16,10 @@ import uvloop
 
 from lbhost import control, log
 from lbhost.errors import LbhostError, ModelFileError
-from lbhost.gateway.process import Gateway, Start, receive_start
-from lbhost.hardware import topology
-from lbhost.hardware.tree import Roots
+from lbhost.gateway.gateway import Gateway, Start, receive_start
 from lbhost.llama import Vocab
+from lbhost.machine import topology
+from lbhost.machine.tree import Roots
 
 
 def main() -> int:

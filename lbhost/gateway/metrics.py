@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lbhost import board
-from lbhost.gateway.fleet import Fleet
+from lbhost.gateway.scheduling.sessions import Sessions
 
 TEXT_FRESH_S = 1.0
 
@@ -105,8 +105,8 @@ class Metrics:
 class BoardCollector(Collector):
     """Gauges: what gateway and workers are like at this moment."""
 
-    def __init__(self, fleet: Fleet, load: Load, queue_limit: int) -> None:
-        self._fleet = fleet
+    def __init__(self, sessions: Sessions, load: Load, queue_limit: int) -> None:
+        self._sessions = sessions
         self._load = load
         self._queue_limit = queue_limit
 
@@ -122,7 +122,7 @@ class BoardCollector(Collector):
         yield from self._workers()
 
     def _workers(self) -> Iterator[Metric]:
-        present = self._fleet.readings.present()
+        present = self._sessions.readings.present()
         state = GaugeMetricFamily(
             "lbhost_worker_state", "1 for the state that it is in", labels=["worker", "state"]
         )
@@ -144,15 +144,15 @@ class BoardCollector(Collector):
 
     def _of(self, index: int) -> Iterator[tuple[str, str, float | None]]:
         """Name, help and value of a worker's metrics; None where the machine does not say."""
-        reading = self._fleet.readings.worker(index)
-        member = self._fleet.current(index)
+        reading = self._sessions.readings.worker(index)
+        session = self._sessions.current(index)
         if reading is None:
             return
         identity, progress = reading.identity, reading.progress
-        tally = self._fleet.tally(index)
+        tally = self._sessions.tally(index)
         yield "slots", "Sequences it runs at once", identity.slots
         yield "slots_busy", "Of them busy", progress.slots_busy
-        yield "in_flight", "Requests given to it", len(member.flights) if member else 0
+        yield "in_flight", "Requests given to it", len(session.attempts) if session else 0
         yield "prefill_pending_tokens", "Prompt tokens to compute", progress.prefill_pending
         yield "kv_used_tokens", "KV cells in use", progress.kv_used
         yield "kv_capacity_tokens", "KV cells", progress.kv_total

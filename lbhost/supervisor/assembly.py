@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from lbhost.board import Board, Core, Gpu, Host, Progress, Traffic
-from lbhost.board import Gateway as GatewayRow
+from lbhost.board import Board, CoreRow, GatewayRow, GpuRow, HostRow, ProgressRow, TrafficRow
 from lbhost.config import Settings
-from lbhost.hardware.share import share
-from lbhost.hardware.topology import Topology
+from lbhost.machine.topology import Topology
+from lbhost.placement.share import share
 from lbhost.status import (
     CoreStatus,
     GpuStatus,
@@ -37,12 +36,12 @@ class Assembly:
         host = self._board.host.read(0)
         return [self._worker(w, host) for w in sorted(workers, key=lambda w: w.id)]
 
-    def _worker(self, worker: Worker, host: Host | None) -> WorkerStatus:
+    def _worker(self, worker: Worker, host: HostRow | None) -> WorkerStatus:
         progress = self._board.progress.read(worker.id)
         if progress is None or progress.epoch != worker.epoch:
-            progress = Progress()
-        traffic = self._board.traffic.read(worker.id) or Traffic()
-        now = traffic if traffic.epoch == worker.epoch else Traffic()
+            progress = ProgressRow()
+        traffic = self._board.traffic.read(worker.id) or TrafficRow()
+        now = traffic if traffic.epoch == worker.epoch else TrafficRow()
         gpu = self._gpu(worker.placement.gpu)
         cores = [self._core(cpu) for cpu in worker.placement.cpus]
         known = [core for core in cores if core is not None]
@@ -99,7 +98,7 @@ class Assembly:
         """Every logical CPU of the box."""
         found = []
         for cpu in self._topology.cpus:
-            row = self._core(cpu) or Core()
+            row = self._core(cpu) or CoreRow()
             found.append(
                 CoreStatus(
                     cpu=cpu,
@@ -115,7 +114,7 @@ class Assembly:
 
     def gpus(self) -> list[GpuStatus]:
         """Every GPU of the box."""
-        rows = [(i, self._board.gpus.read(i) or Gpu()) for i in range(len(self._board.gpus))]
+        rows = [(i, self._board.gpus.read(i) or GpuRow()) for i in range(len(self._board.gpus))]
         return [
             GpuStatus(
                 index=i,
@@ -132,7 +131,7 @@ class Assembly:
 
     def host(self) -> HostStatus:
         """The box as a whole."""
-        row = self._board.host.read(0) or Host()
+        row = self._board.host.read(0) or HostRow()
         return HostStatus(
             psi_cpu=row.psi_cpu,
             psi_memory=row.psi_memory,
@@ -160,14 +159,14 @@ class Assembly:
             ttft_p95_s=row.ttft_p95_s,
         )
 
-    def _core(self, cpu: int) -> Core | None:
+    def _core(self, cpu: int) -> CoreRow | None:
         return self._board.cores.read(cpu) if cpu < len(self._board.cores) else None
 
-    def _gpu(self, index: int | None) -> Gpu | None:
+    def _gpu(self, index: int | None) -> GpuRow | None:
         return None if index is None else self._board.gpus.read(index)
 
 
-def _idle(gpu: Gpu) -> float | None:
+def _idle(gpu: GpuRow) -> float | None:
     return None if gpu.utilisation is None else 1.0 - gpu.utilisation
 
 

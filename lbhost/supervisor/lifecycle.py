@@ -1,6 +1,6 @@
 """The life of a worker: every state, every event, one table.
 
-Pure. Everything that decides a state lies in this file; who applies it is fleet.py, the one
+Pure. Everything that decides a state lies in this file; who applies it is pool.py, the one
 writer. What the operator wants (`board.Wanted`) is kept apart and never a reason for a state
 to be skipped.
 """

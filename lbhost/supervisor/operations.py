@@ -1,6 +1,6 @@
 """The operator's commands: drain, resume, restart, scale, rolling restart.
 
-Each changes what is wanted, lets fleet.py do it, and waits until it has happened. A command
+Each changes what is wanted, lets pool.py do it, and waits until it has happened. A command
 that cannot be carried out in the present state is refused and changes nothing.
 """
 
@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from lbhost.board import Wanted, WorkerState
-from lbhost.control import Placement
 from lbhost.errors import ConflictError, WorkerNotFoundError
+from lbhost.placement.placement import Placement
 from lbhost.supervisor import lifecycle
 from lbhost.supervisor.events import EventLog
-from lbhost.supervisor.fleet import Fleet
+from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.worker import Worker
 
 _S = WorkerState
@@ -24,17 +24,17 @@ Plan = Callable[[int], Sequence[Placement]]
 
 
 class Operations:
-    """Commands on a fleet. One rolling restart or scaling at a time."""
+    """Commands on a pool. One rolling restart or scaling at a time."""
 
     def __init__(
         self,
-        fleet: Fleet,
+        pool: Pool,
         events: EventLog,
         plan: Plan,
         new_worker: Callable[[int, Placement], Worker],
         request_timeout_s: float,
     ) -> None:
-        self.fleet = fleet
+        self.pool = pool
         self.events = events
         self.new_worker = new_worker
         self.request_timeout_s = request_timeout_s
@@ -57,9 +57,9 @@ class Operations:
         """
         worker = self._worker(worker_id)
         self._operator(worker, "drain")
-        self.fleet.want(worker, Wanted.DOWN)
+        self.pool.want(worker, Wanted.DOWN)
         self._take_down(worker, self.request_timeout_s if timeout_s is None else timeout_s)
-        await self.fleet.until(
+        await self.pool.until(
             lambda: worker.state is _S.STOPPED or worker.wanted is Wanted.UP or self._lost(worker)
         )
         if worker.wanted is Wanted.UP:
@@ -75,12 +75,12 @@ class Operations:
         worker = self._worker(worker_id)
         self._not_leaving(worker)
         self._operator(worker, "resume")
-        self.fleet.want(worker, Wanted.UP)
-        self.fleet.forgive(worker)
+        self.pool.want(worker, Wanted.UP)
+        self.pool.reset_crashes(worker)
         if worker.state is _S.DRAINING:
-            self.fleet.withdraw(worker)
+            self.pool.withdraw(worker)
         elif worker.state in {_S.STOPPED, _S.BACKOFF, _S.FAILED}:
-            self.fleet.start(worker)
+            self.pool.start(worker)
         await self.until_up(worker)
         return f"{worker.name} is up"
 
@@ -104,10 +104,10 @@ class Operations:
             ConflictError: it did not come up, or somebody wants something else of it.
         """
         before = worker.epoch
-        self.fleet.want(worker, Wanted.UP)
-        self.fleet.forgive(worker)
+        self.pool.want(worker, Wanted.UP)
+        self.pool.reset_crashes(worker)
         if worker.state in {_S.STOPPED, _S.BACKOFF, _S.FAILED}:
-            self.fleet.start(worker)
+            self.pool.start(worker)
         else:
             self._take_down(worker, self.request_timeout_s)
         withdrawn = [False]
@@ -117,7 +117,7 @@ class Operations:
             withdrawn[0] = worker.epoch == before and worker.state in lifecycle.UP
             return withdrawn[0] or worker.epoch > before or worker.wanted is Wanted.DOWN
 
-        await self.fleet.until(renewed)
+        await self.pool.until(renewed)
         if withdrawn[0]:
             raise ConflictError(f"{worker.name} was resumed before its restart had begun")
         await self.until_up(worker)
@@ -142,7 +142,7 @@ class Operations:
         return f"{count} worker{'' if count == 1 else 's'}"
 
     async def _scale(self, placements: Sequence[Placement]) -> None:
-        workers = self.fleet.workers
+        workers = self.pool.workers
         leaving = [workers[i] for i in sorted(workers, reverse=True) if i >= len(placements)]
         for worker in leaving:
             self.retire(worker)
@@ -150,21 +150,21 @@ class Operations:
         for i, placement in enumerate(placements):
             if i not in workers:
                 coming.append(self.new_worker(i, placement))
-                self.fleet.add(coming[-1])
-        await self.fleet.until(lambda: all(self._lost(worker) for worker in leaving))
+                self.pool.add(coming[-1])
+        await self.pool.until(lambda: all(self._lost(worker) for worker in leaving))
         for worker in coming:
             await self.until_up(worker)
 
     def retire(self, worker: Worker) -> None:
         """Drain a worker and forget it."""
         worker.retiring = True
-        self.fleet.want(worker, Wanted.DOWN)
+        self.pool.want(worker, Wanted.DOWN)
         self._take_down(worker, self.request_timeout_s)
-        self.fleet.settle(worker)
+        self.pool.settle(worker)
 
     async def until_retired(self, worker: Worker) -> None:
         """Return once a retired worker is gone."""
-        await self.fleet.until(lambda: self._lost(worker))
+        await self.pool.until(lambda: self._lost(worker))
 
     # --- conditions -----------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ class Operations:
             over = worker.state is _S.FAILED or worker.wanted is Wanted.DOWN
             return up or over or self._lost(worker) or self.stopping
 
-        await self.fleet.until(settled)
+        await self.pool.until(settled)
         if worker.state in lifecycle.UP:
             return
         if worker.state is _S.FAILED:
@@ -189,21 +189,21 @@ class Operations:
 
     def _take_down(self, worker: Worker, timeout_s: float) -> None:
         if worker.state in lifecycle.UP:
-            self.fleet.drain(worker, timeout_s)
+            self.pool.drain(worker, timeout_s)
         elif worker.state is _S.DRAINING:
             worker.deadline_s = time.monotonic() + timeout_s
         elif lifecycle.possible(worker.state, lifecycle.Event.STOP):
-            self.fleet.stop(worker)
+            self.pool.stop(worker)
 
     def _lost(self, worker: Worker) -> bool:
-        return self.fleet.workers.get(worker.id) is not worker
+        return self.pool.workers.get(worker.id) is not worker
 
     def _worker(self, worker_id: int) -> Worker:
         if self.stopping:
             raise ConflictError("the server is stopping")
-        worker = self.fleet.workers.get(worker_id)
+        worker = self.pool.workers.get(worker_id)
         if worker is None:
-            known = ", ".join(map(str, sorted(self.fleet.workers))) or "none"
+            known = ", ".join(map(str, sorted(self.pool.workers))) or "none"
             raise WorkerNotFoundError(f"no worker has the id {worker_id}; there are: {known}")
         return worker
 

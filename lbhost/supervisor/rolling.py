@@ -22,8 +22,8 @@ async def restart_all(operations: Operations) -> str:
         ConflictError: another one runs, nothing is wanted up, or a worker did not come up.
     """
     operations.require_alone("start a rolling restart")
-    fleet = operations.fleet
-    workers = [fleet.workers[i] for i in sorted(fleet.workers)]
+    pool = operations.pool
+    workers = [pool.workers[i] for i in sorted(pool.workers)]
     workers = [w for w in workers if w.wanted is Wanted.UP and not w.retiring]
     if not workers:
         raise ConflictError("no worker is wanted up: there is nothing to restart")
@@ -55,7 +55,7 @@ async def _restart(operations: Operations, workers: list[Worker]) -> int:
         operations.rolling = f"worker {worker.id}, {done} of {len(workers)} done"
         operations.events.add("info", "rolling", operations.rolling, worker.id)
         if spare is not None and not on_gpu:
-            operations.fleet.repin(spare, worker.placement.cpus)
+            operations.pool.repin(spare, worker.placement.cpus)
         await operations.renew(worker)
         done += 1
     if spare is not None:
@@ -66,10 +66,10 @@ async def _restart(operations: Operations, workers: list[Worker]) -> int:
 
 
 async def _spare(operations: Operations, first: Worker) -> Worker:
-    ids = operations.fleet.workers
+    ids = operations.pool.workers
     spare = operations.new_worker(max(ids) + 1, first.placement)
     spare.spare = True
-    operations.fleet.add(spare)
+    operations.pool.add(spare)
     try:
         await operations.until_up(spare)
     except ConflictError:

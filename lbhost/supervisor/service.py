@@ -1,4 +1,4 @@
-"""A process that always comes back: the gateway or the template.
+"""A process that always comes back: the gateway or the fork server.
 
 Owns one child, its control link and its backoff, which never ends: without these two there is
 no server, so lbhost keeps trying and says so. Knows nothing of what the child does.
@@ -18,9 +18,9 @@ from lbhost.linux import cpu_s
 from lbhost.status import ProcessStatus
 from lbhost.supervisor import liveness
 from lbhost.supervisor.budget import Restarts, after_crash
+from lbhost.supervisor.children import Children
+from lbhost.supervisor.control_link import ControlLink
 from lbhost.supervisor.events import EventLog
-from lbhost.supervisor.link import ControlLink
-from lbhost.supervisor.process import Children
 
 NEVER_READY_LIMIT = 3
 """Starts that may fail before the process was ever ready; then the server cannot start."""

@@ -14,12 +14,14 @@ import msgspec
 from lbhost import llama, model
 from lbhost.board import Board
 from lbhost.config import Settings
-from lbhost.control import Placement
-from lbhost.hardware import gpu, memory, topology
-from lbhost.hardware.gpu import GpuInfo, GpuReader
-from lbhost.hardware.sensors import Sampler
-from lbhost.hardware.topology import Topology
-from lbhost.hardware.tree import Roots
+from lbhost.machine import gpu, topology
+from lbhost.machine.gpu import GpuInfo, GpuReader
+from lbhost.machine.sampler import Sampler
+from lbhost.machine.topology import Topology
+from lbhost.machine.tree import Roots
+from lbhost.placement import memory
+from lbhost.placement.placement import Placement
+from lbhost.placement.plan import plan
 
 LEAST_CAPACITY = 64
 SPARE_FACTOR = 4
@@ -63,7 +65,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     box = topology.discover(roots)
     capable = llama.supports_gpu()
     gpus = gpu.visible(reader.gpus, environ)
-    placements = topology.plan(box, settings.workers, settings.threads_per_worker, gpus, capable)
+    placements = plan(box, settings.workers, settings.threads_per_worker, gpus, capable)
     raise_file_limit()
     capacity = max(LEAST_CAPACITY, SPARE_FACTOR * len(placements))
     board = Board.create(workers=capacity, cores=box.rows, gpus=len(reader.gpus))

@@ -15,26 +15,26 @@ from collections.abc import Callable, Sequence
 
 from lbhost import __version__, control, log
 from lbhost.board import Wanted, WorkerState
-from lbhost.control import Placement
 from lbhost.errors import ConflictError, InvalidRequestError, StartupError, UsageError
-from lbhost.hardware import topology
-from lbhost.hardware.memory import gib
-from lbhost.hardware.sensors import INTERVAL_S, Watched
+from lbhost.machine.sampler import INTERVAL_S, Watched
+from lbhost.placement.memory import gib
+from lbhost.placement.placement import Placement
+from lbhost.placement.plan import plan
 from lbhost.status import Status
 from lbhost.supervisor import lifecycle, liveness, rolling
 from lbhost.supervisor.admin import Admin, AdminServer
 from lbhost.supervisor.assembly import Assembly
+from lbhost.supervisor.children import Children
 from lbhost.supervisor.events import EventLog
-from lbhost.supervisor.fleet import Fleet
-from lbhost.supervisor.launch import Launcher, environment, with_huge_pages
+from lbhost.supervisor.launcher import Launcher, environment, with_huge_pages
 from lbhost.supervisor.operations import Operations
-from lbhost.supervisor.process import Children
+from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.startup import Prepared
 from lbhost.supervisor.worker import Worker
 
-TEMPLATE_MODULE = "lbhost.worker.template"
+FORK_SERVER_MODULE = "lbhost.worker.fork_server"
 GATEWAY_MODULE = "lbhost.gateway"
 
 LATE_S = 1.0
@@ -43,7 +43,7 @@ GATEWAY_STALE_S = 5.0
 GATEWAY_FRESH_NS = 2_000_000_000
 """How old the gateway's heartbeat may be for its rows to be believed."""
 STARTING_QUIET_S = 60.0
-"""A gateway or template that starts may read a model from a slow disk meanwhile."""
+"""A gateway or fork server that starts may read a model from a slow disk meanwhile."""
 GATEWAY_LAST_S = 5.0
 """What the gateway gets beyond the grace to end its streams."""
 LAST_S = 3.0
@@ -88,15 +88,15 @@ class Supervisor:
         cpu = any(p.gpu is None for p in self.prepared.placements)
         env = environment(os.environ)
         self.gateway = self._service("gateway", GATEWAY_MODULE, env, self._first_to_gateway)
-        self.template = (
-            self._service("template", TEMPLATE_MODULE, with_huge_pages(env), self._first)
+        self.fork_server = (
+            self._service("template", FORK_SERVER_MODULE, with_huge_pages(env), self._first)
             if cpu
             else None
         )
-        launcher = Launcher(self.template, self.gateway, self._children, self._first)
-        self.fleet = Fleet(self._settings, self._board, launcher, self._children, self.events)
+        launcher = Launcher(self.fork_server, self.gateway, self._children, self._first)
+        self.pool = Pool(self._settings, self._board, launcher, self._children, self.events)
         self.operations = Operations(
-            self.fleet, self.events, self._plan, self._new_worker, self._settings.request_timeout_s
+            self.pool, self.events, self._plan, self._new_worker, self._settings.request_timeout_s
         )
 
     def _service(
@@ -134,11 +134,11 @@ class Supervisor:
 
     async def _serve(self) -> None:
         self.events.add("info", "server", f"lbhost {__version__} starts at {self.endpoint}")
-        if self.template is not None:
-            self.template.start()
+        if self.fork_server is not None:
+            self.fork_server.start()
         self.gateway.start()
         for i, placement in enumerate(self.prepared.placements):
-            self.fleet.add(self._new_worker(i, placement))
+            self.pool.add(self._new_worker(i, placement))
         ticker = asyncio.create_task(self._tick())
         ticker.add_done_callback(self._ticker_ended)
         try:
@@ -168,7 +168,7 @@ class Supervisor:
                 and row.pid == self.gateway.pid
                 and time.monotonic_ns() - row.heartbeat_ns < GATEWAY_FRESH_NS
             )
-            self.fleet.tick(now, looked=looked, gateway_fresh=fresh)
+            self.pool.tick(now, looked=looked, gateway_fresh=fresh)
             self._check_start()
             due = now + INTERVAL_S
             await asyncio.sleep(INTERVAL_S)
@@ -176,12 +176,12 @@ class Supervisor:
     def _watched(self) -> list[Watched]:
         return [
             Watched(w.id, w.pid, w.placement.cpus)
-            for w in self.fleet.workers.values()
+            for w in self.pool.workers.values()
             if w.pid is not None
         ]
 
     def _look_at_services(self, now: float, *, looked: bool) -> None:
-        services = [self.gateway, *([self.template] if self.template else [])]
+        services = [self.gateway, *([self.fork_server] if self.fork_server else [])]
         for service in services:
             if not looked:
                 service.forget_looks()
@@ -198,7 +198,7 @@ class Supervisor:
         """Say once that we serve; give up if no worker could be started at all."""
         if self._announced or self._stopping:
             return
-        workers = self.fleet.workers.values()
+        workers = self.pool.workers.values()
         states = {w.state for w in workers}
         if states == {WorkerState.FAILED}:
             first = next(iter(workers))
@@ -230,7 +230,7 @@ class Supervisor:
     # --- the end --------------------------------------------------------------------------
 
     async def _shut_down(self) -> None:
-        """Gateway first, for as long as the grace; then workers, then the template.
+        """Gateway first, for as long as the grace; then workers, then the fork server.
 
         A second signal ends the waiting.
         """
@@ -249,15 +249,15 @@ class Supervisor:
         self.events.add("info", "server", "stopped")
 
     def _end_workers(self) -> None:
-        for worker in list(self.fleet.workers.values()):
-            self.fleet.want(worker, Wanted.DOWN)
+        for worker in list(self.pool.workers.values()):
+            self.pool.want(worker, Wanted.DOWN)
             if lifecycle.possible(worker.state, lifecycle.Event.STOP):
-                self.fleet.stop(worker)
-        if self.template is not None:
-            loading = self.template.state == "starting"
-            self.template.stop()
+                self.pool.stop(worker)
+        if self.fork_server is not None:
+            loading = self.fork_server.state == "starting"
+            self.fork_server.stop()
             if loading:  # it does not listen while it loads, and has nothing to lose
-                self.template.kill()
+                self.fork_server.kill()
 
     async def _wait_stop(self, condition: Callable[[], bool], limit_s: float) -> None:
         """Until the condition holds, time is up, or a second signal has come."""
@@ -271,13 +271,13 @@ class Supervisor:
 
     def service_message(self, service: Service, message: control.Control) -> None:
         """A service is ready. Nothing else is said on these links."""
-        if isinstance(message, control.Loaded) and service is self.template:
+        if isinstance(message, control.Loaded) and service is self.fork_server:
             service.ready()
             self.events.add("info", "template", f"weights loaded in {message.load_s:.2f} s")
-            self.fleet.template_ready()
+            self.pool.fork_server_ready()
         elif isinstance(message, control.Ready) and service is self.gateway:
             service.ready()
-            self.fleet.gateway_ready()
+            self.pool.gateway_ready()
 
     def service_down(self, service: Service) -> None:
         """The loop may be waiting for that."""
@@ -317,9 +317,9 @@ class Supervisor:
             policy=self._settings.policy.value,
             uptime_s=time.monotonic() - self._began_s,
             rolling=self.operations.rolling,
-            workers=assembly.workers(self.fleet.workers.values()),
+            workers=assembly.workers(self.pool.workers.values()),
             gateway=self.gateway.status(),
-            template=None if self.template is None else self.template.status(),
+            template=None if self.fork_server is None else self.fork_server.status(),
             traffic=assembly.traffic(),
             cores=assembly.cores(),
             gpus=assembly.gpus(),
@@ -331,7 +331,7 @@ class Supervisor:
             return "stopping"
         if not self._announced:
             return "starting"
-        wanted = [w for w in self.fleet.workers.values() if w.wanted is Wanted.UP]
+        wanted = [w for w in self.pool.workers.values() if w.wanted is Wanted.UP]
         whole = self.gateway.state == "ready" and all(w.state in lifecycle.UP for w in wanted)
         return "ready" if whole else "degraded"
 
@@ -358,7 +358,7 @@ class Supervisor:
     def _plan(self, count: int) -> Sequence[Placement]:
         made = self.prepared
         try:
-            placements = topology.plan(
+            placements = plan(
                 made.topology,
                 count,
                 self._settings.threads_per_worker,
@@ -371,12 +371,12 @@ class Supervisor:
         if count > len(self._board.identity):
             most = len(self._board.identity)
             raise InvalidRequestError(f"this server has room for {most} workers", param="workers")
-        self._require_memory(count - len(self.fleet.workers))
+        self._require_memory(count - len(self.pool.workers))
         return placements
 
     def _require_memory(self, more: int) -> None:
         host = self._board.host.read(0)
-        if more <= 0 or self.template is None or host is None or host.memory_available is None:
+        if more <= 0 or self.fork_server is None or host is None or host.memory_available is None:
             return
         need = more * self.prepared.worker_bytes
         if need > host.memory_available:

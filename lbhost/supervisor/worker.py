@@ -1,15 +1,15 @@
-"""What the supervisor remembers of one worker. Data only; fleet.py changes it."""
+"""What the supervisor remembers of one worker. Data only; pool.py changes it."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
 
-from lbhost.board import Identity, Wanted, WorkerState
-from lbhost.control import Placement
-from lbhost.hardware import cpulist
+from lbhost.board import IdentityRow, Wanted, WorkerState
+from lbhost.machine import cpulist
+from lbhost.placement.placement import Placement
 from lbhost.supervisor.budget import Restarts
-from lbhost.supervisor.link import ControlLink
+from lbhost.supervisor.control_link import ControlLink
 from lbhost.supervisor.liveness import Watch
 
 
@@ -27,7 +27,7 @@ class Worker:
     pid: int | None = None
     link: ControlLink | None = None
     forked: bool = False
-    """Whether a process for this epoch has been asked for; False: waits for the template."""
+    """Whether a process for this epoch has been asked for; False: waits for the fork server."""
     ready_ns: int = 0
     """CLOCK_MONOTONIC when the process became READY, 0 before."""
     restarts: int = 0
@@ -48,9 +48,9 @@ class Worker:
     spare: bool = False
     """Made for a rolling restart only."""
 
-    def identity(self) -> Identity:
+    def identity(self) -> IdentityRow:
         """Its row on the board."""
-        return Identity(
+        return IdentityRow(
             present=True,
             epoch=self.epoch,
             state=self.state,

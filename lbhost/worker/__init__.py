@@ -1,1 +1,1 @@
-"""The template and worker processes: weights, contexts, the engine loop."""
+"""The fork server and worker processes: weights, contexts, the engine loop."""

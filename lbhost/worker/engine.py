@@ -1,7 +1,7 @@
 """The engine: continuous batching over one context. One `step` is one batch.
 
 Owns slots, requests and what the KV of each slot holds. Knows no sockets and no clock but
-the ones it is given; worker/process.py drives it from a link, tests and benchmarks drive it
+the ones it is given; worker/loop.py drives it from a link, tests and benchmarks drive it
 by hand:
 
     engine = Engine(context, samplers, vocab, target_s=0.15)
@@ -25,9 +25,9 @@ from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
 from lbhost.worker.batch import Prefill, Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
-from lbhost.worker.prefix import SlotView, choose, common_prefix
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
+from lbhost.worker.slot_choice import SlotView, choose, common_prefix
 from lbhost.worker.speed import SpeedMeter
 
 MAX_WAITING = 256

@@ -1,6 +1,6 @@
 """A worker's first moments: who it is, where it runs, its context; then the loop.
 
-Used by the template's children (CPU) and by `python -m lbhost.worker` (GPU) alike.
+Used by the fork server's children (CPU) and by `python -m lbhost.worker` (GPU) alike.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from lbhost.board import Board
 from lbhost.errors import StartupError
 from lbhost.linux import die_with_parent
 from lbhost.llama import Model
+from lbhost.placement.placement import Placement
 from lbhost.worker.context import Context
-from lbhost.worker.process import WorkerProcess
+from lbhost.worker.loop import Loop
 
 
 def serve(
@@ -47,10 +48,10 @@ def serve(
     except StartupError as error:
         control.send(link, control.Failed(error.message))
         return 1
-    return WorkerProcess(link, board, settings, fork, context).run()
+    return Loop(link, board, settings, fork, context).run()
 
 
-def _take_place(placement: control.Placement, nice: int) -> None:
+def _take_place(placement: Placement, nice: int) -> None:
     """Pin to the CPUs and give way to the gateway. Raises StartupError."""
     try:
         os.sched_setaffinity(0, placement.cpus)

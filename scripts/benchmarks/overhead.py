@@ -14,7 +14,7 @@ from benchmarks.load import Job, LoadError, Plan, send
 from benchmarks.servers import Server
 from benchmarks.stats import spread
 from lbhost.config import Policy, Settings
-from lbhost.gateway.policy import Need, WorkerView, choose
+from lbhost.gateway.scheduling.policy import Need, WorkerView, choose
 
 PROMPT_TOKENS = 16
 """Few, so that the drift of the box between two requests is small beside 2 ms."""

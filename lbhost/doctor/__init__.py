@@ -1,0 +1,1 @@
+"""`lbhost doctor`: what to tell a person about this box."""

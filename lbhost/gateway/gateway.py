@@ -1,0 +1,157 @@
+"""The gateway process: what the supervisor sends is done here.
+
+Owns the control link, the data links' arrival, the board ticks and the order in which things
+start and stop. `run` is the whole life, from Configure to the drained end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Coroutine
+
+import msgspec
+
+from lbhost import board, control, log
+from lbhost.config import Settings
+from lbhost.errors import WireError
+from lbhost.gateway.http import routes as app
+from lbhost.gateway.http.server import Server
+from lbhost.gateway.metrics import BoardCollector, Metrics
+from lbhost.gateway.prompt.intake import Intake
+from lbhost.gateway.prompt.prompter import Vocabulary
+from lbhost.gateway.recorder import WRITE_S, Recorder
+from lbhost.gateway.scheduling.dispatcher import Dispatcher
+from lbhost.gateway.scheduling.readings import Readings, Siblings
+from lbhost.gateway.scheduling.sessions import Sessions
+
+
+class Start(msgspec.Struct, frozen=True):
+    """The first packet, unpacked."""
+
+    configure: control.Configure
+    page: board.Board
+    listener: socket.socket
+
+
+def receive_start(link: socket.socket) -> Start | None:
+    """Wait for Configure; None when the supervisor went first.
+
+    Raises:
+        WireError: something else came, or not with two descriptors.
+    """
+    packet = control.receive(link)
+    if packet is None:
+        return None
+    message, fds = packet
+    if not isinstance(message, control.Configure) or len(fds) != 2:
+        raise WireError("the gateway's first packet must be Configure with two descriptors")
+    return Start(message, board.Board.attach(fds[0]), socket.socket(fileno=fds[1]))
+
+
+class Gateway:
+    """All parts of the gateway, put together. Tests run it in their own event loop."""
+
+    def __init__(
+        self,
+        start: Start,
+        vocab: Vocabulary,
+        *,
+        siblings: Siblings = lambda cpus: (),
+        on_orphaned: Callable[[], None],
+    ) -> None:
+        """`on_orphaned` is called when the control link ends: the supervisor is gone."""
+        configure = start.configure
+        settings: Settings = configure.settings
+        self._on_orphaned = on_orphaned
+        self._listener = start.listener
+        self._link: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        counters = Metrics()
+        self.sessions = Sessions(Readings(start.page, settings, siblings=siblings), settings.slots)
+        self.traffic = Recorder(start.page, settings, self.sessions, counters)
+        self.dispatcher = Dispatcher(settings, self.sessions, self.traffic)
+        counters.registry.register(
+            BoardCollector(self.sessions, self.dispatcher, settings.queue_size)
+        )
+        self.intake = Intake(vocab, configure.n_ctx, configure.model_alias)
+        self.server = Server(
+            app.build(
+                intake=self.intake,
+                dispatcher=self.dispatcher,
+                traffic=self.traffic,
+                counters=counters,
+                model=configure.model_alias,
+                n_ctx=configure.n_ctx,
+                api_key=settings.api_key,
+            ),
+            settings,
+        )
+
+    async def run(self, link: socket.socket) -> None:
+        """Serve until told to Stop, and drained. Takes over the control link."""
+        self._link = link
+        link.setblocking(False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(link.fileno(), self._on_control)
+        writer = asyncio.create_task(self._write_board())
+        try:
+            control.send(link, control.Ready())
+            await self.server.serve(sockets=[self._listener])
+        finally:
+            writer.cancel()
+            for task in self._tasks:
+                task.cancel()
+            loop.remove_reader(link.fileno())
+            self.dispatcher.close()
+            self.intake.close()
+
+    def _on_control(self) -> None:
+        assert self._link is not None
+        while True:
+            try:
+                packet = control.receive(self._link)
+            except BlockingIOError:
+                return
+            except (OSError, WireError) as error:
+                log.get().error("control link broken", reason=str(error))
+                packet = None
+            if packet is None:
+                asyncio.get_running_loop().remove_reader(self._link.fileno())
+                self._on_orphaned()
+                return
+            self._obey(*packet)
+
+    def _obey(self, message: control.Control, fds: list[int]) -> None:
+        if isinstance(message, control.Link) and len(fds) == 1:
+            self._spawn(self._attach(fds[0], message))
+            return
+        for fd in fds:
+            os.close(fd)
+        if isinstance(message, control.Stop):
+            if not self.dispatcher.stopping:
+                self._spawn(self._stop(message.grace_s))
+        else:
+            log.get().error("unexpected control packet", kind=type(message).__name__)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _attach(self, fd: int, link: control.Link) -> None:
+        try:
+            await self.dispatcher.attach(fd, link.worker, link.epoch)
+        except OSError as error:
+            log.get().error("data link unusable", worker=link.worker, reason=str(error))
+
+    async def _stop(self, grace_s: float) -> None:
+        log.get().info("draining", grace_s=grace_s, requests=self.dispatcher.active)
+        await self.dispatcher.drain(grace_s)
+        self.server.stop()
+
+    async def _write_board(self) -> None:
+        while True:
+            self.traffic.write(self.dispatcher, self.server.connections)
+            await asyncio.sleep(WRITE_S)

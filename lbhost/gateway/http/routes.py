@@ -1,0 +1,147 @@
+"""The HTTP application: routes, and what every answer has in common.
+
+Every answer carries x-request-id, every error OpenAI's shape. Owns no state of requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from lbhost.errors import (
+    InvalidRequestError,
+    LbhostError,
+    MethodNotAllowedError,
+    ModelNotFoundError,
+    NotFoundError,
+    NotReadyError,
+)
+from lbhost.gateway import metrics
+from lbhost.gateway.api.endpoint import Completions
+from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.http.access import Access, error_response
+from lbhost.gateway.metrics import Metrics
+from lbhost.gateway.prompt.intake import Intake
+from lbhost.gateway.recorder import Recorder
+from lbhost.gateway.scheduling.dispatcher import Dispatcher
+
+_json = msgspec.json.Encoder().encode
+
+
+def build(
+    *,
+    intake: Intake,
+    dispatcher: Dispatcher,
+    traffic: Recorder,
+    counters: Metrics,
+    model: str,
+    n_ctx: int,
+    api_key: str | None,
+) -> ASGIApp:
+    """The application, ready for uvicorn."""
+    pages = _Pages(dispatcher, counters, model, n_ctx)
+    get: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
+        ("/v1/models", pages.models),
+        ("/v1/models/{model:path}", pages.one_model),
+        ("/livez", pages.livez),
+        ("/readyz", pages.readyz),
+        ("/health", pages.readyz),
+        ("/metrics", pages.metrics),
+    ]
+    routes = [Route(path, page, methods=["GET"]) for path, page in get]
+    for path, kind in (
+        ("/v1/chat/completions", Kind.CHAT),
+        ("/v1/completions", Kind.COMPLETION),
+    ):
+        endpoint = Completions(kind, intake, dispatcher, traffic, model)
+        routes.append(Route(path, endpoint, methods=["POST"]))
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            LbhostError: _on_lbhost_error,
+            HTTPException: _on_http_exception,
+            Exception: _on_bug,
+        },
+    )
+    app.router.redirect_slashes = False
+    return Access(app, dispatcher, api_key)
+
+
+class _Pages:
+    """The endpoints that only tell."""
+
+    def __init__(self, dispatcher: Dispatcher, counters: Metrics, model: str, n_ctx: int) -> None:
+        self._dispatcher = dispatcher
+        self._metrics = counters
+        self._model = model
+        self._card = {
+            "id": model,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "lbhost",
+            "meta": {"n_ctx": n_ctx},
+        }
+
+    async def models(self, _: Request) -> Response:
+        return _ok({"object": "list", "data": [self._card]})
+
+    async def one_model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name != self._model:
+            raise ModelNotFoundError(
+                f"model {name[:100]!r} is not served here; {self._model!r} is", param="model"
+            )
+        return _ok(self._card)
+
+    async def livez(self, _: Request) -> Response:
+        return _ok({"status": "ok"})
+
+    async def readyz(self, _: Request) -> Response:
+        if self._dispatcher.ready():
+            return _ok({"status": "ok"})
+        why = "the server is shutting down" if self._dispatcher.stopping else "no worker is ready"
+        raise NotReadyError(why, retry_after_s=1)
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(self._metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})
+
+
+def _ok(value: Any) -> Response:
+    return Response(_json(value), media_type="application/json")
+
+
+async def _on_lbhost_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LbhostError)
+    response = error_response(error)
+    worker = request.scope["state"].get("worker")
+    if worker is not None:
+        response.headers["x-lbhost-worker"] = str(worker)
+    return response
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path[:200]}"
+    if error.status_code == 404:
+        return error_response(NotFoundError(f"{where}: no such path"))
+    if error.status_code == 405:
+        response = error_response(MethodNotAllowedError(f"{where}: method not allowed"))
+        for name, value in (error.headers or {}).items():
+            response.headers[name] = value
+        return response
+    return error_response(InvalidRequestError(f"{where}: {error.detail}"))
+
+
+async def _on_bug(_: Request, error: Exception) -> Response:
+    """Ours. Starlette raises it again after the answer, so that uvicorn logs it."""
+    return error_response(LbhostError("internal error"))

@@ -1,0 +1,1 @@
+"""From messages or text to prompt tokens."""

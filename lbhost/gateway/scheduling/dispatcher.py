@@ -1,0 +1,409 @@
+"""Queue, deadlines, cancellation, retries: which job is where, and how it gets on.
+
+Owns every Job between submit and its end. *Decide, then do*: `_decide` is synchronous and
+takes the slots, the writing to links comes after it. A slot is given back in one place only,
+`_land` or `_on_lost`, when the worker says that the attempt ended or its link does.
+
+Late binding: a job stays here until a worker has a free slot for it. The queue is ordered by
+arrival plus predicted cost (at most MAX_OVERTAKEN_S of it), so that short requests pass long
+ones and nothing waits for ever. Behind a job that cannot be placed now, others may go first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import time
+from random import Random
+from typing import Protocol
+
+from lbhost import log, wire
+from lbhost.config import Settings
+from lbhost.errors import (
+    ClientTimeoutError,
+    DeadlineError,
+    EngineError,
+    LbhostError,
+    NotReadyError,
+    QueueFullError,
+    WorkerLostError,
+)
+from lbhost.gateway.scheduling.job import Job, JobState, Work
+from lbhost.gateway.scheduling.router import Router
+from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Session, Sessions
+from lbhost.gateway.scheduling.worker_link import WorkerLink
+
+MAX_ATTEMPTS = 3
+"""Workers that may be lost under a request before it is given up."""
+
+MAX_OVERTAKEN_S = 20.0
+"""A request is passed only by those that arrive less than this after it."""
+
+LOOKAHEAD = 16
+"""Queued requests that are looked at when the first ones cannot be placed."""
+
+POLL_S = 0.02
+"""While something is queued, the board is looked at so often: a worker may have become READY."""
+
+NOT_READY_GRACE_S = 2.0
+"""How long after the last worker went requests are still queued: a replacement takes 0.3 s."""
+
+REJECT_HOLD_S = 0.05
+"""A worker that refused a request is left alone so long: its state is about to change."""
+
+MAX_UNTAKEN = 1 << 20
+"""Characters that may wait for a client that reads too slowly; then it is cut off."""
+
+_REQUEUED_FIRST = -1e9
+
+
+class Observer(Protocol):
+    """Who counts what happens. See recorder.py."""
+
+    def sent(self, attempt: Attempt, now: float) -> None: ...
+    def tokens(self, attempt: Attempt, count: int, now: float) -> None: ...
+    def released(self, attempt: Attempt, finish: wire.Finish) -> None: ...
+    def retried(self, job: Job) -> None: ...
+    def ended(self, job: Job, now: float) -> None: ...
+
+
+class Dispatcher:
+    """All requests of the gateway. Lives on one event loop; nothing here blocks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        observer: Observer,
+        *,
+        rng: Random | None = None,
+    ) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._observer = observer
+        self._router = Router(settings, sessions, rng or Random())
+        self._queue: list[Job] = []
+        self._jobs: dict[int, Job] = {}
+        self._flights: dict[int, Attempt] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._poll: asyncio.TimerHandle | None = None
+        self._numbers = 0
+        self._ready_at = -1e9
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.stopping = False
+
+    def __repr__(self) -> str:
+        return f"Dispatcher({self._sessions.in_flight} in flight, {len(self._queue)} queued)"
+
+    @property
+    def queue_depth(self) -> int:
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        return self._sessions.in_flight
+
+    @property
+    def active(self) -> int:
+        """Requests that have not ended."""
+        return len(self._jobs)
+
+    # --- links -----------------------------------------------------------------------
+
+    async def attach(self, fd: int, worker: int, epoch: int) -> None:
+        """A data link has come. Raises OSError if the descriptor is none."""
+        link = await WorkerLink.open(fd, worker, epoch, self._on_step, self._on_lost)
+        old = self._sessions.current(worker)
+        if old is not None and old.epoch == epoch:
+            old.link.close()
+        if link.alive:
+            self._sessions.join(link)
+            self._pump()
+
+    def close(self) -> None:
+        """Drop all links and timers; for the end of the process and of tests."""
+        for link in self._sessions.links():
+            link.close()
+        for timer in self._timers.values():
+            timer.cancel()
+        if self._poll is not None:
+            self._poll.cancel()
+
+    # --- the HTTP side ---------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether a request that comes now would find a worker."""
+        return not self.stopping and self._outlook() is Outlook.OPEN
+
+    def check_open(self, preparing: int = 0) -> None:
+        """Refuse early what `submit` would refuse. `preparing`: requests about to be submitted.
+
+        Raises:
+            NotReadyError: shutting down, or no worker and none about to come.
+            QueueFullError: the queue is at its limit.
+        """
+        if self.stopping:
+            raise NotReadyError("the server is shutting down", retry_after_s=2)
+        if self._outlook() is Outlook.CLOSED and not self._just_ready():
+            raise NotReadyError("no worker is ready", retry_after_s=1)
+        depth = len(self._queue)
+        if depth + preparing >= self._settings.queue_size:
+            raise QueueFullError(
+                f"{depth} requests are waiting already", retry_after_s=self._wait_estimate_s()
+            )
+
+    def submit(self, work: Work) -> Job:
+        """Queue a request, and send it if a worker has room. Raises as check_open."""
+        self.check_open()
+        self._numbers += 1
+        job = Job(self._numbers, work, time.monotonic())
+        job.expected_tokens = self._router.expected_tokens(work)
+        job.order = job.arrived + min(self._router.lonely_cost_s(job), MAX_OVERTAKEN_S)
+        self._jobs[job.number] = job
+        self._idle.clear()
+        self._enqueue(job)
+        self._pump()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Nobody wants the answer any more. Harmless when it is over."""
+        if not job.over:
+            self._drop(job, None)
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no new requests; return when all have ended, by force after `grace_s`."""
+        self.stopping = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.get().warning("shutdown grace is over", cut_off=len(self._jobs))
+        for job in list(self._jobs.values()):
+            self._drop(job, NotReadyError("the server is shutting down", retry_after_s=2))
+
+    # --- decide, then do -------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Send what can be sent, and come back later for the rest."""
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
+        now_ns = time.monotonic_ns()
+        for attempt in self._decide(now_ns):
+            self._send(attempt)
+        if self._queue:
+            self._give_up_hopeless(now_ns)
+        if self._queue:
+            self._poll = asyncio.get_running_loop().call_later(POLL_S, self._pump)
+
+    def _decide(self, now_ns: int) -> list[Attempt]:
+        """Which queued jobs go where, now. Their slots are taken when this returns."""
+        if not self._queue:
+            return []
+        usable = self._sessions.usable(now_ns)
+        room = sum(session.room for session, _ in usable)
+        if usable:
+            self._ready_at = now_ns / 1e9
+        attempts: list[Attempt] = []
+        views = [session.view(reading, now_ns) for session, reading in usable] if room else []
+        passed = 0
+        for job in list(self._queue):
+            if not room or passed == LOOKAHEAD:
+                break
+            index = self._router.choose(job, usable, views)
+            if index is None:
+                passed += 1
+                continue
+            session, reading = usable[index]
+            attempts.append(self._assign(job, session, now_ns))
+            views[index] = session.view(reading, now_ns)
+            room -= 1
+        return attempts
+
+    def _assign(self, job: Job, session: Session, now_ns: int) -> Attempt:
+        self._queue.remove(job)
+        self._numbers += 1
+        attempt = Attempt(self._numbers, job, session, now_ns)
+        session.assign(attempt)
+        self._flights[job.number] = attempt
+        job.state = JobState.RUNNING
+        job.attempts += 1
+        job.worker = session.worker
+        job.started = now_ns / 1e9
+        return attempt
+
+    def _send(self, attempt: Attempt) -> None:
+        job, work = attempt.job, attempt.job.work
+        submit = wire.Submit(
+            request=attempt.number,
+            prompt=work.prompt,
+            max_tokens=work.max_tokens,
+            sampling=work.sampling,
+            stop=work.stop,
+            ignore_eos=work.ignore_eos,
+        )
+        self._set_deadline(job, job.arrived + self._settings.request_timeout_s)
+        self._observer.sent(attempt, time.monotonic())
+        attempt.session.link.send(wire.encode(submit))
+
+    def _enqueue(self, job: Job) -> None:
+        job.state = JobState.QUEUED
+        bisect.insort(self._queue, job, key=lambda queued: (queued.order, queued.number))
+        latest = job.arrived + self._settings.request_timeout_s
+        self._set_deadline(job, min(latest, time.monotonic() + self._settings.queue_timeout_s))
+
+    def _requeue(self, job: Job) -> None:
+        """Back to the front, as if it had never been sent."""
+        del self._flights[job.number]
+        job.forget()
+        job.worker = None
+        job.order = job.arrived + _REQUEUED_FIRST
+        self._enqueue(job)
+
+    # --- what workers say ------------------------------------------------------------
+
+    def _on_step(self, link: WorkerLink, step: wire.Step) -> None:
+        session = self._sessions.of(link)
+        if session is None:
+            return
+        now = time.monotonic()
+        released = False
+        for delta in step.deltas:
+            attempt = session.attempts.get(delta.request)
+            if attempt is None:
+                continue
+            job = attempt.job
+            if delta.tokens:
+                self._observer.tokens(attempt, len(delta.tokens), now)
+                attempt.last_token = now
+                if not job.over:
+                    job.completion_tokens += len(delta.tokens)
+                    if job.first_token is None:
+                        job.first_token = now
+            if delta.text and not job.over:
+                job.put(delta.text)
+                if job.untaken > MAX_UNTAKEN:
+                    self._drop(job, ClientTimeoutError("the client reads too slowly"))
+            if delta.finish is not None:
+                self._release(attempt, delta.finish)
+                released = True
+        if released:
+            self._pump()
+
+    def _release(self, attempt: Attempt, finish: wire.Finish) -> None:
+        """An attempt ended by the worker's word."""
+        session, job = attempt.session, attempt.job
+        if session.release(attempt.number) is None:
+            return
+        self._observer.released(attempt, finish)
+        reason = finish.reason
+        if reason is wire.FinishReason.REJECTED:
+            session.held_until_ns = time.monotonic_ns() + int(REJECT_HOLD_S * 1e9)
+        elif reason is not wire.FinishReason.CANCELLED:
+            session.count_outcome(failed=reason is wire.FinishReason.ERROR)
+        if job.over:
+            return
+        if reason is wire.FinishReason.REJECTED:
+            job.attempts -= 1
+            self._requeue(job)
+        elif reason is wire.FinishReason.CANCELLED:
+            # Not at our word, or the job were over: the worker is going.
+            self._lost(job)
+        elif reason is wire.FinishReason.ERROR:
+            why = finish.error or "unknown reason"
+            self._end(job, error=EngineError(f"the engine gave up on this request: {why}"))
+        else:
+            self._router.learn(finish)
+            self._end(job, finish=finish)
+
+    def _on_lost(self, link: WorkerLink) -> None:
+        attempts = self._sessions.leave(link)
+        if attempts:
+            log.get().warning(
+                "worker lost", worker=link.worker, epoch=link.epoch, in_flight=len(attempts)
+            )
+            attempts[0].session.tally.errors += len(attempts)
+        for attempt in attempts:
+            if not attempt.job.over:
+                self._lost(attempt.job)
+        self._pump()
+
+    def _lost(self, job: Job) -> None:
+        """Its worker is gone: start again elsewhere if nobody can tell, else say so."""
+        worker = job.worker
+        if job.delivered:
+            message = f"worker {worker} died in the middle of this answer"
+            self._end(job, error=WorkerLostError(message, retry_after_s=1))
+        elif job.attempts >= MAX_ATTEMPTS:
+            message = f"{job.attempts} workers died while they had this request"
+            self._end(job, error=WorkerLostError(message, retry_after_s=1))
+        else:
+            self._observer.retried(job)
+            self._requeue(job)
+
+    # --- ends ------------------------------------------------------------------------
+
+    def _drop(self, job: Job, error: LbhostError | None) -> None:
+        """End a job early, wherever it is. Its slot comes back when the worker says so."""
+        if job.state is JobState.QUEUED:
+            self._queue.remove(job)
+        else:
+            attempt = self._flights[job.number]
+            attempt.session.link.send(wire.encode(wire.Cancel(attempt.number)))
+        self._end(job, error=error)
+
+    def _end(
+        self, job: Job, *, finish: wire.Finish | None = None, error: LbhostError | None = None
+    ) -> None:
+        timer = self._timers.pop(job.number, None)
+        if timer is not None:
+            timer.cancel()
+        self._flights.pop(job.number, None)
+        del self._jobs[job.number]
+        job.end(finish, error)
+        self._observer.ended(job, time.monotonic())
+        if not self._jobs:
+            self._idle.set()
+
+    def _set_deadline(self, job: Job, at: float) -> None:
+        timer = self._timers.get(job.number)
+        if timer is not None:
+            timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timers[job.number] = loop.call_later(
+            max(0.0, at - time.monotonic()), self._on_deadline, job
+        )
+
+    def _on_deadline(self, job: Job) -> None:
+        waited = time.monotonic() - job.arrived
+        if job.state is JobState.RUNNING:
+            assert job.worker is not None
+            self._sessions.tally(job.worker).timeouts += 1
+            message = f"not done after {waited:.1f} s, which is the limit"
+        else:
+            message = f"no worker had room within {waited:.1f} s"
+        self._drop(job, DeadlineError(message, retry_after_s=self._wait_estimate_s()))
+
+    def _give_up_hopeless(self, now_ns: int) -> None:
+        """Nobody will come for what is queued: say so instead of letting it time out."""
+        if self._outlook() is not Outlook.CLOSED or self._just_ready():
+            return
+        now = now_ns / 1e9
+        for job in list(self._queue):
+            if now - job.arrived >= NOT_READY_GRACE_S and not self._sessions.expected():
+                self._drop(job, NotReadyError("no worker is ready", retry_after_s=1))
+
+    # --- estimates -------------------------------------------------------------------
+
+    def _outlook(self) -> Outlook:
+        outlook = self._sessions.outlook(time.monotonic_ns())
+        if outlook is Outlook.OPEN:
+            self._ready_at = time.monotonic()
+        return outlook
+
+    def _just_ready(self) -> bool:
+        return time.monotonic() - self._ready_at < NOT_READY_GRACE_S
+
+    def _wait_estimate_s(self) -> float:
+        return self._router.wait_estimate_s(len(self._queue))

@@ -1,0 +1,133 @@
+"""What the board says about workers, re-read no more often than it can change.
+
+Decoding a row costs some 3 us; a burst of requests asks for the same rows again and again.
+Reads only; owns nothing but the copies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import msgspec
+
+from lbhost import board
+from lbhost.config import Settings
+from lbhost.machine import cpulist
+from lbhost.placement.share import share
+
+FRESH_NS = 5_000_000
+"""How long a copy of a worker's row is good."""
+
+HARDWARE_FRESH_NS = 100_000_000
+"""How long what the sampler wrote is good; it writes every 250 ms."""
+
+Siblings: TypeAlias = Callable[[Iterable[int]], tuple[int, ...]]
+"""The other logical CPUs of some CPUs' physical cores."""
+
+
+class WorkerReading(msgspec.Struct, frozen=True):
+    """A worker's rows, and what they mean together."""
+
+    identity: board.IdentityRow
+    progress: board.ProgressRow
+    share: float
+    idle: float | None
+    others: float | None
+    temp_c: float | None
+
+
+class Readings:
+    """Cached rows of all workers."""
+
+    def __init__(
+        self,
+        page: board.Board,
+        settings: Settings,
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        siblings: Siblings = lambda cpus: (),
+    ) -> None:
+        self._board = page
+        self._settings = settings
+        self._clock_ns = clock_ns
+        self._siblings = siblings
+        self._workers: dict[int, tuple[int, WorkerReading]] = {}
+        self._hardware: dict[str, tuple[int, _Hardware]] = {}
+        self.rows = len(page.identity)
+
+    def worker(self, index: int) -> WorkerReading | None:
+        """A worker's readings, at most FRESH_NS old; None if there is no such worker."""
+        now = self._clock_ns()
+        kept = self._workers.get(index)
+        if kept is not None and now - kept[0] < FRESH_NS:
+            return kept[1]
+        identity = self._board.identity.read(index)
+        if identity is None or not identity.present:
+            return None
+        progress = self._board.progress.read(index)
+        if progress is None:
+            return None
+        hardware = self._hardware_of(identity, now)
+        made = WorkerReading(
+            identity, progress, hardware.share, hardware.idle, hardware.others, hardware.temp_c
+        )
+        self._workers[index] = (now, made)
+        return made
+
+    def present(self) -> list[tuple[int, WorkerReading]]:
+        """All workers that exist, by id."""
+        found = ((i, self.worker(i)) for i in range(self.rows))
+        return [(i, worker) for i, worker in found if worker is not None]
+
+    def _hardware_of(self, identity: board.IdentityRow, now: int) -> _Hardware:
+        key = identity.cpus if identity.gpu < 0 else f"gpu {identity.gpu}"
+        kept = self._hardware.get(key)
+        if kept is not None and now - kept[0] < HARDWARE_FRESH_NS:
+            return kept[1]
+        made = self._read_hardware(identity)
+        self._hardware[key] = (now, made)
+        return made
+
+    def _read_hardware(self, identity: board.IdentityRow) -> _Hardware:
+        cpus = sorted(cpulist.parse(identity.cpus) or ())
+        cores = [self._core(n) for n in cpus]
+        known = [core for core in cores if core is not None]
+        gpu = None
+        if 0 <= identity.gpu < len(self._board.gpus):
+            gpu = self._board.gpus.read(identity.gpu)
+        temperatures = [core.temp_c for core in known] if gpu is None else [gpu.temp_c]
+        idle = [core.idle for core in known]
+        if gpu is not None:
+            idle = [None if gpu.utilisation is None else 1.0 - gpu.utilisation]
+        return _Hardware(
+            share=share(
+                cores,
+                host=self._board.host.read(0),
+                gpu=gpu,
+                siblings=[self._core(n) for n in self._siblings(cpus)],
+                warm_c=self._settings.warm_c,
+                hot_c=self._settings.hot_c,
+            ),
+            idle=_mean(idle),
+            others=_mean([core.others for core in known]),
+            temp_c=max((t for t in temperatures if t is not None), default=None),
+        )
+
+    def _core(self, number: int) -> board.CoreRow | None:
+        return self._board.cores.read(number) if number < len(self._board.cores) else None
+
+
+class _Hardware(msgspec.Struct, frozen=True):
+    """What a worker runs on, at this moment."""
+
+    share: float
+    idle: float | None = None
+    others: float | None = None
+    temp_c: float | None = None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,272 @@
+"""The workers as the gateway has them: links, requests in flight, what was learnt of each.
+
+Owns the exact in-attempt counts: a Flight is one attempt of one job on one worker, and holds
+one of its slots until the worker says that it ended, or the link does. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from lbhost import board
+from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling.job import Job
+from lbhost.gateway.scheduling.prefix_index import PrefixIndex
+from lbhost.gateway.scheduling.readings import Readings, WorkerReading
+from lbhost.gateway.scheduling.worker_link import WorkerLink
+
+ERROR_WEIGHT = 0.2
+"""Weight of the newest request in a worker's error rate."""
+
+EWMA_WEIGHT = 0.1
+"""Weight of the newest reading in the latencies on the board."""
+
+STALE_NS = 1_000_000_000
+"""A worker with work but no sign of progress for so long, and for STALE_STEPS of its own
+steps, gets nothing more. The supervisor decides whether it is hung."""
+
+STALE_STEPS = 5.0
+
+
+class Tally:
+    """Totals of one worker id over all its processes, since the gateway started."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.tokens_in = 0
+        self.tokens_out = 0
+        self.errors = 0
+        self.timeouts = 0
+        self.ttft_s: float | None = None
+        self.inter_token_s: float | None = None
+
+    def first_token(self, seconds: float) -> None:
+        self.ttft_s = _ewma(self.ttft_s, seconds)
+
+    def next_token(self, seconds: float) -> None:
+        self.inter_token_s = _ewma(self.inter_token_s, seconds)
+
+
+class Attempt:
+    """One attempt of a job on a worker. Its number names it on the wire, once and for all."""
+
+    def __init__(self, number: int, job: Job, session: Session, sent_ns: int) -> None:
+        self.number = number
+        self.job = job
+        self.session = session
+        self.sent_ns = sent_ns
+        cached = session.cached(job)
+        self.prefill = max(1, job.work.prompt_tokens - cached)
+        """Prompt tokens that it has to compute, as far as we can tell."""
+        self.last_token: float | None = None
+        """time.monotonic() of its newest token; None while it prefills."""
+
+
+class Session:
+    """One process (epoch) of a worker, with the link to it."""
+
+    def __init__(self, link: WorkerLink, slots: int, tally: Tally) -> None:
+        self.worker = link.worker
+        self.epoch = link.epoch
+        self.link = link
+        self.slots = slots
+        self.tally = tally
+        self.attempts: dict[int, Attempt] = {}
+        self.error_rate = 0.0
+        self.held_until_ns = 0
+        """It has just refused a request: the board is about to say that it drains."""
+        self.busy_since_ns = 0
+        self.prefixes = PrefixIndex(slots)
+
+    def __repr__(self) -> str:
+        return f"worker {self.worker}.{self.epoch}: {len(self.attempts)} of {self.slots} in flight"
+
+    @property
+    def room(self) -> int:
+        return self.slots - len(self.attempts)
+
+    def cached(self, job: Job) -> int:
+        return min(self.prefixes.predict(job.chain), job.work.prompt_tokens - 1)
+
+    def assign(self, attempt: Attempt) -> None:
+        """A request is on its way there and holds a slot from now on."""
+        if not self.attempts:
+            self.busy_since_ns = attempt.sent_ns
+        self.attempts[attempt.number] = attempt
+        self.prefixes.add(attempt.job.chain)
+
+    def release(self, number: int) -> Attempt | None:
+        """Give its slot back; None when that has happened before."""
+        return self.attempts.pop(number, None)
+
+    def count_outcome(self, failed: bool) -> None:
+        self.error_rate += ERROR_WEIGHT * (float(failed) - self.error_rate)
+        self.tally.errors += failed
+
+    def prefills(self, progress: board.ProgressRow) -> tuple[int, ...]:
+        """Prompt tokens left of each request there without output.
+
+        We know what we sent, the board says how much is left of what the worker had at its
+        heartbeat; it computes the shortest first, so the shortest are taken off.
+        """
+        left = sorted(f.prefill for f in self.attempts.values() if f.last_token is None)
+        if not left or progress.epoch != self.epoch:
+            return tuple(left)
+        since = sum(
+            f.prefill
+            for f in self.attempts.values()
+            if f.last_token is None and f.sent_ns > progress.heartbeat_ns
+        )
+        done = sum(left) - (progress.prefill_pending + since)
+        while left and done > 0:
+            part = min(left[0], done)
+            done -= part
+            left[0] -= part
+            if left[0] == 0:
+                del left[0]
+        return tuple(left)
+
+    def usable(self, reading: WorkerReading, now_ns: int) -> bool:
+        """Whether it may get requests: READY, this very process, and making progress."""
+        identity, progress = reading.identity, reading.progress
+        if (
+            identity.state is not board.WorkerState.READY
+            or identity.epoch != self.epoch
+            or now_ns < self.held_until_ns
+        ):
+            return False
+        if not self.attempts or progress.epoch != self.epoch:
+            return True
+        silent = now_ns - max(progress.heartbeat_ns, self.busy_since_ns)
+        return silent <= max(STALE_NS, STALE_STEPS * progress.predicted_step_s * 1e9)
+
+    def view(self, reading: WorkerReading, now_ns: int) -> policy.WorkerView:
+        """As the policy wants it, for a job of which nothing is cached."""
+        identity, progress = reading.identity, reading.progress
+        return policy.WorkerView(
+            worker=self.worker,
+            epoch=self.epoch,
+            slots=self.slots,
+            in_flight=len(self.attempts),
+            long_in_flight=sum(
+                f.job.work.prompt_tokens >= policy.LONG_PROMPT for f in self.attempts.values()
+            ),
+            prefills=self.prefills(progress),
+            speeds=_speeds(progress) if progress.epoch == self.epoch else None,
+            share=reading.share,
+            idle=reading.idle,
+            penalty=policy.penalty(self.error_rate, max(0.0, (now_ns - identity.started_ns) / 1e9)),
+        )
+
+
+class Outlook(enum.Enum):
+    """What a request that arrives now may hope for."""
+
+    OPEN = "open"
+    """Some worker takes requests."""
+    SOON = "soon"
+    """None does, but one is about to: it drains, rests, or its link is on its way."""
+    CLOSED = "closed"
+    """None is expected any moment: it starts, backs off, failed, or nobody wants one."""
+
+
+_ABOUT_TO = {board.WorkerState.READY, board.WorkerState.RESTING, board.WorkerState.DRAINING}
+
+
+class Sessions:
+    """All sessions. At most one per worker gets new requests; older ones finish theirs."""
+
+    def __init__(self, readings: Readings, slots: int) -> None:
+        self.readings = readings
+        self._slots = slots
+        self._sessions: dict[WorkerLink, Session] = {}
+        self._current: dict[int, Session] = {}
+        self._tallies: dict[int, Tally] = {}
+
+    def __repr__(self) -> str:
+        return f"Fleet({', '.join(map(repr, self._sessions.values()))})"
+
+    @property
+    def in_flight(self) -> int:
+        return sum(len(session.attempts) for session in self._sessions.values())
+
+    def tally(self, worker: int) -> Tally:
+        return self._tallies.setdefault(worker, Tally())
+
+    def current(self, worker: int) -> Session | None:
+        return self._current.get(worker)
+
+    def of(self, link: WorkerLink) -> Session | None:
+        return self._sessions.get(link)
+
+    def join(self, link: WorkerLink) -> Session:
+        """A new process of a worker. What its predecessor still sends is read to its end."""
+        reading = self.readings.worker(link.worker)
+        slots = reading.identity.slots if reading is not None else 0
+        session = Session(link, slots or self._slots, self.tally(link.worker))
+        self._sessions[link] = session
+        self._current[link.worker] = session
+        return session
+
+    def leave(self, link: WorkerLink) -> list[Attempt]:
+        """A link is gone; its attempts, all of them released by this."""
+        session = self._sessions.pop(link, None)
+        if session is None:
+            return []
+        if self._current.get(session.worker) is session:
+            del self._current[session.worker]
+        attempts = list(session.attempts.values())
+        session.attempts.clear()
+        return attempts
+
+    def usable(self, now_ns: int) -> list[tuple[Session, WorkerReading]]:
+        """The sessions that may get requests, full ones included, by worker id."""
+        found: list[tuple[Session, WorkerReading]] = []
+        for worker, session in sorted(self._current.items()):
+            reading = self.readings.worker(worker)
+            if reading is not None and session.usable(reading, now_ns):
+                found.append((session, reading))
+        return found
+
+    def outlook(self, now_ns: int) -> Outlook:
+        if self.usable(now_ns):
+            return Outlook.OPEN
+        states = [reading.identity.state for _, reading in self.readings.present()]
+        return Outlook.CLOSED if _ABOUT_TO.isdisjoint(states) else Outlook.SOON
+
+    def expected(self) -> bool:
+        """Whether any worker may still come up without the operator."""
+        return any(
+            reading.identity.wanted is board.Wanted.UP
+            and reading.identity.state is not board.WorkerState.FAILED
+            for _, reading in self.readings.present()
+        )
+
+    @property
+    def slots(self) -> int:
+        return sum(session.slots for session in self._current.values())
+
+    def speeds(self) -> policy.Speeds:
+        """A worker's speeds that stand for all: the first measured ones, else assumed."""
+        for worker in self._current:
+            reading = self.readings.worker(worker)
+            if reading is None:
+                continue
+            speeds = _speeds(reading.progress)
+            if speeds is not None:
+                return speeds
+        return policy.ASSUMED_SPEEDS
+
+    def links(self) -> list[WorkerLink]:
+        return list(self._sessions)
+
+
+def _ewma(old: float | None, new: float) -> float:
+    return new if old is None else old + EWMA_WEIGHT * (new - old)
+
+
+def _speeds(progress: board.ProgressRow) -> policy.Speeds | None:
+    prefill, base, seq = progress.prefill_tok_s, progress.step_base_s, progress.step_seq_s
+    if prefill is None or base is None or seq is None:
+        return None
+    return prefill, base, seq

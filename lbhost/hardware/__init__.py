@@ -1,1 +1,0 @@
-"""What the box offers: topology and live sensor readings."""

@@ -1,0 +1,1 @@
+"""What the box is, and what its sensors read."""

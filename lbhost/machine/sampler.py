@@ -1,0 +1,144 @@
+"""The sampler: reads the box and publishes the board's hardware rows.
+
+The one writer of the board's core, GPU and host tables; runs in the supervisor, four times a
+second. Decides nothing: what a reading means is share.py's matter. What the machine does not
+offer stays unknown (None).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from lbhost.board import Board, CoreRow
+from lbhost.linux import cpu_s
+from lbhost.machine import cpustat
+from lbhost.machine.coresensors import CoreSensors
+from lbhost.machine.gpu import GpuReader
+from lbhost.machine.hostload import HostMeter
+from lbhost.machine.probe import Probe
+from lbhost.machine.topology import Topology
+from lbhost.machine.tree import Roots
+
+INTERVAL_S = 0.25
+"""How often `sample` is meant to be called."""
+GPU_EVERY = 4
+"""Rounds between two readings of a GPU: NVML calls cost up to a millisecond."""
+REFRESH_S = 30.0
+"""Sensors are looked for again after this time…"""
+REFRESH_LOST_S = 10.0
+"""…and after this time when one of them has vanished."""
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """A worker whose own CPU use is not to count as others'."""
+
+    worker: int
+    pid: int
+    cpus: tuple[int, ...]
+    """CPUs it is pinned to; its use is taken to be spread evenly over them."""
+
+
+class Sampler:
+    """Samples one box. Not thread-safe."""
+
+    def __init__(
+        self,
+        board: Board,
+        topology: Topology,
+        roots: Roots,
+        gpus: GpuReader | None = None,
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        cpu_clock_s: Callable[[int], float | None] = cpu_s,
+    ) -> None:
+        """Open the sensors.
+
+        Args:
+            board: with at least `topology.rows` core rows and a GPU row per GPU.
+            clock_ns: CLOCK_MONOTONIC, for tests to replace.
+            cpu_clock_s: CPU seconds used by a pid, None if it is gone.
+        """
+        self._board = board
+        self._topology = topology
+        self._gpus = gpus
+        self._clock_ns = clock_ns
+        self._cpu_clock_s = cpu_clock_s
+        # The lines of 64 CPUs take 4 KB; what follows them is not needed.
+        self._stat = Probe(roots.procfs / "stat", 4096 + 160 * topology.rows)
+        self._meter = cpustat.UsageMeter(os.sysconf("SC_CLK_TCK"))
+        self._sensors = CoreSensors(roots, topology)
+        self._host = HostMeter(roots)
+        self._cpu_used_s: dict[int, float] = {}
+        self._refreshed_ns = clock_ns()
+        self._round = 0
+
+    def sample(self, workers: Sequence[Watched] = ()) -> None:
+        """Take one sample and publish it.
+
+        Args:
+            workers: all workers with a process now.
+        """
+        now_ns = self._clock_ns()
+        stat = self._stat.read()
+        ticks = {} if stat is None else cpustat.parse(stat)
+        usage = self._meter.add(now_ns / 1e9, ticks, self._own_use(workers))
+        complete = self._sensors.read(now_ns / 1e9)
+        unknown = cpustat.Usage()
+        write = self._board.cores.write
+        for cpu in self._topology.cpus:
+            used = usage.get(cpu, unknown)
+            sensed = self._sensors.reading(cpu)
+            write(
+                cpu,
+                CoreRow(
+                    sampled_ns=now_ns,
+                    idle=used.idle,
+                    others=used.others,
+                    freq_ratio=sensed.freq_ratio,
+                    temp_c=sensed.temp_c,
+                    throttle_s=sensed.throttle_s,
+                    steal=used.steal,
+                    niced=used.niced,
+                ),
+            )
+        self._board.host.write(0, self._host.read(now_ns))
+        self._sample_gpus()
+        self._round += 1
+        if now_ns - self._refreshed_ns > 1e9 * (REFRESH_S if complete else REFRESH_LOST_S):
+            self._refreshed_ns = now_ns
+            self._sensors.refresh()
+
+    def close(self) -> None:
+        """Let go of all files. The GPU reader stays the caller's."""
+        self._stat.close()
+        self._sensors.close()
+        self._host.close()
+
+    def _own_use(self, workers: Sequence[Watched]) -> dict[int, float | None]:
+        """Per CPU, seconds that workers pinned there ran since the last sample."""
+        own: dict[int, float | None] = {}
+        used: dict[int, float] = {}
+        for worker in workers:
+            now = self._cpu_clock_s(worker.pid)
+            before = self._cpu_used_s.get(worker.pid)
+            delta = None
+            if now is not None:
+                used[worker.pid] = now
+                if before is not None and now >= before:  # else the pid is another process now
+                    delta = (now - before) / max(1, len(worker.cpus))
+            for cpu in worker.cpus:
+                so_far = own.get(cpu, 0.0)
+                own[cpu] = None if delta is None or so_far is None else so_far + delta
+        self._cpu_used_s = used
+        return own
+
+    def _sample_gpus(self) -> None:
+        if self._gpus is None:
+            return
+        for gpu in self._gpus.gpus[: len(self._board.gpus)]:
+            if self._round == 0 or (self._round + gpu.index) % GPU_EVERY == 0:
+                self._board.gpus.write(gpu.index, self._gpus.read(gpu.index))

@@ -1,0 +1,1 @@
+"""What follows from the machine: where workers go, and what is left to each. Pure."""

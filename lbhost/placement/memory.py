@@ -1,0 +1,137 @@
+"""How many tokens of context fit the memory. Pure.
+
+llama.cpp clears the KV cache at start, so all of it is resident from the first second:
+workers x slots x tokens x bytes per token, beside one copy of the weights and each worker's
+compute buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from lbhost.board import GpuRow
+from lbhost.errors import StartupError
+from lbhost.placement.placement import Placement
+
+DEFAULT_CONTEXT = 4096
+"""Tokens per slot that nobody has to ask for: most chats end before."""
+LEAST_CONTEXT = 256
+"""With less a chat template leaves hardly any room to answer."""
+WORKER_BYTES = 64 << 20
+"""Allowance for a worker's compute buffers, page tables and Python."""
+_STEP = 256
+"""llama.cpp rounds a sequence's context up to a multiple of this."""
+_DEFAULT_PART = 0.5
+"""Part of the free memory that the default takes: the rest is the user's, and page cache."""
+_MOST_PART = 0.9
+"""Part that may be asked for."""
+
+
+def need_bytes(
+    *, weights_bytes: int, kv_bytes_per_token: int, workers: int, slots: int, n_ctx: int
+) -> int:
+    """Memory that a server of this shape holds, weights counted once."""
+    kv = workers * slots * n_ctx * kv_bytes_per_token
+    return weights_bytes + workers * WORKER_BYTES + kv
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """What the workers that share one memory have between them."""
+
+    available_bytes: int | None
+    workers: int
+
+
+def budget(
+    placements: Sequence[Placement], available_bytes: int | None, gpus: Sequence[GpuRow | None] = ()
+) -> Budget:
+    """CPU workers share the box; each GPU worker has its card, of which the fullest counts.
+
+    Args:
+        placements: what `plan.plan` gave.
+        available_bytes: of the box; None if unknown.
+        gpus: the board's GPU rows by index.
+    """
+    if not any(placement.gpu is not None for placement in placements):
+        return Budget(available_bytes, len(placements))
+    free: list[int] = []
+    for placement in placements:
+        row = gpus[placement.gpu] if placement.gpu is not None else None
+        if row is not None and row.memory_total is not None and row.memory_used is not None:
+            free.append(int(row.memory_total - row.memory_used))
+    return Budget(min(free, default=None), 1)
+
+
+def fit_context(
+    *,
+    available_bytes: int | None,
+    weights_bytes: int,
+    kv_bytes_per_token: int,
+    workers: int,
+    slots: int,
+    n_ctx_train: int,
+    requested: int | None,
+) -> int:
+    """Tokens per slot, prompt and output together.
+
+    Args:
+        available_bytes: memory that can be taken now, before the weights are loaded; None if
+            unknown, which limits nothing.
+        n_ctx_train: the longest context the model was trained for; 0 if unknown.
+        requested: `--ctx-size`, or None for the default: the least of n_ctx_train, 4096 and
+            what fits in half of the available memory.
+
+    Raises:
+        StartupError: the request is over n_ctx_train, or memory does not hold it (without a
+            request: not even the least useful context); one line saying what to change.
+    """
+    per_token = workers * slots * kv_bytes_per_token
+    if requested is not None and n_ctx_train and requested > n_ctx_train:
+        raise StartupError(
+            f"--ctx-size {requested} is more than the model was trained for: use {n_ctx_train} "
+            "or less"
+        )
+    least = min(LEAST_CONTEXT, n_ctx_train or LEAST_CONTEXT)
+    tokens = min(DEFAULT_CONTEXT, n_ctx_train or DEFAULT_CONTEXT)
+    if available_bytes is None:
+        return tokens if requested is None else requested
+    fixed = need_bytes(
+        weights_bytes=weights_bytes, kv_bytes_per_token=0, workers=workers, slots=0, n_ctx=0
+    )
+    most = _tokens(available_bytes * _MOST_PART - fixed, per_token)
+    if requested is not None:
+        if requested <= most:
+            return requested
+        raise StartupError(_refusal(requested, most, least, fixed, per_token, available_bytes))
+    if most < least:
+        raise StartupError(_refusal(least, most, least, fixed, per_token, available_bytes))
+    fits = _tokens(available_bytes * _DEFAULT_PART - fixed, per_token)
+    # A box too small for the generous half still serves, with the least useful context.
+    fits = max(least, fits)
+    return tokens if fits >= tokens or not per_token else max(least, fits // _STEP * _STEP)
+
+
+def _tokens(spare: float, per_token: int) -> int:
+    """Tokens per slot that so many bytes hold; unbounded for models without a KV cache."""
+    if spare < 0:
+        return 0
+    return int(spare // per_token) if per_token else 1 << 40
+
+
+def _refusal(wanted: int, most: int, least: int, fixed: int, per_token: int, available: int) -> str:
+    need = fixed + wanted * per_token
+    if most >= least:
+        advice = f"use --ctx-size {most} or less, or fewer --workers or --slots"
+    else:
+        advice = "use fewer --workers or --slots, a smaller model, or free some memory"
+    return (
+        f"a context of {wanted} tokens needs {gib(need)} of memory, {gib(available)} are "
+        f"available: {advice}"
+    )
+
+
+def gib(size: float) -> str:
+    """Bytes for people: "1.5 GiB", "310 MiB"."""
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"

@@ -1,0 +1,17 @@
+"""Where one worker runs. Data only."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Where a worker runs."""
+
+    cpus: tuple[int, ...]
+    """Logical CPUs to pin to."""
+    threads: int
+    gpu: int | None = None
+    """Index of the GPU's board row; None for a CPU worker."""
+    gpu_uuid: str | None = None
+    """What CUDA_VISIBLE_DEVICES gets."""

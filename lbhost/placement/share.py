@@ -1,0 +1,113 @@
+"""What the hardware leaves to a worker: one number in (0, 1]. Pure.
+
+    share = max(0.05, cpu x thermal x quota x gpu)
+
+    cpu      1 - others of the worst of its cores (a worker of several threads meets at a
+             barrier after every operation: it runs at the speed of the slowest), but at least
+             0.2 of what the hypervisor leaves, 0.5 where the others run at lowered priority: on
+             an idle worker's core the other program may take all, yet the scheduler gives the
+             worker its part once it wants it; times 1 - 0.4 x busy of the busiest SMT sibling,
+             where siblings are given.
+    thermal  the least of three signs of one cause, over its cores:
+             temperature  1 up to warm, falling linearly to 0.05 at hot;
+             clock        frequency ratio / 0.7 below 0.7 of the maximum, on a busy core only;
+             throttling   1 / (1 + new throttle events per second).
+             Clock and events speak before the temperature has reached warm.
+    quota    1 - throttled / 2: in a throttled cgroup period the worker stood still for some
+             part of it, a half for want of a better number.
+    gpu      for a GPU worker: its temperature like a core's; 0.5 while heat, a power brake or
+             a hardware slowdown holds its clocks down (a power cap is a loaded card's normal
+             state and costs nothing).
+
+An unknown reading is neutral: it counts as 1.
+
+An idle core clocks down by itself, so a low ratio says something about busy cores alone: it
+counts fully from 0.7 busy, not at all up to 0.3 busy, and proportionally between. 0.7 because
+all-core turbo is commonly 0.75 to 0.85 of the single-core turbo that is called the maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lbhost.board import CoreRow, GpuRow, HostRow
+
+FLOOR = 0.05
+"""Never 0: a worker that gets nothing would never be seen to have recovered."""
+FAIR = 0.2
+"""A nice 5 worker's part beside one busy program is 335 / (335 + 1024) = 0.25; beside two, 0.14."""
+FAIR_NICED = 0.5
+"""Its part beside a program of its own nice value; 0.75 beside nice 10, 0.96 beside nice 19."""
+CLOCK_OK = 0.7
+SMT_COST = 0.4
+"""What a fully busy sibling takes of a core: two together do about 1.2 times the work of one."""
+GPU_SLOWED = 0.5
+_GPU_BRAKES = frozenset({"thermal", "brake", "slowdown"})
+
+
+def share(
+    cores: Sequence[CoreRow | None],
+    *,
+    host: HostRow | None = None,
+    gpu: GpuRow | None = None,
+    siblings: Sequence[CoreRow | None] = (),
+    warm_c: float,
+    hot_c: float,
+) -> float:
+    """What is left to a worker on these cores, from FLOOR to 1.
+
+    Args:
+        cores: rows of the CPUs that the worker is pinned to; None for one that is unreadable.
+        host: for the cgroup's throttling.
+        gpu: the worker's GPU.
+        siblings: rows of the other logical CPUs of the worker's physical cores.
+        warm_c: temperature from which a core gets less.
+        hot_c: temperature at which it gets FLOOR; above warm_c.
+    """
+    known = [core for core in cores if core is not None]
+    cpu = min((_left(core) for core in known), default=1.0)
+    cpu *= 1 - SMT_COST * max((_busy(core) for core in siblings if core is not None), default=0.0)
+    thermal = min((_thermal(core, warm_c, hot_c) for core in known), default=1.0)
+    quota = 1 - (host.throttled or 0.0) / 2 if host is not None else 1.0
+    return max(FLOOR, min(1.0, cpu * thermal * quota * _gpu(gpu, warm_c, hot_c)))
+
+
+def heat(temp_c: float | None, warm_c: float, hot_c: float) -> float:
+    """1 up to warm_c, falling linearly to FLOOR at hot_c; 1 if unknown."""
+    if temp_c is None or temp_c <= warm_c:
+        return 1.0
+    if temp_c >= hot_c:
+        return FLOOR
+    return 1 - (1 - FLOOR) * (temp_c - warm_c) / (hot_c - warm_c)
+
+
+def clock(core: CoreRow) -> float:
+    """What a lowered clock leaves of a busy core; 1 for idle ones and where it is unknown."""
+    if core.freq_ratio is None or core.idle is None or core.freq_ratio >= CLOCK_OK:
+        return 1.0
+    weight = min(1.0, max(0.0, (_busy(core) - 0.3) / 0.4))
+    return 1 - weight * (1 - core.freq_ratio / CLOCK_OK)
+
+
+def _left(core: CoreRow) -> float:
+    """What others leave of a core, or what the scheduler would take back from them."""
+    others = core.others or 0.0
+    niced = (core.niced or 0.0) / others if others else 0.0
+    fair = FAIR + (FAIR_NICED - FAIR) * niced
+    return max(1 - others, fair * (1 - (core.steal or 0.0)))
+
+
+def _thermal(core: CoreRow, warm_c: float, hot_c: float) -> float:
+    throttling = 1 / (1 + (core.throttle_s or 0.0))
+    return min(heat(core.temp_c, warm_c, hot_c), clock(core), throttling)
+
+
+def _busy(core: CoreRow) -> float:
+    return 0.0 if core.idle is None else 1 - core.idle
+
+
+def _gpu(gpu: GpuRow | None, warm_c: float, hot_c: float) -> float:
+    if gpu is None:
+        return 1.0
+    slowed = not _GPU_BRAKES.isdisjoint(gpu.clock_limit.split(","))
+    return min(heat(gpu.temp_c, warm_c, hot_c), GPU_SLOWED if slowed else 1.0)

@@ -1,0 +1,131 @@
+"""Child processes: started so that they cannot outlive us, watched by pidfd, reaped.
+
+Owns every pid below the supervisor, those that the fork server forked too: the supervisor is
+their subreaper. Knows nothing of what the processes do.
+
+All of this happens in the main thread: PR_SET_PDEATHSIG follows the thread that spawned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from lbhost import log
+from lbhost.linux import die_with_parent
+
+Exited = Callable[[str, bool], None]
+"""Called once with how a process ended, for a person, and whether that was exit code 0."""
+
+
+def describe_exit(status: int) -> str:
+    """A wait status for a person: "exit code 1", "SIGKILL"."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        with contextlib.suppress(ValueError):
+            return signal.Signals(number).name
+        return f"signal {number}"
+    return f"exit code {os.WEXITSTATUS(status)}"
+
+
+class Children:
+    """Every child process of this one. Needs a running loop."""
+
+    def __init__(self, after_exit: Callable[[], None] = lambda: None) -> None:
+        """`after_exit` is called after every watcher."""
+        self._after_exit = after_exit
+        self._spawned: dict[int, subprocess.Popen[bytes]] = {}
+        self._watched: dict[int, tuple[int, Exited]] = {}
+
+    def spawn(self, module: str, fd: int, env: Mapping[str, str], watcher: Exited) -> int:
+        """Start `python -m module --control-fd FD` and return its pid.
+
+        The child is in a process group of its own: the terminal's Ctrl-C and Ctrl-Z are the
+        supervisor's to pass on. It inherits fd, stdout and stderr and nothing else.
+
+        Raises:
+            OSError: no process could be made.
+        """
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, "--control-fd", str(fd)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(fd,),
+            env=dict(env),
+            process_group=0,
+            preexec_fn=die_with_parent,
+        )
+        self._spawned[process.pid] = process
+        if not self.watch(process.pid, watcher):
+            raise ProcessLookupError(f"{module} was gone at once")
+        return process.pid
+
+    def watch(self, pid: int, watcher: Exited) -> bool:
+        """Tell the watcher when this child ends. False if it is gone already."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        self._watched[pid] = (pidfd, watcher)
+        asyncio.get_running_loop().add_reader(pidfd, self._ended, pid)
+        return True
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to a watched child; nothing if it is gone."""
+        watched = self._watched.get(pid)
+        if watched is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(watched[0], number)
+
+    def pids(self) -> Sequence[int]:
+        """Watched children that have not ended."""
+        return tuple(self._watched)
+
+    def sweep(self) -> None:
+        """Reap dead children that nobody watches: orphans of a fork server that died mid-fork."""
+        while True:
+            try:
+                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if dead is None or dead.si_pid in self._watched:
+                return  # its pidfd speaks for it, and sweeps again
+            os.waitpid(dead.si_pid, os.WNOHANG)
+            log.get().debug("reaped an orphan", pid=dead.si_pid)
+
+    def _ended(self, pid: int) -> None:
+        pidfd, watcher = self._watched.pop(pid)
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        try:
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:
+            how, well = "unknown exit", False
+        else:
+            how, well = describe_exit(status), status == 0
+        process = self._spawned.pop(pid, None)
+        if process is not None:
+            process.returncode = 0 if well else 1
+        self.sweep()
+        watcher(how, well)
+        self._after_exit()
+
+    def close(self) -> None:
+        """Kill and reap whatever is left. The last resort of a shutdown."""
+        loop = asyncio.get_running_loop()
+        for pid in self._watched:
+            self.signal(pid, signal.SIGKILL)
+        for pid, (pidfd, _) in self._watched.items():
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            process = self._spawned.pop(pid, None)
+            if process is not None:
+                process.returncode = -signal.SIGKILL
+        self._watched.clear()
+        self.sweep()

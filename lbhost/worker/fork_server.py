@@ -1,0 +1,117 @@
+"""The fork server: `python -m lbhost.worker.fork_server --control-fd N`.
+
+Loads the weights once, repacked for the CPU where that helps, and forks a worker whenever
+the supervisor asks for one. The child inherits every page of the weights copy-on-write.
+Starts no thread and makes no context: a fork copies only the thread that calls it. What its
+libraries and libc read from the environment is the supervisor's to set (supervisor/launcher.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import setproctitle
+
+from lbhost import control, log
+from lbhost.board import Board
+from lbhost.errors import LbhostError
+from lbhost.llama import Model
+from lbhost.worker import start
+
+
+def main() -> int:
+    """Serve forks until Stop or until the supervisor is gone."""
+    parser = argparse.ArgumentParser(prog="lbhost.worker.fork_server")
+    parser.add_argument("--control-fd", type=int, required=True)
+    link = socket.socket(fileno=parser.parse_args().control_fd)
+    link.set_inheritable(False)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's Ctrl-C is the supervisor's to act on
+    setproctitle.setproctitle("lbhost fork server")
+    packet = control.receive(link)
+    if packet is None:
+        return 0
+    configure, fds = packet
+    if not isinstance(configure, control.Configure):
+        raise LbhostError(f"expected Configure, got {type(configure).__name__}")
+    settings = configure.settings
+    log.configure(settings.log_format, settings.log_level, "template")
+    return _load_and_fork(link, configure, Board.attach(fds[0]))
+
+
+def _load_and_fork(link: socket.socket, configure: control.Configure, board: Board) -> int:
+    began = time.monotonic()
+    try:
+        model = Model(configure.model_path)
+    except LbhostError as error:
+        control.send(link, control.Failed(error.message))
+        return 1
+    _ = model.vocab.eog_tokens  # found once here instead of in every child
+    gc.collect()
+    gc.freeze()  # or the children's collections would copy every page that holds an object
+    loaded = control.Loaded(
+        load_s=time.monotonic() - began,
+        weights_bytes=model.weights_bytes,
+        n_ctx_train=model.n_ctx_train,
+    )
+    control.send(link, loaded)
+    while True:
+        packet = control.receive(link)
+        if packet is None:
+            return 0
+        message, fds = packet
+        match message:
+            case control.Fork():
+                serve = partial(
+                    start.serve, board=board, configure=configure, fork=message, model=model
+                )
+                _fork_worker(link, socket.socket(fileno=fds[0]), serve)
+            case control.Stop():
+                return 0
+            case _:
+                log.get().warning("unexpected control message", message=type(message).__name__)
+
+
+def _fork_worker(
+    link: socket.socket, worker_link: socket.socket, serve: Callable[[socket.socket], int]
+) -> None:
+    """Fork twice, so that the worker becomes the supervisor's child and waitable there.
+
+    Returns in the fork server only.
+    """
+    sys.stderr.flush()
+    between = os.fork()
+    if between:
+        worker_link.close()
+        os.waitpid(between, 0)
+        return
+    code = 1
+    try:
+        parent = os.getpid()
+        if os.fork():
+            code = 0
+            return
+        link.close()
+        control.send(worker_link, control.Hello(os.getpid()))
+        while os.getppid() == parent:  # not the supervisor's child yet, see die_with_parent
+            time.sleep(0.0002)
+        code = serve(worker_link)
+    except BrokenPipeError:
+        code = 0  # the supervisor is gone
+    except Exception:  # noqa: BLE001 - a child must never unwind into the fork server's loop
+        log.get().exception("worker crashed")
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

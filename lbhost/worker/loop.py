@@ -1,0 +1,258 @@
+"""A worker process: the loop between its links, its engine and its row of the board.
+
+One thread: poll (waiting only when idle), take what came, compute one step, send, repeat.
+Ends at once when the control link closes, also in the middle of a decode.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+
+from lbhost import control, log, wire
+from lbhost.board import Board, ProgressRow
+from lbhost.config import Settings
+from lbhost.worker.context import Context
+from lbhost.worker.engine import Engine, EngineFailureError, Out
+from lbhost.worker.links import DataLink
+from lbhost.worker.sampling import Samplers
+
+IDLE_S = 1.0
+"""An idle worker wakes up this often, to show that it lives."""
+
+WATCH_S = 0.005
+"""Within a decode the links are looked at this often."""
+
+WATCH_FROM_S = 0.06
+"""Only steps predicted to take so long are watched: llama.cpp asks after each of the graph's
+thousand operations, which costs up to 2 ms, and a short step is over soon anyway."""
+
+FLUSH_S = 1.0
+"""How long a worker that stops waits for a gateway to take its last frames."""
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+Message = tuple[int, wire.ToWorker | None]
+"""(link, message); None: the link is gone."""
+
+
+class Loop:
+    """Everything after the context stands. `run` returns the exit code."""
+
+    def __init__(
+        self,
+        link: socket.socket,
+        board: Board,
+        settings: Settings,
+        fork: control.Fork,
+        context: Context,
+    ) -> None:
+        link.setblocking(False)
+        self._control = link
+        self._progress = board.progress
+        self._worker = fork.worker
+        self._epoch = fork.epoch
+        self._context = context
+        model = context.model
+        self._engine = Engine(
+            context,
+            Samplers(model.vocab),
+            model.vocab,
+            target_s=settings.inter_token_target_ms / 1000,
+            cpu_clock=time.monotonic if model.gpu else time.thread_time,
+            before_step=self._before_step,
+            fallback_token_s=model.weights_bytes / 1e10,
+        )
+        self._links: dict[int, DataLink] = {}
+        self._next_link = 0
+        self._poll = select.poll()
+        self._poll.register(link, select.POLLIN)
+        self._control_inbox: list[tuple[control.Control, list[int]]] = []
+        self._inbox: list[Message] = []
+        self._draining = False
+        self._drained_said = False
+        self._stopping = False
+        self._watching = False
+        self._next_watch = 0.0
+        self._rss = 0
+        self._next_rss = 0.0
+
+    def run(self) -> int:
+        """Serve until told to stop (0), or until decodes keep failing (1)."""
+        self._write_row(0.0)
+        control.send(self._control, control.Ready())
+        try:
+            while not self._stopping:
+                self._receive(0.0 if self._engine.busy else IDLE_S)
+                self._handle()
+                if self._engine.busy:
+                    self._send(self._engine.step())
+                if not self._engine.busy:
+                    self._rest()
+        except EngineFailureError as error:
+            log.get().error("worker gives up", reason=str(error))
+            self._send(self._engine.take())
+            self._send_rest()
+            return 1
+        self._engine.cancel_all()
+        self._send(self._engine.take())
+        self._send_rest()
+        return 0
+
+    # --- links ------------------------------------------------------------------------
+
+    def _receive(self, timeout_s: float) -> None:
+        """Move what has arrived into the inboxes. Ends the process if the supervisor is gone."""
+        for fd, events in self._poll.poll(timeout_s * 1000):
+            if fd == self._control.fileno():
+                self._receive_control()
+                continue
+            link = next((link for link in self._links.values() if link.fileno() == fd), None)
+            if link is None:
+                continue
+            if events & select.POLLOUT:
+                link.flush()
+            if events & ~select.POLLOUT:
+                self._inbox.extend((link.number, message) for message in link.receive())
+            self._settle(link)
+
+    def _receive_control(self) -> None:
+        while True:
+            try:
+                packet = control.receive(self._control)
+            except BlockingIOError:
+                return
+            if packet is None:
+                os._exit(0)  # the supervisor is gone, and nothing may outlive it
+            self._control_inbox.append(packet)
+
+    def _settle(self, link: DataLink) -> None:
+        """Poll a link for what it needs next, or forget it once it is closed."""
+        if link.closed:
+            self._poll.unregister(link)
+            link.close()
+            del self._links[link.number]
+            self._inbox.append((link.number, None))
+        else:
+            self._poll.register(link, select.POLLIN | (select.POLLOUT if link.backlogged else 0))
+
+    def _before_step(self, predicted_s: float) -> None:
+        self._write_row(predicted_s)
+        if self._watching != (predicted_s >= WATCH_FROM_S):
+            self._watching = not self._watching
+            self._context.watch(self._watch if self._watching else None)
+
+    def _watch(self) -> bool:
+        """Within a decode: whether to abort it, because nobody wants its result any more."""
+        now = time.monotonic()
+        if now < self._next_watch:
+            return False
+        self._next_watch = now + WATCH_S
+        self._receive(0.0)
+        if any(isinstance(message, control.Stop) for message, _ in self._control_inbox):
+            return True
+        if not self._inbox:
+            return False
+        gone = {link for link, message in self._inbox if message is None}
+        cancelled = {
+            (link, message.request)
+            for link, message in self._inbox
+            if isinstance(message, wire.Cancel)
+        }
+        return all(key in cancelled or key[0] in gone for key in self._engine.computing)
+
+    def _handle(self) -> None:
+        """Act on what has arrived, in order."""
+        while self._control_inbox:
+            message, fds = self._control_inbox.pop(0)
+            self._handle_control(message, fds)
+        inbox, self._inbox = self._inbox, []
+        for link, request in inbox:
+            if request is None:
+                self._engine.cancel_link(link)
+            elif isinstance(request, wire.Cancel):
+                self._engine.cancel(link, request.request)
+            elif self._draining:
+                self._engine.reject(link, request)
+            else:
+                self._engine.submit(link, request)
+
+    def _handle_control(self, message: control.Control, fds: list[int]) -> None:
+        match message:
+            case control.Link():
+                link = DataLink(self._next_link, socket.socket(fileno=fds[0]))
+                self._next_link += 1
+                self._links[link.number] = link
+                self._settle(link)
+                return
+            case control.Drain():
+                self._draining, self._drained_said = True, False
+            case control.Resume():
+                self._draining = False
+            case control.Stop():
+                self._stopping = True
+            case _:
+                log.get().warning("unexpected control message", message=type(message).__name__)
+        for fd in fds:
+            os.close(fd)
+
+    def _send(self, out: Iterable[Out]) -> None:
+        """One Step frame per link for all that a step produced."""
+        deltas: defaultdict[int, list[wire.Delta]] = defaultdict(list)
+        for number, delta in out:
+            deltas[number].append(delta)
+        pending = self._engine.prefill_pending if deltas else 0
+        for number, some in deltas.items():
+            link = self._links.get(number)
+            if link is not None:
+                link.send(wire.encode(wire.Step(tuple(some), pending)))
+                if link.closed or link.backlogged:
+                    self._settle(link)
+
+    def _send_rest(self) -> None:
+        """Before the process ends: give gateways a moment to take their last frames."""
+        deadline = time.monotonic() + FLUSH_S
+        while any(link.backlogged for link in self._links.values()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self._receive(left)
+
+    # --- the row ----------------------------------------------------------------------
+
+    def _rest(self) -> None:
+        """Nothing to compute: say so on the board, and to the supervisor when draining."""
+        self._write_row(0.0)
+        if self._draining and not self._drained_said:
+            self._drained_said = True
+            control.send(self._control, control.Drained())
+
+    def _write_row(self, predicted_s: float) -> None:
+        now = time.monotonic()
+        if now >= self._next_rss:
+            self._next_rss = now + 1.0
+            with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - twice as fast
+                self._rss = int(statm.read().split()[1]) * _PAGE
+        load = self._engine.load()
+        speeds = load.speeds
+        row = ProgressRow(
+            epoch=self._epoch,
+            heartbeat_ns=time.monotonic_ns(),
+            steps=load.steps,
+            predicted_step_s=predicted_s,
+            slots_busy=load.slots_busy,
+            waiting=load.waiting,
+            prefill_pending=load.prefill_pending,
+            kv_used=load.kv_used,
+            kv_total=load.kv_total,
+            prefill_tok_s=speeds.prefill_tok_s,
+            step_base_s=speeds.step_base_s,
+            step_seq_s=speeds.step_seq_s,
+            rss_bytes=self._rss,
+            tokens_out=load.tokens_out,
+        )
+        self._progress.write(self._worker, row)

@@ -1,6 +1,0 @@
-"""`python -m fake_template --control-fd N`. See fake_child.py."""
-
-from fake_child import main, template
-
-if __name__ == "__main__":
-    main(template)

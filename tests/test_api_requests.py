@@ -1,0 +1,231 @@
+"""What clients may send, and what they are told when it is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from lbhost import wire
+from lbhost.errors import InvalidRequestError
+from lbhost.gateway.api import requests
+from lbhost.gateway.api.requests import ChatRequest, CompletionRequest
+
+N_VOCAB = 1000
+
+
+def chat(**fields: Any) -> ChatRequest:
+    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    return requests.parse(msgspec.json.encode(body), ChatRequest)
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    return requests.parse(msgspec.json.encode({"prompt": "hi", **fields}), CompletionRequest)
+
+
+def test_defaults_are_those_of_openai() -> None:
+    assert chat(seed=0).sampling(N_VOCAB) == wire.Sampling(temperature=1.0, top_p=1.0, seed=0)
+    assert chat().output_limit() == ("max_tokens", None)
+    assert chat().stops() == ()
+
+
+def test_null_means_the_default() -> None:
+    names = [
+        "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature",
+        "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty",
+        "repeat_penalty", "logit_bias", "stop", "ignore_eos", "n", "logprobs", "response_format",
+        "tools", "tool_choice",
+    ]  # fmt: skip
+    assert chat(**dict.fromkeys(names)) == chat()
+
+
+def test_sampling_parameters_reach_the_wire() -> None:
+    sampling = chat(
+        temperature=0,
+        top_p=0.5,
+        top_k=40,
+        min_p=0.1,
+        seed=7,
+        presence_penalty=1,
+        frequency_penalty=-1,
+        repeat_penalty=1.1,
+        logit_bias={"5": -100, "6": 2.5},
+    ).sampling(N_VOCAB)
+    assert sampling == wire.Sampling(
+        temperature=0.0,
+        top_p=0.5,
+        top_k=40,
+        min_p=0.1,
+        seed=7,
+        presence_penalty=1.0,
+        frequency_penalty=-1.0,
+        repeat_penalty=1.1,
+        logit_bias=((5, -100.0), (6, 2.5)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("seed", "sent"),
+    [(0, 0), (7, 7), (-2, 2**32 - 2), (2**32 - 1, 2**32 - 1), (2**32 + 7, 7)],
+)
+def test_seeds_have_32_bits(seed: int, sent: int) -> None:
+    assert chat(seed=seed).sampling(N_VOCAB).seed == sent
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+def test_without_a_seed_each_request_gets_one_of_its_own(seed: int | None) -> None:
+    seeds = {chat(seed=seed).sampling(N_VOCAB).seed for _ in range(4)}
+    assert len(seeds) == 4
+    assert all(0 <= settled < 2**32 for settled in seeds)
+
+
+def test_top_k_of_minus_one_means_all() -> None:
+    assert chat(top_k=-1).sampling(N_VOCAB).top_k == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1), ("temperature", 2.1), ("temperature", "warm"),
+        ("temperature", True), ("top_p", 1.1), ("top_p", -1), ("top_k", -2), ("top_k", 2**70),
+        ("min_p", 2), ("seed", 2**64), ("seed", 1.5), ("presence_penalty", 3),
+        ("frequency_penalty", -2.5), ("repeat_penalty", 0), ("repeat_penalty", 11),
+        ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", 2**40), ("max_tokens", "5"),
+        ("max_completion_tokens", 0), ("n", 0), ("n", 2), ("n", 1000), ("stop", 5), ("stop", ""),
+        ("stop", ["x"] * 17), ("stop", [""]), ("stop", "x" * 513), ("logit_bias", {"5": 101}),
+        ("logit_bias", [1]), ("stream", "yes"), ("stream_options", 1), ("messages", []),
+        ("messages", "hi"), ("messages", [{}]), ("messages", [{"role": "king", "content": "x"}]),
+        ("messages", [{"role": "user"}]), ("messages", [{"role": "user", "content": 5}]),
+        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
+        ("messages", [{"role": "user", "content": [{"type": "text"}]}]),
+        ("messages", [{"role": "tool", "content": "x", "tool_call_id": "1"}]),
+        ("messages", [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]),
+        ("messages", [{"role": "user", "content": "x", "name": "<|im_end|>"}]),
+        ("model", 5), ("logprobs", True), ("top_logprobs", 3), ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"), ("functions", [{}]), ("modalities", ["audio"]),
+        ("response_format", {"type": "json_object"}), ("response_format", "text"),
+        ("grammar", "root ::= x"), ("json_schema", {"type": "object"}), ("audio", {"voice": "a"}),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(**{field: value}).texts()
+    assert caught.value.status == 400
+    assert caught.value.param == field
+    assert field in caught.value.message
+    assert "`" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("echo", True), ("suffix", "x"), ("best_of", 2), ("best_of", 0), ("logprobs", 0),
+        ("prompt", None), ("prompt", 5), ("prompt", {"a": 1}), ("prompt", [1.5]),
+    ],
+)  # fmt: skip
+def test_what_plain_completions_cannot_have_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        completion(**{field: value})
+    assert caught.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", []), ("tool_choice", "auto"), ("response_format", {"type": "text"}),
+        ("logprobs", False), ("n", 1), ("user", "me"), ("metadata", {"a": "b"}),
+        ("store", True), ("unheard_of", {"deep": [1, 2, {}]}), ("service_tier", "auto"),
+        ("modalities", ["text"]), ("parallel_tool_calls", True), ("top_logprobs", 0),
+    ],
+)  # fmt: skip
+def test_what_changes_nothing_is_ignored(field: str, value: Any) -> None:
+    assert chat(**{field: value}).texts() == [{"role": "user", "content": "hi"}]
+
+
+def test_contents_may_be_parts_and_developers_are_systems() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = chat(
+        messages=[
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": parts, "name": "ann_1"},
+            {"role": "assistant", "content": ""},
+        ]
+    )
+    assert request.texts() == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "a\nb", "name": "ann_1"},
+        {"role": "assistant", "content": ""},
+    ]
+
+
+def test_max_completion_tokens_beats_max_tokens() -> None:
+    request = chat(max_tokens=5, max_completion_tokens=7)
+    assert request.output_limit() == ("max_completion_tokens", 7)
+
+
+def test_stops_are_one_or_several_without_repeats() -> None:
+    assert chat(stop="x").stops() == ("x",)
+    assert chat(stop=["x", "y", "x"]).stops() == ("x", "y")
+    assert chat(stop=["s" + str(i) for i in range(16)]).stops()[15] == "s15"
+
+
+@pytest.mark.parametrize("key", ["", "x", "-1", "1000", "99999999999", "٣"])
+def test_biases_are_for_tokens_that_exist(key: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(logit_bias={key: 1}).sampling(N_VOCAB)
+    assert caught.value.param == "logit_bias"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "taken"),
+    [("x", "x"), ("", ""), (["x"], "x"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2]), ([], [])],
+)
+def test_prompts_are_text_or_tokens_alone_or_in_a_list(prompt: Any, taken: str | list[int]) -> None:
+    assert completion(prompt=prompt).text_or_tokens(N_VOCAB) == taken
+
+
+@pytest.mark.parametrize("prompt", [["x", "y"], [[1], [2]], [1000], [-1], [1, "x"], [[1, 5000]]])
+def test_several_prompts_and_unknown_tokens_are_refused(prompt: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        completion(prompt=prompt).text_or_tokens(N_VOCAB)
+    assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"nul", b"null", b"[]", b'"x"', b"{}x", b"\xff", b'{"messages": "\xff"}',
+        b'{"messages": NaN}', b'{"model": "\\ud800"}', b"\xef\xbb\xbf{}", b"\x00", b'{"a":}',
+    ],
+)  # fmt: skip
+def test_bodies_that_are_no_json_objects_are_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequestError):
+        requests.parse(body, ChatRequest)
+    with pytest.raises(InvalidRequestError):
+        requests.parse(body, CompletionRequest)
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":', b"[[],"])
+def test_deep_nesting_is_refused_before_it_is_parsed(opening: bytes) -> None:
+    body = b'{"metadata":' + opening * 100_000
+    with pytest.raises(InvalidRequestError, match="nested"):
+        requests.parse(body, ChatRequest)
+
+
+def test_brackets_in_strings_do_not_count_as_nesting() -> None:
+    tricky = '[{"\\' * 500 + '"'
+    assert chat(messages=[{"role": "user", "content": tricky}]).texts()[0]["content"] == tricky
+
+
+def test_allowed_depth_and_many_siblings_pass() -> None:
+    deep: Any = 1
+    for _ in range(requests.MAX_DEPTH - 2):
+        deep = [deep]
+    assert chat(metadata=deep, other=[[]] * 5000).texts()
+
+
+def test_errors_say_where_in_a_list_it_is() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(messages=[{"role": "user", "content": "x"}, {"content": "y"}])
+    assert caught.value.message == "messages[1].role: must be given"

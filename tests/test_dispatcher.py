@@ -1,0 +1,455 @@
+"""Queue, placement, cancellation, retries and deadlines, against fake workers on real links."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+
+from fake_worker import FakeWorker, Script
+from lbhost import wire
+from lbhost.board import Board, Wanted, WorkerState
+from lbhost.config import Settings
+from lbhost.errors import (
+    DeadlineError,
+    EngineError,
+    NotReadyError,
+    QueueFullError,
+    WorkerLostError,
+)
+from lbhost.gateway.metrics import Metrics
+from lbhost.gateway.recorder import Recorder
+from lbhost.gateway.scheduling import dispatcher as dispatch
+from lbhost.gateway.scheduling.dispatcher import Dispatcher
+from lbhost.gateway.scheduling.job import Job, JobState, Work
+from lbhost.gateway.scheduling.readings import Readings
+from lbhost.gateway.scheduling.sessions import Sessions
+from running_gateway import PATIENCE_S, until
+
+pytestmark = pytest.mark.anyio
+
+
+def work(prompt_tokens: int = 10, max_tokens: int = 50, stream: bool = True, **more: Any) -> Work:
+    prompt = wire.pack_tokens(list(range(prompt_tokens)))
+    return Work(prompt, prompt_tokens, max_tokens, wire.Sampling(), stream=stream, **more)
+
+
+class Bench:
+    """A dispatcher with a board and some fake workers."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.page = Board.create(workers=4, cores=4, gpus=0)
+        chosen = Settings(**settings)
+        self.sessions = Sessions(Readings(self.page, chosen), chosen.slots)
+        self.traffic = Recorder(self.page, chosen, self.sessions, Metrics())
+        self.dispatcher = Dispatcher(chosen, self.sessions, self.traffic)
+        self.workers: list[FakeWorker] = []
+
+    async def add(self, worker: int = 0, **more: Any) -> FakeWorker:
+        fake = FakeWorker(self.page, worker, **more)
+        self.workers.append(fake)
+        await self.dispatcher.attach(fake.fd, worker, fake.epoch)
+        return fake
+
+    def submit(self, *args: Any, **more: Any) -> Job:
+        return self.dispatcher.submit(work(*args, **more))
+
+
+@asynccontextmanager
+async def bench(
+    workers: int = 1, script: Script | None = None, **settings: Any
+) -> AsyncIterator[Bench]:
+    made = Bench(**settings)
+    try:
+        for worker in range(workers):
+            await made.add(worker, slots=settings.get("slots", 4), script=script)
+        yield made
+    finally:
+        for fake in made.workers:
+            fake.close()
+        await until(lambda: not made.sessions.links(), "all links are closed")
+        made.dispatcher.close()
+        os.close(made.page.fd)
+
+
+async def over(job: Job) -> str:
+    """The whole text of a job, once it is over."""
+    text = ""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            await job.wait()
+            text += job.take()
+            if job.over:
+                return text
+
+
+async def test_a_job_gets_its_text_and_gives_its_slot_back() -> None:
+    async with bench() as b:
+        job = b.submit()
+        assert await over(job) == "one two three four five"
+        assert job.finish is not None
+        assert job.finish.reason is wire.FinishReason.STOP
+        assert repr(b.dispatcher) == "Dispatcher(0 in flight, 0 queued)"
+
+
+async def test_jobs_wait_in_the_gateway_until_a_slot_is_free() -> None:
+    async with bench(slots=2) as b:
+        (fake,) = b.workers
+        fake.hold()
+        jobs = [b.submit() for _ in range(5)]
+        assert repr(b.dispatcher) == "Dispatcher(2 in flight, 3 queued)"
+        fake.release()
+        for job in jobs:
+            assert await over(job) == "one two three four five"
+        assert len(fake.submits) == 5
+        assert repr(b.dispatcher) == "Dispatcher(0 in flight, 0 queued)"
+
+
+async def test_no_worker_ever_has_more_requests_than_slots() -> None:
+    async with bench(2, slots=2) as b:
+        await asyncio.gather(*(over(b.submit()) for _ in range(40)))
+        assert [fake.most_busy for fake in b.workers] == [2, 2]
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+    async with bench(slots=1, queue_size=2) as b:
+        b.workers[0].hold()
+        jobs = [b.submit() for _ in range(3)]
+        with pytest.raises(QueueFullError) as caught:
+            b.submit()
+        assert caught.value.status == 429
+        assert caught.value.retry_after_s is not None
+        assert caught.value.retry_after_s >= 1
+        b.workers[0].release()
+        for job in jobs:
+            await over(job)
+
+
+async def test_short_requests_pass_long_ones_but_not_for_ever() -> None:
+    async with bench(slots=1) as b:
+        (fake,) = b.workers
+        fake.hold()
+        running = b.submit()
+        long = b.submit(1500, 500)
+        short = b.submit(10, 1)
+        fake.release()
+        for job in (running, long, short):
+            await over(job)
+        assert [len(s.prompt) // 4 for s in fake.submits] == [10, 10, 1500]
+        assert long.order - long.arrived <= dispatch.MAX_OVERTAKEN_S
+
+
+async def test_a_long_request_that_cannot_be_placed_does_not_block_short_ones() -> None:
+    async with bench(slots=2) as b:
+        (fake,) = b.workers
+        fake.hold()
+        first, second = b.submit(1000), b.submit(1000)
+        short = b.submit(10)
+        # One slot is kept from long prompts, and the short one has it.
+        assert (first.state, second.state) == (JobState.RUNNING, JobState.QUEUED)
+        assert short.state is JobState.RUNNING
+        fake.release()
+        for job in (first, second, short):
+            await over(job)
+
+
+# --- cancellation -----------------------------------------------------------------------
+
+
+async def test_a_queued_job_is_cancelled_without_the_worker_hearing_of_it() -> None:
+    async with bench(slots=1) as b:
+        (fake,) = b.workers
+        fake.hold()
+        first, second = b.submit(), b.submit()
+        b.dispatcher.cancel(second)
+        assert second.cancelled
+        assert b.dispatcher.queue_depth == 0
+        fake.release()
+        await over(first)
+        assert len(fake.submits) == 1
+
+
+async def test_a_running_job_is_cancelled_at_the_worker_and_its_slot_comes_back_once() -> None:
+    async with bench(slots=1) as b:
+        (fake,) = b.workers
+        fake.hold()
+        first = b.submit()
+        await until(lambda: fake.submits, "the worker has it")
+        b.dispatcher.cancel(first)
+        b.dispatcher.cancel(first)
+        assert first.over
+        second = b.submit()
+        # The slot is taken until the worker has confirmed.
+        assert second.state is JobState.QUEUED
+        fake.release()
+        assert await over(second) == "one two three four five"
+        assert fake.cancels == [fake.submits[0].request]
+        assert repr(b.dispatcher) == "Dispatcher(0 in flight, 0 queued)"
+
+
+async def test_wire_ids_are_never_used_twice() -> None:
+    async with bench() as b:
+        for _ in range(5):
+            await over(b.submit())
+        ids = [submit.request for submit in b.workers[0].submits]
+        assert len(set(ids)) == len(ids)
+
+
+# --- failure ----------------------------------------------------------------------------
+
+
+async def test_a_lost_workers_requests_start_again_elsewhere() -> None:
+    async with bench() as b:
+        (first,) = b.workers
+        first.hold()
+        jobs = [b.submit() for _ in range(3)]
+        await until(lambda: len(first.submits) == 3, "the worker has them")
+        second = await b.add(1)
+        first.die()
+        for job in jobs:
+            assert await over(job) == "one two three four five"
+            assert (job.worker, job.attempts) == (1, 2)
+        assert len(second.submits) == 3
+
+
+async def test_text_that_nobody_has_seen_does_not_appear_twice() -> None:
+    async with bench(script=Script(answer=lambda _: ["lost"] * 2000, step_s=0.001)) as b:
+        job = b.submit(max_tokens=2000, stream=False)
+        await until(lambda: job.completion_tokens >= 3, "it has begun")
+        await b.add(1)
+        b.workers[0].die()
+        assert await over(job) == "one two three four five"
+        assert job.completion_tokens == 5
+
+
+async def test_a_stream_that_has_begun_ends_with_an_error_when_its_worker_dies() -> None:
+    async with bench(script=Script(answer=lambda _: ["a"] * 1000, step_s=0.002)) as b:
+        (fake,) = b.workers
+        job = b.submit(max_tokens=1000)
+        async with asyncio.timeout(PATIENCE_S):
+            await job.wait()
+        assert job.take()
+        fake.die()
+        await over(job)
+        assert isinstance(job.error, WorkerLostError)
+
+
+async def test_a_request_that_kills_its_workers_is_given_up() -> None:
+    async with bench() as b:
+        job: Job | None = None
+        for epoch in range(1, dispatch.MAX_ATTEMPTS + 1):
+            fake = b.workers[-1] if epoch == 1 else await b.add(0, epoch=epoch)
+            fake.hold()
+            job = job or b.submit()
+            await until(partial(bool, fake.submits), "the worker has it")
+            fake.die()
+        assert job is not None
+        await over(job)
+        assert isinstance(job.error, WorkerLostError)
+        assert job.attempts == dispatch.MAX_ATTEMPTS
+
+
+async def test_a_refused_request_goes_elsewhere_and_costs_no_attempt() -> None:
+    async with bench() as b:
+        (draining,) = b.workers
+        draining.drain()
+        jobs = [b.submit() for _ in range(4)]
+        await b.add(1)
+        for job in jobs:
+            assert await over(job) == "one two three four five"
+            assert (job.worker, job.attempts) == (1, 1)
+        assert draining.submits == []
+
+
+async def test_a_drained_worker_that_resumes_gets_work_again() -> None:
+    async with bench() as b:
+        (fake,) = b.workers
+        fake.set_state(WorkerState.DRAINING)
+        fake.drain()
+        job = b.submit()
+        fake.script.reject = False
+        fake.set_state(WorkerState.READY)
+        assert await over(job) == "one two three four five"
+
+
+async def test_engine_errors_reach_the_client_and_spoil_the_workers_record() -> None:
+    async with bench(script=Script(fail="no KV room")) as b:
+        job = b.submit()
+        await over(job)
+        assert isinstance(job.error, EngineError)
+        assert "no KV room" in job.error.message
+        session = b.sessions.current(0)
+        assert session is not None
+        assert session.error_rate > 0
+        assert b.sessions.tally(0).errors == 1
+
+
+async def test_a_worker_that_breaks_the_protocol_is_dropped() -> None:
+    async with bench() as b:
+        (fake,) = b.workers
+        fake._socket.sendall(b"\xff\xff\xff\xff")
+        await until(lambda: not b.sessions.links(), "its link is dropped")
+
+
+async def test_what_a_worker_sent_before_it_died_still_counts() -> None:
+    async with bench() as b:
+        (old,) = b.workers
+        old.hold()
+        job = b.submit()
+        await until(lambda: old.submits, "the worker has it")
+        new = await b.add(0, epoch=2)
+        old.release()
+        assert await over(job) == "one two three four five"
+        assert new.submits == []
+        assert await over(b.submit()) == "one two three four five"
+        assert len(new.submits) == 1
+
+
+async def test_a_silent_worker_gets_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbhost.gateway.scheduling.sessions.STALE_NS", 50_000_000)
+    async with bench(2) as b:
+        for fake in b.workers:
+            fake.hold()
+        first, second = b.submit(), b.submit()
+        silent = b.workers[first.worker or 0]
+        silent.hang()
+        lively = b.workers[second.worker or 0]
+        assert silent is not lively
+        lively.release()
+        await over(second)
+
+        def usable() -> list[int]:
+            return [session.worker for session, _ in b.sessions.usable(time.monotonic_ns())]
+
+        await until(lambda: usable() == [lively.worker], "the silent one is left alone")
+        for _ in range(5):
+            job = b.submit()
+            assert job.worker == lively.worker
+            await over(job)
+
+
+# --- readiness and time -----------------------------------------------------------------
+
+
+async def test_without_any_worker_requests_are_refused_at_once() -> None:
+    async with bench(0) as b:
+        assert not b.dispatcher.ready()
+        with pytest.raises(NotReadyError) as caught:
+            b.submit()
+        assert caught.value.retry_after_s == 1
+
+
+async def test_requests_survive_the_moment_in_which_the_only_worker_is_replaced() -> None:
+    async with bench() as b:
+        assert await over(b.submit())
+        b.workers[0].set_state(WorkerState.BACKOFF)
+        b.workers[0].die()
+        job = b.submit()
+        await b.add(0, epoch=2)
+        assert await over(job) == "one two three four five"
+
+
+async def test_a_worker_whose_link_is_still_on_its_way_is_waited_for() -> None:
+    async with bench(0) as b:
+        fake = FakeWorker(b.page, 0)
+        b.workers.append(fake)
+        job = b.submit()
+        await b.dispatcher.attach(fake.fd, 0, 1)
+        assert await over(job) == "one two three four five"
+
+
+async def test_queued_requests_are_told_when_no_worker_will_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "NOT_READY_GRACE_S", 0.05)
+    async with bench(slots=1) as b:
+        (fake,) = b.workers
+        fake.hold()
+        running, queued = b.submit(), b.submit()
+        fake.set_state(WorkerState.FAILED, Wanted.DOWN)
+        await over(queued)
+        assert isinstance(queued.error, NotReadyError)
+        fake.release()
+        assert await over(running)
+
+
+@pytest.mark.parametrize("setting", ["queue_timeout_s", "request_timeout_s"])
+async def test_a_queued_request_ends_at_its_deadline(setting: str) -> None:
+    async with bench(slots=1) as b:
+        b.workers[0].hold()
+        running = b.submit()
+        b.dispatcher._settings = msgspec.structs.replace(Settings(slots=1), **{setting: 0.05})
+        queued = b.submit()
+        await over(queued)
+        assert isinstance(queued.error, DeadlineError)
+        assert not running.over
+
+
+async def test_a_running_request_ends_at_its_deadline_and_is_cancelled() -> None:
+    async with bench(request_timeout_s=0.05) as b:
+        (fake,) = b.workers
+        fake.hold()
+        job = b.submit()
+        await over(job)
+        assert isinstance(job.error, DeadlineError)
+        await until(lambda: fake.cancels, "the worker was told")
+        assert b.sessions.tally(0).timeouts == 1
+
+
+async def test_draining_lets_running_and_queued_requests_finish() -> None:
+    async with bench(slots=1) as b:
+        b.workers[0].hold()
+        jobs = [b.submit(), b.submit()]
+        drained = asyncio.create_task(b.dispatcher.drain(PATIENCE_S))
+        await until(lambda: b.dispatcher.stopping, "it drains")
+        with pytest.raises(NotReadyError):
+            b.submit()
+        b.workers[0].release()
+        await drained
+        assert [job.error for job in jobs] == [None, None]
+
+
+async def test_what_outlives_the_grace_ends_with_an_error() -> None:
+    async with bench(slots=1) as b:
+        b.workers[0].hold()
+        jobs = [b.submit(), b.submit()]
+        await b.dispatcher.drain(0.01)
+        assert all(isinstance(job.error, NotReadyError) for job in jobs)
+
+
+async def test_a_client_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MAX_UNTAKEN", 1000)
+    async with bench(script=Script(answer=lambda _: ["x" * 100] * 50)) as b:
+        job = b.submit()
+        await until(lambda: job.over, "it is cut off")
+        assert job.error is not None
+        assert job.error.status == 408
+
+
+async def test_random_faults_never_lose_a_slot_or_a_request() -> None:
+    """Cancels, refusals and deaths at random moments; every job ends, every slot comes back."""
+    async with bench(2, Script(step_s=0.0005), slots=2, queue_size=1000) as b:
+        jobs = [b.submit() for _ in range(60)]
+        for round_ in range(6):
+            for job in jobs[round_::7]:
+                b.dispatcher.cancel(job)
+            victim = b.workers[-1 - round_ % 2]
+            if round_ % 3 == 2:
+                victim.drain()
+            else:
+                victim.die()
+                await b.add(victim.worker, epoch=victim.epoch + 1, slots=2)
+            await asyncio.sleep(0)
+        await b.add(3, slots=2)
+        for job in jobs:
+            await over(job)
+        await until(lambda: b.dispatcher.in_flight == 0, "all slots are free")
+        assert all(job.finish or job.error or job.cancelled for job in jobs)
+        assert repr(b.dispatcher) == "Dispatcher(0 in flight, 0 queued)"

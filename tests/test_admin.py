@@ -121,6 +121,7 @@ async def test_status_has_the_promised_shape(tmp_path: Path) -> None:
                 "temp_c": None,
                 "throttle_s": None,
                 "steal": None,
+                "worker": None,
             }
         ]
         assert commands.asked == []

@@ -160,7 +160,7 @@ async def test_a_killed_fork_server_comes_back_and_forks_who_waited_for_it(
         assert running.worker(0).restarts == 1, "waiting for the fork server is no crash"
 
 
-async def test_a_template_that_does_not_fork_counts_against_the_worker(
+async def test_a_fork_server_that_does_not_fork_counts_against_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(restart_budget=1)
@@ -168,7 +168,7 @@ async def test_a_template_that_does_not_fork_counts_against_the_worker(
         running.tell("template", "barren")
         running.kill(running.pid(0))
         await running.state(0, S.FAILED)
-        assert running.worker(0).last_exit == "the template could not fork it"
+        assert running.worker(0).last_exit == "the fork server could not fork it"
 
 
 async def test_orphans_that_nobody_knows_are_reaped(

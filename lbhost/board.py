@@ -15,6 +15,7 @@ A reading that the machine does not offer is None, stored as NaN: never 0.
 from __future__ import annotations
 
 import enum
+import fcntl
 import math
 import mmap
 import os
@@ -338,8 +339,12 @@ class Board:
     @classmethod
     def create(cls, *, workers: int, cores: int, gpus: int) -> Board:
         """A fresh board with room for so many workers, logical CPUs and GPUs."""
-        fd = os.memfd_create("lbhost-board", os.MFD_CLOEXEC)
+        fd = os.memfd_create("lbhost-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, _size(workers, cores, gpus))
+        # Every child maps it: one that cut it off would end all others with SIGBUS.
+        fcntl.fcntl(
+            fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        )
         board = cls(fd, workers, cores, gpus)
         _HEADER.pack_into(board._map, 0, _MAGIC, workers, cores, gpus)
         return board

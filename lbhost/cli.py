@@ -115,8 +115,10 @@ def _serve(**given: Any) -> int:
         from lbhost import cockpit
 
         return cockpit.run(settings, _serve_arguments(flags, file), tui=_tui())
+    from lbhost import stream
     from lbhost.supervisor.main import serve
 
+    stream.protect()
     try:
         serve(settings, os.environ, lambda status: print(report.banner(status), flush=True))
     except KeyboardInterrupt:  # told to stop before it served

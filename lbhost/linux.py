@@ -37,6 +37,16 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
+def ignore_stop_signals() -> None:
+    """Only the supervisor acts on SIGTERM, SIGINT and SIGHUP, and ends its children by their links.
+
+    systemd (KillMode=control-group) and terminals send them to every process of a server at
+    once; a worker that took SIGTERM as its end would cut off the streams that may still finish.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def cpu_s(pid: int) -> float | None:
     """CPU time that a process has used, all threads; None if there is no such process.
 

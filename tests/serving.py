@@ -54,7 +54,14 @@ def cpu_affinity(pid: int) -> set[int]:
 class Server:
     """A running `lbhost serve` with its endpoint, admin socket and process tree."""
 
-    def __init__(self, runtime_dir: Path, *args: str, environ: dict[str, str] | None = None):
+    def __init__(
+        self,
+        runtime_dir: Path,
+        *args: str,
+        environ: dict[str, str] | None = None,
+        output: int | None = None,
+    ):
+        """`output`: a descriptor for stdout and stderr instead of a log file."""
         self.runtime_dir = runtime_dir
         self.log = runtime_dir.with_name(runtime_dir.name + ".log")
         command = [
@@ -68,8 +75,8 @@ class Server:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=log if output is None else output,
+                stderr=log if output is None else output,
                 env={**os.environ, **(environ or {})},
             )
         self.admin = httpx2.Client(

@@ -164,7 +164,7 @@ async def box(
         finally:
             made.request_stop(signal.SIGTERM)
             if wait:
-                made.request_stop(signal.SIGTERM)
+                made.request_stop(signal.SIGINT)
             try:
                 await asyncio.wait_for(task, PATIENCE_S)
             finally:

@@ -193,3 +193,15 @@ def test_the_types_of_all_columns_are_known() -> None:
     for shape in (IdentityRow, ProgressRow, TrafficRow, CoreRow, GpuRow, HostRow, GatewayRow):
         assert msgspec.structs.fields(shape)
     Board.create(workers=0, cores=0, gpus=0)
+
+
+def test_no_child_can_cut_the_board_off() -> None:
+    page = Board.create(workers=1, cores=1, gpus=0)
+    try:
+        for size in (0, 1 << 20):
+            with pytest.raises(PermissionError):
+                os.ftruncate(page.fd, size)
+        page.identity.write(0, IdentityRow(present=True))
+        assert Board.attach(page.fd).identity.read(0) == IdentityRow(present=True)
+    finally:
+        os.close(page.fd)

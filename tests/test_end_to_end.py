@@ -316,6 +316,53 @@ def test_sigterm_lets_running_streams_finish(own: Server) -> None:
     assert not (own.runtime_dir / "admin.sock").exists()
 
 
+def test_sigterm_to_every_process_cuts_no_stream(own: Server) -> None:
+    streams = [own.later(own.stream, "A story:", max_tokens=200, ignore_eos=True) for _ in range(4)]
+    own.wait(lambda s: s.traffic.in_flight == 4, "all run")
+    pids = own.pids()
+    for _ in range(2):  # as systemd and scripts do: to the process, then to its group
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+    assert all(finished(stream.result()) for stream in streams)
+    assert own.process.wait(30) == 0
+    assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("kind", ["reader gone", "reader asleep", "disk full"])
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, kind: str) -> None:
+    if kind == "disk full":
+        reading, writing = -1, os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, writing = os.pipe()
+    with Server(tmp_path / "run", *SMALL, output=writing) as server:
+        os.close(writing)
+        if kind == "reader gone":
+            os.close(reading)
+        elif kind == "reader asleep":
+            for _ in range(400):  # a request is a line of the log: more than a pipe holds
+                server.complete(max_tokens=1)
+        before = server.worker(0)
+        assert before.pid is not None
+        os.kill(before.pid, signal.SIGKILL)
+        server.wait(
+            lambda s: s.workers[0].epoch == before.epoch + 1 and s.workers[0].state == "ready",
+            "the worker is replaced",
+        )
+        assert server.complete().status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+    if kind == "reader asleep":
+        os.close(reading)
+
+
+def test_the_api_key_is_the_gateways_alone(tmp_path: Path) -> None:
+    secret = "0123456789-secret"
+    with Server(tmp_path / "run", *SMALL, environ={"LBHOST_API_KEY": secret}) as server:
+        assert server.complete().status_code == 401
+        for pid in server.pids() - {server.process.pid}:
+            assert secret.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
 def test_streams_cut_off_after_the_grace_get_an_error_event(tmp_path: Path) -> None:
     with Server(tmp_path / "run", *SMALL, "--shutdown-grace", "0.2") as server:
         with OpenAI(base_url=f"{server.endpoint}/v1", api_key="none", max_retries=0) as client:

@@ -6,7 +6,6 @@ import argparse
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 from typing import NoReturn
@@ -14,9 +13,10 @@ from typing import NoReturn
 import setproctitle
 import uvloop
 
-from lbhost import control, log
+from lbhost import control, log, stream
 from lbhost.errors import LbhostError, ModelFileError
 from lbhost.gateway.gateway import Gateway, Start, receive_start
+from lbhost.linux import ignore_stop_signals
 from lbhost.llama import Vocab
 from lbhost.machine import topology
 from lbhost.machine.tree import Roots
@@ -27,8 +27,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lbhost.gateway")
     parser.add_argument("--control-fd", type=int, required=True)
     link = socket.socket(fileno=parser.parse_args().control_fd)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    stream.protect()
+    ignore_stop_signals()
     setproctitle.setproctitle("lbhost gateway")
     start = receive_start(link)
     if start is None:

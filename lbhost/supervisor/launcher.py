@@ -23,9 +23,11 @@ First = Callable[[], tuple[control.Configure, Sequence[int]]]
 
 def environment(environ: Mapping[str, str], gpu_uuid: str | None = None) -> dict[str, str]:
     """A child's environment: only its own GPU visible, whose driver does not survive a fork, and
-    no thread pools at import (llama.cpp asks for its threads by number, whatever these say)."""
+    no thread pools at import (llama.cpp asks for its threads by number, whatever these say). The
+    API key is the gateway's alone, which gets it on its link."""
+    kept = {name: value for name, value in environ.items() if name != "LBHOST_API_KEY"}
     return {
-        **environ,
+        **kept,
         "CUDA_VISIBLE_DEVICES": gpu_uuid or "",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

@@ -13,6 +13,8 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from lbhost import __version__, control, log
 from lbhost.board import Wanted, WorkerState
 from lbhost.errors import ConflictError, InvalidRequestError, StartupError, UsageError
@@ -47,6 +49,8 @@ STARTING_QUIET_S = 60.0
 GATEWAY_LAST_S = 5.0
 """What the gateway gets beyond the grace to end its streams."""
 LAST_S = 3.0
+SAME_STOP_S = 1.0
+"""SIGTERMs so soon after the first are the same request to stop."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -76,6 +80,7 @@ class Supervisor:
         self._listener = listener
         self._announce = announce
         self._began_s = time.monotonic()
+        self._stop_asked_s = 0.0
         self._wake = asyncio.Event()
         self._children = Children(after_exit=self._wake.set)
         self._announced = False
@@ -119,7 +124,8 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
-            loop.add_signal_handler(number, self.request_stop, number)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP for us
+                loop.add_signal_handler(number, self.request_stop, number)
         loop.add_signal_handler(signal.SIGCHLD, self._children.sweep)
         server = AdminServer(Admin(self), self._runtime.listen())
         await server.start()
@@ -218,7 +224,16 @@ class Supervisor:
             self._wake.set()
 
     def request_stop(self, number: int) -> None:
-        """What a stop signal does: note it, and wake the loop."""
+        """What a stop signal does: note it, and wake the loop.
+
+        A second one ends the waiting, but not a SIGTERM that belongs to the first: service
+        managers and scripts send it to the process and then to its group.
+        """
+        now = time.monotonic()
+        if number == signal.SIGTERM and self.signals and now - self._stop_asked_s < SAME_STOP_S:
+            return
+        if not self.signals:
+            self._stop_asked_s = now
         self.signals.append(number)
         self._wake.set()
 
@@ -290,7 +305,7 @@ class Supervisor:
     def _first(self) -> tuple[control.Configure, Sequence[int]]:
         made = self.prepared
         configure = control.Configure(
-            settings=made.settings,
+            settings=msgspec.structs.replace(made.settings, api_key=None),
             model_path=made.model.path,
             model_alias=made.model.alias,
             n_ctx=made.n_ctx,
@@ -299,6 +314,7 @@ class Supervisor:
 
     def _first_to_gateway(self) -> tuple[control.Configure, Sequence[int]]:
         configure, fds = self._first()
+        configure = msgspec.structs.replace(configure, settings=self._settings)
         return configure, (*fds, self._listener.fileno())
 
     # --- what the admin API asks ----------------------------------------------------------

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import socket
 import sys
 
-from lbhost import control, log
+from lbhost import control, log, stream
 from lbhost.board import Board
 from lbhost.errors import LbhostError
+from lbhost.linux import ignore_stop_signals
 from lbhost.llama import Model
 from lbhost.worker import start
 
@@ -25,9 +25,8 @@ def main() -> int:
     parser.add_argument("--control-fd", type=int, required=True)
     link = socket.socket(fileno=parser.parse_args().control_fd)
     link.set_inheritable(False)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal's Ctrl-C is the supervisor's to act on
+    stream.protect()
+    ignore_stop_signals()
     first, second = control.receive(link), control.receive(link)
     if first is None or second is None:
         return 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import signal
 import socket
 import sys
 import time
@@ -20,9 +19,10 @@ from functools import partial
 
 import setproctitle
 
-from lbhost import control, log
+from lbhost import control, log, stream
 from lbhost.board import Board
 from lbhost.errors import LbhostError
+from lbhost.linux import ignore_stop_signals
 from lbhost.llama import Model
 from lbhost.worker import start
 
@@ -33,9 +33,8 @@ def main() -> int:
     parser.add_argument("--control-fd", type=int, required=True)
     link = socket.socket(fileno=parser.parse_args().control_fd)
     link.set_inheritable(False)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal's Ctrl-C is the supervisor's to act on
+    stream.protect()
+    ignore_stop_signals()
     setproctitle.setproctitle("lbhost fork server")
     packet = control.receive(link)
     if packet is None:
@@ -88,7 +87,6 @@ def _fork_worker(
 
     Returns in the fork server only.
     """
-    sys.stderr.flush()
     between = os.fork()
     if between:
         worker_link.close()

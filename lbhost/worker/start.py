@@ -6,7 +6,6 @@ Used by the fork server's children (CPU) and by `python -m lbhost.worker` (GPU) 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 
 import setproctitle
@@ -14,7 +13,7 @@ import setproctitle
 from lbhost import control, log
 from lbhost.board import Board
 from lbhost.errors import StartupError
-from lbhost.linux import die_with_parent
+from lbhost.linux import die_with_parent, ignore_stop_signals
 from lbhost.llama import Model
 from lbhost.placement.placement import Placement
 from lbhost.worker.context import Context
@@ -36,10 +35,7 @@ def serve(
     die_with_parent()
     setproctitle.setproctitle(f"lbhost worker {fork.worker}")
     log.configure(settings.log_format, settings.log_level, f"worker {fork.worker}")
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal's Ctrl-C is the supervisor's to act on
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ignore_stop_signals()
     try:
         _take_place(fork.placement, settings.nice)
         context = Context(

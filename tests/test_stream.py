@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lbhost.stream import LINE_LIMIT, SafeStream
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    yield reading, writing
+    for fd in (reading, writing):
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+
+
+def fill(fd: int) -> int:
+    """Fill a pipe; how many bytes it took."""
+    os.set_blocking(fd, False)
+    count = 0
+    try:
+        while True:
+            count += os.write(fd, b"x" * 1024)
+    except BlockingIOError:
+        os.set_blocking(fd, True)
+        return count
+
+
+def test_lines_arrive_whole(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    out = SafeStream(writing)
+    out.write("one\ntw")
+    out.write("o\n")
+    assert os.read(reading, 100) == b"one\ntwo\n"
+
+
+def test_a_reader_that_is_gone_is_no_error(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    os.close(reading)
+    out = SafeStream(writing)
+    print("hello", file=out)
+    assert out.dropped == 1
+
+
+def test_a_full_pipe_does_not_block_and_what_was_lost_is_told(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    taken = fill(writing)
+    out = SafeStream(writing)
+    out.write("lost\nlost too\n")
+    assert out.dropped == 2
+    while taken > 0:
+        taken -= len(os.read(reading, taken))
+    out.write("again\n")
+    assert os.read(reading, 1000) == b"(2 lines could not be written)\nagain\n"
+    assert out.dropped == 0
+
+
+def test_a_full_disk_is_no_error() -> None:
+    fd = os.open("/dev/full", os.O_WRONLY)
+    try:
+        out = SafeStream(fd)
+        out.write("line\n")
+        assert out.dropped == 1
+    finally:
+        os.close(fd)
+
+
+def test_a_closed_descriptor_is_no_error(pipe: tuple[int, int]) -> None:
+    os.close(pipe[1])
+    out = SafeStream(pipe[1])
+    out.write("line\n")
+    assert out.dropped == 1
+    assert not out.isatty()
+
+
+def test_a_socket_that_nobody_reads_does_not_block() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        out = SafeStream(ours.fileno())
+        while not out.dropped:
+            out.write("y" * 1000 + "\n")
+        assert theirs.recv(4) == b"yyyy"
+
+
+def test_a_line_is_cut_at_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        SafeStream(file.fileno()).write("z" * 2 * LINE_LIMIT + "\nnext\n")
+    assert path.read_bytes() == b"z" * (LINE_LIMIT - 1) + b"\nnext\n"

@@ -58,8 +58,9 @@ class Bench:
         await self.dispatcher.attach(fake.fd, worker, fake.epoch)
         return fake
 
-    def submit(self, *args: Any, **more: Any) -> Job:
-        return self.dispatcher.submit(work(*args, **more))
+    def submit(self, *args: Any, ago_s: float = 0.0, **more: Any) -> Job:
+        """A request that arrived so long ago."""
+        return self.dispatcher.submit(work(*args, **more), time.monotonic() - ago_s)
 
 
 @asynccontextmanager
@@ -401,6 +402,28 @@ async def test_a_running_request_ends_at_its_deadline_and_is_cancelled() -> None
         assert isinstance(job.error, DeadlineError)
         await until(lambda: fake.cancels, "the worker was told")
         assert b.sessions.tally(0).timeouts == 1
+
+
+async def test_a_requests_time_counts_from_its_arrival() -> None:
+    async with bench(request_timeout_s=1000.0) as b:
+        with pytest.raises(DeadlineError):
+            b.submit(ago_s=1000.0)
+        assert (b.dispatcher.active, b.workers[0].submits) == (0, [])
+        b.dispatcher._settings = Settings(request_timeout_s=1000.2)
+        b.workers[0].hold()
+        late = b.submit(ago_s=1000.0)
+        await over(late)
+        assert isinstance(late.error, DeadlineError)
+
+
+async def test_time_to_first_token_counts_from_arrival() -> None:
+    async with bench() as b:
+        await over(b.submit(ago_s=100.0))
+        b.traffic.write(b.dispatcher, 0)
+        row = b.page.gateway.read(0)
+        assert row is not None
+        assert row.ttft_p50_s is not None
+        assert row.ttft_p50_s >= 100.0
 
 
 async def test_draining_lets_running_and_queued_requests_finish() -> None:

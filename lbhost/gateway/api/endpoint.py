@@ -80,7 +80,7 @@ class Completions:
         finally:
             self._preparing -= 1
         del body
-        job = exchange.job = self._dispatcher.submit(taken.work)
+        job = exchange.job = self._dispatcher.submit(taken.work, exchange.began)
         watch = asyncio.create_task(self._watch(receive, job))
         try:
             reply = Reply(self._kind, exchange.request_id, self._model, taken.include_usage)
@@ -104,7 +104,7 @@ class _Exchange:
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
         self._send = send
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self.request_id: str = scope["state"]["request_id"]
         self.job: Job | None = None
         self.status: int | None = None
@@ -176,7 +176,7 @@ class _Exchange:
                 "prompt_tokens": job.work.prompt_tokens,
                 "completion_tokens": job.completion_tokens,
                 "cached_tokens": finish.cached_tokens if finish is not None else None,
-                "ttft_ms": _ms(job.first_token - self._began) if job.first_token else None,
+                "ttft_ms": _ms(job.first_token - self.began) if job.first_token else None,
                 "attempts": job.attempts,
             }
         log.get().info(
@@ -185,7 +185,7 @@ class _Exchange:
             path=self._scope["path"],
             outcome=ended,
             status=self.status,
-            duration_ms=_ms(now - self._began),
+            duration_ms=_ms(now - self.began),
             **fields,
         )
 

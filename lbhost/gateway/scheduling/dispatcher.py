@@ -153,11 +153,26 @@ class Dispatcher:
                 f"{depth} requests are waiting already", retry_after_s=self._wait_estimate_s()
             )
 
-    def submit(self, work: Work) -> Job:
-        """Queue a request, and send it if a worker has room. Raises as check_open."""
+    def submit(self, work: Work, arrived: float) -> Job:
+        """Queue a request, and send it if a worker has room.
+
+        Args:
+            arrived: time.monotonic() of its first byte here. Its deadline, its time to first
+                token and its place in the queue count from then, whatever was done with it since.
+
+        Raises:
+            DeadlineError: all its time is gone already.
+            NotReadyError, QueueFullError: as check_open.
+        """
         self.check_open()
+        waited = time.monotonic() - arrived
+        if waited >= self._settings.request_timeout_s:
+            raise DeadlineError(
+                f"{waited:.1f} s went before it could be queued, which is over the limit",
+                retry_after_s=self._wait_estimate_s(),
+            )
         self._numbers += 1
-        job = Job(self._numbers, work, time.monotonic())
+        job = Job(self._numbers, work, arrived)
         job.expected_tokens = self._router.expected_tokens(work)
         job.order = job.arrived + min(self._router.lonely_cost_s(job), MAX_OVERTAKEN_S)
         self._jobs[job.number] = job

@@ -44,7 +44,7 @@ class Job:
         self.number = number
         self.work = work
         self.arrived = arrived
-        """time.monotonic()."""
+        """time.monotonic() of its first byte at this server."""
         self.chain = prefix_index.chain(work.prompt)
         self.order = 0.0
         """Place in the queue: smaller goes first."""

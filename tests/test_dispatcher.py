@@ -27,6 +27,7 @@ from lbhost.errors import (
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.recorder import Recorder
 from lbhost.gateway.scheduling import dispatcher as dispatch
+from lbhost.gateway.scheduling.deltas import TextDelta, text_of
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.job import Job, JobState, Work
 from lbhost.gateway.scheduling.readings import Readings
@@ -86,7 +87,7 @@ async def over(job: Job) -> str:
     async with asyncio.timeout(PATIENCE_S):
         while True:
             await job.wait()
-            text += job.take()
+            text += text_of(job.take())
             if job.over:
                 return text
 
@@ -98,6 +99,26 @@ async def test_a_job_gets_its_text_and_gives_its_slot_back() -> None:
         assert job.finish is not None
         assert job.finish.reason is wire.FinishReason.STOP
         assert repr(b.dispatcher) == "Dispatcher(0 in flight, 0 queued)"
+
+
+async def test_a_job_yields_deltas_and_keeps_its_tokens() -> None:
+    async with bench() as b:
+        (fake,) = b.workers
+        job = b.submit()
+        taken = []
+        async with asyncio.timeout(PATIENCE_S):
+            while not job.over:
+                await job.wait()
+                taken += job.take()
+        words = ["one", " two", " three", " four", " five"]
+        assert taken == [TextDelta(word, (7,)) for word in words]
+        assert list(job.tokens) == [7] * 5
+        assert (job.completion_tokens, job.delivered_tokens) == (5, 5)
+        assert job.take() == []
+        fake.hold()
+        untouched = b.submit()
+        assert (list(untouched.tokens), untouched.delivered) == ([], False)
+        b.dispatcher.cancel(untouched)
 
 
 async def test_jobs_wait_in_the_gateway_until_a_slot_is_free() -> None:
@@ -236,7 +257,7 @@ async def test_a_stream_that_has_begun_ends_with_an_error_when_its_worker_dies()
         job = b.submit(max_tokens=1000)
         async with asyncio.timeout(PATIENCE_S):
             await job.wait()
-        assert job.take()
+        assert text_of(job.take())
         fake.die()
         await over(job)
         assert isinstance(job.error, WorkerLostError)
@@ -454,6 +475,16 @@ async def test_a_client_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPa
         await until(lambda: job.over, "it is cut off")
         assert job.error is not None
         assert job.error.status == 408
+
+
+async def test_a_plain_answer_may_be_longer_than_what_a_stream_may_leave_untaken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "MAX_UNTAKEN", 1000)
+    async with bench(script=Script(answer=lambda _: ["x" * 100] * 50)) as b:
+        job = b.submit(stream=False)
+        assert await over(job) == "x" * 5000
+        assert job.error is None
 
 
 async def test_random_faults_never_lose_a_slot_or_a_request() -> None:

@@ -22,6 +22,7 @@ from lbhost.gateway.api import replies
 from lbhost.gateway.api.replies import Kind, Reply
 from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.recorder import Recorder, outcome
+from lbhost.gateway.scheduling.deltas import text_of
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.job import Job
 
@@ -116,7 +117,7 @@ class _Exchange:
             raise job.error
         if job.finish is None:
             raise _ClientGoneError
-        body = reply.whole(job.take(), job.finish)
+        body = reply.whole(text_of(job.take()), job.finish)
         await self._start(
             job,
             [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
@@ -134,7 +135,7 @@ class _Exchange:
                     raise _ClientGoneError
                 if job.error is not None and self.status is None:
                     raise job.error
-                text = job.take()
+                text = text_of(job.take())
                 event = b""
                 if (text or job.finish is not None) and not opened:
                     event = reply.opening()

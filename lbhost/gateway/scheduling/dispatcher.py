@@ -28,6 +28,7 @@ from lbhost.errors import (
     QueueFullError,
     WorkerLostError,
 )
+from lbhost.gateway.scheduling.deltas import TextDelta
 from lbhost.gateway.scheduling.job import Job, JobState, Work
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Session, Sessions
@@ -52,7 +53,8 @@ REJECT_HOLD_S = 0.05
 """A worker that refused a request is left alone so long: its state is about to change."""
 
 MAX_UNTAKEN = 1 << 20
-"""Characters that may wait for a client that reads too slowly; then it is cut off."""
+"""Characters of a stream that may wait for a client that reads too slowly; then it is cut off.
+A plain answer is bounded by its tokens, and nobody could take it earlier."""
 
 _REQUEUED_FIRST = -1e9
 
@@ -292,13 +294,11 @@ class Dispatcher:
             if delta.tokens:
                 self._observer.tokens(attempt, len(delta.tokens), now)
                 attempt.last_token = now
-                if not job.over:
-                    job.completion_tokens += len(delta.tokens)
-                    if job.first_token is None:
-                        job.first_token = now
-            if delta.text and not job.over:
-                job.put(delta.text)
-                if job.untaken > MAX_UNTAKEN:
+                if not job.over and job.first_token is None:
+                    job.first_token = now
+            if not job.over and (delta.tokens or delta.text):
+                job.put(TextDelta(delta.text, delta.tokens))
+                if job.work.stream and job.untaken > MAX_UNTAKEN:
                     self._drop(job, ClientTimeoutError("the client reads too slowly"))
             if delta.finish is not None:
                 self._release(attempt, delta.finish)

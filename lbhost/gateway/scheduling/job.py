@@ -1,11 +1,13 @@
 """One request between its arrival and its end, as seen by the two sides that share it.
 
-The dispatcher moves a Job through its states and puts text in; the HTTP side waits for text
-and takes it out. Owns no timer, no queue and no socket. One consumer at most waits on a Job.
+The dispatcher moves a Job through its states and puts deltas in; the HTTP side waits for text
+and takes them out. A Job keeps all its tokens, so that another worker could go on with it.
+Owns no timer, no queue and no socket. One consumer at most waits on a Job.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
 import enum
 
@@ -13,7 +15,8 @@ import msgspec
 
 from lbhost import wire
 from lbhost.errors import LbhostError
-from lbhost.gateway.scheduling import prefix_index
+from lbhost.gateway.scheduling import policy, prefix_index
+from lbhost.gateway.scheduling.deltas import Delta
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -46,8 +49,11 @@ class Job:
         self.arrived = arrived
         """time.monotonic() of its first byte at this server."""
         self.chain = prefix_index.chain(work.prompt)
+        self.long = work.prompt_tokens >= policy.LONG_PROMPT
         self.order = 0.0
         """Place in the queue: smaller goes first."""
+        self.queued = arrived
+        """When it began to wait for a worker, the last time it did."""
         self.expected_tokens = work.max_tokens
         self.state = JobState.QUEUED
         self.attempts = 0
@@ -56,15 +62,19 @@ class Job:
         self.started: float | None = None
         """When it was last given to a worker."""
         self.first_token: float | None = None
-        self.completion_tokens = 0
+        """When its first token came, be it from a worker that was lost later."""
+        self.tokens = array.array("i")
+        """All output tokens that its present attempt has produced."""
+        self.delivered_tokens = 0
+        """How many of them the consumer has taken."""
         self.delivered = False
         """Whether the client may have seen text: then it cannot start again elsewhere."""
         self.finish: wire.Finish | None = None
         self.error: LbhostError | None = None
         self.cancelled = False
         """Ended because nobody wants the answer any more."""
-        self._text: list[str] = []
-        self._text_size = 0
+        self._deltas: list[Delta] = []
+        self._untaken = 0
         self._waiter: asyncio.Future[None] | None = None
         self._poked = False
 
@@ -74,9 +84,13 @@ class Job:
     def over(self) -> bool:
         return self.state is JobState.OVER
 
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens)
+
     async def wait(self) -> None:
         """Return when the job is over, was poked or, if it streams, has text."""
-        while not (self.over or self._poked or (self._text and self.work.stream)):
+        while not (self.over or self._poked or (self._untaken and self.work.stream)):
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -89,37 +103,36 @@ class Job:
         self._poked = True
         self._wake()
 
-    def take(self) -> str:
-        """All text that has come since the last time; counts as delivered."""
-        if not self._text:
-            return ""
-        text = "".join(self._text)
-        self._text.clear()
-        self._text_size = 0
-        self.delivered = True
-        return text
+    def take(self) -> list[Delta]:
+        """What has come since the last time; counts as delivered."""
+        deltas, self._deltas = self._deltas, []
+        self.delivered = self.delivered or self._untaken > 0
+        self._untaken = 0
+        self.delivered_tokens += sum(len(delta.tokens) for delta in deltas)
+        return deltas
 
     # --- the dispatcher's side -------------------------------------------------------
 
     @property
     def untaken(self) -> int:
         """Characters that wait for the consumer."""
-        return self._text_size
+        return self._untaken
 
-    def put(self, text: str) -> None:
-        if text:
-            self._text.append(text)
-            self._text_size += len(text)
+    def put(self, delta: Delta) -> None:
+        self._deltas.append(delta)
+        self.tokens.extend(delta.tokens)
+        if delta.text:
+            self._untaken += len(delta.text)
             if self.work.stream:
                 self._wake()
 
     def forget(self) -> None:
-        """Back to before the first token: the text so far was for nobody's eyes."""
+        """Back to before the first token: nobody has seen any of the text so far."""
         assert not self.delivered
-        self._text.clear()
-        self._text_size = 0
-        self.completion_tokens = 0
-        self.first_token = None
+        self._deltas.clear()
+        self._untaken = 0
+        self.delivered_tokens = 0
+        del self.tokens[:]
 
     def end(self, finish: wire.Finish | None = None, error: LbhostError | None = None) -> None:
         """Into OVER, with a Finish, an error, or neither (cancelled)."""

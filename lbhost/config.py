@@ -72,6 +72,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     api_key: Annotated[str, Meta(min_length=8, max_length=512)] | None = None
     """If set, requests must carry `Authorization: Bearer KEY` (health checks need not)."""
 
+    allowed_hosts: str = ""
+    """Host names that requests may carry, comma-separated, beside addresses, localhost and --host;
+    `*` allows any. Without it only servers on a loopback address check."""
+
+    allowed_origins: str = ""
+    """Origins of web pages that may use the server, comma-separated (https://app.example); `*`
+    allows any. Pages of the server's own origin always may."""
+
     workers: Count | str = "auto"
     """How many workers; `auto`: one per physical core this process may use, or per GPU."""
 

@@ -69,6 +69,14 @@ class UnauthorizedError(LbhostError):
     code = "invalid_api_key"
 
 
+class ForbiddenError(LbhostError):
+    """A web page of another origin, or a Host that is not ours."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "forbidden"
+
+
 class NotFoundError(LbhostError):
     """No such path."""
 

@@ -84,9 +84,10 @@ class Gateway:
                 counters=counters,
                 model=configure.model_alias,
                 n_ctx=configure.n_ctx,
-                api_key=settings.api_key,
+                settings=settings,
             ),
             settings,
+            self.traffic.refused,
         )
 
     async def run(self, link: socket.socket) -> None:

@@ -54,6 +54,12 @@ class Metrics:
         self.requests = Counter(
             "lbhost_requests", "Requests ended, by outcome", ["outcome"], registry=registry
         )
+        self.refusals = Counter(
+            "lbhost_refusals",
+            "Requests refused before they came to an endpoint, by HTTP status",
+            ["status"],
+            registry=registry,
+        )
         self.retries = Counter(
             "lbhost_retries", "Attempts repeated because a worker was lost", registry=registry
         )

@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 
-from lbhost import board, wire
+from lbhost import board, log, wire
 from lbhost.config import Settings
 from lbhost.errors import (
     DeadlineError,
@@ -133,6 +133,11 @@ class Recorder:
         self._requests += 1
         self._rejected += what in ("queue_full", "not_ready")
         self._errors += what in ("timeout", "worker_lost", "engine_error", "error")
+
+    def refused(self, status: int, path: str, request_id: str) -> None:
+        """Something was refused before it came to an endpoint that counts."""
+        self._metrics.refusals.labels(str(status)).inc()
+        log.get().info("refused", id=request_id, path=path[:200], status=status)
 
     # --- the board -------------------------------------------------------------------
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
 from lbhost import log
 from lbhost.errors import (
+    DeadlineError,
     InvalidRequestError,
     LbhostError,
-    UnsupportedMediaTypeError,
 )
 from lbhost.gateway.api import replies
 from lbhost.gateway.api.replies import Kind, Reply
-from lbhost.gateway.prompt.intake import Intake
+from lbhost.gateway.prompt.intake import INLINE_BYTES, Intake, Taken
 from lbhost.gateway.recorder import Recorder, outcome
 from lbhost.gateway.scheduling.deltas import text_of
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
@@ -38,18 +39,26 @@ class Completions:
     """POST /v1/chat/completions or /v1/completions."""
 
     def __init__(
-        self, kind: Kind, intake: Intake, dispatcher: Dispatcher, traffic: Recorder, model: str
+        self,
+        kind: Kind,
+        intake: Intake,
+        dispatcher: Dispatcher,
+        traffic: Recorder,
+        model: str,
+        request_timeout_s: float,
     ) -> None:
         self._kind = kind
         self._intake = intake
         self._dispatcher = dispatcher
         self._traffic = traffic
         self._model = model
+        self._request_timeout_s = request_timeout_s
         self._preparing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises LbhostError only before anything was sent."""
         exchange = _Exchange(scope, send)
+        scope["state"]["recorded"] = True
         ended = "error"
         try:
             await self._answer(exchange, scope, receive)
@@ -72,15 +81,7 @@ class Completions:
             exchange.log(ended)
 
     async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
-        check_media_type(scope)
-        body = await _read(receive)
-        self._preparing += 1
-        try:
-            self._dispatcher.check_open(self._preparing - 1)
-            taken = await self._intake.take(body, self._kind)
-        finally:
-            self._preparing -= 1
-        del body
+        taken = await self._take(exchange, scope, receive)
         job = exchange.job = self._dispatcher.submit(taken.work, exchange.began)
         watch = asyncio.create_task(self._watch(receive, job))
         try:
@@ -92,10 +93,45 @@ class Completions:
         finally:
             watch.cancel()
 
+    async def _take(self, exchange: _Exchange, scope: Scope, receive: Receive) -> Taken:
+        """From the body to work. What the body holds of the budget is given back in the end."""
+        release: Callable[[], None] = scope["state"]["release_body"]
+        try:
+            body = await _read(receive)
+            self._preparing += 1
+            try:
+                self._dispatcher.check_open(self._preparing - 1)
+                return await self._intake_while_there(exchange, body, receive)
+            finally:
+                self._preparing -= 1
+        finally:
+            release()
+
+    async def _intake_while_there(
+        self, exchange: _Exchange, body: bytes, receive: Receive
+    ) -> Taken:
+        """Intake, as long as the client is there and the request has time left."""
+        if len(body) <= INLINE_BYTES:
+            return self._intake.take_now(body, self._kind)
+        taking = asyncio.ensure_future(self._intake.take(body, self._kind))
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        left = self._request_timeout_s - (time.monotonic() - exchange.began)
+        try:
+            await asyncio.wait(
+                {taking, leaving}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED
+            )
+            if taking.done():
+                return taking.result()
+            if leaving.done():
+                raise _ClientGoneError
+            raise DeadlineError("the request took too long to prepare", retry_after_s=1)
+        finally:
+            taking.cancel()
+            leaving.cancel()
+
     async def _watch(self, receive: Receive, job: Job) -> None:
         """Stop the work when the client hangs up."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await _disconnected(receive)
         self._dispatcher.cancel(job)
 
 
@@ -221,20 +257,6 @@ class _Pinger:
         self._timer = self._loop.call_later(PING_S - silent, self._due)
 
 
-def check_media_type(scope: Scope) -> None:
-    """Raises UnsupportedMediaTypeError unless the body may be JSON in UTF-8, uncompressed."""
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            media, _, parameters = value.decode("latin-1").lower().partition(";")
-            charset = parameters.partition("charset=")[2].strip(' "')
-            if media.strip() != "application/json" or charset not in ("", "utf-8", "utf8"):
-                raise UnsupportedMediaTypeError(
-                    f"the body must be application/json, not {value[:80].decode('latin-1')!r}"
-                )
-        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-            raise UnsupportedMediaTypeError("compressed bodies are not supported")
-
-
 async def _read(receive: Receive) -> bytes:
     """The whole body; server.py keeps it within its limits."""
     parts: list[bytes] = []
@@ -249,6 +271,12 @@ async def _read(receive: Receive) -> bytes:
     if not body:
         raise InvalidRequestError("the body is empty; send a JSON object")
     return body
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _ms(seconds: float) -> float:

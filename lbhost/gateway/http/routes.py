@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from lbhost.config import Settings
 from lbhost.errors import (
     InvalidRequestError,
     LbhostError,
@@ -45,7 +46,7 @@ def build(
     counters: Metrics,
     model: str,
     n_ctx: int,
-    api_key: str | None,
+    settings: Settings,
 ) -> ASGIApp:
     """The application, ready for uvicorn."""
     pages = _Pages(dispatcher, counters, model, n_ctx)
@@ -62,7 +63,7 @@ def build(
         ("/v1/chat/completions", Kind.CHAT),
         ("/v1/completions", Kind.COMPLETION),
     ):
-        endpoint = Completions(kind, intake, dispatcher, traffic, model)
+        endpoint = Completions(kind, intake, dispatcher, traffic, model, settings.request_timeout_s)
         routes.append(Route(path, endpoint, methods=["POST"]))
     app = Starlette(
         routes=routes,
@@ -73,7 +74,7 @@ def build(
         },
     )
     app.router.redirect_slashes = False
-    return Access(app, dispatcher, api_key)
+    return Access(app, dispatcher, settings, traffic.refused)
 
 
 class _Pages:

@@ -30,7 +30,7 @@ from lbhost.errors import (
     PayloadTooLargeError,
 )
 from lbhost.gateway.api import replies
-from lbhost.gateway.http.access import new_request_id
+from lbhost.gateway.http.access import Refused, new_request_id
 
 MAX_HEADER_FIELDS = 128
 
@@ -45,13 +45,25 @@ closing at once would reset the connection under it."""
 BODIES = 32
 """All bodies held at a time may be as large as so many of the largest together."""
 
+SMALL_BODY = 16 * 1024
+"""Bytes of a body that is never refused for what others hold: connections bound those."""
+
+FRAMING = 2
+"""A chunked body may take so many times max_body_bytes with its framing."""
+
+TRAILER_BYTES = 4096
+"""Bytes that may follow a chunk's header before its data: after the last chunk, a trailer."""
+
 
 class Budget:
-    """Bytes of request bodies that all connections hold together."""
+    """Bytes of request bodies that all connections hold together, until they are worked on."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+
+
+_NO_TRAILERS = InvalidRequestError("trailers after the body are not accepted")
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -59,7 +71,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     settings: Settings
     budget: Budget
-    """Both set by Server's subclass."""
+    refused: Refused
+    """All set by Server's subclass."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,7 +80,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_fields = 0
         self._in_head = True
         self._body_bytes = 0
-        """Of the request that is being received or answered: counted in the budget."""
+        """Of the request that is being received."""
+        self._raw_bytes = 0
+        """The same with the framing of its chunks."""
+        self._since_chunk = 0
+        """Bytes since the last chunk's header without any of its data."""
+        self._held_bytes = 0
+        """What of the body is counted in the budget."""
         self._refused = False
         self._client_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -94,10 +113,28 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_head and self._head_bytes == 0:
             self._arm(self.settings.header_timeout_s)
         super().data_received(data)
-        if self._in_head and not self._refused:
+        if self._refused:
+            return
+        if self._in_head:
             # The parser keeps an unfinished header to itself: count what it has swallowed.
             self._head_bytes += len(data)
             self._check_head()
+        elif self._receiving:
+            self._count_raw(len(data))
+
+    @property
+    def _receiving(self) -> bool:
+        """Whether a body, or what follows it, is still to come."""
+        return not self._in_head and self._client_timer is not None
+
+    def _count_raw(self, size: int) -> None:
+        self._raw_bytes += size
+        if self._since_chunk >= 0:
+            self._since_chunk += size
+        if self._raw_bytes > FRAMING * self.settings.max_body_bytes + TRAILER_BYTES:
+            self._refuse(self._too_large())
+        elif self._since_chunk > TRAILER_BYTES:
+            self._refuse(_NO_TRAILERS)
 
     # --- parser callbacks ------------------------------------------------------------
 
@@ -110,6 +147,8 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._in_head = True
         self._head_bytes = self._head_fields = 0
+        self._body_bytes = self._raw_bytes = 0
+        self._since_chunk = -1
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -118,6 +157,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._refused:
+            return
+        if not self._in_head:
+            # uvicorn would put a trailer's fields among the headers, Authorization too.
+            self._refuse(_NO_TRAILERS)
             return
         self._head_fields += 1
         if self._head_fields <= MAX_HEADER_FIELDS:
@@ -133,16 +176,22 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._in_head = False
         self._arm(self.settings.body_timeout_s)
+        self.scope["state"]["release_body"] = self._release_body
         super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        self._since_chunk = 0
 
     def on_body(self, body: bytes) -> None:
         if self._refused:
             return
+        self._since_chunk = -1
         self._body_bytes += len(body)
+        self._held_bytes += len(body)
         self.budget.used += len(body)
         if self._body_bytes > self.settings.max_body_bytes:
             self._refuse(self._too_large())
-        elif self.budget.used > self.budget.limit:
+        elif self.budget.used > self.budget.limit and self._body_bytes > SMALL_BODY:
             self._refuse(NotReadyError("too many large requests at once", retry_after_s=1))
         else:
             super().on_body(body)
@@ -182,8 +231,9 @@ class LimitedProtocol(HttpToolsProtocol):
         return PayloadTooLargeError(f"the body is over {self.settings.max_body_bytes} bytes")
 
     def _release_body(self) -> None:
-        self.budget.used -= self._body_bytes
-        self._body_bytes = 0
+        """The body is worked on, or thrown away: others may have its room."""
+        self.budget.used -= self._held_bytes
+        self._held_bytes = 0
 
     def _arm(self, seconds: float) -> None:
         self._disarm()
@@ -226,6 +276,9 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._refused = True
         self._disarm()
+        request_id = new_request_id()
+        path = self.url.partition(b"?")[0].decode("latin-1") if hasattr(self, "url") else ""
+        type(self).refused(error.status, path, request_id)
         self._unset_keepalive_if_required()
         running = self.cycle is not None and not self.cycle.response_complete
         if not (running and self.cycle.response_started):
@@ -235,7 +288,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 (b"content-type", b"application/json"),
                 (b"content-length", b"%d" % len(body)),
                 (b"connection", b"close"),
-                (b"x-request-id", new_request_id().encode()),
+                (b"x-request-id", request_id.encode()),
                 *replies.error_headers(error),
             ]
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
@@ -256,9 +309,9 @@ class LimitedProtocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn's server without its signal handlers, and with one tick a second, not ten."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, refused: Refused) -> None:
         self.budget = Budget(BODIES * settings.max_body_bytes)
-        fields = {"settings": settings, "budget": self.budget}
+        fields = {"settings": settings, "budget": self.budget, "refused": staticmethod(refused)}
         protocol = type("Protocol", (LimitedProtocol,), fields)
         super().__init__(
             uvicorn.Config(

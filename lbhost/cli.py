@@ -6,19 +6,24 @@ flags of `serve` are generated from config.Settings; nothing about them is repea
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import enum
-import importlib
 import inspect
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import cyclopts
 import msgspec
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
+from rich.console import Console
 
 from lbhost import __version__, config, report
 from lbhost.client import AdminClient
@@ -44,7 +49,9 @@ Wait = Annotated[
     Parameter(name="--wait", negative="--no-wait", help="Return only when it has happened."),
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="JSON instead of text.")]
-WorkerId = Annotated[int, Parameter(help="The worker's number.")]
+WorkerId = Annotated[int, Parameter(help="The worker's number.", validator=Number(gte=0))]
+DASHBOARDS = "lbhost.dashboard"
+"""The entry points under which a dashboard offers itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -88,13 +95,6 @@ def _usage(error: cyclopts.CycloptsError) -> str:
 # --- serve ------------------------------------------------------------------------------
 
 
-def _field_docs() -> dict[str, str]:
-    """The docstring under each field of Settings, which is the flag's help."""
-    source = inspect.getsource(Settings)
-    found = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
-    return {name: " ".join(text.split()) for name, text in found}
-
-
 _UNITS = {"_s": "SECONDS", "_ms": "MS", "_c": "CELSIUS", "_bytes": "BYTES"}
 
 
@@ -114,7 +114,7 @@ def _serve(**given: Any) -> int:
     if with_tui or os.environ.get("LBHOST_TUI", "0") not in {"", "0", "false", "no"}:
         from lbhost import cockpit
 
-        return cockpit.run(settings, _serve_arguments(flags, file), tui=_tui())
+        return cockpit.run(settings, _serve_arguments(flags, file), dashboard=_dashboard())
     from lbhost import stream
     from lbhost.supervisor.main import serve
 
@@ -133,14 +133,13 @@ def _serve_arguments(flags: dict[str, Any], file: str | None) -> list[str]:
 
 
 def _add_serve() -> None:
-    docs = _field_docs()
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = []
     for field in msgspec.structs.fields(Settings):
         default = "" if field.default is None else f" [default: {field.default}]"
         flag = Parameter(
             name=f"--{config.flag_name(field.name)}",
-            help=docs[field.name] + default,
+            help=config.described(field.name) + default,
             metavar=_metavar(field),
             show_default=False,
             allow_leading_hyphen=True,
@@ -176,8 +175,9 @@ def _runtime_dir(given: str | None) -> Path:
     return Path(settings.runtime_dir or config.default_runtime_dir(os.environ))
 
 
-def _colour() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+def _console() -> Console:
+    """Tables and colours as the terminal takes them; 80 columns and no colour in a pipe."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def _command(runtime_dir: str | None, act: Callable[[AdminClient], str]) -> None:
@@ -186,14 +186,42 @@ def _command(runtime_dir: str | None, act: Callable[[AdminClient], str]) -> None
 
 
 @app.command
-def status(*, json: AsJson = False, runtime_dir: RuntimeDir = None) -> None:
+def status(
+    *,
+    json: AsJson = False,
+    watch: Annotated[
+        bool, Parameter(name=["--watch", "-w"], negative="", help="Again and again, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        float, Parameter(help="Seconds between two looks of --watch.", validator=Number(gte=0.1))
+    ] = 2.0,
+    runtime_dir: RuntimeDir = None,
+) -> None:
     """What the server and its workers are doing."""
     with AdminClient(_runtime_dir(runtime_dir)) as client:
-        if json:
-            answer = client.status_json()
-            print(msgspec.json.format(answer, indent=2).decode())
+        if watch:
+            _watch(client, interval, json=json)
+        elif json:
+            print(msgspec.json.format(client.status_json(), indent=2).decode())
         else:
-            print(report.status_table(client.status(), colour=_colour()))
+            _console().print(report.status_view(client.status()))
+
+
+def _watch(client: AdminClient, interval_s: float, *, json: bool) -> None:
+    """Until interrupted or the server goes: one picture in place, or one after the other."""
+    console = _console()
+    in_place = console.is_terminal and not json
+    with console.screen() if in_place else contextlib.nullcontext():
+        while True:
+            if json:
+                print(client.status_json().decode(), flush=True)
+            else:
+                view = report.status_view(client.status())
+                if in_place:
+                    console.clear()
+                console.print(view)
+                sys.stdout.flush()
+            time.sleep(interval_s)
 
 
 @app.command
@@ -203,7 +231,11 @@ def drain(
     *,
     timeout: Annotated[
         float | None,
-        Parameter(help="Seconds after which its requests are cut off.", show_default=False),
+        Parameter(
+            help="Seconds after which its requests are cut off.",
+            show_default=False,
+            validator=Number(gte=0, lte=86400),
+        ),
     ] = None,
     wait: Wait = True,
     runtime_dir: RuntimeDir = None,
@@ -237,7 +269,9 @@ def restart(
 
 @app.command
 def scale(
-    workers: Annotated[int, Parameter(help="How many workers there are to be.")],
+    workers: Annotated[
+        int, Parameter(help="How many workers there are to be.", validator=Number(gte=1, lte=1024))
+    ],
     /,
     *,
     wait: Wait = True,
@@ -253,16 +287,70 @@ def events(
     follow: Annotated[
         bool, Parameter(name=["--follow", "-f"], negative="", help="Go on with new ones.")
     ] = False,
-    backlog: Annotated[int, Parameter(help="How many past events.")] = 100,
+    backlog: Annotated[
+        int | None,
+        Parameter(
+            help="How many past events at most. [default: 100, or all with --since]",
+            show_default=False,
+            validator=Number(gte=0),
+        ),
+    ] = None,
+    worker: Annotated[
+        int | None,
+        Parameter(help="Only this worker's.", show_default=False, validator=Number(gte=0)),
+    ] = None,
+    level: Annotated[
+        Literal["info", "warning", "error"] | None,
+        Parameter(help="Only those that are at least as severe.", show_default=False),
+    ] = None,
+    since: Annotated[
+        str | None,
+        Parameter(
+            help="Only those after this: 90s, 10m, 2h or 1d ago, or a time (2026-11-24T18:00).",
+            show_default=False,
+        ),
+    ] = None,
     json: AsJson = False,
     runtime_dir: RuntimeDir = None,
 ) -> None:
     """The event log."""
-    colour = _colour()
+    after = None if since is None else moment(since, time.time())
+    if backlog is None:
+        backlog = BACKLOG if since is None else ALL_EVENTS
+    console = _console()
     with AdminClient(_runtime_dir(runtime_dir)) as client:
-        for event in client.events(backlog=max(0, backlog), follow=follow):
-            line = msgspec.json.encode(event).decode() if json else None
-            print(line or report.event_line(event, colour=colour), flush=follow)
+        found = client.events(
+            backlog=backlog, follow=follow, worker=worker, level=level, since=after
+        )
+        for event in found:
+            if json:
+                print(msgspec.json.encode(event).decode(), flush=follow)
+            else:
+                console.print(report.event_line(event), soft_wrap=True)
+
+
+BACKLOG = 100
+ALL_EVENTS = 1000
+"""The server keeps so many."""
+
+_SPAN_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def moment(text: str, now_s: float) -> float:
+    """The Unix time that `--since` means: so long ago, or a date and time (local by default).
+
+    Raises:
+        UsageError: it is neither.
+    """
+    span = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd])", text)
+    if span:
+        return max(0.0, now_s - float(span[1]) * _SPAN_S[span[2]])
+    try:
+        return max(0.0, datetime.datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"--since: expected 90s, 10m, 2h, 1d or a time like 2026-11-24T18:00, got {text!r}"
+        ) from error
 
 
 # --- other commands ---------------------------------------------------------------------
@@ -277,17 +365,27 @@ def tui(
     runtime_dir: RuntimeDir = None,
 ) -> int:
     """The dashboard of a running server."""
-    return int(_tui()(_runtime_dir(runtime_dir), export_svg=export_svg))
+    return _dashboard()(_runtime_dir(runtime_dir), export_svg=export_svg)
 
 
-def _tui() -> Callable[..., int]:
-    # By name: lbhost does not depend on its dashboard, and starts faster without.
+def _dashboard() -> Callable[..., int]:
+    # By entry point: lbhost does not depend on its dashboard, and starts faster without.
+    found = next(iter(entry_points(group=DASHBOARDS)), None)
+    if found is None:
+        raise LbhostError("no dashboard is installed: install lbhost again")
     try:
-        module = importlib.import_module("lbhost_tui.app")
-    except ImportError as error:
-        raise LbhostError(f"the dashboard cannot be loaded: {error}") from error
-    run_tui: Callable[..., int] = module.run
-    return run_tui
+        run_dashboard: Callable[..., int] = found.load()
+    except (ImportError, AttributeError) as error:
+        raise LbhostError(f"the dashboard {found.value} cannot be loaded: {error}") from error
+    return run_dashboard
+
+
+@app.command
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="For which shell.")], /
+) -> None:
+    """Print what completes lbhost's words in a shell: `source <(lbhost completion bash)`."""
+    print(app.generate_completion(prog_name="lbhost", shell=shell))
 
 
 @app.command

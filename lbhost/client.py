@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 
 import httpx2
-import msgspec
 
+from lbhost import answers
 from lbhost.errors import LbhostError, ServerGoneError
-from lbhost.status import Accepted, Event, Status
+from lbhost.status import Event, Status
 
 SOCKET_NAME = "admin.sock"
 CONNECT_S = 5.0
@@ -23,14 +23,6 @@ ANSWER_S = 10.0
 """How long the server may take for an answer that needs no waiting."""
 SILENCE_S = 30.0
 """The event stream is pinged every 10 s; a server that is silent for so long is gone."""
-
-
-class _Problem(msgspec.Struct, frozen=True):
-    message: str
-
-
-class _ErrorBody(msgspec.Struct, frozen=True):
-    error: _Problem
 
 
 class AdminClient:
@@ -62,8 +54,8 @@ class AdminClient:
         self._http.close()
 
     def status(self) -> Status:
-        """Everything there is to know. Raises ServerGoneError."""
-        return msgspec.json.decode(self.status_json(), type=Status)
+        """Everything there is to know. Raises ServerGoneError, OtherVersionError."""
+        return answers.status(self.status_json())
 
     def status_json(self) -> bytes:
         """The same, as the server sent it."""
@@ -90,13 +82,30 @@ class AdminClient:
         """So many workers."""
         return self._command("/scale", {"workers": workers}, wait)
 
-    def events(self, *, backlog: int, follow: bool) -> Iterator[Event]:
+    def events(
+        self,
+        *,
+        backlog: int,
+        follow: bool,
+        worker: int | None = None,
+        level: str | None = None,
+        since: float | None = None,
+    ) -> Iterator[Event]:
         """Past events, then, with `follow`, every new one until the server stops.
+
+        Args:
+            backlog: at most so many past ones.
+            worker: only this worker's.
+            level: only those that are at least as severe.
+            since: only those after this Unix time, in seconds.
 
         Raises:
             ServerGoneError: it was not there, or vanished.
+            OtherVersionError
         """
-        query = {"backlog": backlog, "follow": int(follow)}
+        query: dict[str, str | int | float] = {"backlog": backlog, "follow": int(follow)}
+        limits = {"worker": worker, "level": level, "since": since}
+        query |= {key: value for key, value in limits.items() if value is not None}
         timeout = httpx2.Timeout(SILENCE_S, connect=CONNECT_S)
         try:
             with self._http.stream("GET", "/events", params=query, timeout=timeout) as answer:
@@ -105,7 +114,7 @@ class AdminClient:
                     raise self._refusal(answer)
                 for line in answer.iter_lines():
                     if line.startswith("data: "):
-                        yield msgspec.json.decode(line[6:], type=Event)
+                        yield answers.event(line[6:])
         except httpx2.TransportError as error:
             raise self._gone(error) from error
 
@@ -113,7 +122,7 @@ class AdminClient:
         # A drain lasts as long as its longest request: only the connection may time out.
         timeout = httpx2.Timeout(None if wait else ANSWER_S, connect=CONNECT_S)
         answer = self._ask("POST", f"{path}?wait={int(wait)}", json=body, timeout=timeout)
-        return msgspec.json.decode(answer.content, type=Accepted).message
+        return answers.accepted(answer.content).message
 
     def _ask(self, method: str, path: str, **options: object) -> httpx2.Response:
         try:
@@ -145,8 +154,4 @@ class AdminClient:
 
     @staticmethod
     def _refusal(answer: httpx2.Response) -> LbhostError:
-        try:
-            message = msgspec.json.decode(answer.content, type=_ErrorBody).error.message
-        except msgspec.DecodeError:
-            message = f"the server answered {answer.status_code}"
-        return LbhostError(message)
+        return LbhostError(answers.refusal(answer.content, answer.status_code))

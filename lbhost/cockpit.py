@@ -1,7 +1,8 @@
 """`lbhost serve --tui`: the server as a child process, the dashboard in the terminal.
 
-The server's log goes to a file in the runtime dir, since the dashboard owns the screen. When
-the dashboard ends, the server is stopped gracefully; if this process dies, so does the server.
+The server's log goes to a file in the runtime dir, since the dashboard owns the screen: it is
+appended to and kept, with one older file beside it. When the dashboard ends, the server is
+stopped gracefully; if this process dies, so does the server.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from lbhost.linux import die_with_parent
 from lbhost.supervisor import runtime
 
 LOG_NAME = "server.log"
+OLD_LOG_NAME = "server.log.1"
+LOG_LIMIT = 4 * 1024 * 1024
+"""A start finds at most so many bytes in the log, or begins a new one and keeps this one."""
 POLL_S = 0.1
 BEYOND_GRACE_S = 15.0
 
@@ -31,23 +35,25 @@ def _in_child() -> None:
     die_with_parent(signal.SIGTERM)
 
 
-def run(settings: Settings, arguments: Sequence[str], tui: Callable[..., int]) -> int:
+def run(settings: Settings, arguments: Sequence[str], dashboard: Callable[..., int]) -> int:
     """Start the server, show the dashboard until it is quit, stop the server.
 
     Args:
         arguments: of `serve`, without `--tui`.
-        tui: lbhost_tui's `run`.
+        dashboard: takes the runtime dir; `stops_server` says that its end is the server's.
 
     Raises:
-        StartupError: the server does not start; the last line of its log.
+        StartupError: the server does not start (the last line of its log), or one runs already.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise LbhostError("serve --tui needs a terminal; without one, leave --tui out")
     where = settings.runtime_dir or config.default_runtime_dir(os.environ)
     runtime_dir = runtime.prepare(Path(where))
+    runtime.require_free(runtime_dir)  # before its log is touched
     log = runtime_dir / LOG_NAME
+    begin = _rotated(log)
     sys.stderr.write(f"starting the server; its log is {log}\n")
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "lbhost", "serve", *arguments],
             stdin=subprocess.DEVNULL,
@@ -58,17 +64,28 @@ def run(settings: Settings, arguments: Sequence[str], tui: Callable[..., int]) -
             preexec_fn=_in_child,
         )
     try:
-        _wait_for(server, runtime_dir, log)
-        code = tui(runtime_dir)
+        _wait_for(server, runtime_dir, log, begin)
+        code = dashboard(runtime_dir, stops_server=True)
     finally:
         _stop(server, settings.shutdown_grace_s)
-    log.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        runtime_dir.rmdir()
+    how = "has stopped" if server.returncode == 0 else f"ended with code {server.returncode}"
+    sys.stderr.write(f"the server {how}; its log is {log}\n")
     return code if server.returncode == 0 else 1
 
 
-def _wait_for(server: subprocess.Popen[bytes], runtime_dir: Path, log: Path) -> None:
+def _rotated(log: Path) -> int:
+    """Move a log that has grown too long aside; where in the log this start's lines begin."""
+    try:
+        found = log.stat().st_size
+    except FileNotFoundError:
+        return 0
+    if found <= LOG_LIMIT:
+        return found
+    log.replace(log.with_name(OLD_LOG_NAME))
+    return 0
+
+
+def _wait_for(server: subprocess.Popen[bytes], runtime_dir: Path, log: Path, begin: int) -> None:
     """Until the server answers on its admin socket; the dashboard shows the rest."""
     while server.poll() is None:
         try:
@@ -76,10 +93,9 @@ def _wait_for(server: subprocess.Popen[bytes], runtime_dir: Path, log: Path) -> 
                 if client.status().pid == server.pid:
                     return
         except ServerGoneError:
-            time.sleep(POLL_S)
-    lines = log.read_text(errors="replace").splitlines()
+            time.sleep(POLL_S)  # not yet
+    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
     last = next((line for line in reversed(lines) if line.strip()), "")
-    log.unlink(missing_ok=True)
     raise StartupError(last.removeprefix("lbhost: ") or "the server ended at once")
 
 

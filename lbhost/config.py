@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import enum
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,11 @@ class LogLevel(enum.StrEnum):
     ERROR = "error"
 
 
+def says(text: str) -> Meta:
+    """What `--help` says of a setting. No docstring: those are gone under `python -OO`."""
+    return Meta(description=text)
+
+
 Count = Annotated[int, Meta(ge=1, le=1024)]
 Seconds = Annotated[float, Meta(ge=0.001, le=86400)]
 
@@ -57,100 +63,112 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     `--like-this` is its flag and `LBHOST_LIKE_THIS` its environment variable.
     """
 
-    model: Annotated[str, Meta(min_length=1)] = "starter"
-    """GGUF file, `starter` (from the starter extra), or hf:REPO[:FILE] (needs the hub extra)."""
-
-    alias: str | None = None
-    """Name that clients use for the model; default: the file's name without .gguf."""
-
-    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
-    """Address to listen on."""
-
-    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
-    """TCP port to listen on; 0 picks a free one."""
-
-    api_key: Annotated[str, Meta(min_length=8, max_length=512)] | None = None
-    """If set, requests must carry `Authorization: Bearer KEY` (health checks need not)."""
-
-    allowed_hosts: str = ""
-    """Host names that requests may carry, comma-separated, beside addresses, localhost and --host;
-    `*` allows any. Without it only servers on a loopback address check."""
-
-    allowed_origins: str = ""
-    """Origins of web pages that may use the server, comma-separated (https://app.example); `*`
-    allows any. Pages of the server's own origin always may."""
-
-    workers: Count | str = "auto"
-    """How many workers; `auto`: one per physical core this process may use, or per GPU."""
-
-    threads_per_worker: Annotated[int, Meta(ge=1, le=256)] = 1
-    """CPU threads of each worker; more than one makes a worker span several cores."""
-
-    slots: Annotated[int, Meta(ge=1, le=64)] = 4
-    """Sequences that each worker runs at once."""
-
-    ctx_size: Annotated[int, Meta(ge=64, le=1_048_576)] | None = None
-    """Tokens per slot, prompt and output together; default: what the memory allows."""
-
-    policy: Policy = Policy.COST
-    """How a request's worker is chosen."""
-
-    runtime_dir: str | None = None
-    """Folder (mode 0700) for admin.sock; default under XDG_RUNTIME_DIR."""
-
-    inter_token_target_ms: Annotated[int, Meta(ge=10, le=10_000)] = 150
-    """Prefill is cut into chunks so that a step with running streams stays under this."""
-
-    queue_size: Annotated[int, Meta(ge=1, le=100_000)] = 256
-    """Requests that may wait for a worker; one more is answered 429."""
-
-    queue_timeout_s: Seconds = 60.0
-    """How long a request may wait for a worker before it is answered 503."""
-
-    request_timeout_s: Seconds = 600.0
-    """How long a request may take from arrival to its last token."""
-
-    shutdown_grace_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0
-    """How long running requests may go on after SIGTERM or Ctrl-C."""
-
-    max_connections: Annotated[int, Meta(ge=1, le=100_000)] = 1024
-    """Client connections at once."""
-
-    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 4 * 1024 * 1024
-    """Largest request body."""
-
-    max_header_bytes: Annotated[int, Meta(ge=1024, le=1 << 20)] = 16 * 1024
-    """Largest request line and headers together."""
-
-    header_timeout_s: Seconds = 10.0
-    """How long a client may take to send its headers."""
-
-    body_timeout_s: Seconds = 30.0
-    """How long a client may take to send its body."""
-
-    keep_alive_s: Seconds = 75.0
-    """How long an idle connection stays open."""
-
-    warm_c: Annotated[float, Meta(ge=30, le=120)] = 80.0
-    """Core temperature above which a worker gets less work."""
-
-    hot_c: Annotated[float, Meta(ge=31, le=125)] = 95.0
-    """Core temperature at which a worker rests."""
-
-    nice: Annotated[int, Meta(ge=0, le=19)] = 5
-    """Niceness of the workers, so that accepting and streaming never wait for a decode."""
-
-    restart_budget: Annotated[int, Meta(ge=1, le=1000)] = 5
-    """Restarts of one worker within restart_window_s; one more crash and it is FAILED."""
-
-    restart_window_s: Seconds = 60.0
-    """See restart_budget."""
-
-    log_format: LogFormat = LogFormat.AUTO
-    """Text for people or JSON for machines."""
-
-    log_level: LogLevel = LogLevel.INFO
-    """Least severe messages to write."""
+    model: Annotated[
+        str,
+        Meta(min_length=1),
+        says(
+            "GGUF file, `starter` (from the starter extra), or hf:REPO[:FILE] (needs the "
+            "hub extra)."
+        ),
+    ] = "starter"
+    alias: Annotated[
+        str | None,
+        says("Name that clients use for the model; default: the file's name without .gguf."),
+    ] = None
+    host: Annotated[str, Meta(min_length=1), says("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[
+        int, Meta(ge=0, le=65535), says("TCP port to listen on; 0 picks a free one.")
+    ] = 8080
+    api_key: Annotated[
+        Annotated[str, Meta(min_length=8, max_length=512)] | None,
+        says("If set, requests must carry `Authorization: Bearer KEY` (health checks need not)."),
+    ] = None
+    allowed_hosts: Annotated[
+        str,
+        says(
+            "Host names that requests may carry, comma-separated, beside addresses, localhost and "
+            "--host; `*` allows any. Without it only servers on a loopback address check."
+        ),
+    ] = ""
+    allowed_origins: Annotated[
+        str,
+        says(
+            "Origins of web pages that may use the server, comma-separated (https://app.example); "
+            "`*` allows any. Pages of the server's own origin always may."
+        ),
+    ] = ""
+    workers: Annotated[
+        Count | str,
+        says("How many workers; `auto`: one per physical core this process may use, or per GPU."),
+    ] = "auto"
+    threads_per_worker: Annotated[
+        int,
+        Meta(ge=1, le=256),
+        says("CPU threads of each worker; more than one makes a worker span several cores."),
+    ] = 1
+    slots: Annotated[int, Meta(ge=1, le=64), says("Sequences that each worker runs at once.")] = 4
+    ctx_size: Annotated[
+        Annotated[int, Meta(ge=64, le=1_048_576)] | None,
+        says("Tokens per slot, prompt and output together; default: what the memory allows."),
+    ] = None
+    policy: Annotated[Policy, says("How a request's worker is chosen.")] = Policy.COST
+    runtime_dir: Annotated[
+        str | None, says("Folder (mode 0700) for admin.sock; default under XDG_RUNTIME_DIR.")
+    ] = None
+    inter_token_target_ms: Annotated[
+        int,
+        Meta(ge=10, le=10_000),
+        says("Prefill is cut into chunks so that a step with running streams stays under this."),
+    ] = 150
+    queue_size: Annotated[
+        int,
+        Meta(ge=1, le=100_000),
+        says("Requests that may wait for a worker; one more is answered 429."),
+    ] = 256
+    queue_timeout_s: Annotated[
+        Seconds, says("How long a request may wait for a worker before it is answered 503.")
+    ] = 60.0
+    request_timeout_s: Annotated[
+        Seconds, says("How long a request may take from arrival to its last token.")
+    ] = 600.0
+    shutdown_grace_s: Annotated[
+        float,
+        Meta(ge=0, le=86400),
+        says("How long running requests may go on after SIGTERM or Ctrl-C."),
+    ] = 30.0
+    max_connections: Annotated[int, Meta(ge=1, le=100_000), says("Client connections at once.")] = (
+        1024
+    )
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30), says("Largest request body.")] = (
+        4 * 1024 * 1024
+    )
+    max_header_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 20), says("Largest request line and headers together.")
+    ] = 16 * 1024
+    header_timeout_s: Annotated[
+        Seconds, says("How long a client may take to send its headers.")
+    ] = 10.0
+    body_timeout_s: Annotated[Seconds, says("How long a client may take to send its body.")] = 30.0
+    keep_alive_s: Annotated[Seconds, says("How long an idle connection stays open.")] = 75.0
+    warm_c: Annotated[
+        float, Meta(ge=30, le=120), says("Core temperature above which a worker gets less work.")
+    ] = 80.0
+    hot_c: Annotated[
+        float, Meta(ge=31, le=125), says("Core temperature at which a worker rests.")
+    ] = 95.0
+    nice: Annotated[
+        int,
+        Meta(ge=0, le=19),
+        says("Niceness of the workers, so that accepting and streaming never wait for a decode."),
+    ] = 5
+    restart_budget: Annotated[
+        int,
+        Meta(ge=1, le=1000),
+        says("Restarts of one worker within restart_window_s; one more crash and it is FAILED."),
+    ] = 5
+    restart_window_s: Annotated[Seconds, says("See restart_budget.")] = 60.0
+    log_format: Annotated[LogFormat, says("Text for people or JSON for machines.")] = LogFormat.AUTO
+    log_level: Annotated[LogLevel, says("Least severe messages to write.")] = LogLevel.INFO
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, str) and self.workers != "auto":
@@ -160,6 +178,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 KEYS: tuple[str, ...] = Settings.__struct_fields__
+SECRET = frozenset({"api_key"})
+"""Settings whose value no message may hold."""
 
 
 def load(
@@ -194,6 +214,12 @@ def load(
         raise UsageError(f"settings do not fit together: {error}") from error
 
 
+def described(key: str) -> str:
+    """What a setting is, in a sentence."""
+    hint = get_type_hints(Settings, include_extras=True)[key]
+    return next((meta.description for meta in hint.__metadata__ if meta.description), "")
+
+
 def flag_name(key: str) -> str:
     """`shutdown_grace_s` is `--shutdown-grace`: flags drop the unit."""
     name = key.removesuffix("_s").removesuffix("_ms").removesuffix("_c")
@@ -217,12 +243,16 @@ def _checked(key: str, value: Any, hints: Mapping[str, Any], where: str) -> Any:
         return msgspec.convert(value, hints[key], strict=False)
     except msgspec.ValidationError as error:
         reason = _reason(key, hints[key], error)
-        raise UsageError(f"{where}: {reason}, got {value!r}") from error
+        got = (
+            "got something else (not shown: it is a secret)" if key in SECRET else f"got {value!r}"
+        )
+        raise UsageError(f"{where}: {reason}, {got}") from None
 
 
 def _reason(key: str, hint: Any, error: msgspec.ValidationError) -> str:
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return "expected one of " + ", ".join(str(choice.value) for choice in hint)
+    kind = hint.__origin__  # without what Annotated adds
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return "expected one of " + ", ".join(str(choice.value) for choice in kind)
     words = str(error).partition(", got ")[0].replace("`", "")
     words = words.replace("Expected", "expected").replace("float", "number")
     return f"{words} or 'auto'" if key == "workers" else words
@@ -240,10 +270,33 @@ def _from_file(path: Path) -> dict[str, Any]:
 _NOT_SETTINGS = {"LBHOST_CONFIG", "LBHOST_SYSFS_ROOT", "LBHOST_PROCFS_ROOT", "LBHOST_TUI"}
 
 
+_SERVICE_LINKS = (
+    (r"SERVICE_HOST|PORT_\d+_(TCP|UDP|SCTP)_ADDR", r"\d+(\.\d+){3}|[0-9a-f]*:[0-9a-f:]*"),
+    (r"SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)_PORT", r"\d+"),
+    (r"PORT_\d+_(TCP|UDP|SCTP)_PROTO", r"tcp|udp|sctp"),
+    (r"PORT(_\d+_(TCP|UDP|SCTP))?", r"(tcp|udp|sctp)://\S+:\d+"),
+)
+"""What follows LBHOST_ or LBHOST_SOMETHING_ in a name, and what its value is."""
+
+
+def _service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes made this variable for a Service called lbhost or lbhost-something.
+
+    It puts those into every container of the namespace. Name and value must both have the
+    form, so that a mistyped setting is still refused.
+    """
+    return any(
+        re.fullmatch(rf"LBHOST_(\w+_)?({names})", name) and re.fullmatch(values, value)
+        for names, values in _SERVICE_LINKS
+    )
+
+
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in environ.items():
-        if name.startswith("LBHOST_") and name not in _NOT_SETTINGS:
+        if not name.startswith("LBHOST_") or name in _NOT_SETTINGS:
+            continue
+        if not _service_link(name, value):
             values[name.removeprefix("LBHOST_").lower()] = value
     return values
 

@@ -211,5 +211,9 @@ class ServerGoneError(LbhostError):
     """A client command found no running server on the runtime dir. Exits with 1."""
 
 
+class OtherVersionError(LbhostError):
+    """The running server is of another lbhost, and its answers cannot be read. Exits with 1."""
+
+
 class WireError(LbhostError):
     """A peer process broke the protocol: oversized or undecodable frame. Drop the link."""

@@ -5,62 +5,83 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
 from lbhost.status import Event, Status, WorkerStatus
 
 UNKNOWN = "\N{EN DASH}"
 
-_GREEN, _YELLOW, _RED, _DIM = 32, 33, 31, 2
-_STATE_COLOURS = {
-    "ready": _GREEN,
-    "starting": _YELLOW,
-    "draining": _YELLOW,
-    "resting": _YELLOW,
-    "stopping": _YELLOW,
-    "degraded": _YELLOW,
-    "stopped": _DIM,
-    "backoff": _RED,
-    "failed": _RED,
+_STATE_STYLES = {
+    "ready": "green",
+    "starting": "yellow",
+    "draining": "yellow",
+    "resting": "yellow",
+    "stopping": "yellow",
+    "degraded": "yellow",
+    "stopped": "dim",
+    "backoff": "red",
+    "failed": "red",
 }
-_LEVEL_COLOURS = {"warning": _YELLOW, "error": _RED}
+_LEVEL_STYLES = {"warning": "yellow", "error": "red"}
 
 _COLUMNS = (
-    ("ID", 3, ">"),
-    ("STATE", 8, "<"),
-    ("CORES", 6, "<"),
-    ("IDLE", 4, ">"),
-    ("OTHERS", 6, ">"),
-    ("TEMP", 5, ">"),
-    ("SLOTS", 5, ">"),
-    ("PENDING", 7, ">"),
-    ("TOK/S", 6, ">"),
-    ("KV", 4, ">"),
-    ("MEMORY", 6, ">"),
-    ("RST", 3, ">"),
+    ("ID", "right"),
+    ("STATE", "left"),
+    ("CORES", "left"),
+    ("IDLE", "right"),
+    ("OTHERS", "right"),
+    ("TEMP", "right"),
+    ("SLOTS", "right"),
+    ("PEND", "right"),
+    ("IN/S", "right"),
+    ("OUT/S", "right"),
+    ("KV", "right"),
+    ("MEM", "right"),
+    ("RST", "right"),
 )
 
 
-def status_table(status: Status, *, colour: bool) -> str:
+def status_view(status: Status) -> Group:
     """The whole server in at most 80 columns, for as many rows as there are workers."""
     traffic = status.traffic
-    lines = [
-        f"{status.model[:40]}  {status.endpoint}  {_state(status.state, 0, colour)}",
-        f"up {duration(status.uptime_s)}, policy {status.policy}, "
-        f"{traffic.requests} requests ({traffic.requests_s:.1f}/s), "
-        f"{traffic.errors} errors, {traffic.rejected} rejected",
-        f"{traffic.tokens_s:.1f} tokens/s, TTFT p50 {_ms(traffic.ttft_p50_s)} "
-        f"p95 {_ms(traffic.ttft_p95_s)}, queue {traffic.queue_depth}/{traffic.queue_limit}, "
-        f"in flight {traffic.in_flight}",
+    head = Text(f"{status.model[:40]}  {status.endpoint}  ")
+    head.append(status.state, _STATE_STYLES.get(status.state, ""))
+    oldest = ""
+    if traffic.oldest_wait_s is not None:
+        oldest = f" (oldest {_ms(traffic.oldest_wait_s)})"
+    failing = ""
+    if traffic.error_rate is not None:
+        failing = f", {_percent(traffic.error_rate)} failing now"
+    lines: list[Text | Table] = [
+        head,
+        Text(
+            f"up {duration(status.uptime_s)}, policy {status.policy}, "
+            f"{traffic.requests} requests ({traffic.requests_s:.1f}/s), "
+            f"{traffic.errors} errors{failing}, {traffic.rejected} rejected"
+        ),
+        Text(
+            f"tokens/s: {traffic.prompt_tokens_s:.0f} in, {traffic.tokens_s:.1f} out; "
+            f"TTFT p50 {_ms(traffic.ttft_p50_s)}, p95 {_ms(traffic.ttft_p95_s)}"
+        ),
+        Text(
+            f"queue {traffic.queue_depth}/{traffic.queue_limit}{oldest}, "
+            f"in flight {traffic.in_flight}"
+        ),
     ]
     if status.rolling is not None:
-        lines.append(f"rolling restart: {status.rolling}")
-    lines.append("")
-    lines.append(" ".join(f"{name:{side}{width}}" for name, width, side in _COLUMNS).rstrip())
-    lines += [_row(worker, colour) for worker in status.workers]
-    lines += _notes(status)
-    return "\n".join(lines)
+        lines.append(Text(f"rolling restart: {status.rolling}"))
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="")
+    for name, side in _COLUMNS:
+        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
+    for worker in status.workers:
+        table.add_row(*_cells(worker))
+    lines += [Text(), table]
+    return Group(*lines, *map(Text, _notes(status)))
 
 
-def _row(worker: WorkerStatus, colour: bool) -> str:
+def _cells(worker: WorkerStatus) -> tuple[Text, ...]:
     cells = (
         str(worker.id),
         worker.state,
@@ -70,20 +91,22 @@ def _row(worker: WorkerStatus, colour: bool) -> str:
         UNKNOWN if worker.temp_c is None else f"{worker.temp_c:.0f}°C",
         f"{worker.slots_busy}/{worker.slots}",
         str(worker.prefill_pending),
+        f"{worker.prompt_tokens_s:.0f}",
         f"{worker.tokens_s:.1f}",
         _percent(worker.kv_used / worker.kv_total if worker.kv_total else None),
         UNKNOWN if worker.memory is None else size(worker.memory),
         str(worker.restarts),
     )
-    padded = [f"{c:{side}{width}}" for c, (_, width, side) in zip(cells, _COLUMNS, strict=True)]
-    padded[1] = _state(worker.state, _COLUMNS[1][1], colour)
-    return " ".join(padded).rstrip()
+    state = _STATE_STYLES.get(worker.state, "")
+    return tuple(Text(cell, state if at == 1 else "") for at, cell in enumerate(cells))
 
 
 def _notes(status: Status) -> list[str]:
     """A line for whatever is not as it should be."""
     notes = []
     for worker in status.workers:
+        if worker.spare:
+            notes.append(f"worker {worker.id} is a spare: it stands in for one that restarts")
         if worker.state in {"failed", "backoff"}:
             retry = ""
             if worker.retry_in_s is not None:
@@ -98,13 +121,12 @@ def _notes(status: Status) -> list[str]:
     return ["", *notes] if notes else []
 
 
-def event_line(event: Event, *, colour: bool) -> str:
+def event_line(event: Event) -> Text:
     """One event: time, level, message."""
     at = time.strftime("%H:%M:%S", time.localtime(event.time))
-    level = f"{event.level:7}"
-    if colour and event.level in _LEVEL_COLOURS:
-        level = f"\x1b[{_LEVEL_COLOURS[event.level]}m{level}\x1b[0m"
-    return f"{at} {level} {event.message}"
+    line = Text(f"{at} ")
+    line.append(f"{event.level:7}", _LEVEL_STYLES.get(event.level, ""))
+    return line.append(f" {event.message}")
 
 
 def banner(status: Status) -> str:
@@ -164,9 +186,3 @@ def _ms(seconds: float | None) -> str:
     if seconds is None:
         return UNKNOWN
     return f"{1000 * seconds:.0f} ms" if seconds < 10 else f"{seconds:.1f} s"
-
-
-def _state(state: str, width: int, colour: bool) -> str:
-    padded = f"{state:{width}}"
-    code = _STATE_COLOURS.get(state)
-    return f"\x1b[{code}m{padded}\x1b[0m" if colour and code is not None else padded

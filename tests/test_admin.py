@@ -173,6 +173,9 @@ async def test_commands_are_carried_out_and_waited_for(
         ("POST", "/scale", b'{"workers": 1.5}', 400, None),
         ("POST", "/scale", b" " * (BODY_LIMIT + 1), 413, "payload_too_large"),
         ("GET", "/events?backlog=x", b"", 400, None),
+        ("GET", "/events?worker=-1", b"", 400, None),
+        ("GET", "/events?level=loud", b"", 400, None),
+        ("GET", "/events?since=now", b"", 400, None),
     ],
 )
 async def test_what_is_wrong_gets_an_openai_shaped_error(
@@ -272,6 +275,39 @@ async def test_a_client_resumes_where_it_was(tmp_path: Path) -> None:
         assert [event.seq for event in found] == [8, 9, 10]
         found = await read_events(client, "/events", 1, {"last-event-id": "4711"})
         assert found[0].seq == 1, "a number of an earlier server: all that there is"
+
+
+@pytest.mark.parametrize(
+    ("query", "seqs"),
+    [
+        ("worker=1", [2, 5, 8]),
+        ("worker=1&backlog=2", [5, 8]),
+        ("level=warning", [3, 6, 9]),
+        ("level=info&worker=0&backlog=1", [7]),
+        ("since=6", [6, 7, 8, 9]),
+        ("since=6.5&worker=2", [9]),
+        ("backlog=0", []),
+        ("worker=9", []),
+    ],
+)
+async def test_a_reader_gets_the_newest_of_those_it_wants(
+    tmp_path: Path, query: str, seqs: list[int]
+) -> None:
+    async with served(tmp_path) as (commands, client):
+        clock = iter(range(1, 10))
+        commands.events = EventLog(lambda: float(next(clock)))
+        for n in range(9):
+            level = "warning" if n % 3 == 2 else "info"
+            commands.events.add(level, "server", f"{n}", worker=n % 3)
+        answer = await client.get(f"/events?follow=0&{query}")
+        ids = [int(line[4:]) for line in answer.text.splitlines() if line.startswith("id: ")]
+        assert ids == seqs
+
+
+async def test_what_is_wrong_with_a_body_is_said_in_plain_words(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, client):
+        answer = await client.post("/scale", content=b'{"workers": 0}')
+        assert answer.json()["error"]["message"] == "bad body: workers: expected int >= 1"
 
 
 async def test_without_following_the_stream_ends(tmp_path: Path) -> None:

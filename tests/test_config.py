@@ -86,7 +86,58 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(tmp_path: Path) -> 
 def test_what_is_out_of_range_is_refused_and_names_its_flag(key: str, value: str) -> None:
     message = refusal({key: value})
     assert message.startswith(f"--{config.flag_name(key)}: ")
-    assert repr(value) in message
+    assert (repr(value) in message) is (key not in config.SECRET)
+
+
+@pytest.mark.parametrize("where", ["flag", "environment", "file"])
+def test_a_key_that_is_refused_is_not_shown(tmp_path: Path, where: str) -> None:
+    key = "hunter2"
+    if where == "flag":
+        message = refusal({"api_key": key})
+    elif where == "environment":
+        message = refusal(environ={"LBHOST_API_KEY": key})
+    else:
+        message = refusal(file=write(tmp_path, f'api_key = "{key}"\n'))
+    assert "length >= 8" in message
+    assert key not in message
+
+
+def test_every_setting_is_described() -> None:
+    assert all(config.described(key).endswith(".") for key in config.KEYS)
+
+
+SERVICE_LINKS = {
+    "LBHOST_SERVICE_HOST": "10.96.7.1",
+    "LBHOST_SERVICE_PORT": "8080",
+    "LBHOST_SERVICE_PORT_HTTP": "8080",
+    "LBHOST_PORT": "tcp://10.96.7.1:8080",
+    "LBHOST_PORT_8080_TCP": "tcp://10.96.7.1:8080",
+    "LBHOST_PORT_8080_TCP_PROTO": "tcp",
+    "LBHOST_PORT_8080_TCP_PORT": "8080",
+    "LBHOST_PORT_8080_TCP_ADDR": "10.96.7.1",
+    "LBHOST_GPU_SERVICE_HOST": "fd00::7",
+    "LBHOST_GPU_PORT": "tcp://[fd00::7]:8080",
+}
+
+
+def test_what_kubernetes_says_of_a_service_called_lbhost_is_no_setting() -> None:
+    assert config.load({}, SERVICE_LINKS) == Settings()
+    assert config.load({"port": "9000"}, SERVICE_LINKS).port == 9000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LBHOST_SERVICE_HOST", "my-host"),
+        ("LBHOST_SERVICE_PORT", "tcp"),
+        ("LBHOST_PORT_8080_TCP", "8080"),
+        ("LBHOST_SERVICE_NAME", "lbhost"),
+        ("LBHOST_PORT", "8080x"),
+        ("LBHOST_PORTS", "8080"),
+    ],
+)
+def test_what_only_resembles_kubernetes_is_refused(name: str, value: str) -> None:
+    assert refusal(environ={name: value}).startswith(name)
 
 
 def test_settings_must_fit_together() -> None:

@@ -7,6 +7,7 @@ left; a client that does not read holds up nobody but itself.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from typing import Annotated, Any, Protocol
@@ -31,6 +32,7 @@ from lbhost.errors import (
     WorkerNotFoundError,
 )
 from lbhost.status import Accepted, Event, Status
+from lbhost.supervisor.event_filter import LEVELS, EventFilter
 from lbhost.supervisor.events import KEPT, EventLog
 
 BODY_LIMIT = 64 * 1024
@@ -88,7 +90,15 @@ async def _body(request: Request, shape: type[Any]) -> Any:
     try:
         return msgspec.json.decode(data or b"{}", type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"bad body: {error}") from error
+        raise InvalidRequestError(f"bad body: {_plain(error)}") from error
+
+
+def _plain(error: Exception) -> str:
+    """msgspec's words without its marks: "workers: expected int >= 1"."""
+    what, _, where = str(error).replace("`", "").partition(" - at ")
+    what = re.sub("^Expected", "expected", what)
+    key = where.removeprefix("$").removeprefix(".")
+    return f"{key}: {what}" if key else what
 
 
 def _worker_id(request: Request) -> int:
@@ -105,6 +115,19 @@ def _number(request: Request, name: str, default: int, most: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
         raise InvalidRequestError(f"{name} is a number, not {text!r}", param=name)
     return min(int(text), most)
+
+
+def _event_filter(request: Request) -> EventFilter:
+    """What `worker`, `level` and `since` ask for. Raises InvalidRequestError."""
+    query = request.query_params
+    worker = _number(request, "worker", 0, 10**9) if "worker" in query else None
+    level = query.get("level")
+    if level is not None and level not in LEVELS:
+        raise InvalidRequestError(f"level is {', '.join(LEVELS)}, not {level!r}", param="level")
+    since = query.get("since")
+    if since is not None and not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", since):
+        raise InvalidRequestError(f"since is a Unix time in seconds, not {since!r}", param="since")
+    return EventFilter(worker, level, None if since is None else float(since))
 
 
 class Admin:
@@ -175,16 +198,18 @@ class Admin:
             log.get().error("admin command failed", exc_info=error)
 
     async def _events(self, request: Request) -> Response:
-        events = self._commands.events
+        events, wanted = self._commands.events, _event_filter(request)
         backlog = _number(request, "backlog", BACKLOG, KEPT)
         resume = request.headers.get("last-event-id", "")
         if resume.isascii() and resume.isdecimal() and len(resume) < 19:
             # A number that we have not come to is another server's: begin with ours.
             seq = int(resume) if int(resume) <= events.last else 0
         else:
-            seq = events.last - min(backlog, len(events.latest(backlog)))
+            # The newest so many of those that are wanted, not the wanted ones of the newest.
+            past = [event.seq for event in events.latest(KEPT) if wanted.passes(event)]
+            seq = past[-backlog] - 1 if 0 < backlog <= len(past) else 0 if backlog else events.last
         return StreamingResponse(
-            _sse(events, seq, follow=_number(request, "follow", 1, 1) == 1),
+            _sse(events, seq, wanted, follow=_number(request, "follow", 1, 1) == 1),
             media_type="text/event-stream",
             headers={"cache-control": "no-store"},
         )
@@ -196,13 +221,16 @@ class Admin:
         await asyncio.gather(*self._running, return_exceptions=True)
 
 
-async def _sse(events: EventLog, seq: int, *, follow: bool) -> AsyncIterator[bytes]:
+async def _sse(
+    events: EventLog, seq: int, wanted: EventFilter, *, follow: bool
+) -> AsyncIterator[bytes]:
     yield b": lbhost events\n\n"
     while True:
         found = events.after(seq)
         for event in found:
-            yield _line(event)
             seq = event.seq
+            if wanted.passes(event):
+                yield _line(event)
         if events.closed or not follow:
             return
         await events.wait(seq, PING_S)

@@ -62,6 +62,26 @@ def prepare(path: Path) -> Path:
     return path
 
 
+def require_free(path: Path) -> None:
+    """Make sure that no running server holds this folder, without taking it.
+
+    Raises:
+        StartupError: one does; it is named.
+    """
+    try:
+        lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StartupError(f"cannot open {path / LOCK_NAME}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartupError(_taken(path, _read(lock))) from None
+    finally:
+        os.close(lock)
+
+
 class RuntimeDir:
     """A claimed runtime dir. `release` it in the end."""
 

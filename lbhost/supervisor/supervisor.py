@@ -382,8 +382,10 @@ class Supervisor:
                 made.gpu_capable,
             )
         except UsageError as error:
-            message = error.message.removeprefix("--workers ")
-            raise InvalidRequestError(f"cannot scale to {message}", param="workers") from error
+            why = error.message.removeprefix(f"--workers {count} is too many, ")
+            raise InvalidRequestError(
+                f"cannot scale to {count} workers: {why}", param="workers"
+            ) from error
         if count > len(self._board.identity):
             most = len(self._board.identity)
             raise InvalidRequestError(f"this server has room for {most} workers", param="workers")

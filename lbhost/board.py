@@ -139,6 +139,13 @@ class CoreRow(msgspec.Struct, frozen=True):
     steal: float | None = None
     niced: float | None = None
     """The part of `others` that runs at lowered priority."""
+    warm_c: float | None = None
+    hot_c: float | None = None
+    """The chip's own limits for its sensor; None where it gives none."""
+    sensor: int = -1
+    """Which sensor temp_c is of: CPUs with the same number have the same one. -1: none."""
+    sensor_cores: int = 0
+    """How many physical cores that sensor speaks for."""
 
 
 class GpuRow(msgspec.Struct, frozen=True):

@@ -32,6 +32,18 @@ class CoreReading(msgspec.Struct, frozen=True, gc=False):
     freq_ratio: float | None = None
     temp_c: float | None = None
     throttle_s: float | None = None
+    warm_c: float | None = None
+    hot_c: float | None = None
+    sensor: int = -1
+    sensor_cores: int = 0
+
+
+class _Domain(msgspec.Struct, frozen=True):
+    """What is known of a temperature sensor besides its reading."""
+
+    number: int
+    cores: int
+    limits: temperature.Sensor
 
 
 class _Counter:
@@ -73,6 +85,7 @@ class CoreSensors:
         self._throttles: dict[int, tuple[_Counter, ...]] = {}
         self._khz: dict[Probe, int | None] = {}
         self._celsius: dict[Probe, float | None] = {}
+        self._domains: dict[Probe, _Domain] = {}
         self._round = 0
         self.refresh()
 
@@ -91,12 +104,14 @@ class CoreSensors:
             # A link to its policy: a clock that several CPUs share is read once.
             folder = (self._roots.cpus / f"cpu{cpu}/cpufreq").resolve()
             most = tree.integer(folder / "cpuinfo_max_freq")
+            most = most or tree.integer(folder / "scaling_max_freq")
             most = most or tree.integer(folder / "base_frequency")
             if most and most > 0:
                 self._clocks[cpu] = probe(folder / "scaling_cur_freq")
                 self._max_khz[cpu] = most
         found = temperature.find(self._roots, self._topology)
         self._heat = {cpu: tuple(map(probe, files)) for cpu, files in found.items()}
+        self._domains = self._find_domains(found)
         self._throttles = {}
         for core, files in throttle_files(self._roots, self._topology):
             counters = tuple(self._counter(file, probe(file)) for file in files)
@@ -107,6 +122,17 @@ class CoreSensors:
         live = set(self._probes.values())
         self._khz = {p: value for p, value in self._khz.items() if p in live}
         self._celsius = {p: value for p, value in self._celsius.items() if p in live}
+
+    def _find_domains(self, found: temperature.Sources) -> dict[Probe, _Domain]:
+        """Each sensor's number, how many cores it speaks for, and the chip's limits for it."""
+        speaks_for: dict[Path, int] = {}
+        for core in self._topology.cores:
+            for file in {file for cpu in core.cpus for file in found.get(cpu, ())}:
+                speaks_for[file] = speaks_for.get(file, 0) + 1
+        return {
+            self._probes[file]: _Domain(number, cores, temperature.limits(file))
+            for number, (file, cores) in enumerate(sorted(speaks_for.items()))
+        }
 
     def _counter(self, path: Path, probe: Probe) -> _Counter:
         counter = self._counters.get(path)
@@ -136,13 +162,20 @@ class CoreSensors:
     def reading(self, cpu: int) -> CoreReading:
         """The latest of one CPU."""
         khz = self._khz.get(self._clocks[cpu]) if cpu in self._clocks else None
-        degrees = [self._celsius.get(probe) for probe in self._heat.get(cpu, ())]
+        read = [(self._celsius.get(probe), probe) for probe in self._heat.get(cpu, ())]
+        known_heat = [(value, probe) for value, probe in read if value is not None]
+        temp_c, hottest = max(known_heat, key=lambda pair: pair[0], default=(None, None))
+        domain = None if hottest is None else self._domains[hottest]
         rates = [counter.rate() for counter in self._throttles.get(cpu, ())]
         known = [rate for rate in rates if rate is not None]
         return CoreReading(
             freq_ratio=min(1.0, khz / self._max_khz[cpu]) if khz and khz > 0 else None,
-            temp_c=max((value for value in degrees if value is not None), default=None),
+            temp_c=temp_c,
             throttle_s=sum(known) if known else None,
+            warm_c=None if domain is None else domain.limits.warm_c,
+            hot_c=None if domain is None else domain.limits.hot_c,
+            sensor=-1 if domain is None else domain.number,
+            sensor_cores=0 if domain is None else domain.cores,
         )
 
     def close(self) -> None:

@@ -103,6 +103,10 @@ class Sampler:
                     throttle_s=sensed.throttle_s,
                     steal=used.steal,
                     niced=used.niced,
+                    warm_c=sensed.warm_c,
+                    hot_c=sensed.hot_c,
+                    sensor=sensed.sensor,
+                    sensor_cores=sensed.sensor_cores,
                 ),
             )
         self._board.host.write(0, self._host.read(now_ns))

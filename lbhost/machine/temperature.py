@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from lbhost.machine import tree
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
@@ -20,6 +22,9 @@ Sources = dict[int, tuple[Path, ...]]
 _ZONE_TYPES = ("cpu", "soc", "x86_pkg_temp")
 _WHOLE = ("Package id ", "Physical id ")
 """coretemp's labels of a package's own sensor, newer and older."""
+_MOST_TRIPS = 16
+_BELOW_CRITICAL_C = 5.0
+_LEAST_HOT_C, _MOST_HOT_C = 60.0, 120.0
 _LEAST_MILLI_C, _MOST_MILLI_C = 1_000, 150_000
 
 
@@ -31,6 +36,50 @@ def celsius(millidegrees: int | None) -> float | None:
     if millidegrees is None or not _LEAST_MILLI_C <= millidegrees < _MOST_MILLI_C:
         return None
     return millidegrees / 1000
+
+
+class Sensor(msgspec.Struct, frozen=True):
+    """What belongs to a temperature file."""
+
+    warm_c: float | None = None
+    hot_c: float | None = None
+
+
+def limits(path: Path) -> Sensor:
+    """The chip's own limits beside a temperature file: `temp1_max` and `temp1_crit` of hwmon, the
+    passive and hot or critical trip points of a thermal zone. None where not given, or not sane.
+
+    Hot is 5 degrees under critical, where the chip switches off or throttles hard.
+    """
+    if path.name == "temp":
+        warm, critical = _trips(path.parent)
+    else:
+        warm, critical = (
+            celsius(tree.integer(path.with_name(path.name.replace("_input", end))))
+            for end in ("_max", "_crit")
+        )
+    hot = critical - _BELOW_CRITICAL_C if critical is not None else None
+    if hot is None or not _LEAST_HOT_C <= hot <= _MOST_HOT_C:
+        return Sensor()
+    if warm is None or not _LEAST_HOT_C - 20 <= warm < hot:
+        warm = None
+    return Sensor(warm, hot)
+
+
+def _trips(zone: Path) -> tuple[float | None, float | None]:
+    """A thermal zone's lowest passive and its lowest hot or critical trip point."""
+    passive: list[float] = []
+    critical: list[float] = []
+    for number in range(_MOST_TRIPS):
+        kind = tree.text(zone / f"trip_point_{number}_type")
+        temp = celsius(tree.integer(zone / f"trip_point_{number}_temp"))
+        if kind is None:
+            break
+        if temp is not None and kind == "passive":
+            passive.append(temp)
+        elif temp is not None and kind in ("hot", "critical"):
+            critical.append(temp)
+    return min(passive, default=None), min(critical, default=None)
 
 
 def find(roots: Roots, topology: Topology) -> Sources:
@@ -75,10 +124,12 @@ def _labels(chip: Path) -> dict[str, Path]:
 def _coretemp(chips: Iterable[tuple[str, Path]], topology: Topology) -> Sources:
     sources: Sources = {}
     packages = sorted({core.package for core in topology.cores})
-    found = [chip for name, chip in chips if name == "coretemp"]
-    for position, chip in enumerate(found):
-        labels = _labels(chip)
-        package = _package(chip, labels, packages, position)
+    found = [(chip, _labels(chip)) for name, chip in chips if name == "coretemp"]
+    named = [_named_package(labels) for _, labels in found]
+    for position, (chip, labels) in enumerate(found):
+        package = named[position]
+        if package is None or named.count(package) > 1:  # some kernels label all "Package id 0"
+            package = _package(chip, packages, position)
         whole = next((f for label, f in labels.items() if label.startswith(_WHOLE)), None)
         for core in topology.cores:
             file = labels.get(f"Core {core.core_id}") or whole
@@ -87,11 +138,16 @@ def _coretemp(chips: Iterable[tuple[str, Path]], topology: Topology) -> Sources:
     return sources
 
 
-def _package(chip: Path, labels: dict[str, Path], packages: list[int], position: int) -> int:
-    """The package a coretemp chip sits in: by its label, its device's name, else in order."""
+def _named_package(labels: dict[str, Path]) -> int | None:
+    """The package that a coretemp chip's label names."""
     for label in labels:
         if label.startswith(_WHOLE) and label.split()[-1].isdecimal():
             return int(label.split()[-1])
+    return None
+
+
+def _package(chip: Path, packages: list[int], position: int) -> int:
+    """The package a coretemp chip sits in by its device's name (coretemp.1), else in order."""
     suffix = (chip / "device").resolve().name.rpartition(".")[2]
     if suffix.isdecimal():
         return int(suffix)

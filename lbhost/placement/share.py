@@ -9,7 +9,10 @@
              worker its part once it wants it; times 1 - 0.4 x busy of the busiest SMT sibling,
              where siblings are given.
     thermal  the least of three signs of one cause, over its cores:
-             temperature  1 up to warm, falling linearly to 0.05 at hot;
+             temperature  1 up to warm, falling linearly to 0.05 at hot; to 0.5 where the sensor
+                          speaks for other workers' cores too: all of them are then equally warm,
+                          and the hottest spot may be anybody's. Limits that the chip gives for
+                          its sensor stand in for the settings' defaults;
              clock        frequency ratio / 0.7 below 0.7 of the maximum, on a busy core only;
              throttling   1 / (1 + new throttle events per second).
              Clock and events speak before the temperature has reached warm.
@@ -31,6 +34,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lbhost.board import CoreRow, GpuRow, HostRow
+from lbhost.placement.heat import Limits, of_chip
 
 FLOOR = 0.05
 """Never 0: a worker that gets nothing would never be seen to have recovered."""
@@ -42,6 +46,8 @@ CLOCK_OK = 0.7
 SMT_COST = 0.4
 """What a fully busy sibling takes of a core: two together do about 1.2 times the work of one."""
 GPU_SLOWED = 0.5
+SHARED_HOT = 0.5
+"""What a sensor that several workers share leaves of each when it is hot."""
 _GPU_BRAKES = frozenset({"thermal", "brake", "slowdown"})
 
 
@@ -67,18 +73,26 @@ def share(
     known = [core for core in cores if core is not None]
     cpu = min((_left(core) for core in known), default=1.0)
     cpu *= 1 - SMT_COST * max((_busy(core) for core in siblings if core is not None), default=0.0)
-    thermal = min((_thermal(core, warm_c, hot_c) for core in known), default=1.0)
+    limits = Limits(warm_c, hot_c)
+    thermal = min((_thermal(core, limits, len(cores)) for core in known), default=1.0)
     quota = 1 - (host.throttled or 0.0) / 2 if host is not None else 1.0
     return max(FLOOR, min(1.0, cpu * thermal * quota * _gpu(gpu, warm_c, hot_c)))
 
 
-def heat(temp_c: float | None, warm_c: float, hot_c: float) -> float:
-    """1 up to warm_c, falling linearly to FLOOR at hot_c; 1 if unknown."""
+def heat(temp_c: float | None, limits: Limits, floor: float = FLOOR) -> float:
+    """1 up to warm, falling linearly to the floor at hot; 1 if unknown."""
+    warm_c, hot_c = limits.warm_c, limits.hot_c
     if temp_c is None or temp_c <= warm_c:
         return 1.0
     if temp_c >= hot_c:
-        return FLOOR
-    return 1 - (1 - FLOOR) * (temp_c - warm_c) / (hot_c - warm_c)
+        return floor
+    return 1 - (1 - floor) * (temp_c - warm_c) / (hot_c - warm_c)
+
+
+def core_heat(core: CoreRow, limits: Limits, worker_cores: int) -> float:
+    """What heat leaves of a worker on so many cores, one of which this is."""
+    shared = core.sensor_cores > worker_cores
+    return heat(core.temp_c, of_chip(core, limits), SHARED_HOT if shared else FLOOR)
 
 
 def clock(core: CoreRow) -> float:
@@ -97,9 +111,9 @@ def _left(core: CoreRow) -> float:
     return max(1 - others, fair * (1 - (core.steal or 0.0)))
 
 
-def _thermal(core: CoreRow, warm_c: float, hot_c: float) -> float:
+def _thermal(core: CoreRow, limits: Limits, worker_cores: int) -> float:
     throttling = 1 / (1 + (core.throttle_s or 0.0))
-    return min(heat(core.temp_c, warm_c, hot_c), clock(core), throttling)
+    return min(core_heat(core, limits, worker_cores), clock(core), throttling)
 
 
 def _busy(core: CoreRow) -> float:
@@ -110,4 +124,4 @@ def _gpu(gpu: GpuRow | None, warm_c: float, hot_c: float) -> float:
     if gpu is None:
         return 1.0
     slowed = not _GPU_BRAKES.isdisjoint(gpu.clock_limit.split(","))
-    return min(heat(gpu.temp_c, warm_c, hot_c), GPU_SLOWED if slowed else 1.0)
+    return min(heat(gpu.temp_c, Limits(warm_c, hot_c)), GPU_SLOWED if slowed else 1.0)

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from lbhost.board import Board, CoreRow, GatewayRow, GpuRow, HostRow, ProgressRow, TrafficRow
 from lbhost.config import Settings
 from lbhost.machine.topology import Topology
-from lbhost.placement.share import share
+from lbhost.placement.heat import Limits
+from lbhost.placement.share import core_heat, heat, share
 from lbhost.status import (
     CoreStatus,
     GpuStatus,
@@ -92,6 +93,7 @@ class Assembly:
             last_exit=worker.last_exit or None,
             uptime_s=(time.monotonic_ns() - worker.ready_ns) / 1e9 if up else None,
             retry_in_s=None if retry is None else max(0.0, retry - time.monotonic()),
+            heat=self._heat(known, gpu, len(cores)),
         )
 
     def cores(self) -> list[CoreStatus]:
@@ -158,6 +160,12 @@ class Assembly:
             ttft_p50_s=row.ttft_p50_s,
             ttft_p95_s=row.ttft_p95_s,
         )
+
+    def _heat(self, cores: list[CoreRow], gpu: GpuRow | None, count: int) -> float | None:
+        limits = Limits(self._settings.warm_c, self._settings.hot_c)
+        if gpu is not None:
+            return None if gpu.temp_c is None else heat(gpu.temp_c, limits)
+        return _least(core_heat(core, limits, count) for core in cores if core.temp_c is not None)
 
     def _core(self, cpu: int) -> CoreRow | None:
         return self._board.cores.read(cpu) if cpu < len(self._board.cores) else None

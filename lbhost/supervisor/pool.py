@@ -21,12 +21,13 @@ from lbhost.board import Board, IdentityRow, Wanted, WorkerState
 from lbhost.config import Settings
 from lbhost.linux import cpu_s
 from lbhost.placement.placement import Placement
-from lbhost.supervisor import lifecycle, liveness, thermal
+from lbhost.supervisor import lifecycle, liveness
 from lbhost.supervisor.budget import Restarts, after_crash
 from lbhost.supervisor.children import Children
 from lbhost.supervisor.events import EventLog
 from lbhost.supervisor.launcher import Launcher
 from lbhost.supervisor.lifecycle import Event
+from lbhost.supervisor.thermal import Place, Thermal
 from lbhost.supervisor.worker import Worker
 
 STOP_LIMIT_S = 3.0
@@ -56,6 +57,7 @@ class Pool:
         self.workers: dict[int, Worker] = {}
         self._settings = settings
         self._board = board
+        self._thermal = Thermal(board, settings)
         self._launcher = launcher
         self._children = children
         self._events = events
@@ -177,7 +179,7 @@ class Pool:
                 self._await_hello(worker, now_s)
             elif worker.pid is not None and worker.state is not _S.STOPPING:
                 self._look(worker, now_s, gateway_fresh=gateway_fresh)
-        self._mind_heat()
+        self._apply_heat(now_s)
 
     def _overdue(self, worker: Worker) -> None:
         worker.deadline_s = None
@@ -230,30 +232,11 @@ class Pool:
             )
             self._children.signal(worker.pid, signal.SIGKILL)
 
-    def _mind_heat(self) -> None:
-        states = {w.id: w.state for w in self.workers.values()}
-        temps = {w.id: self._temp_c(w) for w in self.workers.values()}
-        if all(temp is None for temp in temps.values()) and _S.RESTING not in states.values():
-            return
-        settings = self._settings
-        for i, event in thermal.decide(
-            states, temps, warm_c=settings.warm_c, hot_c=settings.hot_c
-        ).items():
-            temp = temps[i]
-            note = "temperature unknown" if temp is None else f"{temp:.0f} °C"
+    def _apply_heat(self, now_s: float) -> None:
+        places = [Place(w.id, w.state, w.placement) for w in self.workers.values()]
+        for worker, (event, note) in self._thermal.events(places, now_s).items():
             level = "warning" if event is Event.HOT else "info"
-            self._apply(self.workers[i], event, note, level=level)
-
-    def _temp_c(self, worker: Worker) -> float | None:
-        if worker.placement.gpu is not None:
-            gpu = self._board.gpus.read(worker.placement.gpu)
-            return None if gpu is None else gpu.temp_c
-        temps = [
-            core.temp_c
-            for cpu in worker.placement.cpus
-            if cpu < len(self._board.cores) and (core := self._board.cores.read(cpu)) is not None
-        ]
-        return max((temp for temp in temps if temp is not None), default=None)
+            self._apply(self.workers[worker], event, note, level=level)
 
     # --- processes ------------------------------------------------------------------------
 

@@ -398,11 +398,13 @@ def doctor(
     model: Annotated[
         str | None, Parameter(help="Judge for this model.", show_default=False)
     ] = None,
+    runtime_dir: RuntimeDir = None,
 ) -> int:
     """What this box offers, what `serve` would start on it, and what is worth fixing."""
     from lbhost.doctor import checkup
 
-    flags = {} if model is None else {"model": model}
+    given = {"model": model, "runtime_dir": runtime_dir}
+    flags = {key: value for key, value in given.items() if value is not None}
     settings = config.load(flags, os.environ, Path(file) if file else None)
     found = checkup.examine(settings, os.environ)
     print(checkup.as_json(found) if json else checkup.as_text(found).rstrip())

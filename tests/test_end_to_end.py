@@ -355,6 +355,11 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, kind: str) -
         os.close(reading)
 
 
+def test_the_doctor_knows_a_running_lbhost(own: Server) -> None:
+    found = own.cli("doctor").stdout
+    assert f"lbhost is running here (pid {own.process.pid})" in found
+
+
 def test_the_api_key_is_the_gateways_alone(tmp_path: Path) -> None:
     secret = "0123456789-secret"
     with Server(tmp_path / "run", *SMALL, environ={"LBHOST_API_KEY": secret}) as server:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
-from lbhost import llama, model
+from lbhost import config, llama, model
+from lbhost.client import AdminClient
 from lbhost.config import Settings
 from lbhost.doctor import report as doctor
-from lbhost.errors import ModelFileError
+from lbhost.errors import LbhostError, ModelFileError
 from lbhost.machine.tree import Roots
+from lbhost.status import Status
 
 
 def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
@@ -33,7 +36,18 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
         model_error=problem,
         system_info=llama.system_info(),
         gpu_capable=llama.supports_gpu(),
+        running=_running(settings, environ),
     )
+
+
+def _running(settings: Settings, environ: Mapping[str, str]) -> Status | None:
+    """The server on the runtime dir that these settings name, if one answers."""
+    where = Path(settings.runtime_dir or config.default_runtime_dir(environ))
+    try:
+        with AdminClient(where) as client:
+            return client.status()
+    except LbhostError:
+        return None
 
 
 def as_text(found: doctor.Report) -> str:

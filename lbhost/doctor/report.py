@@ -18,11 +18,13 @@ from lbhost.doctor.survey import Survey
 from lbhost.errors import StartupError, UsageError
 from lbhost.machine import cpulist
 from lbhost.machine.gpu import GpuReader
+from lbhost.machine.sampler import Watched
 from lbhost.machine.tree import Roots
 from lbhost.placement import memory
 from lbhost.placement.memory import gib
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
+from lbhost.status import Status
 
 _MANY = 8
 """Workers that get a line each."""
@@ -68,6 +70,7 @@ def collect(
     system_info: str = "",
     gpu_capable: bool = False,
     nvml: Any = None,
+    running: Status | None = None,
 ) -> Report:
     """Read the box, which takes half a second, and judge it.
 
@@ -75,7 +78,7 @@ def collect(
     """
     reader = GpuReader(roots, nvml)
     try:
-        taken = survey.take(roots, reader, environ)
+        taken = survey.take(roots, reader, environ, running=_watched(running))
     finally:
         reader.close()
     return examine(
@@ -85,7 +88,13 @@ def collect(
         model_error=model_error,
         system_info=system_info,
         gpu_capable=gpu_capable,
+        running=running,
     )
+
+
+def _watched(running: Status | None) -> list[Watched]:
+    workers = [] if running is None else running.workers
+    return [Watched(w.id, w.pid, tuple(w.cores)) for w in workers if w.pid is not None]
 
 
 def examine(
@@ -96,6 +105,7 @@ def examine(
     model_error: str | None = None,
     system_info: str = "",
     gpu_capable: bool = False,
+    running: Status | None = None,
 ) -> Report:
     """Judge a box.
 
@@ -105,6 +115,7 @@ def examine(
         model_error: then, why.
         system_info: llama_print_system_info's text.
         gpu_capable: llama_supports_gpu_offload.
+        running: the lbhost that runs here already, if any.
     """
     problems: list[Finding] = []
     if model_error is not None:
@@ -129,6 +140,14 @@ def examine(
     rest = findings.judge(
         settings, box, placements, system_info=system_info, gpu_capable=gpu_capable
     )
+    if running is not None:
+        notes.append(
+            Finding(
+                Level.NOTE,
+                f"lbhost is running here (pid {running.pid}) and serves {running.model} at "
+                f"{running.endpoint}: memory and cores below are what it leaves",
+            )
+        )
     return Report(
         found=_found(box, system_info),
         placements=tuple(placements),

@@ -8,14 +8,14 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from lbhost.board import Board, CoreRow, GpuRow, HostRow
 from lbhost.machine import coresensors, topology, tree
 from lbhost.machine.gpu import GpuInfo, GpuReader, visible
-from lbhost.machine.sampler import INTERVAL_S, Sampler
+from lbhost.machine.sampler import INTERVAL_S, Sampler, Watched
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
 
@@ -61,6 +61,7 @@ def take(
     gpus: GpuReader,
     environ: Mapping[str, str],
     *,
+    running: Sequence[Watched] = (),
     affinity: Iterable[int] | None = None,
     wait: Callable[[float], None] = time.sleep,
     clock_ns: Callable[[], int] = time.monotonic_ns,
@@ -70,6 +71,7 @@ def take(
     Args:
         gpus: an open reader, which stays the caller's.
         environ: for CUDA_VISIBLE_DEVICES.
+        running: workers of a running lbhost: what they use is not another program's.
         affinity: CPUs that this process may run on; default: ask the kernel.
         wait, clock_ns: time.sleep and CLOCK_MONOTONIC, or what stands in for them.
     """
@@ -77,10 +79,10 @@ def take(
     board = Board.create(workers=0, cores=box.rows, gpus=len(gpus.gpus))
     sampler = Sampler(board, box, roots, gpus, clock_ns=clock_ns)
     try:
-        sampler.sample()
+        sampler.sample(running)
         for _ in range(_SAMPLES - 1):
             wait(INTERVAL_S)
-            sampler.sample()
+            sampler.sample(running)
     finally:
         sampler.close()
     info = _cpuinfo(roots)

@@ -362,10 +362,18 @@ def tui(
     export_svg: Annotated[
         Path | None, Parameter(help="Write the screen to this file and end.", show_default=False)
     ] = None,
+    settle: Annotated[
+        float,
+        Parameter(
+            help="Seconds that the picture's sparklines fill first.",
+            validator=Number(gte=0, lte=3600),
+        ),
+    ] = 0.0,
     runtime_dir: RuntimeDir = None,
 ) -> int:
     """The dashboard of a running server."""
-    return _dashboard()(_runtime_dir(runtime_dir), export_svg=export_svg)
+    where = _runtime_dir(runtime_dir)
+    return _dashboard()(where, export_svg=export_svg, settle_s=settle)
 
 
 def _dashboard() -> Callable[..., int]:

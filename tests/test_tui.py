@@ -17,10 +17,12 @@ from textual.widgets import Button
 from fake_admin import FakeAdmin, status, worker
 from lbhost.errors import ConflictError
 from lbhost_tui import export
-from lbhost_tui.app import Dashboard, run
+from lbhost_tui.app import Dashboard
 from lbhost_tui.confirm import Confirm
+from lbhost_tui.entry import run
 from lbhost_tui.eventlog import EventLog
 from lbhost_tui.help import Help
+from lbhost_tui.help import lines as help_lines
 
 pytestmark = pytest.mark.anyio
 
@@ -85,9 +87,14 @@ class Driver:
 
 @asynccontextmanager
 async def dashboard(
-    fake: FakeAdmin, width: int = 120, height: int = 32, *, plain: bool = False
+    fake: FakeAdmin,
+    width: int = 120,
+    height: int = 32,
+    *,
+    plain: bool = False,
+    stops_server: bool = False,
 ) -> AsyncIterator[Driver]:
-    app = Dashboard(fake.socket_path, plain=plain)
+    app = Dashboard(fake.socket_path, plain=plain, stops_server=stops_server)
     async with app.run_test(size=(width, height), notifications=True) as pilot:
         yield Driver(app, pilot)
 
@@ -278,13 +285,14 @@ async def test_the_filter_narrows_workers_and_events(fake: FakeAdmin) -> None:
         await tui.press("slash", *"failed")
         await tui.until(lambda: not tui.row(3) and "failed" in tui.row(7))
         await tui.press("enter")
-        await tui.sees("filter failed", "1 of 12 workers")
+        await tui.sees("filter workers failed", "1 of 12 workers")
+        assert "worker 3  ready" in tui.text, "the log has a filter of its own"
         await tui.press("slash", "ctrl+u", *"7", "enter")
-        await tui.until(lambda: "gave up" in tui.text and not tui.row(3))
+        await tui.until(lambda: bool(tui.row(7)) and not tui.row(3))
         await tui.press("d")
         await tui.sees("Drain worker 7?")
-        await tui.press("escape", "slash", "escape")
-        await tui.until(lambda: "ready" in tui.row(3) and "filter 7" not in tui.text)
+        await tui.press("escape", "escape")
+        await tui.until(lambda: "ready" in tui.row(3) and "filter workers" not in tui.text)
 
 
 async def test_a_filter_that_matches_nothing_says_so(fake: FakeAdmin) -> None:
@@ -294,6 +302,81 @@ async def test_a_filter_that_matches_nothing_says_so(fake: FakeAdmin) -> None:
         await tui.sees("no worker matches “nonsense”")
         await tui.press("enter", "d", "enter")
         assert fake.orders == []
+
+
+async def test_each_pane_has_a_filter_of_its_own_and_esc_clears_it(fake: FakeAdmin) -> None:
+    fake.change(1, state="stopped")
+    await fake.say("one of the log")
+    await fake.say("another of the log")
+    async with dashboard(fake) as tui:
+        await tui.sees("one of", "another of")
+        await tui.press("slash", *"stopped", "enter")
+        await tui.until(lambda: not tui.row(0) and bool(tui.row(1)))
+        await tui.press("tab", "slash", *"another", "enter")
+        await tui.until(lambda: "one of" not in tui.text and "another of" in tui.text)
+        await tui.sees("filter workers stopped", "filter log another")
+        assert not tui.row(0)
+        await tui.press("escape")
+        await tui.until(lambda: "one of" in tui.text and "filter log" not in tui.text)
+        assert not tui.row(0)
+        await tui.press("shift+tab", "escape")
+        await tui.until(lambda: bool(tui.row(0)) and "filter" not in tui.lines[3])
+
+
+async def test_a_dashboard_that_stops_its_server_asks_before_it_quits(fake: FakeAdmin) -> None:
+    async with dashboard(fake, stops_server=True) as tui:
+        await tui.sees("● ready")
+        await tui.press("question_mark")
+        await tui.sees("which stops this server, too")
+        await tui.press("escape", "q")
+        await tui.sees("Quit and stop the server?")
+        focused = tui.app.screen.focused
+        assert focused is not None
+        assert focused.id == "cancel"
+        await tui.press("enter")
+        await tui.until(lambda: not isinstance(tui.app.screen, Confirm))
+        assert tui.app.is_running
+        await tui.press("ctrl+c")
+        await tui.sees("Quit and stop the server?")
+        await tui.press("y")
+        await tui.until(lambda: not tui.app.is_running)
+
+
+async def test_prefill_is_seen_to_work(fake: FakeAdmin) -> None:
+    fake.change(0, slots_busy=1, in_flight=1, prefill_pending=5000, prompt_tokens_s=640.0)
+    traffic = msgspec.structs.replace(fake.status.traffic, in_flight=1, prompt_tokens_s=640.0)
+    fake.status = msgspec.structs.replace(fake.status, traffic=traffic)
+    async with dashboard(fake, 80, 24) as tui:
+        await tui.until(lambda: " 5.0k " in tui.row(0) and " 640 " in tui.row(0))
+        assert " 640 " in tui.lines[2]
+        fake.change(0, prefill_pending=2400)
+        await tui.until(lambda: " 2.4k " in tui.row(0))
+
+
+async def test_the_outcome_of_an_order_covers_no_pane(fake: FakeAdmin) -> None:
+    fake.refusal = ConflictError("no, " * 40)
+    await fake.say("a line of the log")
+    async with dashboard(fake, 80, 24) as tui:
+        await tui.sees("a line of the log")
+        await tui.press("u")
+        await tui.sees("resume worker 0: no,")
+        assert not tui.app.screen.query("Toast")
+        await tui.sees("a line of the log", "● ready", "? help")
+
+
+async def test_a_server_of_another_version_is_named(folder: Path) -> None:
+    answer = '{"version": "9.9.9", "workers": "many"}'
+
+    async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.readline():
+            head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(answer)}\r\nconnection: close\r\n"
+            writer.write(f"{head}\r\n{answer}".encode())
+            await writer.drain()
+        writer.close()
+
+    nobody = FakeAdmin(folder / "admin.sock")
+    async with await asyncio.start_unix_server(other, nobody.socket_path), dashboard(nobody) as tui:
+        await tui.sees("the server is lbhost 9.9.9", "another lbhost runs there")
 
 
 async def test_keys_typed_into_the_filter_are_text(fake: FakeAdmin) -> None:
@@ -338,16 +421,18 @@ async def test_80x24_holds_everything_without_scrolling_sideways(
     fake.change(0, tokens_s=118.2, ttft_s=0.18, others=0.54, temp_c=83.0, prefill_pending=1200)
     async with dashboard(fake, 80, 24, plain=plain) as tui:
         await tui.until(lambda: " 118 " in tui.row(0))
-        for text in ("54%", "83°", "1.2k", "180ms", "312M", "0/4"):
+        for text in ("54%", "83°", "1.2k", "180ms", "0/4"):
             assert text in tui.row(0)
-        for name in ("idle", "others", "temp", "slots", "pend", "tok/s", "ttft", "kv", "mem"):
+        for name in ("idle", "others", "temp", "slots", "pend", "in/s", "out/s", "ttft", "kv"):
             assert name in tui.lines[4]
         for key in ("drain", "resume", "restart", "scale", "filter", "help", "quit"):
             assert key in tui.lines[23]
         assert not any(widget.show_horizontal_scrollbar for widget in tui.app.screen.query("*"))
         await tui.press("question_mark")
         await tui.until(lambda: isinstance(tui.app.screen, Help))
-        await tui.sees("states", "backoff")
+        await tui.sees("keys", "states", "backoff")
+        for line in help_lines(stops_server=False):
+            assert "".join(text for text, _ in line).strip() in tui.text, line
 
 
 async def test_64_workers_scroll_and_the_selection_stays_in_sight(fake: FakeAdmin) -> None:

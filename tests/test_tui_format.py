@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import pytest
 
@@ -11,6 +13,8 @@ from lbhost_tui import actions, columns, detail, eventlog, feed, header, keybar,
 from lbhost_tui import format as fmt
 from lbhost_tui.export import standalone
 from lbhost_tui.filter import Filter
+from lbhost_tui.fold import fold
+from lbhost_tui.freshness import FADES_S, GONE_S, Age, Freshness
 from lbhost_tui.history import SLOT_S, History
 from lbhost_tui.paint import Parts, Role, fit, merge, spread, width_of
 
@@ -95,12 +99,13 @@ def test_a_bar_shows_something_as_soon_as_there_is_something() -> None:
     assert [fmt.filled(f, 8) for f in (None, 0.0, 0.01, 0.5, 1.0, 1.7)] == [0, 0, 1, 4, 8, 8]
     assert plain(columns.bar(0.5, 8, Role.BAR)) == "━━━━────"
     assert plain(columns.bar(None, 8, Role.BAR)) == " " * 8
-    assert [fmt.level(f) for f in (None, 0.0, 0.5, 1.0)] == [" ", "▁", "▅", "█"]
+    assert [fmt.level(f) for f in (None, 0.0, 0.5, 1.0)] == [" ", " ", "▅", "█"]
 
 
-def test_a_sparkline_tells_nothing_from_zero() -> None:
-    assert fmt.sparkline([None, 0.0, 0.1, 50.0, 100.0, 120.0], 100.0) == " ▁▂▅██"
-    assert fmt.sparkline([0.0, None], 0.0) == "▁ "
+def test_zero_is_drawn_as_nothing() -> None:
+    assert fmt.sparkline([None, 0.0, 0.1, 50.0, 100.0, 120.0], 100.0) == "  ▁▅██"
+    assert fmt.sparkline([0.0, None], 0.0) == "  "
+    assert fmt.level(0.0) == " "
 
 
 def test_history_moves_only_when_a_slot_ends() -> None:
@@ -179,14 +184,15 @@ def test_parts_are_cut_padded_and_merged() -> None:
     assert plain(merge(parts)) == plain(parts)
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+@pytest.mark.parametrize("width", [10, 20, 40, 60, 80, 100, 140, 200])
 def test_the_keys_fit_and_can_be_clicked(width: int) -> None:
     line, spots = keybar.keys(width)
-    assert len(spots) == len(keybar.KEYS)
-    if width >= 80:
-        assert width_of(line) <= width
+    assert width_of(line) <= width
     text = plain(line)
-    for (start, end, _), key in zip(spots, keybar.KEYS, strict=True):
+    assert "? help" in text
+    keys = [key for key in keybar.KEYS if f"{key[0]} " in text]
+    assert len(keys) == len(keybar.KEYS) or width < 80
+    for (start, end, _), key in zip(spots, keys, strict=True):
         assert text[start:end].startswith(key[0] + " ")
 
 
@@ -195,7 +201,7 @@ def test_the_screen_is_shared_out() -> None:
     assert layout.plan(80, 24, 2, detail=False, log=True) == layout.Plan(4, False, True)
     assert layout.plan(80, 24, 64, detail=False, log=True) == layout.Plan(12, False, True)
     assert layout.plan(80, 24, 64, detail=True, log=True) == layout.Plan(4, True, False)
-    assert layout.plan(140, 40, 64, detail=True, log=True) == layout.Plan(20, True, True)
+    assert layout.plan(140, 40, 64, detail=True, log=True) == layout.Plan(19, True, True)
 
 
 @pytest.mark.parametrize("width", [60, 79, 84, 119, 160])
@@ -209,8 +215,8 @@ def test_details_stay_inside_their_width(width: int) -> None:
 
 def test_the_header_names_the_worst_of_the_queue() -> None:
     picture = status(1)
-    assert [plain(f) for f in header.figures(None)] == [fmt.UNKNOWN] * 6
-    assert plain(header.figures(picture)[-1]) == "0 of 256"
+    assert [plain(f) for f in header.figures(None)] == [fmt.UNKNOWN] * 9
+    assert plain(header.figures(picture)[6]) == "0 of 256"
     assert width_of(header.title(picture, 80)) == 80
 
 
@@ -219,6 +225,119 @@ def test_the_notice_speaks_up_only_when_something_is_up() -> None:
     gone = plain(notice.gone(12.3, "nobody listens on its socket"))
     assert "server gone, last seen 12s ago, reconnecting…" in gone
     assert "drain worker 1…" in plain(notice.news(status(2), ["drain worker 1"]))
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 120])
+def test_the_models_name_is_the_last_to_go(width: int) -> None:
+    picture = msgspec.structs.replace(status(1), model="SmolLM2-135M")
+    line = header.title(picture, width)
+    assert "SmolLM2-135M" in plain(line)
+    assert width_of(line) == width
+
+
+def test_the_header_says_what_waits_fails_and_is_being_read() -> None:
+    picture = status(1)
+    reading = msgspec.structs.replace(
+        picture.traffic, prompt_tokens_s=812.0, oldest_wait_s=41.0, error_rate=0.25
+    )
+    shown = header.figures(msgspec.structs.replace(picture, traffic=reading))
+    assert [plain(figure) for figure in shown][1] == "812"
+    assert shown[7] == (("41s", Role.BAD),)
+    assert shown[8] == (("25%", Role.BAD),)
+    assert [plain(f) for f in header.figures(picture)][7:] == [fmt.UNKNOWN] * 2
+
+
+def test_old_figures_fade_go_and_never_outlive_their_process() -> None:
+    freshness = Freshness()
+    some = worker(0, tokens_out=10, ttft_s=6.1)
+    freshness.note([some], 100.0)
+    assert freshness.age(0, 100.0) is Age.FADED, "nobody knows from when it is"
+    worked = msgspec.structs.replace(some, tokens_out=11)
+    freshness.note([worked], 101.0)
+    assert freshness.age(0, 101.0) is Age.FRESH
+    freshness.note([worked], 101.0 + FADES_S)
+    assert freshness.age(0, 101.0 + FADES_S) is Age.FADED
+    assert freshness.age(0, 101.0 + GONE_S) is Age.GONE
+    freshness.note([msgspec.structs.replace(worked, tokens_out=12)], 200.0)
+    again = msgspec.structs.replace(worked, tokens_out=12, epoch=2)
+    freshness.note([again], 200.5)
+    assert freshness.age(0, 200.5) is Age.GONE
+    freshness.note([msgspec.structs.replace(again, tokens_out=13)], 201.0)
+    assert freshness.age(0, 201.0) is Age.FRESH
+    assert freshness.age(7, 201.0) is Age.GONE
+    assert columns.aged("6.1s", Age.GONE) == (fmt.UNKNOWN, Role.DIM)
+
+
+def states(worker: int, *names: str, at: float = 0.0, step: float = 0.1) -> list[Event]:
+    return [
+        event(worker=worker, time=at + n * step, message=f"worker {worker}: {before} -> {after}")
+        for n, (before, after) in enumerate(itertools.pairwise(names))
+    ]
+
+
+RESTART = ("ready", "draining", "stopping", "stopped", "starting", "ready")
+
+
+def test_a_restart_is_one_line_in_the_log() -> None:
+    asked = event(kind="operator", message="restart worker 1")
+    folded = fold([asked, *states(1, *RESTART)])
+    assert [line.message for line in folded] == ["restart worker 1", "restarted, 0.4 s"]
+
+
+def test_a_rolling_restart_is_a_line_a_worker() -> None:
+    begin = event(kind="rolling", worker=None, message="rolling restart of 2 workers")
+    turn = [event(kind="rolling", worker=w, message=f"worker {w}, {w} of 2 done") for w in (0, 1)]
+    done = event(kind="rolling", worker=None, message="rolling restart done: 2 workers")
+    folded = fold([begin, turn[0], *states(0, *RESTART), turn[1], *states(1, *RESTART), done])
+    assert [(line.worker, line.message) for line in folded] == [
+        (None, begin.message),
+        (0, "restarted, 0.4 s"),
+        (1, "restarted, 0.4 s"),
+        (None, done.message),
+    ]
+
+
+def test_a_chain_that_is_not_over_shows_where_it_is() -> None:
+    assert [line.message for line in fold(states(1, *RESTART[:4]))] == [
+        "worker 1: stopping -> stopped"
+    ]
+
+
+def test_what_interrupts_a_chain_is_never_folded_away() -> None:
+    crash = event(level="error", kind="worker_exit", message="worker 1 ended: SIGKILL")
+    story = [*states(1, "ready", "draining"), crash, *states(1, "backoff", "starting", "ready")]
+    assert fold(story) == story
+    withdrawn = fold(states(1, "ready", "draining", "ready"))
+    assert [line.message for line in withdrawn] == ["worker 1: draining -> ready"]
+
+
+def test_a_spare_does_not_count_when_scaling() -> None:
+    spare = worker(2, spare=True)
+    rolling = msgspec.structs.replace(status(2), workers=[*status(2).workers, spare])
+    up, down = actions.scale(rolling, 1), actions.scale(rolling, -1)
+    assert up is not None
+    assert down is not None
+    assert dict(up.body) == {"workers": 3}
+    assert dict(down.body) == {"workers": 1}
+    assert "Worker 1 finishes" in down.consequence
+    assert "all 2 workers" in actions.restart_all(rolling).question
+    row = columns.Row(worker=spare, gpu=None, cells=lambda width: [], top=0.0)
+    assert plain(columns.COLUMNS[1].cell(row, 10)) == "● spare"
+
+
+def test_a_failed_worker_says_which_key_starts_it() -> None:
+    failed = worker(0, state="failed", last_exit="SIGSEGV")
+    row = columns.Row(worker=failed, gpu=None, cells=lambda width: [], top=0.0)
+    assert columns.COLUMNS[1].cell(row, 10)[-1] == (" u", Role.KEY)
+    picture = msgspec.structs.replace(status(1), workers=[failed])
+    assert "u starts it again" in plain(notice.news(picture, []))
+
+
+def test_a_refusal_is_wrapped_and_not_cut() -> None:
+    words = ((" scale: " + "so many do not fit here " * 6, Role.BAD),)
+    lines = notice.wrapped(words, 80)
+    assert 1 < len(lines) <= notice.LINES
+    assert all(width_of(line) <= 80 for line in lines)
 
 
 def test_messages_cannot_move_the_cursor() -> None:

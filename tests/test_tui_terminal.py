@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 DEADLINE_S = 60.0
 RUN = (
-    "import sys; from pathlib import Path; from lbhost_tui.app import run; "
+    "import sys; from pathlib import Path; from lbhost_tui.entry import run; "
     "sys.exit(run(Path(sys.argv[1])))"
 )
 

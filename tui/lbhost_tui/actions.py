@@ -36,6 +36,11 @@ def _busy(worker: WorkerStatus) -> int:
     return max(worker.in_flight, worker.slots_busy)
 
 
+def _counted(status: Status) -> list[WorkerStatus]:
+    """The workers less the spare that a rolling restart has started."""
+    return [worker for worker in status.workers if not worker.spare]
+
+
 def _last_one(status: Status, worker: WorkerStatus) -> str:
     """A warning when no other worker would be left for new requests."""
     others = [w for w in status.workers if w.id != worker.id and w.state == "ready"]
@@ -51,6 +56,19 @@ def drain(status: Status, worker: WorkerStatus) -> Action:
         verb="Drain",
         question=f"Drain worker {worker.id}?",
         consequence=f"{ends}; then it stops until you resume it.{_last_one(status, worker)}",
+    )
+
+
+def quit_server(status: Status) -> Action:
+    """End the dashboard that started the server, and so the server. Sent to nobody."""
+    busy = status.traffic.in_flight + status.traffic.queue_depth
+    ends = f"Its {_requests(busy)} may finish for a while" if busy else "It is idle"
+    return Action(
+        name="quit",
+        path="",
+        verb="Stop it",
+        question="Quit and stop the server?",
+        consequence=f"{ends}; then it is gone. This dashboard has started it.",
     )
 
 
@@ -73,7 +91,7 @@ def restart(status: Status, worker: WorkerStatus) -> Action:
 
 def restart_all(status: Status) -> Action:
     """Restart every worker, one at a time, the replacement ready first."""
-    count = len(status.workers)
+    count = len(_counted(status))
     which = "the worker" if count == 1 else f"all {count} workers"
     return Action(
         name="rolling restart",
@@ -86,8 +104,9 @@ def restart_all(status: Status) -> Action:
 
 
 def scale(status: Status, change: int) -> Action | None:
-    """One worker more or fewer; None below one worker."""
-    now = len(status.workers)
+    """One worker more or fewer, spares not counted; None below one worker."""
+    counted = _counted(status)
+    now = len(counted)
     target = now + change
     if target < 1:
         return None
@@ -99,7 +118,7 @@ def scale(status: Status, change: int) -> Action | None:
     )
     if change > 0:
         return action
-    gone = max(worker.id for worker in status.workers)
+    gone = max(worker.id for worker in counted)
     return Action(
         name=action.name,
         path=action.path,

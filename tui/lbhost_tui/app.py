@@ -6,16 +6,12 @@ actions.py; here they meet.
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
 import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from rich.console import Console
 from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
@@ -24,7 +20,7 @@ from textual.timer import Timer
 
 from lbhost.errors import ServerGoneError
 from lbhost.status import Status, WorkerStatus
-from lbhost_tui import actions, export, layout, notice
+from lbhost_tui import actions, layout, notice
 from lbhost_tui.actions import Action
 from lbhost_tui.client import AdminClient, RefusedError
 from lbhost_tui.columns import Row
@@ -33,6 +29,7 @@ from lbhost_tui.detail import Detail
 from lbhost_tui.eventlog import EventLog
 from lbhost_tui.feed import Feed
 from lbhost_tui.filter import Filter
+from lbhost_tui.freshness import Age, Freshness
 from lbhost_tui.header import ServerHeader
 from lbhost_tui.help import Help
 from lbhost_tui.history import History
@@ -42,18 +39,23 @@ from lbhost_tui.messages import (
     EventsArrived,
     FilterChanged,
     FilterDone,
+    Pane,
     ServerGone,
     StatusArrived,
     WorkerSelected,
 )
-from lbhost_tui.paint import ANSI, ANSI_THEME, RICH, RICH_THEME, Parts
+from lbhost_tui.paint import ANSI, ANSI_THEME, RICH, RICH_THEME, Parts, Role
 from lbhost_tui.workers import WorkersTable
 
-SOCKET = "admin.sock"
+SAID_S = 8.0
+"""How long the outcome of an order stands in the notice."""
 
 
 class Dashboard(App[int]):
-    """`plain` keeps to the terminal's own 16 colours (or none)."""
+    """`plain` keeps to the terminal's own 16 colours (or none).
+
+    `stops_server` says that whoever runs this ends the server after it: then quitting asks.
+    """
 
     CSS_PATH = "app.tcss"
     TITLE = "lbhost"
@@ -73,8 +75,11 @@ class Dashboard(App[int]):
         Binding("q,ctrl+c", "quit", "quit"),
     ]
 
-    def __init__(self, socket_path: Path, *, plain: bool = False) -> None:
+    def __init__(
+        self, socket_path: Path, *, plain: bool = False, stops_server: bool = False
+    ) -> None:
         super().__init__(ansi_color=True if plain else None)
+        self._stops_server = stops_server
         self.animation_level = "none"
         self.register_theme(RICH_THEME)
         self.register_theme(ANSI_THEME)
@@ -92,13 +97,16 @@ class Dashboard(App[int]):
         self._keys = KeyBar(palette)
         self._status: Status | None = None
         self._seen_s: float | None = None
-        self._gone: str | None = None
-        self._filter = Filter()
+        self._gone: ServerGone | None = None
+        self._pane_filters = {pane: Filter() for pane in Pane}
+        self._said: Parts = ()
+        self._said_timer: Timer | None = None
         self._want_detail = False
         self._want_log: bool | None = None
         """None until the user or the first picture has decided."""
         self._total = History()
         self._speeds: defaultdict[int, History] = defaultdict(History)
+        self._freshness = Freshness()
         self._doing: dict[str, None] = {}
         self._ticker: Timer | None = None
 
@@ -146,19 +154,20 @@ class Dashboard(App[int]):
         self._status, self._seen_s, self._gone = status, now, None
         if self._ticker is not None:
             self._ticker.pause()
-        self._total.add(now, status.traffic.tokens_s)
+        self._total.add(now, status.traffic.tokens_s + status.traffic.prompt_tokens_s)
+        self._freshness.note(status.workers, now)
         ids = {worker.id for worker in status.workers}
         for gone in self._speeds.keys() - ids:
             del self._speeds[gone]
         for worker in status.workers:
-            self._speeds[worker.id].add(now, worker.tokens_s)
+            self._speeds[worker.id].add(now, worker.tokens_s + worker.prompt_tokens_s)
         if first and self._want_log is None and status.workers:
             self._want_log = layout.log_fits(self.size.height, len(status.workers))
         self._draw()
 
     def on_server_gone(self, message: ServerGone) -> None:
         """Keep the last picture, say how old it is, once a second."""
-        self._gone = message.reason
+        self._gone = message
         if self._ticker is not None:
             self._ticker.resume()
         self._draw()
@@ -175,7 +184,9 @@ class Dashboard(App[int]):
 
     def _rows(self, status: Status, now: float) -> list[Row]:
         gpus = {gpu.index: gpu for gpu in status.gpus}
-        shown = [worker for worker in status.workers if self._filter.worker(worker)]
+        shown = [
+            worker for worker in status.workers if self._pane_filters[Pane.WORKERS].worker(worker)
+        ]
         top = max((self._speeds[worker.id].peak for worker in status.workers), default=0.0)
         return [
             Row(
@@ -183,6 +194,7 @@ class Dashboard(App[int]):
                 gpu=None if worker.gpu is None else gpus.get(worker.gpu),
                 cells=partial(self._speeds[worker.id].cells, now),
                 top=top,
+                age=self._freshness.age(worker.id, now),
             )
             for worker in shown
         ]
@@ -201,28 +213,33 @@ class Dashboard(App[int]):
         self._draw_notice()
 
     def _draw_detail(self) -> None:
-        self._detail.show(self._selected(), self._status, stale=self.stale)
+        worker = self._selected()
+        age = Age.GONE if worker is None else self._freshness.age(worker.id, self._seen_s or 0.0)
+        self._detail.show(worker, self._status, age, stale=self.stale)
 
     def _draw_notice(self) -> None:
         parts: Parts = ()
         if self._gone is not None:
             ago = None if self._seen_s is None else time.monotonic() - self._seen_s
-            parts = notice.gone(ago, self._gone)
+            parts = notice.gone(ago, self._gone.reason, unreadable=self._gone.unreadable)
         elif self._status is not None:
             parts = notice.news(self._status, self._doing)
         shown = ""
         if self._status is not None:
             total = len(self._status.workers)
-            count = sum(self._filter.worker(worker) for worker in self._status.workers)
+            count = sum(map(self._pane_filters[Pane.WORKERS].worker, self._status.workers))
             shown = f"{count} of {total} workers"
-        self._notice.show(parts, self._filter.text, shown)
+        filters = {pane: filter_.text for pane, filter_ in self._pane_filters.items()}
+        self._notice.show(parts, filters, shown, self._said)
 
     def _empty_text(self) -> str:
+        if self._status is None and self._gone is not None and self._gone.unreadable:
+            return "another lbhost runs there"
         if self._status is None:
             where = self.socket_path
             return f"waiting for a server on\n{where}\n\nstart one with: lbhost serve"
-        if self._filter and self._status.workers:
-            return f"no worker matches “{self._filter.text}”"
+        if self._pane_filters[Pane.WORKERS] and self._status.workers:
+            return f"no worker matches “{self._pane_filters[Pane.WORKERS].text}”"
         return f"starting: {self._status.model} is being loaded"
 
     def _arrange(self, workers: int) -> None:
@@ -252,14 +269,19 @@ class Dashboard(App[int]):
 
     def on_filter_changed(self, message: FilterChanged) -> None:
         """Filter while it is typed."""
-        self._filter = Filter(message.text)
-        self._event_log.filter(self._filter)
-        self._draw()
+        self._set_filter(message.pane, message.text)
 
     def on_filter_done(self, message: FilterDone) -> None:
-        """Back to the table."""
+        """Back to the pane whose filter it is."""
         self._notice.done()
-        self._table.focus()
+        pane = self._event_log if message.pane is Pane.LOG else self._table
+        pane.focus()
+        self._draw()
+
+    def _set_filter(self, pane: Pane, text: str) -> None:
+        self._pane_filters[pane] = Filter(text)
+        if pane is Pane.LOG:
+            self._event_log.filter(self._pane_filters[pane])
         self._draw()
 
     # --- keys -----------------------------------------------------------------------------
@@ -281,18 +303,43 @@ class Dashboard(App[int]):
         self._draw()
 
     def action_close(self) -> None:
-        """Close the details."""
+        """Clear the workers' filter; without one, close the details."""
+        if self._pane_filters[Pane.WORKERS]:
+            self._set_filter(Pane.WORKERS, "")
+            return
         self._want_detail = False
         self._table.focus()
         self._draw()
 
+    def action_close_log(self) -> None:
+        """Clear the log's filter; without one, close the log."""
+        if self._pane_filters[Pane.LOG]:
+            self._set_filter(Pane.LOG, "")
+        else:
+            self.action_log()
+
     def action_filter(self) -> None:
-        """Type a filter."""
-        self._notice.edit()
+        """Type a filter for the pane with the focus."""
+        pane = Pane.LOG if self._event_log.has_focus else Pane.WORKERS
+        self._notice.edit(pane, self._pane_filters[pane].text)
 
     def action_help(self) -> None:
         """All keys."""
-        self.push_screen(Help(self._palette))
+        self.push_screen(Help(self._palette, stops_server=self._stops_server))
+
+    async def action_quit(self) -> None:
+        """End the dashboard; ask first where the server ends with it."""
+        self._leave()
+
+    @work(group="quit", exclusive=True)
+    async def _leave(self) -> None:
+        status = self._status
+        if self._stops_server and status is not None and self._gone is None:
+            if isinstance(self.screen, Confirm):
+                return
+            if not await self.push_screen_wait(Confirm(actions.quit_server(status))):
+                return
+        self.exit()
 
     def action_drain(self) -> None:
         """Drain the selected worker."""
@@ -330,7 +377,7 @@ class Dashboard(App[int]):
             return
         action = actions.scale(self._status, change)
         if action is None:
-            self.notify("one worker is the least", severity="warning")
+            self._say("scale", "one worker is the least", Role.WARN)
         else:
             self._order(action)
 
@@ -338,55 +385,40 @@ class Dashboard(App[int]):
         workers = () if self._status is None else self._status.workers
         return next((w for w in workers if w.id == self._table.selected), None)
 
+    def _say(self, name: str, text: str, role: Role) -> None:
+        """Put the outcome of an order into the notice for a while."""
+        self._said = ((f" {name}: {text}", role),)
+        if self._said_timer is not None:
+            self._said_timer.stop()
+        self._said_timer = self.set_timer(SAID_S, self._forget_said)
+        self._draw_notice()
+
+    def _forget_said(self) -> None:
+        self._said = ()
+        self._draw_notice()
+
     # --- orders ---------------------------------------------------------------------------
 
     @work(group="orders")
     async def _order(self, action: Action) -> None:
         """Ask if it stops work, have it done, say how it went. The screen goes on meanwhile."""
         if self._gone is not None:
-            self.notify("the server is gone", title=action.name, severity="error")
+            self._say(action.name, "the server is gone", Role.BAD)
             return
         if action.question and not await self.push_screen_wait(Confirm(action)):
             return
         if action.name in self._doing:
-            self.notify("already under way", title=action.name, severity="warning")
+            self._say(action.name, "already under way", Role.WARN)
             return
         self._doing[action.name] = None
         self._draw_notice()
         self._feed.wake()
         try:
             said = await self._client.send(action)
-            self.notify(said, title=action.name)
+            self._say(action.name, said, Role.GOOD)
         except (RefusedError, ServerGoneError) as error:
-            self.notify(error.message, title=action.name, severity="error", timeout=10)
+            self._say(action.name, error.message, Role.BAD)
         finally:
             del self._doing[action.name]
             self._draw_notice()
             self._feed.wake()
-
-
-def _plain() -> bool:
-    """Whether the terminal has only 16 colours, or the user wants none."""
-    if "NO_COLOR" in os.environ:
-        return True
-    return Console(force_terminal=True).color_system in (None, "standard")
-
-
-def run(runtime_dir: Path, *, export_svg: Path | None = None) -> int:
-    """Show the dashboard until it is quit, or write one picture of it to `export_svg`.
-
-    Returns the exit code: 0, or 1 after one line on stderr that says what is missing.
-    """
-    socket_path = runtime_dir / SOCKET
-    if export_svg is not None:
-        dashboard = Dashboard(socket_path)
-        problem = asyncio.run(export.picture(dashboard, export_svg))
-    elif not (sys.stdin.isatty() and sys.stdout.isatty()):
-        problem = "lbhost tui needs a terminal; for scripts there is `lbhost status --json`"
-    else:
-        dashboard = Dashboard(socket_path, plain=_plain())
-        dashboard.run()
-        problem = None if dashboard.return_code in (0, None) else "the dashboard has failed"
-    if problem is not None:
-        sys.stderr.write(f"lbhost: {problem}\n")
-    return 0 if problem is None else 1

@@ -1,8 +1,9 @@
 """The admin API's client: status, events and orders over the unix socket.
 
-Owns the connections. Every call has a timeout, and every failure becomes one of two errors
-whose message is a line for a person: `ServerGoneError` (nobody answers) or `RefusedError` (the
-server said no). Knows nothing of the screen.
+Owns the connections. Every call has a timeout, and every failure becomes one of three errors
+whose message is a line for a person: `ServerGoneError` (nobody answers), `OtherVersionError`
+(a server that this version cannot read) or `RefusedError` (it said no). Knows nothing of the
+screen.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import httpx2
-import msgspec
 
-from lbhost.errors import LbhostError, ServerGoneError
-from lbhost.status import Accepted, Event, Status
+from lbhost import answers
+from lbhost.errors import LbhostError, OtherVersionError, ServerGoneError
+from lbhost.status import Event, Status
 from lbhost_tui.actions import Action
 
 CONNECT_TIMEOUT_S = 2.0
@@ -25,20 +26,6 @@ EVENTS_SILENCE_S = 25.0
 
 class RefusedError(LbhostError):
     """The server understood and said no; the message says why."""
-
-
-class _Failure(msgspec.Struct):
-    message: str
-
-
-class _FailureBody(msgspec.Struct):
-    error: _Failure
-
-
-_status = msgspec.json.Decoder(Status)
-_event = msgspec.json.Decoder(Event)
-_accepted = msgspec.json.Decoder(Accepted)
-_failure = msgspec.json.Decoder(_FailureBody)
 
 
 def _words(error: httpx2.HTTPError) -> str:
@@ -55,13 +42,6 @@ def _words(error: httpx2.HTTPError) -> str:
             cause = cause.__cause__ or cause.__context__
         return "nobody listens on its socket"
     return "the connection broke"
-
-
-def _refusal(response: httpx2.Response) -> RefusedError:
-    try:
-        return RefusedError(_failure.decode(response.content).error.message)
-    except msgspec.DecodeError:
-        return RefusedError(f"the server answered {response.status_code}")
 
 
 class AdminClient:
@@ -84,17 +64,16 @@ class AdminClient:
         """`GET /status`.
 
         Raises:
-            ServerGoneError: no answer, or none that can be understood.
+            ServerGoneError: no answer.
+            OtherVersionError: one that this version cannot read.
         """
         try:
             response = await self._http.get("/status")
             if response.status_code != 200:
                 raise ServerGoneError(f"it answers {response.status_code}")
-            return _status.decode(response.content)
+            return answers.status(response.content)
         except httpx2.HTTPError as error:
             raise ServerGoneError(_words(error)) from error
-        except msgspec.DecodeError as error:
-            raise ServerGoneError(f"its answer cannot be read: {error}") from error
 
     async def events(self, after: int | None, backlog: int = 200) -> AsyncGenerator[Event, None]:
         """`GET /events`: past events (those after `after`, or the last `backlog`), then new ones.
@@ -103,6 +82,7 @@ class AdminClient:
 
         Raises:
             ServerGoneError: the stream broke, ended, or was silent for too long.
+            OtherVersionError: an event that this version cannot read.
         """
         headers = {} if after is None else {"last-event-id": str(after)}
         timeout = httpx2.Timeout(STATUS_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=EVENTS_SILENCE_S)
@@ -114,11 +94,9 @@ class AdminClient:
                     raise ServerGoneError(f"it answers {response.status_code}")
                 async for sse in httpx2.EventSource(response):
                     if sse.data:
-                        yield _event.decode(sse.data)
+                        yield answers.event(sse.data)
         except httpx2.HTTPError as error:
             raise ServerGoneError(_words(error)) from error
-        except msgspec.DecodeError as error:
-            raise ServerGoneError(f"an event cannot be read: {error}") from error
         raise ServerGoneError("it closed the event stream")
 
     async def send(self, action: Action) -> str:
@@ -134,11 +112,11 @@ class AdminClient:
         except httpx2.HTTPError as error:
             raise ServerGoneError(f"no answer: {_words(error)}") from error
         if response.status_code >= 300:
-            raise _refusal(response)
+            raise RefusedError(answers.refusal(response.content, response.status_code))
         try:
-            accepted = _accepted.decode(response.content)
-        except msgspec.DecodeError as error:
-            raise RefusedError(f"the server's answer cannot be read: {error}") from error
+            accepted = answers.accepted(response.content)
+        except OtherVersionError as error:
+            raise RefusedError(error.message) from error
         if not accepted.ok:
             raise RefusedError(accepted.message)
         return accepted.message

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lbhost.status import GpuStatus, WorkerStatus
 from lbhost_tui import format as fmt
+from lbhost_tui.freshness import Age
 from lbhost_tui.paint import Part, Parts, Role
 
 WARM_C = 80.0
@@ -33,9 +34,11 @@ class Row:
     worker: WorkerStatus
     gpu: GpuStatus | None
     cells: Callable[[int], Sequence[float | None]]
-    """Tokens/s of the last two minutes in that many parts."""
+    """Tokens/s, prompts' and answers', of the last two minutes in that many parts."""
     top: float
     """Tokens/s that fills the sparkline's height; the same in all rows."""
+    age: Age = Age.FRESH
+    """Of the figures that are averages over past requests."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,19 @@ def _others(row: Row, width: int) -> Parts:
 
 
 def _state(row: Row, width: int) -> Parts:
-    return state(row.worker.state)
+    worker = row.worker
+    if worker.spare and worker.state == "ready":
+        return ((f"{STATES['ready'][0]} spare", Role.BUSY),)
+    if worker.state == "failed":
+        return (*state(worker.state), (" u", Role.KEY))  # the key that starts it again
+    return state(worker.state)
+
+
+def aged(text: str, age: Age) -> Part:
+    """A figure that fades with its age, and is a dash in the end."""
+    if age is Age.GONE or text == fmt.UNKNOWN:
+        return (fmt.UNKNOWN, Role.DIM)
+    return (text, Role.DIM if age is Age.FADED else Role.TEXT)
 
 
 def _temperature(row: Row, width: int) -> Parts:
@@ -145,6 +160,11 @@ def _slots(row: Row, width: int) -> Parts:
 def _speed(row: Row, width: int) -> Parts:
     text = fmt.number(round(row.worker.tokens_s, 1))
     return ((text, Role.STRONG if row.worker.tokens_s >= 0.05 else Role.DIM),)
+
+
+def _prompt_speed(row: Row, width: int) -> Parts:
+    speed = row.worker.prompt_tokens_s
+    return ((fmt.number(round(speed)), Role.STRONG if speed >= 0.5 else Role.DIM),)
 
 
 def _spark(row: Row, width: int) -> Parts:
@@ -172,17 +192,16 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "pending",
         "pend",
-        11,
+        8,
         5,
         5,
         lambda r, w: quiet(r.worker.prefill_pending, fmt.number(r.worker.prefill_pending)),
     ),
-    Column("speed", "tok/s", 2, 5, 5, _speed),
-    Column("spark", "last 2 min", 9, 6, 60, _spark),
-    Column(
-        "ttft", "ttft", 8, 5, 5, lambda r, w: quiet(r.worker.ttft_s, fmt.latency(r.worker.ttft_s))
-    ),
-    Column("kv", "kv", 10, 4, 4, _kv),
+    Column("prompt", "in/s", 4, 5, 5, _prompt_speed),
+    Column("speed", "out/s", 2, 5, 5, _speed),
+    Column("spark", "last 2 min", 10, 5, 60, _spark),
+    Column("ttft", "ttft", 9, 5, 5, lambda r, w: (aged(fmt.latency(r.worker.ttft_s), r.age),)),
+    Column("kv", "kv", 11, 4, 4, _kv),
     Column(
         "memory", "mem", 12, 4, 4, lambda r, w: quiet(r.worker.memory, fmt.size(r.worker.memory))
     ),

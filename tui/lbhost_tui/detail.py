@@ -11,6 +11,7 @@ from textual.containers import VerticalScroll
 from lbhost.status import CoreStatus, HostStatus, Status, WorkerStatus
 from lbhost_tui import columns
 from lbhost_tui import format as fmt
+from lbhost_tui.freshness import Age
 from lbhost_tui.line import Lines
 from lbhost_tui.paint import Palette, Part, Parts, Role, fit
 
@@ -39,15 +40,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _traffic(worker: WorkerStatus) -> Group:
+def _traffic(worker: WorkerStatus, age: Age) -> Group:
     return Group(
         "requests",
         (
             ("in flight", _count(worker.in_flight)),
-            ("tokens/s", _fact(fmt.number(round(worker.tokens_s, 1)))),
+            ("out/s", _fact(fmt.number(round(worker.tokens_s, 1)))),
             ("tokens out", _count(worker.tokens_out)),
-            ("ttft", _fact(fmt.latency(worker.ttft_s))),
-            ("inter-token", _fact(fmt.latency(worker.inter_token_s))),
+            ("ttft", columns.aged(fmt.latency(worker.ttft_s), age)),
+            ("inter-token", columns.aged(fmt.latency(worker.inter_token_s), age)),
             ("errors", _count(worker.errors, Role.WARN)),
             ("timeouts", _count(worker.timeouts, Role.WARN)),
         ),
@@ -62,6 +63,7 @@ def _engine(worker: WorkerStatus) -> Group:
             ("slots", _fact(f"{worker.slots_busy} of {worker.slots}")),
             ("waiting", _count(worker.waiting)),
             ("pending", _count(worker.prefill_pending)),
+            ("in/s", _fact(fmt.number(round(worker.prompt_tokens_s)))),
             ("prefill/s", _fact(fmt.number(worker.prefill_tok_s))),
             ("kv", _fact(kv)),
             ("context", _fact(str(worker.ctx_size))),
@@ -82,6 +84,7 @@ def _cores(worker: WorkerStatus, cores: Sequence[CoreStatus]) -> Group:
             ("share", _fact(fmt.percent(worker.share))),
             ("clock", _fact(fmt.percent(worker.freq_ratio))),
             ("temp", _fact(fmt.temperature(worker.temp_c), columns.heat(worker.temp_c))),
+            ("heat leaves", _fact(fmt.percent(worker.heat))),
             ("throttled", _fact(_per_second(throttle), columns.load(throttle, 0.01, 1.0))),
             ("stolen", _fact(fmt.percent(steal), columns.load(steal, 0.05, 0.2))),
         ),
@@ -157,9 +160,9 @@ def summary(worker: WorkerStatus, status: Status) -> Parts:
     return tuple(parts)
 
 
-def page(worker: WorkerStatus, status: Status, width: int) -> list[Parts]:
+def page(worker: WorkerStatus, status: Status, width: int, age: Age = Age.FRESH) -> list[Parts]:
     """The whole pane for this width: the summary, then the groups side by side."""
-    groups = [_traffic(worker), _engine(worker)]
+    groups = [_traffic(worker, age), _engine(worker)]
     gpu = _gpu(worker, status)
     groups += [gpu] if gpu is not None else [_cores(worker, status.cores)]
     groups += [_life(worker), _host(status.host)]
@@ -198,7 +201,9 @@ class Detail(VerticalScroll):
     def __init__(self, palette: Palette) -> None:
         super().__init__(id="detail", can_focus=False)
         self._lines = Lines(palette, name="detail-lines")
-        self._last: tuple[WorkerStatus | None, Status | None, bool] = (None, None, False)
+        self._last: tuple[WorkerStatus | None, Status | None] = (None, None)
+        self._age = Age.FRESH
+        self._stale = False
 
     def compose(self) -> ComposeResult:
         """One painted block."""
@@ -213,18 +218,20 @@ class Detail(VerticalScroll):
         """The number of columns depends on the width."""
         self._draw()
 
-    def show(self, worker: WorkerStatus | None, status: Status | None, *, stale: bool) -> None:
+    def show(
+        self, worker: WorkerStatus | None, status: Status | None, age: Age, *, stale: bool
+    ) -> None:
         """Show this worker."""
-        self._last = (worker, status, stale)
+        self._last, self._age, self._stale = (worker, status), age, stale
         if self.display:
             self._draw()
 
     def _draw(self) -> None:
-        worker, status, stale = self._last
+        worker, status = self._last
         if worker is None or status is None or self.size.width <= 0:
             self._lines.show([((" no worker is selected", Role.DIM),)])
             return
-        lines = page(worker, status, self.size.width - 1)
+        lines = page(worker, status, self.size.width - 1, self._age)
         if self._lines.styles.height is None or self._lines.styles.height.value != len(lines):
             self._lines.styles.height = len(lines)
-        self._lines.show(lines, stale=stale)
+        self._lines.show(lines, stale=self._stale)

@@ -15,6 +15,7 @@ from textual.strip import Strip
 from lbhost.status import Event
 from lbhost_tui import format as fmt
 from lbhost_tui.filter import Filter
+from lbhost_tui.fold import fold
 from lbhost_tui.paint import Palette, Part, Parts, Role, fit
 from lbhost_tui.surface import Painted
 
@@ -46,7 +47,9 @@ def lines_of(event: Event, width: int) -> list[Parts]:
 class EventLog(ScrollView, Painted, can_focus=True):
     """The pane. It follows the newest event unless scrolled up."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "app.log", "close", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "app.close_log", "close", show=False)
+    ]
 
     def __init__(self, palette: Palette) -> None:
         super().__init__(id="log")
@@ -65,13 +68,8 @@ class EventLog(ScrollView, Painted, can_focus=True):
 
     def add(self, events: Iterable[Event]) -> None:
         """Append events, oldest first."""
-        added = list(events)
-        full = len(self._events) + len(added) > LIMIT
-        self._events.extend(added)
-        if full or not self._lines:
-            self._rebuild()
-            return
-        self._append(added)
+        self._events.extend(events)
+        self._rebuild()
 
     def filter(self, filter_: Filter) -> None:
         """Show only what the filter lets through."""
@@ -86,16 +84,12 @@ class EventLog(ScrollView, Painted, can_focus=True):
         self._keep_up()
 
     def _rebuild(self) -> None:
-        self._lines = []
-        self._append(self._events)
-        self.refresh()
-
-    def _append(self, events: Iterable[Event]) -> None:
+        """A new event may change earlier lines: it can end a chain that is folded then."""
         if not self._width:
             return
-        for event in events:
-            if self._filter.event(event):
-                self._lines += lines_of(event, self._width - 1)
+        width = self._width - 1
+        shown = [event for event in fold(self._events) if self._filter.event(event)]
+        self._lines = [line for event in shown for line in lines_of(event, width)]
         self.virtual_size = Size(self._width, len(self._lines))
         self._keep_up()
         self.refresh()

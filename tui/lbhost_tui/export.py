@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 SIZE = (120, 32)
 FIRST_TIMEOUT_S = 10.0
-SETTLE_S = 6.0
-"""How long the sparklines may fill before the picture is taken."""
 
 _FONT_FACES = re.compile(r"@font-face\s*\{[^}]*\}\s*")
 _TEXT = re.compile(
@@ -56,10 +54,14 @@ async def picture(
     dashboard: Dashboard,
     path: Path,
     *,
-    settle_s: float = SETTLE_S,
+    settle_s: float = 0.0,
     first_s: float = FIRST_TIMEOUT_S,
 ) -> str | None:
     """Run the dashboard without a terminal and write its screen to `path`.
+
+    Args:
+        settle_s: for so long the sparklines may fill before.
+        first_s: for so long a server is looked for.
 
     Returns what went wrong, or None.
     """

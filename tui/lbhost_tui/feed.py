@@ -14,7 +14,7 @@ from contextlib import aclosing
 
 from textual.message import Message
 
-from lbhost.errors import ServerGoneError
+from lbhost.errors import OtherVersionError, ServerGoneError
 from lbhost.status import Event, Status
 from lbhost_tui.client import AdminClient
 from lbhost_tui.messages import EventsArrived, ServerGone, StatusArrived
@@ -76,10 +76,11 @@ class Feed:
             started = time.monotonic()
             try:
                 status = await self._client.status()
-            except ServerGoneError as error:
+            except (ServerGoneError, OtherVersionError) as error:
                 failures += 1
                 self._up.clear()
-                self._post(ServerGone(error.message))
+                unreadable = isinstance(error, OtherVersionError)
+                self._post(ServerGone(error.message, unreadable=unreadable))
                 await asyncio.sleep(backoff(failures))
                 continue
             failures = 0
@@ -133,7 +134,7 @@ class Feed:
                         if not gathered:
                             loop.call_later(GATHER_S, flush)
                         gathered.append(event)
-            except ServerGoneError:
+            except (ServerGoneError, OtherVersionError):
                 failures += 1
                 self._up.clear()  # first let a picture say whether this is still the same server
                 self.wake()

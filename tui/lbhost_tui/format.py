@@ -108,21 +108,19 @@ def filled(fraction: float | None, width: int) -> int:
 
 
 def level(fraction: float | None) -> str:
-    """A one-cell upright bar: blank when unknown, ▁ to █ else."""
-    if fraction is None:
+    """A one-cell upright bar: blank when unknown or nothing, ▁ to █ else."""
+    if fraction is None or fraction <= 0.005:
         return " "
     return LEVELS[min(len(LEVELS) - 1, max(0, int(fraction * len(LEVELS))))]
 
 
 def sparkline(values: Sequence[float | None], top: float) -> str:
-    """One cell a value: blank for none, ▁ for 0, up to █ for `top` and above."""
+    """One cell a value: blank for none and for 0, up to █ for `top` and above."""
     cells: list[str] = []
     steps = len(LEVELS) - 1
     for value in values:
-        if value is None:
+        if value is None or value <= 0 or top <= 0:
             cells.append(" ")
-        elif value <= 0 or top <= 0:
-            cells.append(LEVELS[0])
         else:
-            cells.append(LEVELS[max(1, min(steps, round(value / top * steps)))])
+            cells.append(LEVELS[max(0, min(steps, round(value / top * steps)))])
     return "".join(cells)

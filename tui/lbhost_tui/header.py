@@ -11,24 +11,47 @@ from lbhost.status import Status
 from lbhost_tui import columns
 from lbhost_tui import format as fmt
 from lbhost_tui.line import Lines
-from lbhost_tui.paint import Palette, Parts, Role, join, spread, width_of
+from lbhost_tui.paint import Palette, Parts, Role, fit, join, spread, width_of
 
 Cells = Callable[[int], Sequence[float | None]]
 
-FIGURES = ("requests/s", "tokens/s", "ttft p50", "ttft p95", "running", "queue")
+FIGURES = (
+    ("req/s", 7),
+    ("in/s", 7),
+    ("out/s", 7),
+    ("ttft p50", 10),
+    ("p95", 7),
+    ("running", 9),
+    ("queue", 13),
+    ("oldest", 8),
+    ("failing", 9),
+)
+"""Each figure's name and the cells that it takes, at least; 77 in all."""
+SPACED = 110
+"""From this width on, the figures stand further apart."""
 
 
 def title(status: Status | None, width: int) -> Parts:
-    """Model, state, endpoint and uptime; the model's name gives way when it is tight."""
+    """Model, state, endpoint and uptime; when it is tight, the model's name goes last."""
     brand: Parts = ((" lbhost ", Role.KEY),)
     if status is None:
         return brand
-    up: Parts = (("up ", Role.DIM), (fmt.span(status.uptime_s) + " ", Role.TEXT))
-    right = join((columns.state(status.state), ((status.endpoint, Role.TEXT),), up), 3)
-    left: Parts = (*brand, (" " + status.model, Role.STRONG))
-    if width_of(left) + width_of(right) + 2 > width:
-        right = join((columns.state(status.state), ((status.endpoint, Role.TEXT),), up), 2)
-    return spread(left, right, width)
+    state = columns.state(status.state)
+    where: Parts = ((status.endpoint, Role.TEXT),)
+    up: Parts = (("up ", Role.DIM), (fmt.span(status.uptime_s), Role.TEXT))
+    model: Parts = ((" " + status.model, Role.STRONG),)
+    for left, right in (
+        ((*brand, *model), join((state, where, up), 3)),
+        ((*brand, *model), join((state, where, up), 2)),
+        ((*brand, *model), join((state, where), 2)),
+        ((*brand, *model), state),
+        (model, state),
+        (model, ()),
+    ):
+        right = (*right, (" ", Role.TEXT))
+        if width_of(left) + width_of(right) + 2 <= width:
+            return spread(left, right, width)
+    return fit(model, width)
 
 
 def figures(status: Status | None) -> tuple[Parts, ...]:
@@ -43,16 +66,29 @@ def figures(status: Status | None) -> tuple[Parts, ...]:
     )
     plain = (
         (fmt.number(round(traffic.requests_s, 1)), traffic.requests_s >= 0.05),
+        (fmt.number(round(traffic.prompt_tokens_s)), traffic.prompt_tokens_s >= 0.5),
         (fmt.number(round(traffic.tokens_s, 1)), traffic.tokens_s >= 0.05),
         (fmt.latency(traffic.ttft_p50_s), traffic.ttft_p50_s),
         (fmt.latency(traffic.ttft_p95_s), traffic.ttft_p95_s),
         (str(traffic.in_flight), traffic.in_flight),
     )
-    return (*(((text, _weight(value)),) for text, value in plain), queue)
+    waits: Parts = ((fmt.latency(traffic.oldest_wait_s), _waiting(traffic.oldest_wait_s)),)
+    failing: Parts = ((fmt.percent(traffic.error_rate), _failing(traffic.error_rate)),)
+    return (*(((text, _weight(value)),) for text, value in plain), queue, waits, failing)
 
 
 def _weight(value: float | None) -> Role:
     return Role.STRONG if value else Role.DIM
+
+
+def _waiting(seconds: float | None) -> Role:
+    role = columns.load(seconds, 5.0, 30.0)
+    return role if role is not Role.TEXT else _weight(seconds)
+
+
+def _failing(rate: float | None) -> Role:
+    role = columns.load(rate, 0.001, 0.05)
+    return role if role is not Role.TEXT else Role.DIM
 
 
 class ServerHeader(Vertical):
@@ -88,8 +124,11 @@ class ServerHeader(Vertical):
 
     def _draw(self) -> None:
         status, tokens, stale = self._last
+        spaced = 2 if self.size.width >= SPACED else 0
         self._title.show([title(status, self.size.width)], stale=stale)
-        for line, name, value in zip(self._figures, FIGURES, figures(status), strict=True):
+        for line, (name, least), value in zip(self._figures, FIGURES, figures(status), strict=True):
+            if line.styles.width is None or line.styles.width.value != least + spaced:
+                line.styles.width = least + spaced
             pad = (" ", Role.TEXT)
             line.show([(pad, (name, Role.TITLE)), (pad, *value)], stale=stale)
         width = min(60, self._spark.size.width - 1)
@@ -98,7 +137,7 @@ class ServerHeader(Vertical):
             return
         cells = tokens(width)
         top = max((value for value in cells if value is not None), default=0.0)
-        label = "tokens/s, last 2 min"
+        label = "in+out/s, last 2 min"
         name_line: Parts = ((label.rjust(len(cells))[-len(cells) :], Role.TITLE),)
         self._spark.show(
             [

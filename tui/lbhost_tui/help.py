@@ -22,40 +22,45 @@ KEYS = (
     ("r  R", "restart this one; all, one after the other"),
     ("+  -", "one worker more; one fewer"),
     ("l", "event log: show or hide (tab, then ↑ ↓ to scroll)"),
-    ("/", "filter workers and events: words, or a number"),
-    ("esc", "close a pane; clear the filter while typing it"),
-    ("q", "quit; the server goes on"),
+    ("/", "filter this pane, the workers or the log: words, or a number"),
+    ("esc", "clear this pane's filter; without one, close the pane"),
 )
+QUIT = "quit; the server goes on"
+QUIT_AND_STOP = "quit, which stops this server, too; asks first"
 COLUMNS = (
-    ("idle", "free of its core", "others", "taken by other programs"),
+    ("idle", "free part of its core", "others", "taken by other programs"),
     ("slots", "running, of all", "pend", "prompt tokens still to read"),
+    ("in/s", "prompt tokens a second", "out/s", "answers' tokens a second"),
     ("ttft", "time to first token", "kv", "how full its KV cache is"),
     ("mem", "resident memory", "rst", "restarts so far"),
 )
+WIDTH = 72
 
 
-def lines() -> list[Parts]:
-    """The text."""
+def lines(*, stops_server: bool) -> list[Parts]:
+    """The text, for 80 columns and 24 lines."""
+    last = QUIT_AND_STOP if stops_server else QUIT
     out: list[Parts] = [((" keys", Role.TITLE),)]
-    out += [((f" {key:<7}", Role.KEY), (text, Role.TEXT)) for key, text in KEYS]
-    out += [
-        (),
-        ((" columns", Role.TITLE), (f"   {UNKNOWN} is a reading that does not exist", Role.DIM)),
-    ]
+    out += [((f" {key:<7}", Role.KEY), (text, Role.TEXT)) for key, text in (*KEYS, ("q", last))]
+    head = f"   {UNKNOWN} is a reading that does not exist, or of long ago"
+    out += [(), ((" columns", Role.TITLE), (head, Role.DIM))]
     for left, meaning, right, other in COLUMNS:
         out.append(
             (
                 (f" {left:<7}", Role.STRONG),
-                (f"{meaning:<22}", Role.TEXT),
+                (f"{meaning:<25}", Role.TEXT),
                 (f"{right:<8}", Role.STRONG),
                 (other, Role.TEXT),
             )
         )
-    out += [(), ((" states", Role.TITLE),)]
+    out.append(
+        ((f" {'header':<9}", Role.TITLE), ("ttft and failing: of the last minute", Role.DIM))
+    )
     names = [name for name in STATES if name != "degraded"]
     for start in range(0, len(names), 4):
         row = names[start : start + 4]
-        out.append(((" ", Role.TEXT), *((f"{STATES[n][0]} {n:<12}", STATES[n][1]) for n in row)))
+        title = (f" {'states' if not start else '':<9}", Role.TITLE)
+        out.append((title, *((f"{STATES[n][0]} {n:<12}", STATES[n][1]) for n in row)))
     return out
 
 
@@ -64,8 +69,9 @@ class Help(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,q,question_mark,enter", "dismiss", "close")]
 
-    def __init__(self, palette: Palette) -> None:
+    def __init__(self, palette: Palette, *, stops_server: bool) -> None:
         super().__init__()
+        self._stops_server = stops_server
         self._lines = Lines(palette, name="help-lines")
 
     def compose(self) -> ComposeResult:
@@ -75,6 +81,6 @@ class Help(ModalScreen[None]):
 
     def on_mount(self) -> None:
         """Fill it."""
-        text = lines()
+        text = lines(stops_server=self._stops_server)
         self._lines.styles.height = len(text)
         self._lines.show(text)

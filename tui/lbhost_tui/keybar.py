@@ -21,14 +21,21 @@ KEYS: tuple[tuple[str, str, str, str], ...] = (
 )
 """Key, short label, long label, and the app's action that a click on it runs."""
 
+GIVE_WAY = ("+-", "l", "R", "/", "r", "⏎", "u", "d", "q")
+"""Which keys a narrow terminal leaves out first; help, which names all, is never left out."""
+
 
 def keys(width: int) -> tuple[Parts, list[tuple[int, int, str]]]:
     """The line, and where each key stands in it: (from, to, action)."""
-    for labels, gap in ((2, 3), (2, 2), (1, 2), (1, 1)):
+    tries = [(2, 3, 0), (2, 2, 0), (1, 2, 0), (1, 1, 0)]
+    tries += [(1, 1, gone) for gone in range(1, len(GIVE_WAY) + 1)]
+    for labels, gap, gone in tries:
         parts: list[tuple[str, Role]] = [(" ", Role.TEXT)]
         spots: list[tuple[int, int, str]] = []
         at = 1
         for key in KEYS:
+            if key[0] in GIVE_WAY[:gone]:
+                continue
             if spots:
                 parts.append((" " * gap, Role.TEXT))
                 at += gap

@@ -8,7 +8,7 @@ FIXED = 5
 """Header 3, notice 1, keys 1."""
 BESIDE = 116
 """From this width on, details and log stand side by side."""
-DETAIL_ROWS = 15
+DETAIL_ROWS = 16
 LOG_ROWS = 7
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from textual.message import Message
 
 from lbhost.status import Event, Status
+
+
+class Pane(enum.Enum):
+    """What has a filter of its own; the value is its name on the screen."""
+
+    WORKERS = "workers"
+    LOG = "log"
 
 
 @dataclass
@@ -27,6 +35,8 @@ class ServerGone(Message):
     """The server does not answer; the feed goes on trying."""
 
     reason: str
+    unreadable: bool = False
+    """It does answer, but as another version does."""
 
 
 @dataclass
@@ -38,14 +48,17 @@ class EventsArrived(Message):
 
 @dataclass
 class FilterChanged(Message):
-    """The filter's text was edited."""
+    """A pane's filter was edited."""
 
+    pane: Pane
     text: str
 
 
 @dataclass
 class FilterDone(Message):
     """The user has left the filter's line."""
+
+    pane: Pane
 
 
 @dataclass

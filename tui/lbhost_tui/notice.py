@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -13,12 +14,17 @@ from textual.widgets import Input
 from lbhost.status import Status
 from lbhost_tui import format as fmt
 from lbhost_tui.line import Lines
-from lbhost_tui.messages import FilterChanged, FilterDone
-from lbhost_tui.paint import Palette, Parts, Role
+from lbhost_tui.messages import FilterChanged, FilterDone, Pane
+from lbhost_tui.paint import Palette, Parts, Role, width_of
+
+LINES = 3
+"""At most so many lines for one thing to say."""
 
 
-def gone(seen_ago_s: float | None, reason: str) -> Parts:
-    """The server does not answer."""
+def gone(seen_ago_s: float | None, reason: str, *, unreadable: bool = False) -> Parts:
+    """The server does not answer, or in a way that this version cannot read."""
+    if unreadable:
+        return ((f" {reason}", Role.BAD),)
     if seen_ago_s is None:
         return ((" no server yet", Role.WARN), (f" ({reason}), trying…", Role.DIM))
     text = f" server gone, last seen {fmt.span(seen_ago_s)} ago, reconnecting…"
@@ -50,8 +56,21 @@ def news(status: Status, doing: Iterable[str]) -> Parts:
             "" if worker.retry_in_s is None else f", next start in {fmt.span(worker.retry_in_s)}"
         )
         why = f": {worker.last_exit}" if worker.last_exit else ""
-        say(f"worker {worker.id}{more} {worker.state}{retry}{why}", Role.BAD)
+        key = ", u starts it again" if worker.state == "failed" else ""
+        say(f"worker {worker.id}{more} {worker.state}{key}{retry}{why}", Role.BAD)
     return tuple(parts)
+
+
+def wrapped(parts: Parts, width: int) -> list[Parts]:
+    """One part of text as at most LINES lines, for words that must not be cut."""
+    if not parts or width_of(parts) <= width:
+        return [parts]
+    role = parts[0][1]
+    text = " ".join(text.strip() for text, _ in parts)
+    lines = textwrap.wrap(text, max(10, width - 2))[:LINES]
+    out: list[Parts] = []
+    out += (((f" {line}", role),) for line in lines)
+    return out
 
 
 class FilterInput(Input):
@@ -66,21 +85,23 @@ class FilterInput(Input):
         super().__init__(
             placeholder="words to look for, or a worker, core or pid number", id="filter"
         )
+        self.pane = Pane.WORKERS
+        """Whose filter is edited."""
         self.cursor_blink = False  # a blinking cursor would be work on a still screen
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filter while typing."""
         event.stop()
-        self.post_message(FilterChanged(self.value))
+        self.post_message(FilterChanged(self.pane, self.value))
 
     def action_clear(self) -> None:
         """Show everything again."""
         self.value = ""
-        self.post_message(FilterDone())
+        self.post_message(FilterDone(self.pane))
 
     def action_leave(self) -> None:
         """Keep the filter and go back to the table."""
-        self.post_message(FilterDone())
+        self.post_message(FilterDone(self.pane))
 
 
 class Notice(Horizontal):
@@ -100,7 +121,6 @@ class Notice(Horizontal):
 
     def on_mount(self) -> None:
         """Start with the notice."""
-        self._label.show([((" filter ", Role.KEY),)])
         self._editing(False)
 
     @property
@@ -108,20 +128,33 @@ class Notice(Horizontal):
         """The notice, without colours."""
         return self._line.text
 
-    def show(self, parts: Parts, filter_text: str, shown: str) -> None:
-        """Show the notice; a filter in force is named, with how much it lets through."""
-        if filter_text:
-            set_: Parts = (
-                (" filter ", Role.KEY),
-                (filter_text, Role.STRONG),
-                (f"  {shown}, / then esc clears", Role.DIM),
-            )
-            parts = (*set_, *((("  ·  ", Role.DIM), *parts) if parts else ()))
-        self._line.show([parts])
+    def show(self, parts: Parts, filters: Mapping[Pane, str], shown: str, said: Parts) -> None:
+        """Show the notice; filters in force are named, with how much one lets through.
 
-    def edit(self) -> None:
-        """Let the user type a filter."""
+        `said` is what came of an order: on lines of its own, so that it covers no pane.
+        """
+        set_: list[tuple[str, Role]] = []
+        for pane, text in filters.items():
+            if text:
+                set_ += [(f" filter {pane.value} ", Role.KEY), (text, Role.STRONG)]
+                more = f"  {shown}" if pane is Pane.WORKERS else ""
+                set_.append((f"{more}, esc clears", Role.DIM))
+        if set_:
+            parts = (*set_, *((("  ·  ", Role.DIM), *parts) if parts else ()))
+        lines = [parts] if parts or not said else []
+        if said:
+            lines += wrapped(said, self.size.width)
+        if self.styles.height is None or self.styles.height.value != len(lines):
+            self.styles.height = len(lines)
+        self._line.show(lines)
+
+    def edit(self, pane: Pane, text: str) -> None:
+        """Let the user type this pane's filter, which is `text` now."""
+        self._input.pane = pane
+        self._label.show([((f" filter {pane.value} ", Role.KEY),)])
         self._editing(True)
+        with self._input.prevent(Input.Changed):
+            self._input.value = text
         self._input.focus()
 
     def done(self) -> None:

@@ -24,7 +24,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 def post(body: bytes, *headers: bytes, length: int | None = None) -> bytes:
     lines = [
         f"POST {CHAT} HTTP/1.1".encode(),
-        b"host: x",
+        b"host: localhost",
         b"content-type: application/json",
         b"content-length: %d" % (len(body) if length is None else length),
         *headers,
@@ -55,9 +55,9 @@ def check_refusal(response: bytes, status: int, code: str | None) -> None:
 @pytest.mark.parametrize(
     "request_head",
     [
-        b"GET /livez HTTP/1.1\r\nhost: x\r\nlong: " + b"a" * 20_000 + b"\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nhost: x\r\nendless: " + b"a" * 400_000,
-        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nhost: localhost\r\nlong: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nhost: localhost\r\nendless: " + b"a" * 400_000,
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n",
         b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * 100_000,
         b"GET /livez HTTP/1.1\r\n" + b"a" * 20_000,
@@ -73,7 +73,7 @@ async def test_too_large_bodies_are_a_413_declared_or_not() -> None:
     async with running_gateway(max_body_bytes=10_000) as g:
         check_refusal(await g.raw(post(b"{", length=20_000)), 413, "payload_too_large")
         chunked = (
-            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             "transfer-encoding: chunked\r\n\r\n"
         ).encode() + (b"1000\r\n" + b"a" * 0x1000 + b"\r\n") * 3
         check_refusal(await g.raw(chunked), 413, "payload_too_large")
@@ -104,7 +104,7 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
 
 async def test_an_idle_connection_is_closed() -> None:
     async with running_gateway(keep_alive_s=0.1) as g:
-        response = await g.raw(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        response = await g.raw(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert read(response)[0] == 200
 
 
@@ -113,7 +113,7 @@ async def test_a_connection_serves_one_request_after_the_other() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
         try:
             for _ in range(3):
-                writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+                writer.write(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
                 async with asyncio.timeout(PATIENCE_S):
                     head = await reader.readuntil(b"\r\n\r\n")
                     assert head.startswith(b"HTTP/1.1 200")
@@ -141,7 +141,7 @@ async def test_too_many_connections_are_a_503() -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET / HTTP/9.9\r\n\r\n",
         b"rubbish\r\n\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
@@ -154,7 +154,7 @@ async def test_what_is_not_http_is_a_400(garbage: bytes) -> None:
 
 async def test_an_upgrade_is_answered_as_if_not_asked_for() -> None:
     async with running_gateway(keep_alive_s=0.1) as g:
-        asked = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+        asked = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
         assert read(await g.raw(asked))[0] == 200
 
 
@@ -185,7 +185,7 @@ async def test_pipelining_does_not_hide_that_a_client_has_gone() -> None:
 
 async def test_a_refusal_before_the_body_closes_the_connection() -> None:
     async with running_gateway() as g:
-        response = await g.raw(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        response = await g.raw(b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
         assert read(response)[0] == 404
 
 

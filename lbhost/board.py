@@ -52,6 +52,10 @@ class Wanted(enum.IntEnum):
 
 Text32 = Annotated[str, 32]
 Text64 = Annotated[str, 64]
+MOST_CPUS = 8192
+"""As many as a kernel can be built for; the largest CPU number is one less."""
+CpuSet = Annotated[tuple[int, ...], MOST_CPUS // 8]
+"""CPU numbers, ascending; on the page a bit each, so that no list is too long."""
 
 
 class IdentityRow(msgspec.Struct, frozen=True):
@@ -66,8 +70,8 @@ class IdentityRow(msgspec.Struct, frozen=True):
     pid: int = 0
     gpu: int = -1
     """Index of the GPU's row, -1 for a CPU worker."""
-    cpus: Text64 = ""
-    """CPU numbers it is pinned to, as a kernel cpulist: "0-1,4"."""
+    cpus: CpuSet = ()
+    """CPU numbers it is pinned to."""
     slots: int = 0
     n_ctx: int = 0
     """Tokens per slot."""
@@ -218,7 +222,7 @@ def _codec(row: type[msgspec.Struct]) -> tuple[struct.Struct, list[typing.Any]]:
         if typing.get_origin(hint) is Annotated:
             size = hint.__metadata__[0]
             formats.append(f"{size}s")
-            kinds.append(("text", size))
+            kinds.append(("text" if hint.__origin__ is str else "cpus", size))
         elif hint is float or isinstance(hint, types.UnionType):
             formats.append("d")
             kinds.append("float" if hint is float else "unknowable")
@@ -236,7 +240,9 @@ class Table(Generic[R]):
     def __init__(self, page: memoryview, offset: int, row: type[R], rows: int) -> None:
         self._row = row
         self._format, kinds = _codec(row)
-        self._texts = [(i, k[1]) for i, k in enumerate(kinds) if isinstance(k, tuple)]
+        sized = [(i, *k) for i, k in enumerate(kinds) if isinstance(k, tuple)]
+        self._texts = [(i, size) for i, kind, size in sized if kind == "text"]
+        self._cpusets = [(i, size) for i, kind, size in sized if kind == "cpus"]
         self._unknowables = [i for i, k in enumerate(kinds) if k == "unknowable"]
         self._casts = [(i, k) for i, k in enumerate(kinds) if isinstance(k, type)]
         self._size = self._format.size
@@ -265,6 +271,8 @@ class Table(Generic[R]):
                 columns[i] = math.nan
         for i, size in self._texts:
             columns[i] = columns[i].encode()[:size]
+        for i, size in self._cpusets:
+            columns[i] = sum(1 << cpu for cpu in columns[i]).to_bytes(size, "little")
         payload = self._format.pack(*columns)
         page, seqs, word = self._page, self._seqs, at // 8
         # A writer that was killed half-way left an odd number: round up to the next odd one.
@@ -305,6 +313,8 @@ class Table(Generic[R]):
                 columns[i] = None
         for i, _ in self._texts:
             columns[i] = columns[i].rstrip(b"\0").decode(errors="replace")
+        for i, _ in self._cpusets:
+            columns[i] = _bits(columns[i])
         for i, cast in self._casts:
             columns[i] = cast(columns[i])
         return self._row(*columns)
@@ -313,6 +323,16 @@ class Table(Generic[R]):
         if not 0 <= index < self._rows:
             raise IndexError(f"{self._row.__name__} row {index} of {self._rows}")
         return self._offset + index * self._stride
+
+
+def _bits(mask: bytes) -> tuple[int, ...]:
+    return tuple(
+        8 * at + bit
+        for at, byte in enumerate(mask.rstrip(b"\0"))
+        if byte
+        for bit in range(8)
+        if byte >> bit & 1
+    )
 
 
 def _stride(payload: int) -> int:

@@ -35,6 +35,8 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     model_alias: str
     n_ctx: int
     """Tokens per slot, resolved."""
+    node: int | None = None
+    """NUMA node that a fork server's weights belong to; None where there is only one."""
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
@@ -79,9 +81,15 @@ class Link(msgspec.Struct, frozen=True, tag="link"):
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Supervisor -> worker: reject new Submits; say Drained once nothing runs."""
 
+    number: int = 0
+    """Counts the drains of this worker: an answer to one that was withdrawn is none to the next."""
+
 
 class Drained(msgspec.Struct, frozen=True, tag="drained"):
     """Worker -> supervisor: draining, and idle."""
+
+    number: int = 0
+    """The drain's."""
 
 
 class Resume(msgspec.Struct, frozen=True, tag="resume"):

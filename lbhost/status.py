@@ -112,6 +112,17 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_exit: str | None
 
 
+class ForkServerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The fork server of one NUMA node."""
+
+    node: int | None
+    """null where there is only one node."""
+    state: str
+    pid: int | None
+    restarts: int
+    last_exit: str | None
+
+
 class TrafficStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's totals and rates."""
 
@@ -155,11 +166,14 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[WorkerStatus]
     gateway: ProcessStatus
     template: ProcessStatus | None
-    """The fork server, which holds the weights; null where only GPUs work."""
+    """The fork server, which holds the weights; null where only GPUs work. Where there are
+    several, the first of those that are not ready."""
     traffic: TrafficStatus
     cores: list[CoreStatus]
     gpus: list[GpuStatus]
     host: HostStatus
+    fork_servers: list[ForkServerStatus] = []
+    """One for each NUMA node that has workers."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from pathlib import Path
 from lbhost import control
 from lbhost.board import Board, GatewayRow, ProgressRow
 
-TICK_S = 0.02
+TICK_S = float(os.environ.get("FAKE_TICK_S", "0.02"))
 
 
 def mode(name: str) -> str:
@@ -101,8 +101,11 @@ def template(link: socket.socket) -> None:
 def fork(link: socket.socket, board: Board, order: control.Fork, fd: int) -> None:
     between = os.fork()
     if between == 0:
+        parent = os.getpid()
         if os.fork() == 0:
             link.close()
+            while os.getppid() == parent:  # only the supervisor's own child is waitable there
+                time.sleep(0.0002)
             worker(socket.socket(fileno=fd), board, order)
         os._exit(0)
     os.waitpid(between, 0)
@@ -113,20 +116,20 @@ def worker(link: socket.socket, board: Board, order: control.Fork) -> None:
     control.send(link, control.Hello(os.getpid()))
     misbehave(name, link)
     control.send(link, control.Ready())
-    draining, steps, links = False, 0, 0
+    draining, steps, links, number = False, 0, 0, 0
     while True:
         message = next_message(link)
         links += isinstance(message, control.Link)
         busy = mode(name) == "busy"
         if isinstance(message, control.Drain):
-            draining = True
+            draining, number = True, message.number
         elif isinstance(message, control.Resume):
             draining = False
         elif isinstance(message, control.Stop) and mode(name) != "deaf":
             os._exit(0)
         if draining and not busy:
             draining = False
-            control.send(link, control.Drained())
+            control.send(link, control.Drained(number))
         steps += busy
         row = ProgressRow(
             epoch=order.epoch,
@@ -138,6 +141,15 @@ def worker(link: socket.socket, board: Board, order: control.Fork) -> None:
             kv_total=links,
         )
         board.progress.write(order.worker, row)
+
+
+def gpu_worker(link: socket.socket) -> None:
+    """A worker that is spawned: it gets Configure and Fork, and loads for itself."""
+    board = configured(link)
+    packet = control.receive(link)
+    if packet is None or not isinstance(packet[0], control.Fork):
+        os._exit(1)
+    worker(link, board, packet[0])
 
 
 def main(role: Callable[[socket.socket], None]) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from lbhost import board, wire
 from lbhost.board import WorkerState
+from lbhost.machine import cpulist
 
 
 def five_words(submit: wire.Submit) -> list[str]:
@@ -110,7 +111,7 @@ class FakeWorker:
                 state=state,
                 wanted=wanted,
                 pid=1,
-                cpus=cpus,
+                cpus=tuple(sorted(cpulist.parse(cpus) or ())),
                 slots=self.slots,
                 n_ctx=self.n_ctx,
                 started_ns=1,

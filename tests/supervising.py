@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from lbhost.machine.gpu import GpuReader
 from lbhost.machine.sampler import Sampler
 from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile
+from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
 from lbhost.status import Status
-from lbhost.supervisor import listener, supervisor
+from lbhost.supervisor import launcher, listener, supervisor
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.startup import Prepared
 from lbhost.supervisor.supervisor import Supervisor
@@ -57,9 +58,11 @@ def write_box(root: Path, cores: int) -> Roots:
 class Box:
     """A supervisor that runs, and what the tests do to it."""
 
-    def __init__(self, server: Supervisor, folder: Path) -> None:
+    def __init__(self, server: Supervisor, folder: Path, allowed: set[int]) -> None:
         self.server = server
         self.folder = folder
+        self.allowed = allowed
+        """CPUs that the supervisor finds when it looks again; tests change it."""
         self.announced: list[Status] = []
 
     def tell(self, name: str, mode: str) -> None:
@@ -116,23 +119,29 @@ async def box(
     cores: int = 4,
     modes: dict[str, str] | None = None,
     wait: bool = True,
+    placements: Sequence[Placement] | None = None,
 ) -> AsyncIterator[Box]:
     """A running supervisor; it is stopped, and everything below it is gone, at the end.
 
     Args:
         wait: for the server to serve.
+        placements: other than the plan's for so many workers.
     """
     settings = settings or Settings(shutdown_grace_s=5)
     folder = tmp_path / "fake"
     folder.mkdir()
     monkeypatch.setattr(supervisor, "FORK_SERVER_MODULE", "fake_fork_server")
     monkeypatch.setattr(supervisor, "GATEWAY_MODULE", "fake_gateway")
+    monkeypatch.setattr(launcher, "WORKER_MODULE", "fake_gpu_worker")
     monkeypatch.setenv("FAKE_DIR", str(folder))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     become_subreaper()
     roots = write_box(tmp_path, cores)
-    found = topology.discover(roots, range(cores))
-    page = Board.create(workers=8, cores=found.rows, gpus=0)
+    allowed = set(range(cores))
+    found = topology.discover(roots, allowed)
+    cards = sum(place.gpu is not None for place in placements or ())
+    rows = max(8, 2 * len(placements or ()))
+    page = Board.create(workers=rows, cores=found.rows, gpus=cards)
     reader = GpuReader(roots)
     sampler = Sampler(page, found, roots, reader)
     prepared = Prepared(
@@ -142,17 +151,18 @@ async def box(
         topology=found,
         gpus=(),
         gpu_capable=False,
-        placements=plan(found, workers),
+        placements=placements or plan(found, workers),
         n_ctx=512,
         board=page,
         sampler=sampler,
         gpu_reader=reader,
+        reread=lambda: topology.discover(roots, allowed),
     )
     claimed = RuntimeDir.claim(tmp_path / "run")
     with listener.bind("127.0.0.1", 0) as listening:
         announced: list[Status] = []
         made = Supervisor(prepared, claimed, listening, "http://127.0.0.1:1", announced.append)
-        running = Box(made, folder)
+        running = Box(made, folder, allowed)
         running.announced = announced
         for name, mode in (modes or {}).items():
             running.tell(name, mode)

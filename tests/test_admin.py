@@ -19,6 +19,7 @@ from lbhost.machine.topology import PhysicalCore, Topology
 from lbhost.status import Event, ProcessStatus, Status
 from lbhost.supervisor.admin import BODY_LIMIT, Admin, AdminServer
 from lbhost.supervisor.assembly import Assembly
+from lbhost.supervisor.cores import Ledger
 from lbhost.supervisor.events import KEPT, EventLog
 from lbhost.supervisor.runtime import RuntimeDir
 
@@ -39,7 +40,7 @@ class Noted:
 
     def status(self) -> Status:
         box = Topology(cores=(PhysicalCore(cpus=(0,)),), allowed=frozenset({0}))
-        assembly = Assembly(Settings(), Board.create(workers=1, cores=1, gpus=0), box)
+        assembly = Assembly(Settings(), Board.create(workers=1, cores=1, gpus=0))
         process = ProcessStatus(state="ready", pid=1, restarts=0, last_exit=None)
         return Status(
             version="0",
@@ -56,7 +57,7 @@ class Noted:
             gateway=process,
             template=None,
             traffic=assembly.traffic(),
-            cores=assembly.cores(),
+            cores=assembly.cores(box, Ledger({}, {})),
             gpus=assembly.gpus(),
             host=assembly.host(),
         )

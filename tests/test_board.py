@@ -48,7 +48,7 @@ def test_rows_come_back_as_written_in_another_mapping(board: Board) -> None:
         wanted=Wanted.UP,
         pid=123,
         gpu=-1,
-        cpus="0-1,4",
+        cpus=(0, 1, 4),
         slots=4,
         n_ctx=2048,
         started_ns=1 << 62,

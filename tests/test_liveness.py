@@ -119,4 +119,23 @@ def test_without_an_end_to_burning_only_silence_kills() -> None:
 
 def test_begin_is_a_watch_of_now() -> None:
     look = Look(1.0, True, (1,), 2.0)
-    assert begin(look) == Watch(look, 1.0, 1.0)
+    assert begin(look) == Watch(look, 1.0, 1.0, 2.0)
+
+
+def test_a_niced_process_beside_a_hog_is_slow_and_not_spinning() -> None:
+    process = Process(step_budget(0.5))  # 2.5 s without CPU, 25 s of CPU time
+    process.run(1, cpu=0.9, steps=True)
+    assert process.run(240, cpu=0.1)[0] is Verdict.FINE, "24 s of CPU time in 240"
+    assert process.run(15, cpu=0.1)[0] is Verdict.SPINNING
+
+
+def test_a_process_that_waits_for_a_cpu_is_not_hung() -> None:
+    watch, now, verdict = None, 100.0, Verdict.FINE
+    for n in range(40):
+        look = Look(now + n * TICK, True, (1,), 5.0, waited_s=n * TICK)
+        watch, verdict = judge(watch, look, step_budget(0.05))
+        assert verdict is Verdict.FINE
+    for n in range(40, 46):
+        look = Look(now + n * TICK, True, (1,), 5.0, waited_s=39 * TICK)
+        watch, verdict = judge(watch, look, step_budget(0.05))
+    assert verdict is Verdict.HUNG

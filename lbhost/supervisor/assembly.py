@@ -21,30 +21,36 @@ from lbhost.status import (
     WorkerStatus,
 )
 from lbhost.supervisor import lifecycle
-from lbhost.supervisor.worker import Worker
+from lbhost.supervisor.cores import Ledger
+from lbhost.supervisor.desired import WorkerWanted
+from lbhost.supervisor.pool import Pool
+from lbhost.supervisor.worker import Worker, wanted
 
 
 class Assembly:
     """Turns board rows into the shapes of status.py."""
 
-    def __init__(self, settings: Settings, board: Board, topology: Topology) -> None:
+    def __init__(self, settings: Settings, board: Board) -> None:
         self._settings = settings
         self._board = board
-        self._topology = topology
 
-    def workers(self, workers: Iterable[Worker]) -> list[WorkerStatus]:
+    def workers(self, pool: Pool, topology: Topology) -> list[WorkerStatus]:
         """Every worker, by id."""
         host = self._board.host.read(0)
-        return [self._worker(w, host) for w in sorted(workers, key=lambda w: w.id)]
+        workers = sorted(pool.workers.values(), key=lambda w: w.id)
+        return [self._worker(w, pool.wanted(w), host, topology) for w in workers]
 
-    def _worker(self, worker: Worker, host: HostRow | None) -> WorkerStatus:
+    def _worker(
+        self, worker: Worker, want: WorkerWanted, host: HostRow | None, topology: Topology
+    ) -> WorkerStatus:
         progress = self._board.progress.read(worker.id)
         if progress is None or progress.epoch != worker.epoch:
             progress = ProgressRow()
         traffic = self._board.traffic.read(worker.id) or TrafficRow()
         now = traffic if traffic.epoch == worker.epoch else TrafficRow()
-        gpu = self._gpu(worker.placement.gpu)
-        cores = [self._core(cpu) for cpu in worker.placement.cpus]
+        gpu = self._gpu(worker.place.gpu)
+        cpus = worker.cpus(want)
+        cores = [self._core(cpu) for cpu in cpus]
         known = [core for core in cores if core is not None]
         alive = worker.state in lifecycle.ALIVE
         up = worker.state in lifecycle.SERVING and worker.ready_ns
@@ -54,7 +60,7 @@ class Assembly:
                 cores,
                 host=host,
                 gpu=gpu,
-                siblings=[self._core(i) for i in self._topology.siblings(worker.placement.cpus)],
+                siblings=[self._core(i) for i in topology.siblings(cpus)],
                 warm_c=self._settings.warm_c,
                 hot_c=self._settings.hot_c,
             )
@@ -62,11 +68,11 @@ class Assembly:
         return WorkerStatus(
             id=worker.id,
             state=worker.state.name.lower(),
-            wanted=worker.wanted.name.lower(),
+            wanted=wanted(want).name.lower(),
             epoch=worker.epoch,
             pid=worker.pid,
-            cores=list(worker.placement.cpus),
-            gpu=worker.placement.gpu,
+            cores=list(cpus),
+            gpu=worker.place.gpu,
             slots=worker.slots,
             slots_busy=progress.slots_busy if alive else 0,
             waiting=progress.waiting if alive else 0,
@@ -94,12 +100,13 @@ class Assembly:
             uptime_s=(time.monotonic_ns() - worker.ready_ns) / 1e9 if up else None,
             retry_in_s=None if retry is None else max(0.0, retry - time.monotonic()),
             heat=self._heat(known, gpu, len(cores)),
+            spare=want.spare,
         )
 
-    def cores(self) -> list[CoreStatus]:
+    def cores(self, topology: Topology, ledger: Ledger) -> list[CoreStatus]:
         """Every logical CPU of the box."""
         found = []
-        for cpu in self._topology.cpus:
+        for cpu in topology.cpus:
             row = self._core(cpu) or CoreRow()
             found.append(
                 CoreStatus(
@@ -110,6 +117,7 @@ class Assembly:
                     temp_c=row.temp_c,
                     throttle_s=row.throttle_s,
                     steal=row.steal,
+                    worker=ledger.owners.get(cpu),
                 )
             )
         return found

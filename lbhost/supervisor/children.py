@@ -60,12 +60,24 @@ class Children:
             preexec_fn=die_with_parent,
         )
         self._spawned[process.pid] = process
-        if not self.watch(process.pid, watcher):
-            raise ProcessLookupError(f"{module} was gone at once")
-        return process.pid
+        try:
+            if self.watch(process.pid, watcher):
+                return process.pid
+        except OSError:  # no descriptor left for a pidfd: what nobody watches must not live
+            process.kill()
+            raise
+        finally:
+            if process.pid not in self._watched:
+                process.wait()
+                del self._spawned[process.pid]
+        raise ProcessLookupError(f"{module} was gone at once")
 
     def watch(self, pid: int, watcher: Exited) -> bool:
-        """Tell the watcher when this child ends. False if it is gone already."""
+        """Tell the watcher when this child ends. False if it is gone already.
+
+        Raises:
+            OSError: it cannot be watched: no descriptor is left.
+        """
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:

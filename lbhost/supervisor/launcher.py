@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from signal import SIGKILL
 
-from lbhost import control
+from lbhost import control, log
+from lbhost.placement.placement import Placement
 from lbhost.supervisor.children import Children, Exited
 from lbhost.supervisor.control_link import ControlLink
+from lbhost.supervisor.fork_servers import ForkServers
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.worker import Worker
 
 WORKER_MODULE = "lbhost.worker"
 
-First = Callable[[], tuple[control.Configure, Sequence[int]]]
+First = Callable[[int | None], tuple[control.Configure, Sequence[int]]]
+"""The first message to a child, for a NUMA node, and its descriptors."""
 
 
 def environment(environ: Mapping[str, str], gpu_uuid: str | None = None) -> dict[str, str]:
@@ -52,18 +56,16 @@ class Launcher:
     """Makes worker processes and their links."""
 
     def __init__(
-        self, fork_server: Service | None, gateway: Service, children: Children, first: First
+        self, fork_servers: ForkServers, gateway: Service, children: Children, first: First
     ) -> None:
-        self.fork_server = fork_server
+        self.fork_servers = fork_servers
         self.gateway = gateway
         self._children = children
         self._first = first
 
-    def can_launch(self, worker: Worker) -> bool:
-        """Whether what the worker is made from is there."""
-        if worker.placement.gpu is not None:
-            return True
-        return self.fork_server is not None and self.fork_server.state == "ready"
+    def can_launch(self, place: Placement) -> bool:
+        """Whether what a worker is made from is there."""
+        return place.gpu is not None or place.node in self.fork_servers.ready()
 
     def launch(
         self,
@@ -75,39 +77,50 @@ class Launcher:
         """Ask for the process of this epoch; its link then tells the rest.
 
         Returns:
-            False if it could not even be asked for.
+            False if the fork server does not take it now: to be tried again.
 
         Raises:
             OSError: no process could be made.
         """
-        fork = control.Fork(worker.id, worker.epoch, worker.placement)
+        fork = control.Fork(worker.id, worker.epoch, worker.place)
         ours, theirs = control.socketpair()
         with theirs:
-            if worker.placement.gpu is None:
-                assert self.fork_server is not None, "CPU workers have a fork server"
-                if not self.fork_server.send(fork, [theirs.fileno()]):
+            if worker.place.gpu is None:
+                fork_server = self.fork_servers.of(worker.place.node)
+                if fork_server is None or not fork_server.send(fork, [theirs.fileno()]):
                     ours.close()
                     return False
             else:
-                env = with_huge_pages(environment(os.environ, worker.placement.gpu_uuid))
+                env = with_huge_pages(environment(os.environ, worker.place.gpu_uuid))
                 try:
                     worker.pid = self._children.spawn(WORKER_MODULE, theirs.fileno(), env, on_exit)
                 except OSError:
                     ours.close()
                     raise
         worker.link = ControlLink(ours, on_message, on_end)
-        worker.forked = True
-        if worker.placement.gpu is not None:
-            worker.link.send(*self._first())
-            worker.link.send(fork)
+        worker.asked = True
+        if worker.pid is not None:
+            sent = worker.link.send(*self._first(None)) and worker.link.send(fork)
+            if not sent:  # it would wait for its orders for ever; its end is a crash like any other
+                self._children.signal(worker.pid, SIGKILL)
         return True
 
-    def connect(self, worker: Worker) -> None:
-        """A new data link between the worker and the gateway, if the gateway is there."""
+    def connect(self, worker: Worker) -> bool:
+        """A new data link between the worker and the gateway.
+
+        Returns:
+            False if the gateway is not there, one of them takes no message now, or no socket
+            could be made: to be tried again.
+        """
         if worker.link is None or self.gateway.state != "ready":
-            return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            return False
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            log.get().warning("no data link", worker=worker.id, error=str(error))
+            return False
         with ours, theirs:
             message = control.Link(worker.id, worker.epoch)
-            if worker.link.send(message, [ours.fileno()]):
-                self.gateway.send(message, [theirs.fileno()])
+            return worker.link.send(message, [ours.fileno()]) and self.gateway.send(
+                message, [theirs.fileno()]
+            )

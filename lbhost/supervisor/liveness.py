@@ -18,7 +18,7 @@ SPIN_FACTOR = 10.0
 FIRST_STEP_S = 60.0
 """CPU-burning time allowed to a worker that has not yet measured any step of its own."""
 IDLE_CPU = 0.01
-"""A process that uses less than this fraction of a CPU is not computing."""
+"""A process that neither uses nor waits for more than this fraction of a CPU is not computing."""
 
 
 class Verdict(enum.Enum):
@@ -26,9 +26,9 @@ class Verdict(enum.Enum):
 
     FINE = "fine"
     HUNG = "hung"
-    """No progress and no CPU used."""
+    """No progress, no CPU used and none waited for."""
     SPINNING = "spinning"
-    """No progress for long, and CPU used all the while."""
+    """No progress, although it got the CPU time for many times its work."""
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -41,6 +41,9 @@ class Look(msgspec.Struct, frozen=True):
     """Anything that changes with progress: steps, heartbeat."""
     cpu_s: float
     """CPU time that the process has used in its life."""
+    waited_s: float | None = None
+    """Time that its main thread was ready to run and got no CPU; None if that is not known. Beside
+    others a process gets little CPU or none for a while: it is slow then, not hung."""
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -50,7 +53,9 @@ class Watch(msgspec.Struct, frozen=True):
     progress_at_s: float
     """When progress (or having nothing to do) was last seen."""
     cpu_at_s: float
-    """When the process was last seen to use CPU."""
+    """When the process was last seen to use CPU, or to wait for one."""
+    progress_cpu_s: float
+    """The CPU time that it had used when progress was last seen."""
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -59,7 +64,7 @@ class Budget(msgspec.Struct, frozen=True):
     quiet_s: float
     """Without using CPU."""
     burning_s: float
-    """While using CPU."""
+    """Of CPU time used: what others take of the CPU does not count against it."""
 
 
 def step_budget(predicted_step_s: float) -> Budget:
@@ -79,7 +84,7 @@ def quiet_budget(quiet_s: float, burning_s: float = math.inf) -> Budget:
 
 def begin(look: Look) -> Watch:
     """A fresh watch; also what is to be done after a time without looking."""
-    return Watch(look, look.now_s, look.now_s)
+    return Watch(look, look.now_s, look.now_s, look.cpu_s)
 
 
 def judge(watch: Watch | None, look: Look, budget: Budget) -> tuple[Watch, Verdict]:
@@ -91,15 +96,22 @@ def judge(watch: Watch | None, look: Look, budget: Budget) -> tuple[Watch, Verdi
     if watch is None:
         return begin(look), Verdict.FINE
     now = look.now_s
-    burned = look.cpu_s - watch.look.cpu_s > IDLE_CPU * (now - watch.look.now_s)
-    cpu_at = now if burned else watch.cpu_at_s
+    wanted_s = look.cpu_s - watch.look.cpu_s + _waited(watch.look, look)
+    computing = wanted_s > IDLE_CPU * (now - watch.look.now_s)
+    cpu_at = now if computing else watch.cpu_at_s
     if not look.busy or not watch.look.busy or look.progress != watch.look.progress:
         # Time without work is not time without progress: the count begins with the work.
-        return Watch(look, now, now), Verdict.FINE
-    seen = Watch(look, watch.progress_at_s, cpu_at)
+        return begin(look), Verdict.FINE
+    seen = Watch(look, watch.progress_at_s, cpu_at, watch.progress_cpu_s)
     stalled = now - watch.progress_at_s
     if stalled >= budget.quiet_s and now - cpu_at >= budget.quiet_s:
         return seen, Verdict.HUNG
-    if stalled >= budget.burning_s:
+    if look.cpu_s - watch.progress_cpu_s >= budget.burning_s:
         return seen, Verdict.SPINNING
     return seen, Verdict.FINE
+
+
+def _waited(before: Look, look: Look) -> float:
+    if before.waited_s is None or look.waited_s is None:
+        return 0.0
+    return look.waited_s - before.waited_s

@@ -1,48 +1,51 @@
 """The operator's commands: drain, resume, restart, scale, rolling restart.
 
-Each changes what is wanted, lets pool.py do it, and waits until it has happened. A command
-that cannot be carried out in the present state is refused and changes nothing.
+Each writes what is wanted, lets the reconciler do it, and waits until it has happened. A
+command that cannot be carried out in the present state is refused and changes nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from lbhost.board import Wanted, WorkerState
+from lbhost.board import WorkerState
 from lbhost.errors import ConflictError, WorkerNotFoundError
-from lbhost.placement.placement import Placement
 from lbhost.supervisor import lifecycle
+from lbhost.supervisor.desired import Rolling, WorkerWanted
 from lbhost.supervisor.events import EventLog
+from lbhost.supervisor.homes import Homes
 from lbhost.supervisor.pool import Pool
+from lbhost.supervisor.rolling import Over, surge
 from lbhost.supervisor.worker import Worker
 
 _S = WorkerState
 
-Plan = Callable[[int], Sequence[Placement]]
-"""Where so many workers run, by id; raises InvalidRequestError when they do not fit."""
+Room = Callable[[int, int], None]
+"""Raises LbhostError if so many workers (and so many more than now) have no room."""
 
 
 class Operations:
     """Commands on a pool. One rolling restart or scaling at a time."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        events: EventLog,
-        plan: Plan,
-        new_worker: Callable[[int, Placement], Worker],
-        request_timeout_s: float,
-    ) -> None:
+    def __init__(self, pool: Pool, homes: Homes, events: EventLog, rows: int, room: Room) -> None:
+        """
+        Args:
+            rows: of the board's worker tables.
+            room: beyond cores: rows and memory.
+        """
         self.pool = pool
+        self.homes = homes
         self.events = events
-        self.new_worker = new_worker
-        self.request_timeout_s = request_timeout_s
         self.stopping = False
-        self.rolling: str | None = None
-        """What a rolling restart is doing, None when none runs."""
+        self._rows = rows
+        self._room = room
         self._scaling = False
-        self._plan = plan
+
+    @property
+    def rolling(self) -> str | None:
+        """What a rolling restart is doing, None when none runs."""
+        return None if self.pool.desired.rolling is None else self.pool.step().text
 
     # --- one worker -----------------------------------------------------------------------
 
@@ -57,12 +60,14 @@ class Operations:
         """
         worker = self._worker(worker_id)
         self._operator(worker, "drain")
-        self.pool.want(worker, Wanted.DOWN)
-        self._take_down(worker, self.request_timeout_s if timeout_s is None else timeout_s)
+        by = None if timeout_s is None else time.monotonic() + timeout_s
+        self._want(worker, up=False, down_by_s=by)
         await self.pool.until(
-            lambda: worker.state is _S.STOPPED or worker.wanted is Wanted.UP or self._lost(worker)
+            lambda: (
+                worker.state is _S.STOPPED or self.pool.lost(worker) or self.pool.wanted(worker).up
+            )
         )
-        if worker.wanted is Wanted.UP:
+        if self.pool.wanted(worker).up:
             raise ConflictError(f"{worker.name} was resumed before its drain had ended")
         return f"{worker.name} is drained and stopped"
 
@@ -75,12 +80,9 @@ class Operations:
         worker = self._worker(worker_id)
         self._not_leaving(worker)
         self._operator(worker, "resume")
-        self.pool.want(worker, Wanted.UP)
+        again = worker.state in {_S.STOPPED, _S.BACKOFF, _S.FAILED}
         self.pool.reset_crashes(worker)
-        if worker.state is _S.DRAINING:
-            self.pool.withdraw(worker)
-        elif worker.state in {_S.STOPPED, _S.BACKOFF, _S.FAILED}:
-            self.pool.start(worker)
+        self._want(worker, up=True, down_by_s=None, epoch=worker.epoch + again)
         await self.until_up(worker)
         return f"{worker.name} is up"
 
@@ -88,83 +90,114 @@ class Operations:
         """Drain, stop, start.
 
         Raises:
-            WorkerNotFoundError, ConflictError.
+            WorkerNotFoundError, ConflictError: among others: it did not come up, or somebody
+                wants something else of it.
         """
         worker = self._worker(worker_id)
         self._not_leaving(worker)
         self.require_alone("restart")
         self._operator(worker, "restart")
-        await self.renew(worker)
-        return f"{worker.name} is up again"
-
-    async def renew(self, worker: Worker) -> None:
-        """A new process for this worker, after the old one's requests have ended.
-
-        Raises:
-            ConflictError: it did not come up, or somebody wants something else of it.
-        """
-        before = worker.epoch
-        self.pool.want(worker, Wanted.UP)
+        target = worker.epoch + 1
         self.pool.reset_crashes(worker)
-        if worker.state in {_S.STOPPED, _S.BACKOFF, _S.FAILED}:
-            self.pool.start(worker)
-        else:
-            self._take_down(worker, self.request_timeout_s)
-        withdrawn = [False]
-
-        def renewed() -> bool:
-            # READY with the old epoch: a resume took the drain back.
-            withdrawn[0] = worker.epoch == before and worker.state in lifecycle.UP
-            return withdrawn[0] or worker.epoch > before or worker.wanted is Wanted.DOWN
-
-        await self.pool.until(renewed)
-        if withdrawn[0]:
+        self._want(worker, up=True, down_by_s=None, epoch=target)
+        await self.pool.until(
+            lambda: worker.epoch >= target or self._changed_mind(worker, target) or self.stopping
+        )
+        if worker.epoch < target and self.pool.wanted(worker).up:
             raise ConflictError(f"{worker.name} was resumed before its restart had begun")
         await self.until_up(worker)
+        return f"{worker.name} is up again"
+
+    def _changed_mind(self, worker: Worker, target: int) -> bool:
+        want = self.pool.wanted(worker)
+        return want.epoch < target or not want.runs
 
     # --- all of them ----------------------------------------------------------------------
 
+    async def restart_all(self) -> str:
+        """A rolling restart of every worker that is wanted up, see rolling.py.
+
+        Stops at the first that does not come up; the spare goes then too.
+
+        Raises:
+            ConflictError: another one runs, nothing is wanted up, or a worker did not come up.
+        """
+        self.require_alone("start a rolling restart")
+        pool = self.pool
+        members = {i: want for i, want in pool.desired.members().items() if want.runs}
+        if not members:
+            raise ConflictError("no worker is wanted up: there is nothing to restart")
+        spare = self._add_spare(members) if surge(members) else None
+        targets = {i: pool.workers[i].epoch + 1 for i in members}
+        for i, target in targets.items():
+            pool.reset_crashes(pool.workers[i])
+            pool.want(pool.workers[i], epoch=target, down_by_s=None)
+        pool.desired.rolling, pool.rolled = Rolling(targets, spare), None
+        self.events.add("info", "rolling", f"rolling restart of {len(members)} workers")
+        pool.reconcile()
+        await pool.until(lambda: pool.desired.rolling is None or self.stopping)
+        if pool.rolled is None:
+            raise ConflictError("the server is stopping")
+        return self._rolled(pool.rolled)
+
+    def _add_spare(self, members: dict[int, WorkerWanted]) -> int:
+        spare = max(self.pool.workers) + 1
+        if spare >= self._rows:
+            raise ConflictError(f"the board has no row for a worker {spare}")
+        home = next(iter(members.values())).home
+        assert home is not None, "who runs has a home"
+        self.pool.add(spare, home, WorkerWanted(home, spare=True))
+        return spare
+
+    def _rolled(self, over: Over) -> str:
+        if over.failure is None:
+            message = f"rolling restart done: {over.done} workers"
+            self.events.add("info", "rolling", message)
+            return message
+        failed = None if over.worker is None else self.pool.workers.get(over.worker)
+        why = f": {failed.last_exit}" if failed is not None else ""
+        message = f"the rolling restart has stopped: {over.failure}{why}"
+        self.events.add("error", "rolling", message)
+        raise ConflictError(message)
+
     async def scale(self, count: int) -> str:
-        """So many workers: new ids at the end, or the highest ids drained and removed.
+        """So many workers: new ids, or the highest ids drained and removed. A spare is none.
 
         Raises:
             ConflictError: a rolling restart or another scaling runs, or a new worker failed.
             InvalidRequestError: so many do not fit here.
         """
         self.require_alone("scale")
-        placements = self._plan(count)
+        self.homes.check(count)
+        members = list(self.pool.desired.members())
+        self._room(count, count - len(members))
         self.events.add("info", "operator", f"scale to {count} workers")
         self._scaling = True
         try:
-            await self._scale(placements)
+            await self._scale(members, count)
         finally:
             self._scaling = False
         return f"{count} worker{'' if count == 1 else 's'}"
 
-    async def _scale(self, placements: Sequence[Placement]) -> None:
-        workers = self.pool.workers
-        leaving = [workers[i] for i in sorted(workers, reverse=True) if i >= len(placements)]
+    async def _scale(self, members: list[int], count: int) -> None:
+        pool = self.pool
+        leaving = [pool.workers[i] for i in members[count:]]
         for worker in leaving:
-            self.retire(worker)
-        coming = []
-        for i, placement in enumerate(placements):
-            if i not in workers:
-                coming.append(self.new_worker(i, placement))
-                self.pool.add(coming[-1])
-        await self.pool.until(lambda: all(self._lost(worker) for worker in leaving))
-        for worker in coming:
+            pool.want(worker, leaving=True, down_by_s=None)
+        free = [i for i in range(self._rows) if i not in pool.workers]
+        coming = free[: max(0, count - len(members))]
+        for i in coming:
+            pool.desired.workers[i] = WorkerWanted(None)
+        self.homes.assign(pool.desired)
+        made = []
+        for i in coming:
+            want = pool.desired.workers[i]
+            assert want.home is not None, "check() has found room for it"
+            made.append(pool.add(i, want.home, want))
+        pool.reconcile()
+        await pool.until(lambda: all(pool.lost(worker) for worker in leaving))
+        for worker in made:
             await self.until_up(worker)
-
-    def retire(self, worker: Worker) -> None:
-        """Drain a worker and forget it."""
-        worker.retiring = True
-        self.pool.want(worker, Wanted.DOWN)
-        self._take_down(worker, self.request_timeout_s)
-        self.pool.settle(worker)
-
-    async def until_retired(self, worker: Worker) -> None:
-        """Return once a retired worker is gone."""
-        await self.pool.until(lambda: self._lost(worker))
 
     # --- conditions -----------------------------------------------------------------------
 
@@ -177,26 +210,23 @@ class Operations:
 
         def settled() -> bool:
             up = worker.state in lifecycle.UP
-            over = worker.state is _S.FAILED or worker.wanted is Wanted.DOWN
-            return up or over or self._lost(worker) or self.stopping
+            over = worker.state is _S.FAILED or not self.pool.wanted(worker).runs
+            return up or over or self.stopping
 
         await self.pool.until(settled)
         if worker.state in lifecycle.UP:
             return
         if worker.state is _S.FAILED:
             raise ConflictError(f"{worker.name} does not start: {worker.last_exit}")
+        want = self.pool.wanted(worker)
+        if want.up and not want.leaving and want.home is None:
+            has = self.homes.describe()
+            raise ConflictError(f"there is no core for {worker.name}: this server has {has}")
         raise ConflictError(f"{worker.name} was taken down before it was up")
 
-    def _take_down(self, worker: Worker, timeout_s: float) -> None:
-        if worker.state in lifecycle.UP:
-            self.pool.drain(worker, timeout_s)
-        elif worker.state is _S.DRAINING:
-            worker.deadline_s = time.monotonic() + timeout_s
-        elif lifecycle.possible(worker.state, lifecycle.Event.STOP):
-            self.pool.stop(worker)
-
-    def _lost(self, worker: Worker) -> bool:
-        return self.pool.workers.get(worker.id) is not worker
+    def _want(self, worker: Worker, **changes: object) -> None:
+        self.pool.want(worker, **changes)
+        self.pool.reconcile()
 
     def _worker(self, worker_id: int) -> Worker:
         if self.stopping:
@@ -208,7 +238,7 @@ class Operations:
         return worker
 
     def _not_leaving(self, worker: Worker) -> None:
-        if worker.retiring:
+        if self.pool.wanted(worker).leaving:
             raise ConflictError(f"{worker.name} is being removed")
 
     def require_alone(self, what: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from lbhost import control
-from lbhost.linux import cpu_s
+from lbhost.linux import cpu_s, waited_s
 from lbhost.status import ProcessStatus
 from lbhost.supervisor import liveness
 from lbhost.supervisor.budget import Restarts, after_crash
@@ -52,8 +52,12 @@ class Service:
         children: Children,
         events: EventLog,
         window_s: float,
+        label: str | None = None,
     ) -> None:
         self.name = name
+        """The kind of its events."""
+        self.label = label or name
+        """What it is called in them."""
         self.state = "stopped"
         self.pid: int | None = None
         self.last_exit: str | None = None
@@ -79,7 +83,11 @@ class Service:
         self._retry = None
         self.state = "starting"
         self._ready_at_s = self._watch = self._complaint = None
-        ours, theirs = control.socketpair()
+        try:
+            ours, theirs = control.socketpair()
+        except OSError as error:
+            self._crashed(f"cannot be started: {error.strerror or error}")
+            return
         with theirs:
             try:
                 self.pid = self._children.spawn(
@@ -90,7 +98,8 @@ class Service:
                 self._crashed(f"cannot be started: {error.strerror or error}")
                 return
         self._link = ControlLink(ours, self._message, self._link_ended)
-        self._link.send(*self._first())
+        if not self._link.send(*self._first()):
+            self.kill()  # it would wait for that for ever
 
     def send(self, message: control.Control, fds: Sequence[int] = ()) -> bool:
         """Send it a message; False if it is not there to take it."""
@@ -102,7 +111,7 @@ class Service:
         self._ever_ready = True
         self._ready_at_s = time.monotonic()
         self._watch = None
-        self._events.add("info", self.name, f"{self.name} ready (pid {self.pid})")
+        self._events.add("info", self.name, f"{self.label} ready (pid {self.pid})")
 
     def stop(self, grace_s: float = 0.0) -> None:
         """Ask it to end; it is not started again."""
@@ -128,13 +137,15 @@ class Service:
         if used is None:
             self._watch = None
             return
-        look = liveness.Look(now_s, busy, progress, used)
+        assert self.pid is not None
+        waited = waited_s(self.pid) if busy else None
+        look = liveness.Look(now_s, busy, progress, used, waited)
         self._watch, verdict = liveness.judge(self._watch, look, budget)
         if verdict is not liveness.Verdict.FINE:
             self._watch = None
             self.health_kills += 1
-            self._events.add("error", "health_kill", f"{self.name} is {verdict.value}: killing it")
             self.kill()
+            self._events.add("error", "health_kill", f"{self.label} is {verdict.value}: killing it")
 
     def forget_looks(self) -> None:
         """Nobody has been looking for a while: judge afresh."""
@@ -194,7 +205,7 @@ class Service:
             self._owner.service_hopeless(self, why)
             return
         self.restarts += 1
-        self._events.add(
-            "error", self.name, f"{self.name} ended: {why}; starting it again in {delay:.2g} s"
-        )
         self._retry = asyncio.get_running_loop().call_later(delay, self.start)
+        self._events.add(
+            "error", self.name, f"{self.label} ended: {why}; starting it again in {delay:.2g} s"
+        )

@@ -7,7 +7,8 @@ a StartupError or UsageError of one line.
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -44,6 +45,8 @@ class Prepared(msgspec.Struct, frozen=True):
     board: Board
     sampler: Sampler
     gpu_reader: GpuReader
+    reread: Callable[[], Topology]
+    """What the box allows now; `topology` is what it allowed at the start."""
 
     @property
     def worker_bytes(self) -> int:
@@ -83,6 +86,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         board=board,
         sampler=sampler,
         gpu_reader=reader,
+        reread=partial(topology.discover, roots),
     )
 
 

@@ -16,25 +16,25 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from lbhost import __version__, control, log
-from lbhost.board import Wanted, WorkerState
-from lbhost.errors import ConflictError, InvalidRequestError, StartupError, UsageError
+from lbhost.board import WorkerState
+from lbhost.errors import ConflictError, InvalidRequestError, StartupError
 from lbhost.machine.sampler import INTERVAL_S, Watched
 from lbhost.placement.memory import gib
-from lbhost.placement.placement import Placement
-from lbhost.placement.plan import plan
 from lbhost.status import Status
-from lbhost.supervisor import lifecycle, liveness, rolling
+from lbhost.supervisor import lifecycle, liveness
 from lbhost.supervisor.admin import Admin, AdminServer
 from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.children import Children
+from lbhost.supervisor.desired import Desired, ModelWanted, WorkerWanted
 from lbhost.supervisor.events import EventLog
+from lbhost.supervisor.fork_servers import ForkServers
+from lbhost.supervisor.homes import REREAD_S, Homes
 from lbhost.supervisor.launcher import Launcher, environment, with_huge_pages
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.startup import Prepared
-from lbhost.supervisor.worker import Worker
 
 FORK_SERVER_MODULE = "lbhost.worker.fork_server"
 GATEWAY_MODULE = "lbhost.gateway"
@@ -45,7 +45,7 @@ GATEWAY_STALE_S = 5.0
 GATEWAY_FRESH_NS = 2_000_000_000
 """How old the gateway's heartbeat may be for its rows to be believed."""
 STARTING_QUIET_S = 60.0
-"""A gateway or fork server that starts may read a model from a slow disk meanwhile."""
+"""A gateway that starts may read a model from a slow disk meanwhile."""
 GATEWAY_LAST_S = 5.0
 """What the gateway gets beyond the grace to end its streams."""
 LAST_S = 3.0
@@ -86,23 +86,42 @@ class Supervisor:
         self._announced = False
         self._stopping = False
         self._failure: StartupError | None = None
-        self._assembly = Assembly(prepared.settings, prepared.board, prepared.topology)
+        self._env = environment(os.environ)
+        self._assembly = Assembly(prepared.settings, prepared.board)
+        self._reread_at_s = self._began_s
         self._build()
 
     def _build(self) -> None:
-        cpu = any(p.gpu is None for p in self.prepared.placements)
-        env = environment(os.environ)
-        self.gateway = self._service("gateway", GATEWAY_MODULE, env, self._first_to_gateway)
-        self.fork_server = (
-            self._service("template", FORK_SERVER_MODULE, with_huge_pages(env), self._first)
-            if cpu
-            else None
+        made = self.prepared
+        self.gateway = self._service("gateway", GATEWAY_MODULE, self._env, self._first_to_gateway)
+        self.fork_servers = ForkServers(self._fork_server)
+        self.homes = Homes(
+            made.topology,
+            made.reread,
+            self._settings.threads_per_worker,
+            made.gpus,
+            made.gpu_capable,
+            len(self._board.cores),
         )
-        launcher = Launcher(self.fork_server, self.gateway, self._children, self._first)
-        self.pool = Pool(self._settings, self._board, launcher, self._children, self.events)
-        self.operations = Operations(
-            self.pool, self.events, self._plan, self._new_worker, self._settings.request_timeout_s
+        wanted = ModelWanted(made.model, made.n_ctx, self._settings.slots)
+        self.desired = Desired({made.model.alias: wanted})
+        launcher = Launcher(self.fork_servers, self.gateway, self._children, self._first)
+        self.pool = Pool(
+            wanted,
+            self.homes,
+            self._settings,
+            self._board,
+            launcher,
+            self._children,
+            self.events,
         )
+        rows = len(self._board.identity)
+        self.operations = Operations(self.pool, self.homes, self.events, rows, self._room)
+
+    def _fork_server(self, node: int | None) -> Service:
+        env = with_huge_pages(self._env)
+        label = None if node is None else f"template of node {node}"
+        return self._service("template", FORK_SERVER_MODULE, env, lambda: self._first(node), label)
 
     def _service(
         self,
@@ -110,9 +129,10 @@ class Supervisor:
         module: str,
         env: dict[str, str],
         first: Callable[[], tuple[control.Configure, Sequence[int]]],
+        label: str | None = None,
     ) -> Service:
         window_s = self._settings.restart_window_s
-        return Service(name, module, env, first, self, self._children, self.events, window_s)
+        return Service(name, module, env, first, self, self._children, self.events, window_s, label)
 
     # --- the loop -------------------------------------------------------------------------
 
@@ -140,11 +160,10 @@ class Supervisor:
 
     async def _serve(self) -> None:
         self.events.add("info", "server", f"lbhost {__version__} starts at {self.endpoint}")
-        if self.fork_server is not None:
-            self.fork_server.start()
         self.gateway.start()
         for i, placement in enumerate(self.prepared.placements):
-            self.pool.add(self._new_worker(i, placement))
+            self.pool.add(i, placement, WorkerWanted(placement))
+        self.pool.reconcile()
         ticker = asyncio.create_task(self._tick())
         ticker.add_done_callback(self._ticker_ended)
         try:
@@ -157,8 +176,8 @@ class Supervisor:
     def _ticker_ended(self, ticker: asyncio.Task[None]) -> None:
         """Without the tick nothing is watched any more: better to end and be restarted."""
         if not ticker.cancelled() and (error := ticker.exception()) is not None:
-            log.get().error("the supervisor has failed", exc_info=error)
             self._give_up(f"internal error: {error!r}")
+            log.get().error("the supervisor has failed", exc_info=error)
 
     async def _tick(self) -> None:
         due = time.monotonic()
@@ -166,7 +185,8 @@ class Supervisor:
             now = time.monotonic()
             looked = now - due < LATE_S
             self.prepared.sampler.sample(self._watched())
-            self._look_at_services(now, looked=looked)
+            self._look_at_gateway(now, looked=looked)
+            self._look_at_box(now)
             row = self._board.gateway.read(0)
             fresh = (
                 row is not None
@@ -181,24 +201,36 @@ class Supervisor:
 
     def _watched(self) -> list[Watched]:
         return [
-            Watched(w.id, w.pid, w.placement.cpus)
+            Watched(w.id, w.pid, w.place.cpus)
             for w in self.pool.workers.values()
             if w.pid is not None
         ]
 
-    def _look_at_services(self, now: float, *, looked: bool) -> None:
-        services = [self.gateway, *([self.fork_server] if self.fork_server else [])]
-        for service in services:
-            if not looked:
-                service.forget_looks()
-            elif service.state == "starting":
-                budget = liveness.quiet_budget(STARTING_QUIET_S)
-                service.look(now, (), budget, busy=True)
+    def _look_at_gateway(self, now: float, *, looked: bool) -> None:
+        if not looked:
+            self.gateway.forget_looks()
+        elif self.gateway.state == "starting":
+            self.gateway.look(now, (), liveness.quiet_budget(STARTING_QUIET_S), busy=True)
         if looked and self.gateway.state == "ready":
             row = self._board.gateway.read(0)
             beat = row.heartbeat_ns if row is not None else 0
             budget = liveness.quiet_budget(GATEWAY_STALE_S, GATEWAY_STALE_S * liveness.SPIN_FACTOR)
             self.gateway.look(now, (beat,), budget, busy=True)
+
+    def _look_at_box(self, now: float) -> None:
+        """What the cgroup, the affinity mask and hotplug leave us may change at any time."""
+        if now < self._reread_at_s or self._stopping:
+            return
+        self._reread_at_s = now + REREAD_S
+        before = self.homes.describe()
+        if self.homes.look_again():
+            self.homes.assign(self.pool.desired)
+            self.pool.reconcile()
+            if self.homes.describe() != before:
+                text = f"this server has {self.homes.describe()} now (before: {before})"
+                self.events.add("warning", "server", text)
+        for worker in self.pool.workers.values():
+            self.pool.pin(worker)  # a cpuset that went and came has taken its CPUs from it
 
     def _check_start(self) -> None:
         """Say once that we serve; give up if no worker could be started at all."""
@@ -264,15 +296,11 @@ class Supervisor:
         self.events.add("info", "server", "stopped")
 
     def _end_workers(self) -> None:
+        now = time.monotonic()
         for worker in list(self.pool.workers.values()):
-            self.pool.want(worker, Wanted.DOWN)
-            if lifecycle.possible(worker.state, lifecycle.Event.STOP):
-                self.pool.stop(worker)
-        if self.fork_server is not None:
-            loading = self.fork_server.state == "starting"
-            self.fork_server.stop()
-            if loading:  # it does not listen while it loads, and has nothing to lose
-                self.fork_server.kill()
+            self.pool.want(worker, up=False, down_by_s=now)
+        self.pool.reconcile()
+        self.fork_servers.stop()
 
     async def _wait_stop(self, condition: Callable[[], bool], limit_s: float) -> None:
         """Until the condition holds, time is up, or a second signal has come."""
@@ -286,13 +314,12 @@ class Supervisor:
 
     def service_message(self, service: Service, message: control.Control) -> None:
         """A service is ready. Nothing else is said on these links."""
-        if isinstance(message, control.Loaded) and service is self.fork_server:
+        if isinstance(message, control.Loaded) and service is not self.gateway:
             service.ready()
             self.events.add("info", "template", f"weights loaded in {message.load_s:.2f} s")
-            self.pool.fork_server_ready()
         elif isinstance(message, control.Ready) and service is self.gateway:
             service.ready()
-            self.pool.gateway_ready()
+        self.pool.reconcile()
 
     def service_down(self, service: Service) -> None:
         """The loop may be waiting for that."""
@@ -302,18 +329,19 @@ class Supervisor:
         """It never came up."""
         self._give_up(why)
 
-    def _first(self) -> tuple[control.Configure, Sequence[int]]:
+    def _first(self, node: int | None) -> tuple[control.Configure, Sequence[int]]:
         made = self.prepared
         configure = control.Configure(
             settings=msgspec.structs.replace(made.settings, api_key=None),
             model_path=made.model.path,
             model_alias=made.model.alias,
             n_ctx=made.n_ctx,
+            node=node,
         )
         return configure, (made.board.fd,)
 
     def _first_to_gateway(self) -> tuple[control.Configure, Sequence[int]]:
-        configure, fds = self._first()
+        configure, fds = self._first(None)
         configure = msgspec.structs.replace(configure, settings=self._settings)
         return configure, (*fds, self._listener.fileno())
 
@@ -333,13 +361,14 @@ class Supervisor:
             policy=self._settings.policy.value,
             uptime_s=time.monotonic() - self._began_s,
             rolling=self.operations.rolling,
-            workers=assembly.workers(self.pool.workers.values()),
+            workers=assembly.workers(self.pool, self.homes.topology),
             gateway=self.gateway.status(),
-            template=None if self.fork_server is None else self.fork_server.status(),
+            template=self.fork_servers.worst(),
             traffic=assembly.traffic(),
-            cores=assembly.cores(),
+            cores=assembly.cores(made.topology, self.pool.ledger()),
             gpus=assembly.gpus(),
             host=assembly.host(),
+            fork_servers=self.fork_servers.status(),
         )
 
     def _state(self) -> str:
@@ -347,8 +376,9 @@ class Supervisor:
             return "stopping"
         if not self._announced:
             return "starting"
-        wanted = [w for w in self.pool.workers.values() if w.wanted is Wanted.UP]
-        whole = self.gateway.state == "ready" and all(w.state in lifecycle.UP for w in wanted)
+        wanted = [i for i, want in self.pool.desired.members().items() if want.up]
+        states = [self.pool.workers[i].state for i in wanted]
+        whole = self.gateway.state == "ready" and lifecycle.UP.issuperset(states)
         return "ready" if whole else "degraded"
 
     async def drain(self, worker: int, timeout_s: float | None) -> str:
@@ -364,37 +394,21 @@ class Supervisor:
         return await self.operations.restart(worker)
 
     async def restart_all(self) -> str:
-        """See rolling.py."""
-        return await rolling.restart_all(self.operations)
+        """See Operations.restart_all."""
+        return await self.operations.restart_all()
 
     async def scale(self, workers: int) -> str:
         """See Operations.scale."""
         return await self.operations.scale(workers)
 
-    def _plan(self, count: int) -> Sequence[Placement]:
-        made = self.prepared
-        try:
-            placements = plan(
-                made.topology,
-                count,
-                self._settings.threads_per_worker,
-                made.gpus,
-                made.gpu_capable,
-            )
-        except UsageError as error:
-            why = error.message.removeprefix(f"--workers {count} is too many, ")
-            raise InvalidRequestError(
-                f"cannot scale to {count} workers: {why}", param="workers"
-            ) from error
-        if count > len(self._board.identity):
-            most = len(self._board.identity)
+    def _room(self, count: int, more: int) -> None:
+        """Raises InvalidRequestError or ConflictError if rows or memory do not suffice."""
+        most = len(self._board.identity)
+        if count > most:
             raise InvalidRequestError(f"this server has room for {most} workers", param="workers")
-        self._require_memory(count - len(self.pool.workers))
-        return placements
-
-    def _require_memory(self, more: int) -> None:
         host = self._board.host.read(0)
-        if more <= 0 or self.fork_server is None or host is None or host.memory_available is None:
+        on_gpu = not self.fork_servers.all()
+        if more <= 0 or on_gpu or host is None or host.memory_available is None:
             return
         need = more * self.prepared.worker_bytes
         if need > host.memory_available:
@@ -402,8 +416,3 @@ class Supervisor:
                 f"{more} more workers need {gib(need)} of memory, "
                 f"{gib(int(host.memory_available))} are available"
             )
-
-    def _new_worker(self, worker: int, placement: Placement) -> Worker:
-        if worker >= len(self._board.identity):
-            raise ConflictError(f"the board has no row for a worker {worker}")
-        return Worker(worker, placement, self._settings.slots, self.prepared.n_ctx)

@@ -1,16 +1,17 @@
-"""What the supervisor remembers of one worker. Data only; pool.py changes it."""
+"""What one worker is. Data only; pool.py changes it. What is wanted of it lies in desired.py."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 
 from lbhost.board import IdentityRow, Wanted, WorkerState
-from lbhost.machine import cpulist
 from lbhost.placement.placement import Placement
+from lbhost.supervisor import lifecycle
 from lbhost.supervisor.budget import Restarts
 from lbhost.supervisor.control_link import ControlLink
+from lbhost.supervisor.desired import WorkerWanted
 from lbhost.supervisor.liveness import Watch
+from lbhost.supervisor.reconcile import Seen
 
 
 @dataclass(eq=False)
@@ -18,16 +19,21 @@ class Worker:
     """One worker id and the process that is it at the moment."""
 
     id: int
-    placement: Placement
+    place: Placement
+    """Where its process runs, or ran last."""
     slots: int
     n_ctx: int
     state: WorkerState = WorkerState.STOPPED
-    wanted: Wanted = Wanted.UP
     epoch: int = 0
     pid: int | None = None
     link: ControlLink | None = None
-    forked: bool = False
-    """Whether a process for this epoch has been asked for; False: waits for the fork server."""
+    asked: bool = False
+    """Whether a process of this epoch has been asked for; False: waits for the fork server."""
+    gateway: int | None = None
+    """The pid of the gateway that has its data link."""
+    drain: int = 0
+    """Counts its drains."""
+    drained: bool = False
     ready_ns: int = 0
     """CLOCK_MONOTONIC when the process became READY, 0 before."""
     restarts: int = 0
@@ -36,28 +42,45 @@ class Worker:
     complaint: str | None = None
     """What its process said before it ended."""
     crashes: Restarts = field(default_factory=Restarts)
-    retry: asyncio.TimerHandle | None = None
     retry_at_s: float | None = None
     watch: Watch | None = None
     since_s: float = 0.0
     """CLOCK_MONOTONIC when it came into its state."""
-    deadline_s: float | None = None
-    """Until when it may stay in its state."""
-    retiring: bool = False
-    """Scaled down, or a spare that is no longer needed: its row goes when it has stopped."""
-    spare: bool = False
-    """Made for a rolling restart only."""
 
-    def identity(self) -> IdentityRow:
+    def seen(self, gateway: int | None) -> Seen:
+        """For the reconciler.
+
+        Args:
+            gateway: the pid of the present gateway.
+        """
+        return Seen(
+            state=self.state,
+            epoch=self.epoch,
+            place=self.place,
+            asked=self.asked,
+            running=self.pid is not None,
+            linked=gateway is not None and self.gateway == gateway,
+            drained=self.drained,
+            since_s=self.since_s,
+            retry_at_s=self.retry_at_s,
+        )
+
+    def cpus(self, want: WorkerWanted) -> tuple[int, ...]:
+        """Where it runs, or would; none where this box has no core for it now."""
+        if self.state in lifecycle.ALIVE:
+            return self.place.cpus
+        return () if want.home is None else want.home.cpus
+
+    def identity(self, want: WorkerWanted) -> IdentityRow:
         """Its row on the board."""
         return IdentityRow(
             present=True,
             epoch=self.epoch,
             state=self.state,
-            wanted=self.wanted,
+            wanted=wanted(want),
             pid=self.pid or 0,
-            gpu=-1 if self.placement.gpu is None else self.placement.gpu,
-            cpus=cpulist.render(self.placement.cpus),
+            gpu=-1 if self.place.gpu is None else self.place.gpu,
+            cpus=self.cpus(want),
             slots=self.slots,
             n_ctx=self.n_ctx,
             started_ns=self.ready_ns,
@@ -70,3 +93,8 @@ class Worker:
     def name(self) -> str:
         """For people."""
         return f"worker {self.id}"
+
+
+def wanted(want: WorkerWanted) -> Wanted:
+    """What the board and status show: what the operator asked for."""
+    return Wanted.UP if want.up and not want.leaving else Wanted.DOWN

@@ -75,6 +75,7 @@ class Loop:
         self._inbox: list[Message] = []
         self._draining = False
         self._drained_said = False
+        self._drain_number = 0
         self._stopping = False
         self._watching = False
         self._next_watch = 0.0
@@ -189,8 +190,9 @@ class Loop:
                 self._links[link.number] = link
                 self._settle(link)
                 return
-            case control.Drain():
+            case control.Drain(number):
                 self._draining, self._drained_said = True, False
+                self._drain_number = number
             case control.Resume():
                 self._draining = False
             case control.Stop():
@@ -229,7 +231,7 @@ class Loop:
         self._write_row(0.0)
         if self._draining and not self._drained_said:
             self._drained_said = True
-            control.send(self._control, control.Drained())
+            control.send(self._control, control.Drained(self._drain_number))
 
     def _write_row(self, predicted_s: float) -> None:
         now = time.monotonic()

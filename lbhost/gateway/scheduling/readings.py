@@ -14,7 +14,6 @@ import msgspec
 
 from lbhost import board
 from lbhost.config import Settings
-from lbhost.machine import cpulist
 from lbhost.placement.share import share
 
 FRESH_NS = 5_000_000
@@ -54,7 +53,7 @@ class Readings:
         self._clock_ns = clock_ns
         self._siblings = siblings
         self._workers: dict[int, tuple[int, WorkerReading]] = {}
-        self._hardware: dict[str, tuple[int, _Hardware]] = {}
+        self._hardware: dict[tuple[int, ...] | int, tuple[int, _Hardware]] = {}
         self.rows = len(page.identity)
 
     def worker(self, index: int) -> WorkerReading | None:
@@ -82,7 +81,7 @@ class Readings:
         return [(i, worker) for i, worker in found if worker is not None]
 
     def _hardware_of(self, identity: board.IdentityRow, now: int) -> _Hardware:
-        key = identity.cpus if identity.gpu < 0 else f"gpu {identity.gpu}"
+        key = identity.cpus if identity.gpu < 0 else identity.gpu
         kept = self._hardware.get(key)
         if kept is not None and now - kept[0] < HARDWARE_FRESH_NS:
             return kept[1]
@@ -91,7 +90,7 @@ class Readings:
         return made
 
     def _read_hardware(self, identity: board.IdentityRow) -> _Hardware:
-        cpus = sorted(cpulist.parse(identity.cpus) or ())
+        cpus = identity.cpus
         cores = [self._core(n) for n in cpus]
         known = [core for core in cores if core is not None]
         gpu = None

@@ -1,0 +1,88 @@
+"""The supervisor on boxes that this one is not: two nodes, GPUs, a hundred workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lbhost.board import WorkerState
+from lbhost.config import Settings
+from lbhost.placement.placement import Placement
+from supervising import box
+
+pytestmark = pytest.mark.anyio
+
+S = WorkerState
+
+
+async def test_every_node_with_workers_has_a_fork_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [Placement((cpu,), 1, node=cpu // 2) for cpu in range(4)]
+    async with box(tmp_path, monkeypatch, placements=places) as running:
+        status = running.server.status()
+        assert [(server.node, server.state) for server in status.fork_servers] == [
+            (0, "ready"),
+            (1, "ready"),
+        ]
+        near, far = (running.server.fork_servers.of(node) for node in (0, 1))
+        assert near is not None
+        assert far is not None
+        pid = near.pid
+        running.kill(far.pid)
+        running.kill(running.pid(3))
+        await running.until(lambda: running.worker(3).epoch == 2, "worker 3 is replaced")
+        await running.state(3, S.READY)
+        assert (near.pid, near.restarts, far.restarts) == (pid, 0, 1)
+
+
+GPUS = [Placement((i,), 1, gpu=i, gpu_uuid=f"GPU-{i}") for i in range(2)]
+
+
+async def test_gpu_workers_are_spawned_without_a_fork_server_and_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch, placements=GPUS) as running:
+        status = running.server.status()
+        assert (status.template, status.fork_servers) == (None, [])
+        assert [w.gpu for w in status.workers] == [0, 1]
+        environ = Path(f"/proc/{running.pid(1)}/environ").read_bytes().split(b"\0")
+        assert b"CUDA_VISIBLE_DEVICES=GPU-1" in environ
+        running.kill(running.pid(1))
+        await running.until(lambda: running.worker(1).epoch == 2, "it is replaced")
+        await running.state(1, S.READY)
+
+
+async def test_a_rolling_restart_of_gpu_workers_makes_no_spare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch, placements=GPUS) as running:
+        assert await running.server.restart_all() == "rolling restart done: 2 workers"
+        assert [(w.id, w.epoch) for w in running.server.status().workers] == [(0, 2), (1, 2)]
+        assert not any("worker 2" in line for line in running.kinds("worker_state"))
+
+
+async def test_a_lone_gpu_worker_is_restarted_behind_a_spare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch, placements=GPUS[:1]) as running:
+        assert await running.server.restart_all() == "rolling restart done: 1 workers"
+        assert any("worker 1" in line for line in running.kinds("worker_state"))
+        assert [(w.id, w.epoch, w.gpu) for w in running.server.status().workers] == [(0, 2, 0)]
+
+
+async def test_a_hundred_workers_start_roll_and_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TICK_S", "0.5")
+    places = [Placement((cpu,), 1, node=cpu // 64) for cpu in range(14, 114)]
+    settings = Settings(restart_budget=1, shutdown_grace_s=30)
+    async with box(
+        tmp_path, monkeypatch, settings=settings, cores=128, placements=places
+    ) as running:
+        assert len(running.server.fork_servers.all()) == 2
+        assert await running.server.restart_all() == "rolling restart done: 100 workers"
+        status = running.server.status()
+        assert [w.epoch for w in status.workers] == [2] * 100
+        assert [w.cores[0] for w in status.workers] == list(range(14, 114))

@@ -105,6 +105,8 @@ class ProgressRow(msgspec.Struct, frozen=True):
     """A decode step of n sequences takes about step_base_s + n * step_seq_s of CPU time."""
     rss_bytes: int = 0
     tokens_out: int = 0
+    prompt_tokens: int = 0
+    """Prompt tokens that this process has computed; those reused from a cache do not count."""
 
 
 class TrafficRow(msgspec.Struct, frozen=True):
@@ -121,10 +123,13 @@ class TrafficRow(msgspec.Struct, frozen=True):
     """Output tokens per second over the last second or so."""
     ttft_s: float | None = None
     inter_token_s: float | None = None
+    """Means of this process' requests, like ttft_s; None a minute after the newest reading."""
     errors: int = 0
     timeouts: int = 0
     error_rate: float = 0.0
-    """EWMA over requests, 0 to 1."""
+    """EWMA over requests, 0 to 1; halves in 10 s."""
+    prompt_tokens_s: float = 0.0
+    """Prompt tokens that it computed per second, over the last few seconds."""
 
 
 class CoreRow(msgspec.Struct, frozen=True):
@@ -199,6 +204,12 @@ class GatewayRow(msgspec.Struct, frozen=True):
     ttft_p50_s: float | None = None
     """Over the requests of the last minute or so."""
     ttft_p95_s: float | None = None
+    prompt_tokens_s: float = 0.0
+    """Prompt tokens that all workers computed per second."""
+    oldest_wait_s: float | None = None
+    """How long the oldest queued request has waited."""
+    error_rate: float | None = None
+    """Failed requests over ended ones in the last minute, refused ones left out."""
 
 
 R = TypeVar("R", bound=msgspec.Struct)

@@ -79,6 +79,7 @@ class FakeWorker:
         self._sequences: dict[int, _Sequence] = {}
         self._steps = 0
         self._tokens_out = 0
+        self._prompt_tokens = 0
         self._free = threading.Event()
         self._free.set()
         self._hung = False
@@ -219,6 +220,8 @@ class FakeWorker:
             del self._sequences[request]
             finish = self._ended(wire.FinishReason.ERROR, sequence, self.script.fail)
             return wire.Delta(request, (), "", finish)
+        if not sequence.sent:
+            self._prompt_tokens += len(sequence.submit.prompt) // 4 - self.script.cached_tokens
         text = sequence.pieces[sequence.sent]
         sequence.sent += 1
         reason = None
@@ -266,5 +269,6 @@ class FakeWorker:
                 prefill_pending=self._pending(),
                 kv_total=self.slots * self.n_ctx,
                 tokens_out=self._tokens_out,
+                prompt_tokens=self._prompt_tokens,
             ),
         )

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fake_worker import Script
-from lbhost.board import CoreRow, GatewayRow, HostRow, WorkerState
+from lbhost.board import (
+    Board,
+    CoreRow,
+    GatewayRow,
+    HostRow,
+    IdentityRow,
+    ProgressRow,
+    TrafficRow,
+    WorkerState,
+)
+from lbhost.config import Settings
 from lbhost.errors import (
     ContextLengthError,
     DeadlineError,
@@ -20,7 +32,9 @@ from lbhost.errors import (
     WorkerLostError,
 )
 from lbhost.gateway import metrics
-from lbhost.gateway.recorder import outcome
+from lbhost.gateway.recorder import OUTCOMES, WRITE_S, Recorder, outcome
+from lbhost.gateway.scheduling.readings import Readings
+from lbhost.gateway.scheduling.sessions import Sessions
 from running_gateway import RunningGateway, running_gateway, until
 
 pytestmark = pytest.mark.anyio
@@ -72,8 +86,12 @@ async def test_workers_show_state_share_temperature_and_restarts() -> None:
         g.workers[1].set_state(WorkerState.DRAINING, cpus="1")
 
         async def shown() -> dict[str, float]:
+            # Copies of the rows are a few ms old, those of the two workers not equally.
             got = await samples(g)
-            while got.get("lbhost_worker_temperature_celsius{0}") != 60.0:
+            while (
+                got.get("lbhost_worker_temperature_celsius{0}") != 60.0
+                or got["lbhost_worker_state{draining,1}"] != 1
+            ):
                 await asyncio.sleep(0.02)
                 got = await samples(g)
             return got
@@ -147,6 +165,123 @@ async def test_the_board_hears_of_traffic() -> None:
 )
 async def test_every_error_has_an_outcome(error: LbhostError | None, name: str) -> None:
     assert outcome(error) == name
+    assert name in OUTCOMES
+
+
+class Figures:
+    """A recorder on a clock of its own, and the board that it writes."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.page = Board.create(workers=2, cores=1, gpus=0)
+        settings = Settings()
+        self.sessions = Sessions(Readings(self.page, settings, clock_ns=self.ns), 4)
+        self.metrics = metrics.Metrics()
+        self.recorder = Recorder(
+            self.page, settings, self.sessions, self.metrics, clock=lambda: self.now
+        )
+        self.in_flight = 0
+        self.queue_depth = 0
+        self.oldest_wait_s: float | None = None
+
+    def ns(self) -> int:
+        return int(self.now * 1e9)
+
+    def later(self, seconds: float) -> GatewayRow:
+        """The gateway's row, so much later."""
+        for _ in range(round(seconds / WRITE_S)):
+            self.now += WRITE_S
+            self.recorder.write(self, 0)
+        row = self.page.gateway.read(0)
+        assert row is not None
+        return row
+
+    def worker(self) -> TrafficRow:
+        row = self.page.traffic.read(0)
+        assert row is not None
+        return row
+
+    def computed(self, tokens: int, epoch: int = 1) -> None:
+        """Worker 0's process has computed so many prompt tokens by now."""
+        self.page.identity.write(0, IdentityRow(present=True, epoch=epoch, cpus="0", slots=4))
+        self.page.progress.write(0, ProgressRow(epoch=epoch, prompt_tokens=tokens))
+
+
+@pytest.fixture
+def figures() -> Iterator[Figures]:
+    made = Figures()
+    yield made
+    os.close(made.page.fd)
+
+
+async def test_a_prompt_shows_while_it_is_computed_and_no_longer(figures: Figures) -> None:
+    figures.in_flight = 1
+    figures.computed(0)
+    figures.later(5)
+    for done in range(1, 11):
+        figures.computed(done * 500)
+        row = figures.later(1)
+    assert row.prompt_tokens_s == pytest.approx(500.0, rel=0.1)
+    assert row.tokens_s == 0.0
+    assert figures.worker().prompt_tokens_s == pytest.approx(500.0, rel=0.1)
+    figures.in_flight = 0
+    row = figures.later(10)
+    assert (row.prompt_tokens_s, figures.worker().prompt_tokens_s) == (0.0, 0.0)
+
+
+async def test_a_restarted_worker_counts_its_prompt_tokens_anew(figures: Figures) -> None:
+    figures.in_flight = 1
+    figures.computed(10_000)
+    figures.later(10)
+    figures.computed(300, epoch=2)
+    row = figures.later(0.5)
+    assert 0.0 < row.prompt_tokens_s <= 300.0
+
+
+async def test_the_error_rate_is_of_the_last_minute_and_of_what_was_taken_in(
+    figures: Figures,
+) -> None:
+    assert figures.later(1).error_rate is None
+    for what in ("ok", "cancelled", "ok", "engine_error"):
+        figures.recorder.count(what)
+    figures.recorder.count("queue_full")
+    figures.recorder.count("invalid")
+    figures.recorder.refused(401, "/", "id")
+    assert figures.later(1).error_rate == 0.25
+    assert figures.later(70).error_rate is None
+
+
+async def test_outcomes_are_counted_under_labels_that_are_known(figures: Figures) -> None:
+    figures.recorder.count("invalid")
+    figures.recorder.count("not_ready")
+    figures.recorder.count("whatever a stranger thinks of")
+    family = next(f for f in figures.metrics.registry.collect() if f.name == "lbhost_requests")
+    counted = {sample.labels["outcome"]: sample.value for sample in family.samples}
+    assert counted == {"invalid": 1.0, "not_ready": 1.0, "error": 1.0}
+    row = figures.later(1)
+    assert (row.requests, row.rejected, row.errors) == (3, 1, 1)
+
+
+async def test_the_oldest_wait_is_on_the_board(figures: Figures) -> None:
+    figures.queue_depth, figures.oldest_wait_s = 1, 2.5
+    assert figures.later(1).oldest_wait_s == 2.5
+    figures.queue_depth, figures.oldest_wait_s = 0, None
+    assert figures.later(1).oldest_wait_s is None
+
+
+async def test_a_workers_latencies_end_with_its_process() -> None:
+    async with running_gateway() as g:
+        await g.chat()
+
+        def ttft() -> float | None:
+            row = g.page.traffic.read(0)
+            assert row is not None
+            return row.ttft_s
+
+        await until(lambda: ttft() is not None, "its time to first token shows")
+        g.workers[0].die()
+        await g.add(0, epoch=2)
+        await until(lambda: ttft() is None, "the new process has none yet")
 
 
 @pytest.mark.usefixtures("always_fresh")

@@ -41,6 +41,8 @@ class Load(Protocol):
     def queue_depth(self) -> int: ...
     @property
     def in_flight(self) -> int: ...
+    @property
+    def oldest_wait_s(self) -> float | None: ...
 
 
 class Metrics:
@@ -125,6 +127,9 @@ class BoardCollector(Collector):
             gauge = GaugeMetricFamily(f"lbhost_{name}", text)
             gauge.add_metric([], value)
             yield gauge
+        gauge = GaugeMetricFamily("lbhost_queue_oldest_wait_seconds", "Of the oldest that waits")
+        gauge.add_metric([], self._load.oldest_wait_s or 0.0)
+        yield gauge
         yield from self._workers()
 
     def _workers(self) -> Iterator[Metric]:
@@ -168,6 +173,8 @@ class BoardCollector(Collector):
         yield "core_busy_ratio", "How busy its cores or its GPU are", busy
         yield "core_others_ratio", "Used by others of its cores", reading.others
         yield "temperature_celsius", "Of its hottest core or its GPU", reading.temp_c
+        computed = progress.prompt_tokens
+        yield "prompt_tokens_computed_total", "Prompt tokens this process computed", computed
         yield "steps_total", "Engine steps of this process", progress.steps
         yield "restarts_total", "Times it was started again", identity.restarts
         yield "health_kills_total", "Times it was killed for hanging", identity.health_kills

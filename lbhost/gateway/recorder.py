@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections.abc import Callable
 
 from lbhost import board, log, wire
 from lbhost.config import Settings
@@ -21,20 +21,34 @@ from lbhost.errors import (
     WorkerLostError,
 )
 from lbhost.gateway.metrics import Load, Metrics
+from lbhost.gateway.rolling import Growth, Part, Quantiles, Rate
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.sessions import Attempt, Sessions
 
 WRITE_S = 0.25
 """Between two writes of the board's rows."""
 
-_RATE_WRITES = 5
-"""Rates are taken over so many writes: a good second."""
+_RATE_S = 1.0
+"""Rates are taken over so long."""
+
+_PROMPT_RATE_S = 5.0
+"""The rate of prompt tokens over longer: a step of nothing but prefill may take seconds."""
+
+_QUIET_AFTER = 24
+"""Writes without any traffic after which all rates have fallen to 0."""
 
 _QUIET_EVERY = 4
-"""Without any traffic, the workers' rows are looked at once in so many writes."""
+"""From then on the workers' rows are looked at once in so many writes."""
 
-_TTFT_KEPT_S = 60.0
+_WINDOW_S = 60
+"""Quantiles and the error rate look back so far."""
+
 _TTFT_KEPT = 1000
+
+_FAILED = frozenset({"timeout", "worker_lost", "engine_error", "error"})
+_TAKEN_IN = _FAILED | {"ok", "cancelled"}
+OUTCOMES = _TAKEN_IN | {"queue_full", "not_ready", "invalid"}
+"""All values of the `outcome` label."""
 
 
 def outcome(error: LbhostError | None) -> str:
@@ -54,24 +68,28 @@ def outcome(error: LbhostError | None) -> str:
     return "invalid" if error.status < 500 else "error"
 
 
-class _Rate:
-    """How fast a total grows."""
+class _WorkerRates:
+    """How fast one worker id is."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque(maxlen=_RATE_WRITES)
-
-    def update(self, now: float, total: int) -> float:
-        self._seen.append((now, total))
-        then, was = self._seen[0]
-        return (total - was) / (now - then) if now > then else 0.0
+        self.out = Rate(_RATE_S)
+        self.prompt = Rate(_PROMPT_RATE_S)
+        self.computed = Growth()
 
 
 class Recorder:
-    """Implements dispatch.Observer."""
+    """Implements observer.Observer."""
 
     def __init__(
-        self, page: board.Board, settings: Settings, sessions: Sessions, metrics: Metrics
+        self,
+        page: board.Board,
+        settings: Settings,
+        sessions: Sessions,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._board = page
         self._settings = settings
         self._sessions = sessions
@@ -80,15 +98,15 @@ class Recorder:
         self._errors = 0
         self._rejected = 0
         self._tokens_out = 0
-        self._request_rate = _Rate()
-        self._token_rate = _Rate()
-        self._worker_rates: dict[int, _Rate] = {}
+        self._request_rate = Rate(_RATE_S)
+        self._token_rate = Rate(_RATE_S)
+        self._prompt_rate = Rate(_PROMPT_RATE_S)
+        self._workers: dict[int, _WorkerRates] = {}
         self._written: dict[int, board.TrafficRow] = {}
         self._requests_written = 0
         self._quiet_writes = 0
-        self._ttfts: deque[tuple[float, float]] = deque(maxlen=_TTFT_KEPT)
-        self._quantiles: tuple[float | None, float | None] = (None, None)
-        self._quantiles_at = 0.0
+        self._ttfts = Quantiles(_WINDOW_S, _TTFT_KEPT)
+        self._failures = Part(_WINDOW_S)
 
     # --- dispatch.Observer -----------------------------------------------------------
 
@@ -106,13 +124,13 @@ class Recorder:
         if attempt.last_token is not None:
             gap = now - attempt.last_token
             self._metrics.inter_token.observe(gap)
-            tally.next_token(gap)
+            attempt.session.inter_token.add(gap, now)
         elif attempt.job.started is not None:
-            tally.first_token(now - attempt.job.started)
-            if attempt.job.first_token is None:
+            attempt.session.ttft.add(now - attempt.job.started, now)
+            if attempt.job.first_token is None and not attempt.job.over:
                 ttft = now - attempt.job.arrived
                 self._metrics.ttft.observe(ttft)
-                self._ttfts.append((now, ttft))
+                self._ttfts.add(now, ttft)
 
     def released(self, attempt: Attempt, finish: wire.Finish) -> None:
         self._metrics.prompt_tokens.inc(finish.prompt_tokens)
@@ -128,11 +146,15 @@ class Recorder:
     # --- the HTTP side ---------------------------------------------------------------
 
     def count(self, what: str) -> None:
-        """A request to a completions endpoint ended: its outcome, or "cancelled"."""
+        """A request ended: its outcome, or "cancelled". What is not in OUTCOMES is an "error"."""
+        if what not in OUTCOMES:
+            what = "error"
         self._metrics.requests.labels(what).inc()
         self._requests += 1
         self._rejected += what in ("queue_full", "not_ready")
-        self._errors += what in ("timeout", "worker_lost", "engine_error", "error")
+        self._errors += what in _FAILED
+        if what in _TAKEN_IN:
+            self._failures.add(self._clock(), what in _FAILED)
 
     def refused(self, status: int, path: str, request_id: str) -> None:
         """Something was refused before it came to an endpoint that counts."""
@@ -143,14 +165,15 @@ class Recorder:
 
     def write(self, load: Load, connections: int) -> None:
         """Publish the rows. Rows that say nothing new are not written."""
-        now = time.monotonic()
+        now = self._clock()
         if load.in_flight or self._requests != self._requests_written:
             self._quiet_writes = 0
         self._requests_written = self._requests
-        if self._quiet_writes < _RATE_WRITES or self._quiet_writes % _QUIET_EVERY == 0:
+        if self._quiet_writes < _QUIET_AFTER or self._quiet_writes % _QUIET_EVERY == 0:
             self._write_workers(now)
         self._quiet_writes += 1
-        p50, p95 = self._ttft_quantiles(now)
+        p50, p95 = self._ttfts.at(now)
+        computed = sum(worker.computed.total for worker in self._workers.values())
         self._board.gateway.write(
             0,
             board.GatewayRow(
@@ -167,20 +190,24 @@ class Recorder:
                 tokens_s=self._token_rate.update(now, self._tokens_out),
                 ttft_p50_s=p50,
                 ttft_p95_s=p95,
+                prompt_tokens_s=self._prompt_rate.update(now, computed),
+                oldest_wait_s=load.oldest_wait_s,
+                error_rate=self._failures.at(now),
             ),
         )
 
     def _write_workers(self, now: float) -> None:
-        for index, _ in self._sessions.readings.present():
-            row = self._row(index, now)
+        for index, reading in self._sessions.readings.present():
+            row = self._row(index, reading.progress, now)
             if self._written.get(index) != row:
                 self._board.traffic.write(index, row)
                 self._written[index] = row
 
-    def _row(self, index: int, now: float) -> board.TrafficRow:
+    def _row(self, index: int, progress: board.ProgressRow, now: float) -> board.TrafficRow:
         session = self._sessions.current(index)
         tally = self._sessions.tally(index)
-        rate = self._worker_rates.setdefault(index, _Rate())
+        rates = self._workers.setdefault(index, _WorkerRates())
+        computed = rates.computed.update(progress.epoch, progress.prompt_tokens)
         attempts = list(session.attempts.values()) if session is not None else []
         return board.TrafficRow(
             epoch=session.epoch if session is not None else 0,
@@ -189,24 +216,11 @@ class Recorder:
             requests=tally.requests,
             tokens_in=tally.tokens_in,
             tokens_out=tally.tokens_out,
-            tokens_out_s=rate.update(now, tally.tokens_out),
-            ttft_s=tally.ttft_s,
-            inter_token_s=tally.inter_token_s,
+            tokens_out_s=rates.out.update(now, tally.tokens_out),
+            ttft_s=session.ttft.at(now) if session is not None else None,
+            inter_token_s=session.inter_token.at(now) if session is not None else None,
             errors=tally.errors,
             timeouts=tally.timeouts,
-            error_rate=session.error_rate if session is not None else 0.0,
+            error_rate=session.error_rate.at(now) if session is not None else 0.0,
+            prompt_tokens_s=rates.prompt.update(now, computed),
         )
-
-    def _ttft_quantiles(self, now: float) -> tuple[float | None, float | None]:
-        """p50 and p95 of the last minute; sorted anew once a second."""
-        if now - self._quantiles_at >= 1.0:
-            self._quantiles_at = now
-            while self._ttfts and now - self._ttfts[0][0] > _TTFT_KEPT_S:
-                self._ttfts.popleft()
-            values = sorted(seconds for _, seconds in self._ttfts)
-            self._quantiles = (_quantile(values, 0.5), _quantile(values, 0.95))
-        return self._quantiles
-
-
-def _quantile(values: list[float], part: float) -> float | None:
-    return values[min(len(values) - 1, int(part * len(values)))] if values else None

@@ -26,6 +26,9 @@ from lbhost.supervisor.desired import WorkerWanted
 from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.worker import Worker, wanted
 
+GATEWAY_FRESH_NS = 5_000_000_000
+"""It writes four times a second. What an older row says of the moment is not shown."""
+
 
 class Assembly:
     """Turns board rows into the shapes of status.py."""
@@ -47,7 +50,9 @@ class Assembly:
         if progress is None or progress.epoch != worker.epoch:
             progress = ProgressRow()
         traffic = self._board.traffic.read(worker.id) or TrafficRow()
-        now = traffic if traffic.epoch == worker.epoch else TrafficRow()
+        now = TrafficRow()
+        if traffic.epoch == worker.epoch and _fresh(self._board.gateway.read(0)):
+            now = traffic
         gpu = self._gpu(worker.place.gpu)
         cpus = worker.cpus(want)
         cores = [self._core(cpu) for cpu in cpus]
@@ -80,6 +85,7 @@ class Assembly:
             ctx_size=worker.n_ctx,
             prefill_pending=progress.prefill_pending if alive else 0,
             tokens_s=now.tokens_out_s if alive else 0.0,
+            prompt_tokens_s=now.prompt_tokens_s if alive else 0.0,
             tokens_out=traffic.tokens_out,
             ttft_s=now.ttft_s,
             inter_token_s=now.inter_token_s,
@@ -155,6 +161,8 @@ class Assembly:
     def traffic(self) -> TrafficStatus:
         """The gateway's totals."""
         row = self._board.gateway.read(0) or GatewayRow()
+        if not _fresh(row):
+            row = GatewayRow(requests=row.requests, errors=row.errors, rejected=row.rejected)
         return TrafficStatus(
             requests=row.requests,
             errors=row.errors,
@@ -167,6 +175,9 @@ class Assembly:
             tokens_s=row.tokens_s,
             ttft_p50_s=row.ttft_p50_s,
             ttft_p95_s=row.ttft_p95_s,
+            prompt_tokens_s=row.prompt_tokens_s,
+            oldest_wait_s=row.oldest_wait_s,
+            error_rate=row.error_rate,
         )
 
     def _heat(self, cores: list[CoreRow], gpu: GpuRow | None, count: int) -> float | None:
@@ -180,6 +191,10 @@ class Assembly:
 
     def _gpu(self, index: int | None) -> GpuRow | None:
         return None if index is None else self._board.gpus.read(index)
+
+
+def _fresh(row: GatewayRow | None) -> bool:
+    return row is not None and time.monotonic_ns() - row.heartbeat_ns <= GATEWAY_FRESH_NS
 
 
 def _idle(gpu: GpuRow) -> float | None:

@@ -58,6 +58,7 @@ class Load(msgspec.Struct, frozen=True):
     kv_used: int
     kv_total: int
     tokens_out: int
+    prompt_tokens: int
     speeds: Speeds
 
 
@@ -100,6 +101,7 @@ class Engine:
         self._uses = 0
         self._steps = 0
         self._tokens_out = 0
+        self._prompt_tokens = 0
         self._failures = 0
 
     # --- what comes in ----------------------------------------------------------------
@@ -213,6 +215,7 @@ class Engine:
         self._computing = set()
         if result is Decoded.OK:
             self._meter.observe(decoding + len(fillers), prefill, self._cpu_clock() - began)
+            self._prompt_tokens += prefill
         for filler in fillers:
             self._cut_back(filler.slot)
         return result
@@ -446,5 +449,6 @@ class Engine:
             kv_used=sum(len(slot.tokens) for slot in running) // 4,
             kv_total=self._context.slots * self._context.n_ctx,
             tokens_out=self._tokens_out,
+            prompt_tokens=self._prompt_tokens,
             speeds=self._meter.speeds,
         )

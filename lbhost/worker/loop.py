@@ -256,5 +256,6 @@ class Loop:
             step_seq_s=speeds.step_seq_s,
             rss_bytes=self._rss,
             tokens_out=load.tokens_out,
+            prompt_tokens=load.prompt_tokens,
         )
         self._progress.write(self._worker, row)

@@ -1,23 +1,28 @@
 """Queue, deadlines, cancellation, retries: which job is where, and how it gets on.
 
-Owns every Job between submit and its end. *Decide, then do*: `_decide` is synchronous and
-takes the slots, the writing to links comes after it. A slot is given back in one place only,
-`_land` or `_on_lost`, when the worker says that the attempt ended or its link does.
+Owns every Job between submit and its end. *Decide, then do, then tell*: `_decide` is synchronous
+and takes the slots, the writing to links comes after it, and whoever counts or logs is told
+last and cannot disturb it. A slot is given back in one place only, `_release` or `_on_lost`,
+when the worker says that the attempt ended or its link does.
 
 Late binding: a job stays here until a worker has a free slot for it. The queue is ordered by
 arrival plus predicted cost (at most MAX_OVERTAKEN_S of it), so that short requests pass long
 ones and nothing waits for ever. Behind a job that cannot be placed now, others may go first.
+Every wait has a limit: in the queue and in a worker the job's deadline, at the end the grace.
+
+Which workers are READY is read from the board. That is routing only: a worker that has just
+begun to drain refuses what still comes, and the request goes elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
-import bisect
+import math
 import time
+from collections.abc import Callable
 from random import Random
-from typing import Protocol
 
-from lbhost import log, wire
+from lbhost import wire
 from lbhost.config import Settings
 from lbhost.errors import (
     ClientTimeoutError,
@@ -28,8 +33,13 @@ from lbhost.errors import (
     QueueFullError,
     WorkerLostError,
 )
+from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling.deadlines import Deadlines
 from lbhost.gateway.scheduling.deltas import TextDelta
 from lbhost.gateway.scheduling.job import Job, JobState, Work
+from lbhost.gateway.scheduling.job_queue import JobQueue
+from lbhost.gateway.scheduling.observer import GuardedObserver, Observer, tell_later
+from lbhost.gateway.scheduling.pace import Pace
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Session, Sessions
 from lbhost.gateway.scheduling.worker_link import WorkerLink
@@ -40,9 +50,6 @@ MAX_ATTEMPTS = 3
 MAX_OVERTAKEN_S = 20.0
 """A request is passed only by those that arrive less than this after it."""
 
-LOOKAHEAD = 16
-"""Queued requests that are looked at when the first ones cannot be placed."""
-
 POLL_S = 0.02
 """While something is queued, the board is looked at so often: a worker may have become READY."""
 
@@ -52,21 +59,14 @@ NOT_READY_GRACE_S = 2.0
 REJECT_HOLD_S = 0.05
 """A worker that refused a request is left alone so long: its state is about to change."""
 
+MAX_RETRY_AFTER_S = 120.0
+"""Nobody is told to stay away for longer: OpenAI's client does not obey more than this."""
+
 MAX_UNTAKEN = 1 << 20
 """Characters of a stream that may wait for a client that reads too slowly; then it is cut off.
 A plain answer is bounded by its tokens, and nobody could take it earlier."""
 
 _REQUEUED_FIRST = -1e9
-
-
-class Observer(Protocol):
-    """Who counts what happens. See recorder.py."""
-
-    def sent(self, attempt: Attempt, now: float) -> None: ...
-    def tokens(self, attempt: Attempt, count: int, now: float) -> None: ...
-    def released(self, attempt: Attempt, finish: wire.Finish) -> None: ...
-    def retried(self, job: Job) -> None: ...
-    def ended(self, job: Job, now: float) -> None: ...
 
 
 class Dispatcher:
@@ -79,15 +79,18 @@ class Dispatcher:
         observer: Observer,
         *,
         rng: Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._observer = observer
+        self._observer = GuardedObserver(observer)
         self._router = Router(settings, sessions, rng or Random())
-        self._queue: list[Job] = []
+        self._clock = clock
+        self._queue = JobQueue()
+        self._pace = Pace()
         self._jobs: dict[int, Job] = {}
-        self._flights: dict[int, Attempt] = {}
-        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._attempts: dict[int, Attempt] = {}
+        self._deadlines = Deadlines(self._on_deadline, clock)
         self._poll: asyncio.TimerHandle | None = None
         self._numbers = 0
         self._ready_at = -1e9
@@ -101,6 +104,12 @@ class Dispatcher:
     @property
     def queue_depth(self) -> int:
         return len(self._queue)
+
+    @property
+    def oldest_wait_s(self) -> float | None:
+        """How long the oldest queued request has waited for a worker; None when none waits."""
+        since = self._queue.oldest()
+        return None if since is None else max(0.0, self._clock() - since)
 
     @property
     def in_flight(self) -> int:
@@ -127,8 +136,7 @@ class Dispatcher:
         """Drop all links and timers; for the end of the process and of tests."""
         for link in self._sessions.links():
             link.close()
-        for timer in self._timers.values():
-            timer.cancel()
+        self._deadlines.close()
         if self._poll is not None:
             self._poll.cancel()
 
@@ -167,7 +175,7 @@ class Dispatcher:
             NotReadyError, QueueFullError: as check_open.
         """
         self.check_open()
-        waited = time.monotonic() - arrived
+        waited = self._clock() - arrived
         if waited >= self._settings.request_timeout_s:
             raise DeadlineError(
                 f"{waited:.1f} s went before it could be queued, which is over the limit",
@@ -195,7 +203,7 @@ class Dispatcher:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
         except TimeoutError:
-            log.get().warning("shutdown grace is over", cut_off=len(self._jobs))
+            tell_later("shutdown grace is over", cut_off=len(self._jobs))
         for job in list(self._jobs.values()):
             self._drop(job, NotReadyError("the server is shutting down", retry_after_s=2))
 
@@ -206,31 +214,33 @@ class Dispatcher:
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None
-        now_ns = time.monotonic_ns()
-        for attempt in self._decide(now_ns):
+        for attempt in self._decide(time.monotonic_ns()):
             self._send(attempt)
         if self._queue:
-            self._give_up_hopeless(now_ns)
+            self._give_up_hopeless()
         if self._queue:
             self._poll = asyncio.get_running_loop().call_later(POLL_S, self._pump)
+        self._pace.waiting(bool(self._queue), self._clock())
 
     def _decide(self, now_ns: int) -> list[Attempt]:
-        """Which queued jobs go where, now. Their slots are taken when this returns."""
+        """Which queued jobs go where, now. Their slots are taken when this returns.
+
+        However many are queued, it looks at one job for each free slot and at
+        2 * job_queue.LOOKAHEAD others at most, and asks for each of them every usable worker.
+        """
         if not self._queue:
             return []
         usable = self._sessions.usable(now_ns)
         room = sum(session.room for session, _ in usable)
         if usable:
-            self._ready_at = now_ns / 1e9
+            self._ready_at = self._clock()
         attempts: list[Attempt] = []
         views = [session.view(reading, now_ns) for session, reading in usable] if room else []
-        passed = 0
-        for job in list(self._queue):
-            if not room or passed == LOOKAHEAD:
+        for job in self._queue.walk(lambda: policy.room_for_long(views)):
+            if not room:
                 break
             index = self._router.choose(job, usable, views)
             if index is None:
-                passed += 1
                 continue
             session, reading = usable[index]
             attempts.append(self._assign(job, session, now_ns))
@@ -243,11 +253,11 @@ class Dispatcher:
         self._numbers += 1
         attempt = Attempt(self._numbers, job, session, now_ns)
         session.assign(attempt)
-        self._flights[job.number] = attempt
+        self._attempts[job.number] = attempt
         job.state = JobState.RUNNING
         job.attempts += 1
         job.worker = session.worker
-        job.started = now_ns / 1e9
+        job.started = self._clock()
         return attempt
 
     def _send(self, attempt: Attempt) -> None:
@@ -260,19 +270,20 @@ class Dispatcher:
             stop=work.stop,
             ignore_eos=work.ignore_eos,
         )
-        self._set_deadline(job, job.arrived + self._settings.request_timeout_s)
-        self._observer.sent(attempt, time.monotonic())
+        self._deadlines.set(job, job.arrived + self._settings.request_timeout_s)
         attempt.session.link.send(wire.encode(submit))
+        self._observer.sent(attempt, self._clock())
 
     def _enqueue(self, job: Job) -> None:
         job.state = JobState.QUEUED
-        bisect.insort(self._queue, job, key=lambda queued: (queued.order, queued.number))
+        job.queued = self._clock()
+        self._queue.add(job)
         latest = job.arrived + self._settings.request_timeout_s
-        self._set_deadline(job, min(latest, time.monotonic() + self._settings.queue_timeout_s))
+        self._deadlines.set(job, min(latest, job.queued + self._settings.queue_timeout_s))
 
     def _requeue(self, job: Job) -> None:
         """Back to the front, as if it had never been sent."""
-        del self._flights[job.number]
+        del self._attempts[job.number]
         job.forget()
         job.worker = None
         job.order = job.arrived + _REQUEUED_FIRST
@@ -284,7 +295,7 @@ class Dispatcher:
         session = self._sessions.of(link)
         if session is None:
             return
-        now = time.monotonic()
+        now = self._clock()
         released = False
         for delta in step.deltas:
             attempt = session.attempts.get(delta.request)
@@ -311,12 +322,15 @@ class Dispatcher:
         session, job = attempt.session, attempt.job
         if session.release(attempt.number) is None:
             return
+        now = self._clock()
         self._observer.released(attempt, finish)
         reason = finish.reason
         if reason is wire.FinishReason.REJECTED:
             session.held_until_ns = time.monotonic_ns() + int(REJECT_HOLD_S * 1e9)
         elif reason is not wire.FinishReason.CANCELLED:
-            session.count_outcome(failed=reason is wire.FinishReason.ERROR)
+            session.count_outcome(reason is wire.FinishReason.ERROR, now)
+        if reason is not wire.FinishReason.REJECTED:
+            self._pace.freed(now)
         if job.over:
             return
         if reason is wire.FinishReason.REJECTED:
@@ -335,14 +349,14 @@ class Dispatcher:
     def _on_lost(self, link: WorkerLink) -> None:
         attempts = self._sessions.leave(link)
         if attempts:
-            log.get().warning(
-                "worker lost", worker=link.worker, epoch=link.epoch, in_flight=len(attempts)
-            )
             attempts[0].session.tally.errors += len(attempts)
         for attempt in attempts:
             if not attempt.job.over:
                 self._lost(attempt.job)
         self._pump()
+        if attempts:
+            count = len(attempts)
+            tell_later("worker lost", worker=link.worker, epoch=link.epoch, in_flight=count)
 
     def _lost(self, job: Job) -> None:
         """Its worker is gone: start again elsewhere if nobody can tell, else say so."""
@@ -354,8 +368,8 @@ class Dispatcher:
             message = f"{job.attempts} workers died while they had this request"
             self._end(job, error=WorkerLostError(message, retry_after_s=1))
         else:
-            self._observer.retried(job)
             self._requeue(job)
+            self._observer.retried(job)
 
     # --- ends ------------------------------------------------------------------------
 
@@ -363,35 +377,25 @@ class Dispatcher:
         """End a job early, wherever it is. Its slot comes back when the worker says so."""
         if job.state is JobState.QUEUED:
             self._queue.remove(job)
+            self._pace.waiting(bool(self._queue), self._clock())
         else:
-            attempt = self._flights[job.number]
+            attempt = self._attempts[job.number]
             attempt.session.link.send(wire.encode(wire.Cancel(attempt.number)))
         self._end(job, error=error)
 
     def _end(
         self, job: Job, *, finish: wire.Finish | None = None, error: LbhostError | None = None
     ) -> None:
-        timer = self._timers.pop(job.number, None)
-        if timer is not None:
-            timer.cancel()
-        self._flights.pop(job.number, None)
+        self._deadlines.clear(job)
+        self._attempts.pop(job.number, None)
         del self._jobs[job.number]
         job.end(finish, error)
-        self._observer.ended(job, time.monotonic())
         if not self._jobs:
             self._idle.set()
-
-    def _set_deadline(self, job: Job, at: float) -> None:
-        timer = self._timers.get(job.number)
-        if timer is not None:
-            timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._timers[job.number] = loop.call_later(
-            max(0.0, at - time.monotonic()), self._on_deadline, job
-        )
+        self._observer.ended(job, self._clock())
 
     def _on_deadline(self, job: Job) -> None:
-        waited = time.monotonic() - job.arrived
+        waited = self._clock() - job.arrived
         if job.state is JobState.RUNNING:
             assert job.worker is not None
             self._sessions.tally(job.worker).timeouts += 1
@@ -400,13 +404,13 @@ class Dispatcher:
             message = f"no worker had room within {waited:.1f} s"
         self._drop(job, DeadlineError(message, retry_after_s=self._wait_estimate_s()))
 
-    def _give_up_hopeless(self, now_ns: int) -> None:
+    def _give_up_hopeless(self) -> None:
         """Nobody will come for what is queued: say so instead of letting it time out."""
         if self._outlook() is not Outlook.CLOSED or self._just_ready():
             return
-        now = now_ns / 1e9
-        for job in list(self._queue):
-            if now - job.arrived >= NOT_READY_GRACE_S and not self._sessions.expected():
+        now = self._clock()
+        for job in self._queue:
+            if now - job.queued >= NOT_READY_GRACE_S and not self._sessions.expected():
                 self._drop(job, NotReadyError("no worker is ready", retry_after_s=1))
 
     # --- estimates -------------------------------------------------------------------
@@ -414,11 +418,14 @@ class Dispatcher:
     def _outlook(self) -> Outlook:
         outlook = self._sessions.outlook(time.monotonic_ns())
         if outlook is Outlook.OPEN:
-            self._ready_at = time.monotonic()
+            self._ready_at = self._clock()
         return outlook
 
     def _just_ready(self) -> bool:
-        return time.monotonic() - self._ready_at < NOT_READY_GRACE_S
+        return self._clock() - self._ready_at < NOT_READY_GRACE_S
 
     def _wait_estimate_s(self) -> float:
-        return self._router.wait_estimate_s(len(self._queue))
+        """Whole seconds until those who wait now have found a worker, or were given up."""
+        wait = self._pace.wait_s(len(self._queue), self._router.place_every_s(), self._clock())
+        wait = min(wait, self._settings.queue_timeout_s, MAX_RETRY_AFTER_S)
+        return float(max(1, math.ceil(wait)))

@@ -97,7 +97,7 @@ def choose(
 
     `turn` counts the placed requests, for round-robin.
     """
-    if need.long and not _room_for_long(views):
+    if need.long and not room_for_long(views):
         return None
     if policy is Policy.COST:
         return _cost(need, views, rng)
@@ -119,7 +119,7 @@ def choose(
     return rng.choice([i for i in free if views[i].in_flight == fewest])
 
 
-def _room_for_long(views: Sequence[WorkerView]) -> bool:
+def room_for_long(views: Sequence[WorkerView]) -> bool:
     """Whether one more long prompt leaves some slots of the box to short ones.
 
     One slot in eight is kept, at least one, unless there is but one slot. Judged by the long

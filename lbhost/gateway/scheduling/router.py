@@ -1,4 +1,4 @@
-"""From the pure policies to sessions of the sessions: who gets a job, and what it will cost.
+"""From the pure policies to the sessions: who gets a job, and what it will cost.
 
 Owns what routing remembers of past requests. Assigns nothing; see dispatcher.py.
 """
@@ -20,12 +20,15 @@ from lbhost.gateway.scheduling.sessions import Session, Sessions
 _USUAL_TOKENS = 128.0
 """Output tokens that a request is taken for before the first ones have ended."""
 
+_USUAL_PROMPT = 256.0
+"""Prompt tokens to compute, the same."""
+
 _USUAL_WEIGHT = 0.05
 """Weight of the newest request in what is usual."""
 
 
 class Router:
-    """Knows the sessions; changes nothing in it."""
+    """Knows the sessions; changes nothing in them."""
 
     def __init__(self, settings: Settings, sessions: Sessions, rng: Random) -> None:
         self._policy = settings.policy
@@ -33,6 +36,7 @@ class Router:
         self._rng = rng
         self._turn = 0
         self._usual_tokens = _USUAL_TOKENS
+        self._usual_prompt = _USUAL_PROMPT
 
     def choose(
         self,
@@ -56,6 +60,8 @@ class Router:
     def learn(self, finish: wire.Finish) -> None:
         """A request has ended by itself."""
         self._usual_tokens += _USUAL_WEIGHT * (finish.completion_tokens - self._usual_tokens)
+        computed = finish.prompt_tokens - finish.cached_tokens
+        self._usual_prompt += _USUAL_WEIGHT * (computed - self._usual_prompt)
 
     def expected_tokens(self, work: Work) -> int:
         """Output tokens: as many as usual, and no more than asked for."""
@@ -69,12 +75,16 @@ class Router:
         idle = policy.WorkerView(worker=0, epoch=0, slots=1, in_flight=0)
         return policy.predict(need, idle, self._sessions.speeds())
 
-    def wait_estimate_s(self, queued: int) -> float:
-        """Whole seconds after which a place in a queue of so many is likely."""
-        _, base, seq = self._sessions.speeds()
-        per_request = self._usual_tokens * (base + seq)
-        slots = max(1, self._sessions.slots)
-        return float(min(30, max(1, round(queued * per_request / slots))))
+    def place_every_s(self) -> float:
+        """Seconds from one freed slot to the next while all are busy, as far as can be told.
+
+        A worker of k slots computes their prompts one after the other and decodes k at once.
+        """
+        prefill, base, seq = self._sessions.speeds()
+        workers = max(1, self._sessions.workers)
+        each = max(1.0, self._sessions.slots / workers)
+        decode = self._usual_tokens * (base + each * seq) / each
+        return (self._usual_prompt / prefill + decode) / workers
 
 
 def _seen_by(job: Job, session: Session, view: policy.WorkerView) -> policy.WorkerView:

@@ -1,7 +1,7 @@
 """The workers as the gateway has them: links, requests in flight, what was learnt of each.
 
-Owns the exact in-attempt counts: a Flight is one attempt of one job on one worker, and holds
-one of its slots until the worker says that it ended, or the link does. Decides nothing.
+Owns the exact counts of what is in flight: an Attempt is one job on one worker, and holds one
+of its slots until the worker says that it ended, or the link does. Decides nothing.
 """
 
 from __future__ import annotations
@@ -10,16 +10,11 @@ import enum
 
 from lbhost import board
 from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
 from lbhost.gateway.scheduling.readings import Readings, WorkerReading
 from lbhost.gateway.scheduling.worker_link import WorkerLink
-
-ERROR_WEIGHT = 0.2
-"""Weight of the newest request in a worker's error rate."""
-
-EWMA_WEIGHT = 0.1
-"""Weight of the newest reading in the latencies on the board."""
 
 STALE_NS = 1_000_000_000
 """A worker with work but no sign of progress for so long, and for STALE_STEPS of its own
@@ -37,14 +32,6 @@ class Tally:
         self.tokens_out = 0
         self.errors = 0
         self.timeouts = 0
-        self.ttft_s: float | None = None
-        self.inter_token_s: float | None = None
-
-    def first_token(self, seconds: float) -> None:
-        self.ttft_s = _ewma(self.ttft_s, seconds)
-
-    def next_token(self, seconds: float) -> None:
-        self.inter_token_s = _ewma(self.inter_token_s, seconds)
 
 
 class Attempt:
@@ -72,7 +59,11 @@ class Session:
         self.slots = slots
         self.tally = tally
         self.attempts: dict[int, Attempt] = {}
-        self.error_rate = 0.0
+        self.error_rate = ErrorRate()
+        self.ttft = FadingMean()
+        """Seconds from being given a request to its first token; of this process alone."""
+        self.inter_token = FadingMean()
+        """Seconds between two tokens of one request."""
         self.held_until_ns = 0
         """It has just refused a request: the board is about to say that it drains."""
         self.busy_since_ns = 0
@@ -99,8 +90,8 @@ class Session:
         """Give its slot back; None when that has happened before."""
         return self.attempts.pop(number, None)
 
-    def count_outcome(self, failed: bool) -> None:
-        self.error_rate += ERROR_WEIGHT * (float(failed) - self.error_rate)
+    def count_outcome(self, failed: bool, now: float) -> None:
+        self.error_rate.add(failed, now)
         self.tally.errors += failed
 
     def prefills(self, progress: board.ProgressRow) -> tuple[int, ...]:
@@ -143,19 +134,18 @@ class Session:
     def view(self, reading: WorkerReading, now_ns: int) -> policy.WorkerView:
         """As the policy wants it, for a job of which nothing is cached."""
         identity, progress = reading.identity, reading.progress
+        ready_for_s = max(0.0, (now_ns - identity.started_ns) / 1e9)
         return policy.WorkerView(
             worker=self.worker,
             epoch=self.epoch,
             slots=self.slots,
             in_flight=len(self.attempts),
-            long_in_flight=sum(
-                f.job.work.prompt_tokens >= policy.LONG_PROMPT for f in self.attempts.values()
-            ),
+            long_in_flight=sum(attempt.job.long for attempt in self.attempts.values()),
             prefills=self.prefills(progress),
             speeds=_speeds(progress) if progress.epoch == self.epoch else None,
             share=reading.share,
             idle=reading.idle,
-            penalty=policy.penalty(self.error_rate, max(0.0, (now_ns - identity.started_ns) / 1e9)),
+            penalty=policy.penalty(self.error_rate.at(now_ns / 1e9), ready_for_s),
         )
 
 
@@ -184,7 +174,7 @@ class Sessions:
         self._tallies: dict[int, Tally] = {}
 
     def __repr__(self) -> str:
-        return f"Fleet({', '.join(map(repr, self._sessions.values()))})"
+        return f"Sessions({', '.join(map(repr, self._sessions.values()))})"
 
     @property
     def in_flight(self) -> int:
@@ -246,6 +236,11 @@ class Sessions:
     def slots(self) -> int:
         return sum(session.slots for session in self._current.values())
 
+    @property
+    def workers(self) -> int:
+        """Workers with a link."""
+        return len(self._current)
+
     def speeds(self) -> policy.Speeds:
         """A worker's speeds that stand for all: the first measured ones, else assumed."""
         for worker in self._current:
@@ -259,10 +254,6 @@ class Sessions:
 
     def links(self) -> list[WorkerLink]:
         return list(self._sessions)
-
-
-def _ewma(old: float | None, new: float) -> float:
-    return new if old is None else old + EWMA_WEIGHT * (new - old)
 
 
 def _speeds(progress: board.ProgressRow) -> policy.Speeds | None:

@@ -65,8 +65,8 @@ class WorkerLink(asyncio.Protocol):
             return
         transport.write(frame)
         if transport.get_write_buffer_size() > MAX_UNSENT:
-            log.get().error("worker does not read its link, dropping it", worker=self.worker)
             transport.abort()
+            log.get().error("worker does not read its link, dropping it", worker=self.worker)
 
     def close(self) -> None:
         """Drop the link; `on_lost` follows."""
@@ -84,8 +84,8 @@ class WorkerLink(asyncio.Protocol):
             for body in self._frames.feed(data):
                 self._on_step(self, wire.decode_from_worker(body))
         except WireError as error:
-            log.get().error("worker broke the protocol", worker=self.worker, reason=error.message)
             self.close()
+            log.get().error("worker broke the protocol", worker=self.worker, reason=error.message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

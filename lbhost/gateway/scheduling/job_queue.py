@@ -1,0 +1,78 @@
+"""The jobs that wait for a worker, in their order, short ones apart from long ones.
+
+Owns the order and nothing else: no clock, no timer; see dispatcher.py for who is waiting why.
+Long jobs have a line of their own, so that any number of them that cannot be placed is skipped
+in one step.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator
+
+from lbhost.gateway.scheduling.job import Job
+
+LOOKAHEAD = 16
+"""Jobs of each line that are looked at in vain before the rest of it has to wait."""
+
+
+class JobQueue:
+    """Two lines, short and long, each by (order, number)."""
+
+    def __init__(self) -> None:
+        self._short: list[Job] = []
+        self._long: list[Job] = []
+
+    def __len__(self) -> int:
+        return len(self._short) + len(self._long)
+
+    def __iter__(self) -> Iterator[Job]:
+        """All of them; a copy, so that they may be removed meanwhile. In no promised order."""
+        return iter(self._short + self._long)
+
+    def add(self, job: Job) -> None:
+        bisect.insort(self._line(job), job, key=_place)
+
+    def remove(self, job: Job) -> None:
+        """Raises ValueError if it is not in."""
+        line = self._line(job)
+        at = bisect.bisect_left(line, _place(job), key=_place)
+        if at == len(line) or line[at] is not job:
+            raise ValueError(f"job {job.number} is not queued")
+        del line[at]
+
+    def oldest(self) -> float | None:
+        """When the one that has waited longest was queued; None when nothing waits."""
+        return min((job.queued for job in self), default=None)
+
+    def walk(self, long_may: Callable[[], bool]) -> Iterator[Job]:
+        """The jobs to place, first come first. The caller may remove the one it was given.
+
+        Args:
+            long_may: whether a long job has a chance now; while not, no long one is given.
+
+        Gives at most LOOKAHEAD jobs of each line that are not removed, whatever is queued.
+        """
+        passed_short = passed_long = 0
+        while True:
+            short = _at(self._short, passed_short)
+            long = _at(self._long, passed_long) if long_may() else None
+            if long is not None and (short is None or _place(long) < _place(short)):
+                yield long
+                passed_long += _at(self._long, passed_long) is long
+            elif short is not None:
+                yield short
+                passed_short += _at(self._short, passed_short) is short
+            else:
+                return
+
+    def _line(self, job: Job) -> list[Job]:
+        return self._long if job.long else self._short
+
+
+def _place(job: Job) -> tuple[float, int]:
+    return job.order, job.number
+
+
+def _at(line: list[Job], passed: int) -> Job | None:
+    return line[passed] if passed < min(len(line), LOOKAHEAD) else None

@@ -1,0 +1,59 @@
+"""What status makes of the board's rows about traffic."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from lbhost.board import Board, GatewayRow
+from lbhost.config import Settings
+from lbhost.machine import topology
+from lbhost.machine.tree import Roots
+from lbhost.supervisor.assembly import GATEWAY_FRESH_NS, Assembly
+
+ROW = GatewayRow(
+    requests=9,
+    errors=2,
+    rejected=1,
+    in_flight=3,
+    queue_depth=4,
+    requests_s=1.5,
+    tokens_s=100.0,
+    ttft_p50_s=0.5,
+    ttft_p95_s=0.9,
+    prompt_tokens_s=700.0,
+    oldest_wait_s=2.5,
+    error_rate=0.25,
+)
+
+
+@pytest.fixture
+def page() -> Iterator[Board]:
+    made = Board.create(workers=1, cores=1, gpus=0)
+    yield made
+    os.close(made.fd)
+
+
+def assembly(page: Board) -> Assembly:
+    return Assembly(Settings(), page, topology.discover(Roots.from_environ({})))
+
+
+def test_the_gateways_figures_are_shown(page: Board) -> None:
+    page.gateway.write(0, msgspec.structs.replace(ROW, heartbeat_ns=time.monotonic_ns()))
+    shown = assembly(page).traffic()
+    assert (shown.tokens_s, shown.prompt_tokens_s) == (100.0, 700.0)
+    assert (shown.oldest_wait_s, shown.error_rate) == (2.5, 0.25)
+
+
+def test_of_a_gateway_that_is_gone_only_totals_are_shown(page: Board) -> None:
+    old = time.monotonic_ns() - 2 * GATEWAY_FRESH_NS
+    page.gateway.write(0, msgspec.structs.replace(ROW, heartbeat_ns=old))
+    shown = assembly(page).traffic()
+    assert (shown.requests, shown.errors, shown.rejected) == (9, 2, 1)
+    assert (shown.in_flight, shown.queue_depth, shown.requests_s) == (0, 0, 0.0)
+    assert (shown.tokens_s, shown.prompt_tokens_s) == (0.0, 0.0)
+    assert (shown.ttft_p50_s, shown.oldest_wait_s, shown.error_rate) == (None, None, None)

@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 
-from lbhost import board, log, wire
+from lbhost import board, wire
 from lbhost.config import Settings
 from lbhost.errors import (
     DeadlineError,
@@ -128,16 +128,15 @@ class Recorder:
     # --- the HTTP side ---------------------------------------------------------------
 
     def count(self, what: str) -> None:
-        """A request to a completions endpoint ended: its outcome, or "cancelled"."""
+        """A request for work, or a refused one, ended: its outcome, or "cancelled"."""
         self._metrics.requests.labels(what).inc()
         self._requests += 1
         self._rejected += what in ("queue_full", "not_ready")
         self._errors += what in ("timeout", "worker_lost", "engine_error", "error")
 
-    def refused(self, status: int, path: str, request_id: str) -> None:
-        """Something was refused before it came to an endpoint that counts."""
-        self._metrics.refusals.labels(str(status)).inc()
-        log.get().info("refused", id=request_id, path=path[:200], status=status)
+    def refused(self, error: LbhostError) -> None:
+        """A request was answered with an error."""
+        self._metrics.error_answers.labels(str(error.status), error.reason).inc()
 
     # --- the board -------------------------------------------------------------------
 

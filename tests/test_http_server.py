@@ -445,7 +445,9 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
 async def test_without_descriptors_it_waits_and_then_serves_again() -> None:
+    """On uvloop alone, which serves: asyncio tells each of 2,048 tries to the loop's handler."""
     async with running_gateway() as g:
         assert (await g.chat()).status_code == 200
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -29,4 +29,4 @@ def room(wanted: int, limit: int) -> int:
     """Connections that fit beside everything else under a limit on open files."""
     if limit == resource.RLIM_INFINITY:
         return wanted
-    return max(FEWEST, min(wanted, limit - RESERVED))
+    return min(wanted, max(FEWEST, limit - RESERVED))

@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -53,6 +53,9 @@ def says(text: str) -> Meta:
     return Meta(description=text)
 
 
+Names: TypeAlias = str | tuple[str, ...]
+"""Several words: a list in lbhost.toml, or comma-separated. See `words`."""
+
 Count = Annotated[int, Meta(ge=1, le=1024)]
 Seconds = Annotated[float, Meta(ge=0.001, le=86400)]
 
@@ -84,14 +87,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         says("If set, requests must carry `Authorization: Bearer KEY` (health checks need not)."),
     ] = None
     allowed_hosts: Annotated[
-        str,
+        Names,
         says(
             "Host names that requests may carry, comma-separated, beside addresses, localhost and "
             "--host; `*` allows any. Without it only servers on a loopback address check."
         ),
     ] = ""
     allowed_origins: Annotated[
-        str,
+        Names,
         says(
             "Origins of web pages that may use the server, comma-separated (https://app.example); "
             "`*` allows any. Pages of the server's own origin always may."
@@ -218,6 +221,12 @@ def described(key: str) -> str:
     """What a setting is, in a sentence."""
     hint = get_type_hints(Settings, include_extras=True)[key]
     return next((meta.description for meta in hint.__metadata__ if meta.description), "")
+
+
+def words(names: Names) -> frozenset[str]:
+    """The single ones, in lower case; a slash at the end does not count."""
+    listed = names.split(",") if isinstance(names, str) else names
+    return frozenset(word.strip().lower().rstrip("/") for word in listed if word.strip())
 
 
 def flag_name(key: str) -> str:

@@ -7,6 +7,7 @@ they enter. Owns no logic; imports nothing of lbhost.
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 
@@ -26,6 +27,12 @@ class LbhostError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+    @property
+    def reason(self) -> str:
+        """One of a few words, for metrics and logs: the code, or "invalid_request" and the like."""
+        words = re.findall("[A-Z][a-z]+", type(self).__name__.removesuffix("Error"))
+        return self.code or "_".join(words).lower()
 
     def body(self) -> dict[str, Any]:
         """The OpenAI error object: `{"error": {"message", "type", "param", "code"}}`."""
@@ -70,11 +77,22 @@ class UnauthorizedError(LbhostError):
 
 
 class ForbiddenError(LbhostError):
-    """A web page of another origin, or a Host that is not ours."""
+    """Known or not, this client may not come in this way."""
 
     status = 403
-    type = "invalid_request_error"
-    code = "forbidden"
+    type = "permission_error"
+
+
+class HostNotAllowedError(ForbiddenError):
+    """The request's Host is no name of this server: DNS rebinding looks like that."""
+
+    code = "host_not_allowed"
+
+
+class OriginNotAllowedError(ForbiddenError):
+    """A web page of somewhere else sent the request."""
+
+    code = "origin_not_allowed"
 
 
 class NotFoundError(LbhostError):

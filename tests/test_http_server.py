@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
+import resource
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from fake_worker import Script
-from lbhost.gateway.http import server
-from running_gateway import CHAT, HELLO, PATIENCE_S, running_gateway, until
+from lbhost.gateway.http import budget, descriptors, protocol
+from running_gateway import CHAT, HELLO, PATIENCE_S, RunningGateway, running_gateway, until
 
 pytestmark = pytest.mark.anyio
 
@@ -122,17 +132,72 @@ async def test_a_connection_serves_one_request_after_the_other() -> None:
             writer.close()
 
 
-async def test_too_many_connections_are_a_503() -> None:
+async def test_too_many_connections_with_requests_are_a_503() -> None:
     async with running_gateway(max_connections=2) as g:
-        open_ones = [await asyncio.open_connection("127.0.0.1", g.port) for _ in range(2)]
-        try:
-            await until(lambda: g.gateway.server.connections == 2, "both are counted")
-            check_refusal(await g.raw(b""), 503, "not_ready")
-        finally:
-            for _, writer in open_ones:
-                writer.close()
+        (fake,) = g.workers
+        fake.hold()
+        running = [asyncio.create_task(g.raw(post(json.dumps(HELLO).encode()))) for _ in range(2)]
+        await until(lambda: len(fake.submits) == 2, "the worker has them")
+        check_refusal(await g.raw(b""), 503, "not_ready")
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await until(lambda: g.gateway.server.connections == 0, "all are gone")
+        fake.release()
         assert (await g.chat()).status_code == 200
+
+
+async def test_connections_without_a_request_make_room_for_new_ones() -> None:
+    async with running_gateway(max_connections=20) as g:
+        silent = [await asyncio.open_connection("127.0.0.1", g.port) for _ in range(40)]
+        slow = [await asyncio.open_connection("127.0.0.1", g.port) for _ in range(40)]
+        try:
+            for _, writer in slow:
+                writer.write(b"GET /livez HTTP/1.1\r\nhost")
+            assert (await g.chat()).status_code == 200
+            assert g.gateway.server.connections <= 21
+            async with asyncio.timeout(PATIENCE_S):
+                assert await silent[0][0].read() == b""
+        finally:
+            for _, writer in [*silent, *slow]:
+                writer.close()
+
+
+async def test_1100_idle_connections_do_not_keep_others_out() -> None:
+    async with running_gateway() as g:
+        idle = [await asyncio.open_connection("127.0.0.1", g.port) for _ in range(1100)]
+        try:
+            assert (await g.chat()).status_code == 200
+            assert g.gateway.server.connections <= 1025
+        finally:
+            for _, writer in idle:
+                writer.close()
+
+
+async def test_clients_that_send_a_byte_at_a_time_do_not_hold_up_another() -> None:
+    async with running_gateway(header_timeout_s=0.5) as g:
+        slow = [await asyncio.open_connection("127.0.0.1", g.port) for _ in range(200)]
+        head = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nlong: " + b"a" * 10_000
+
+        async def drip() -> None:
+            for i in range(len(head)):
+                for _, writer in slow:
+                    if not writer.is_closing():
+                        writer.write(head[i : i + 1])
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        try:
+            for _ in range(10):
+                assert (await g.chat()).status_code == 200
+            async with asyncio.timeout(PATIENCE_S):
+                answers = await asyncio.gather(*(reader.read() for reader, _ in slow))
+            for answer in answers:
+                check_refusal(answer, 408, "request_timeout")
+        finally:
+            dripping.cancel()
+            for _, writer in slow:
+                writer.close()
 
 
 @pytest.mark.parametrize(
@@ -154,7 +219,9 @@ async def test_what_is_not_http_is_a_400(garbage: bytes) -> None:
 
 async def test_an_upgrade_is_answered_as_if_not_asked_for() -> None:
     async with running_gateway(keep_alive_s=0.1) as g:
-        asked = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+        asked = (
+            b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+        )
         assert read(await g.raw(asked))[0] == 200
 
 
@@ -185,12 +252,14 @@ async def test_pipelining_does_not_hide_that_a_client_has_gone() -> None:
 
 async def test_a_refusal_before_the_body_closes_the_connection() -> None:
     async with running_gateway() as g:
-        response = await g.raw(b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+        response = await g.raw(
+            b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{"
+        )
         assert read(response)[0] == 404
 
 
 async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 0.2)
     flood = Script(answer=lambda _: ["x" * 8192] * 2000)
     async with running_gateway(script=flood) as g:
         reader, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=1024)
@@ -204,17 +273,221 @@ async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.Monkey
             await reader.read(10)
 
 
-async def test_bodies_share_a_memory_limit() -> None:
+@asynccontextmanager
+async def full_budget(g: RunningGateway) -> AsyncIterator[None]:
+    """All the memory for bodies is taken by clients that are still sending."""
+    size = g.gateway.server.settings.max_body_bytes - 1
+    held = [await asyncio.open_connection("127.0.0.1", g.port) for _ in range(budget.BODIES)]
+    try:
+        for _, writer in held:
+            writer.write(post(b"x" * size, length=size + 1))
+        total = g.gateway.server.budget
+        await until(lambda: total.used >= budget.BODIES * size, "all are held")
+        yield
+    finally:
+        for _, writer in held:
+            writer.close()
+    await until(lambda: total.used == 0, "all is given back")
+
+
+async def test_bodies_share_a_memory_limit_that_small_ones_do_not_feel() -> None:
     async with running_gateway(max_body_bytes=100_000) as g:
-        held = [await asyncio.open_connection("127.0.0.1", g.port) for _ in range(server.BODIES)]
-        try:
-            for _, writer in held:
-                writer.write(post(b"x" * 99_999, length=100_000))
-            budget = g.gateway.server.budget
-            await until(lambda: budget.used >= server.BODIES * 99_999, "all are held")
+        async with full_budget(g):
             check_refusal(await g.raw(post(b"x" * 99_999, length=100_000)), 503, "not_ready")
-        finally:
-            for _, writer in held:
-                writer.close()
-        await until(lambda: budget.used == 0, "all is given back")
+            assert (await g.chat()).status_code == 200
         assert (await g.chat()).status_code == 200
+
+
+async def test_a_body_is_counted_only_until_intake_has_made_work_of_it() -> None:
+    async with running_gateway(max_body_bytes=100_000, slots=4) as g:
+        (fake,) = g.workers
+        fake.hold()
+        padded = {**HELLO, "user": "x" * 90_000}
+        running = [asyncio.create_task(g.client.post(CHAT, json=padded)) for _ in range(6)]
+        await until(lambda: g.gateway.dispatcher.active == 6, "all are queued or running")
+        assert g.gateway.server.budget.used == 0
+        fake.release()
+        assert [r.status_code for r in await asyncio.gather(*running)] == [200] * 6
+
+
+# --- what comes after the head ----------------------------------------------------------
+
+CHUNKED = (
+    f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    "transfer-encoding: chunked\r\n"
+).encode()
+
+
+def chunks(body: bytes, size: int) -> bytes:
+    parts = [body[i : i + size] for i in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+
+
+async def test_a_trailer_is_refused_and_authenticates_nobody() -> None:
+    async with running_gateway(api_key="secret-key") as g:
+        body = json.dumps(HELLO).encode()
+        trailer = b"0\r\nauthorization: Bearer secret-key\r\n\r\n"
+        answer = await g.raw(CHUNKED + b"\r\n" + chunks(body, 1000) + trailer)
+        check_refusal(answer, 400, None)
+        assert not g.workers[0].submits
+
+
+async def test_an_endless_trailer_ends_at_its_first_bytes() -> None:
+    async with running_gateway() as g:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+        try:
+            writer.write(CHUNKED + b"\r\n" + chunks(json.dumps(HELLO).encode(), 1000) + b"0\r\n")
+            await until(lambda: g.gateway.server.budget.used, "the body has come")
+            writer.write(b"x" * 100)
+            async with asyncio.timeout(PATIENCE_S):
+                check_refusal(await reader.read(), 400, None)
+        finally:
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [b"1\r\na\r\n" * 20_000, b"5;" + b"x" * 100_000, b"1;" + b"x" * 9000 + b"\r\na\r\n"],
+    ids=["tiny chunks", "endless extension", "long extensions"],
+)
+async def test_a_body_that_is_mostly_framing_is_refused(flood: bytes) -> None:
+    async with running_gateway() as g:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+        try:
+            writer.write(CHUNKED + b"\r\n")
+            with contextlib.suppress(ConnectionError):
+                for _ in range(20):
+                    writer.write(flood)
+                    await writer.drain()
+            async with asyncio.timeout(PATIENCE_S):
+                check_refusal(await reader.read(), 400, None)
+        finally:
+            writer.close()
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+async def test_chunked_bodies_are_read_in_whatever_pieces_they_come(size: int) -> None:
+    async with running_gateway() as g:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+        data = CHUNKED + b"connection: close\r\n\r\n"
+        data += chunks(json.dumps(HELLO).encode(), 50) + b"0\r\n\r\n"
+        try:
+            for i in range(0, len(data), size):
+                writer.write(data[i : i + size])
+                await asyncio.sleep(0)
+            async with asyncio.timeout(PATIENCE_S):
+                assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        finally:
+            writer.close()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_with_an_upgrade_is_read_as_plain_http(chunked: bool) -> None:
+    body = json.dumps(HELLO).encode()
+    asked = (
+        b"connection: Upgrade, HTTP2-Settings, close",
+        b"upgrade: h2c",
+        b"http2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    )
+    async with running_gateway() as g:
+        if chunked:
+            request = CHUNKED + b"\r\n".join([*asked, b"", b""]) + chunks(body, 9) + b"0\r\n\r\n"
+        else:
+            request = post(body, *asked)
+        status, _, answer = read(await g.raw(request))
+        assert (status, answer["choices"][0]["finish_reason"]) == (200, "stop")
+
+
+async def test_connect_is_a_405() -> None:
+    async with running_gateway() as g:
+        asked = b"CONNECT example.com:443 HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        check_refusal(await g.raw(asked), 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nG",
+        b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\nG",
+        b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+        b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello",
+        b"content-length: +5\r\n\r\nhello",
+        b"content-length: 99999999999999999999999\r\n\r\n",
+        b"transfer-encoding: identity, chunked, x\r\n\r\n0\r\n\r\n",
+        b"transfer-encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"x: a\r\n folded\r\ncontent-length: 0\r\n\r\n",
+        b"transfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+        b"transfer-encoding: chunked\r\n\r\n-1\r\n",
+        b"transfer-encoding: chunked\r\n\r\n5\nhello",
+    ],
+)
+async def test_requests_that_two_servers_could_read_in_two_ways_are_refused(lines: bytes) -> None:
+    async with running_gateway() as g:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        check_refusal(await g.raw(head.encode() + lines), 400, None)
+
+
+# --- descriptors and uvicorn ------------------------------------------------------------
+
+
+def test_connections_leave_descriptors_for_the_rest() -> None:
+    assert descriptors.room(1024, 64) == 16
+    assert descriptors.room(1024, 20) == descriptors.FEWEST
+    assert descriptors.room(1024, 20_000) == 1024
+    assert descriptors.room(1024, resource.RLIM_INFINITY) == 1024
+
+
+CROWD = """
+import socket, sys
+crowd = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(200)]
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
+async def test_without_descriptors_it_waits_and_then_serves_again() -> None:
+    """On uvloop alone, which serves: asyncio tells each of 2,048 tries to the loop's handler."""
+    async with running_gateway() as g:
+        assert (await g.chat()).status_code == 200
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        crowd = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CROWD, str(g.port), stdin=PIPE, stdout=PIPE
+        )
+        assert crowd.stdin is not None
+        assert crowd.stdout is not None
+        try:
+            there = len(list(Path("/proc/self/fd").iterdir()))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (there + 16, hard))
+            async with asyncio.timeout(PATIENCE_S):
+                await crowd.stdout.readline()
+            assert (await g.chat()).status_code == 200
+            await until(lambda: g.gateway.server.connections > 8, "they are let in")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            crowd.stdin.close()
+            await crowd.wait()
+        await until(lambda: g.gateway.server.connections <= 1, "they are gone")
+        await g.client.aclose()
+        answer = await g.raw(post(json.dumps(HELLO).encode(), b"connection: close"))
+        assert read(answer)[0] == 200
+
+
+def test_what_is_overridden_and_used_of_uvicorn_is_still_there() -> None:
+    """Else an override is dead code, and a limit with it."""
+    ours = {
+        name
+        for name, value in vars(protocol.LimitedProtocol).items()
+        if callable(value) and not name.startswith("_")
+    }
+    assert ours - {"on_chunk_header"} <= set(dir(HttpToolsProtocol))
+    assert {"_unset_keepalive_if_required", "send_400_response"} <= set(dir(HttpToolsProtocol))
+    config = uvicorn.Config(app=lambda: None, http=HttpToolsProtocol)
+    config.load()
+    made = HttpToolsProtocol(config, ServerState(), {}, asyncio.new_event_loop())
+    made.loop.close()
+    for name in ("parser", "cycle", "headers", "scope", "connections", "server_state", "loop"):
+        assert hasattr(made, name)
+    cycle = inspect.signature(RequestResponseCycle.__init__).parameters
+    assert {"scope", "transport", "keep_alive", "on_response", "message_event"} <= set(cycle)
+    assert {"main_loop", "capture_signals", "shutdown"} <= set(dir(uvicorn.Server))

@@ -7,6 +7,7 @@ start and stop. `run` is the whole life, from Configure to the drained end.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
 from collections.abc import Callable, Coroutine
@@ -50,6 +51,10 @@ def receive_start(link: socket.socket) -> Start | None:
     return Start(message, board.Board.attach(fds[0]), socket.socket(fileno=fds[1]))
 
 
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
 class Gateway:
     """All parts of the gateway, put together. Tests run it in their own event loop."""
 
@@ -80,14 +85,14 @@ class Gateway:
             app.build(
                 intake=self.intake,
                 dispatcher=self.dispatcher,
-                traffic=self.traffic,
                 counters=counters,
                 model=configure.model_alias,
                 n_ctx=configure.n_ctx,
                 settings=settings,
+                on_loopback=_is_loopback(start.listener),
             ),
             settings,
-            self.traffic.refused,
+            self.traffic,
         )
 
     async def run(self, link: socket.socket) -> None:

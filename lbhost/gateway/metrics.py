@@ -56,10 +56,10 @@ class Metrics:
         self.requests = Counter(
             "lbhost_requests", "Requests ended, by outcome", ["outcome"], registry=registry
         )
-        self.refusals = Counter(
-            "lbhost_refusals",
-            "Requests refused before they came to an endpoint, by HTTP status",
-            ["status"],
+        self.error_answers = Counter(
+            "lbhost_error_answers",
+            "Requests answered with an error, by HTTP status and reason",
+            ["status", "reason"],
             registry=registry,
         )
         self.retries = Counter(

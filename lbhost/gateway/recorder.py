@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 
-from lbhost import board, log, wire
+from lbhost import board, wire
 from lbhost.config import Settings
 from lbhost.errors import (
     DeadlineError,
@@ -146,7 +146,10 @@ class Recorder:
     # --- the HTTP side ---------------------------------------------------------------
 
     def count(self, what: str) -> None:
-        """A request ended: its outcome, or "cancelled". What is not in OUTCOMES is an "error"."""
+        """A request for work, or a refused one, ended: its outcome, or "cancelled".
+
+        What is not in OUTCOMES is an "error".
+        """
         if what not in OUTCOMES:
             what = "error"
         self._metrics.requests.labels(what).inc()
@@ -156,10 +159,9 @@ class Recorder:
         if what in _TAKEN_IN:
             self._failures.add(self._clock(), what in _FAILED)
 
-    def refused(self, status: int, path: str, request_id: str) -> None:
-        """Something was refused before it came to an endpoint that counts."""
-        self._metrics.refusals.labels(str(status)).inc()
-        log.get().info("refused", id=request_id, path=path[:200], status=status)
+    def refused(self, error: LbhostError) -> None:
+        """A request was answered with an error."""
+        self._metrics.error_answers.labels(str(error.status), error.reason).inc()
 
     # --- the board -------------------------------------------------------------------
 

@@ -13,16 +13,16 @@ from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
-from lbhost import log
 from lbhost.errors import (
     DeadlineError,
     InvalidRequestError,
-    LbhostError,
+    UnsupportedMediaTypeError,
 )
 from lbhost.gateway.api import replies
 from lbhost.gateway.api.replies import Kind, Reply
-from lbhost.gateway.prompt.intake import INLINE_BYTES, Intake, Taken
-from lbhost.gateway.recorder import Recorder, outcome
+from lbhost.gateway.exchange import Exchange, milliseconds
+from lbhost.gateway.prompt.intake import Intake, Taken
+from lbhost.gateway.recorder import outcome
 from lbhost.gateway.scheduling.deltas import text_of
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.job import Job
@@ -43,108 +43,118 @@ class Completions:
         kind: Kind,
         intake: Intake,
         dispatcher: Dispatcher,
-        traffic: Recorder,
         model: str,
-        request_timeout_s: float,
+        *,
+        time_limit_s: float,
     ) -> None:
+        """`time_limit_s` counts from a request's arrival; the dispatcher keeps it for the rest."""
         self._kind = kind
         self._intake = intake
         self._dispatcher = dispatcher
-        self._traffic = traffic
         self._model = model
-        self._request_timeout_s = request_timeout_s
+        self._time_limit_s = time_limit_s
         self._preparing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises LbhostError only before anything was sent."""
-        exchange = _Exchange(scope, send)
-        scope["state"]["recorded"] = True
-        ended = "error"
+        exchange: Exchange = scope["state"]["exchange"]
+        answer = _Answer(exchange, send)
+        exchange.ended_as = "error"
         try:
-            await self._answer(exchange, scope, receive)
-            job = exchange.job
-            ended = "cancelled" if job is None or job.cancelled else outcome(job.error)
-        except LbhostError as error:
-            exchange.status = error.status
-            ended = outcome(error)
-            if exchange.job is not None:
-                scope["state"]["worker"] = exchange.job.worker
-            raise
+            check_media_type(scope)
+            await self._answer(answer, await _read(receive), receive)
+            job = answer.job
+            exchange.ended_as = "cancelled" if job is None or job.cancelled else outcome(job.error)
         except (_ClientGoneError, asyncio.CancelledError) as error:
-            ended = "cancelled"
+            exchange.ended_as = "cancelled"
             if isinstance(error, asyncio.CancelledError):
                 raise
         finally:
-            if exchange.job is not None:
-                self._dispatcher.cancel(exchange.job)
-            self._traffic.count(ended)
-            exchange.log(ended)
+            exchange.body.release()
+            if answer.job is not None:
+                self._dispatcher.cancel(answer.job)
+                exchange.details = answer.details(answer.job)
 
-    async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
-        taken = await self._take(exchange, scope, receive)
-        job = exchange.job = self._dispatcher.submit(taken.work, exchange.began)
-        watch = asyncio.create_task(self._watch(receive, job))
+    async def _answer(self, answer: _Answer, body: bytes, receive: Receive) -> None:
+        client = _Client(receive)
         try:
-            reply = Reply(self._kind, exchange.request_id, self._model, taken.include_usage)
+            taken = await self._prepare(body, client, answer.exchange)
+            del body
+            job = answer.job = self._dispatcher.submit(taken.work, answer.exchange.began)
+            client.on_gone(lambda: self._dispatcher.cancel(job))
+            name = answer.exchange.request_id
+            reply = Reply(self._kind, name, self._model, taken.include_usage)
             if taken.work.stream:
-                await exchange.stream(job, reply)
+                await answer.stream(job, reply)
             else:
-                await exchange.whole(job, reply)
+                await answer.whole(job, reply)
         finally:
-            watch.cancel()
+            client.forget()
 
-    async def _take(self, exchange: _Exchange, scope: Scope, receive: Receive) -> Taken:
-        """From the body to work. What the body holds of the budget is given back in the end."""
-        release: Callable[[], None] = scope["state"]["release_body"]
+    async def _prepare(self, body: bytes, client: _Client, exchange: Exchange) -> Taken:
+        """Intake, for as long as the client waits for it and there is time.
+
+        Raises:
+            DeadlineError: it took too long.
+            LbhostError: what Dispatcher.check_open and Intake.take raise.
+        """
+        self._preparing += 1
+        limit = asyncio.timeout(exchange.began + self._time_limit_s - time.monotonic())
+        client.on_gone(lambda: _expire(limit))
         try:
-            body = await _read(receive)
-            self._preparing += 1
-            try:
-                self._dispatcher.check_open(self._preparing - 1)
-                return await self._intake_while_there(exchange, body, receive)
-            finally:
-                self._preparing -= 1
+            self._dispatcher.check_open(self._preparing - 1)
+            async with limit:
+                return await self._intake.take(body, self._kind)
+        except TimeoutError as error:
+            if client.gone:
+                raise _ClientGoneError from error
+            raise DeadlineError(
+                f"not even read after {self._time_limit_s:g} s, which is the limit",
+                retry_after_s=1,
+            ) from error
         finally:
-            release()
-
-    async def _intake_while_there(
-        self, exchange: _Exchange, body: bytes, receive: Receive
-    ) -> Taken:
-        """Intake, as long as the client is there and the request has time left."""
-        if len(body) <= INLINE_BYTES:
-            return self._intake.take_now(body, self._kind)
-        taking = asyncio.ensure_future(self._intake.take(body, self._kind))
-        leaving = asyncio.ensure_future(_disconnected(receive))
-        left = self._request_timeout_s - (time.monotonic() - exchange.began)
-        try:
-            await asyncio.wait(
-                {taking, leaving}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED
-            )
-            if taking.done():
-                return taking.result()
-            if leaving.done():
-                raise _ClientGoneError
-            raise DeadlineError("the request took too long to prepare", retry_after_s=1)
-        finally:
-            taking.cancel()
-            leaving.cancel()
-
-    async def _watch(self, receive: Receive, job: Job) -> None:
-        """Stop the work when the client hangs up."""
-        await _disconnected(receive)
-        self._dispatcher.cancel(job)
+            self._preparing -= 1
+            exchange.body.release()
 
 
-class _Exchange:
+def _expire(limit: asyncio.Timeout) -> None:
+    """End what a time-out guards as if its time were over."""
+    if not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time())
+
+
+class _Client:
+    """Notices when the client hangs up. `forget` must be called in the end."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.gone = False
+        self._then: Callable[[], None] | None = None
+        self._task = asyncio.create_task(self._watch(receive))
+
+    def on_gone(self, then: Callable[[], None]) -> None:
+        """What to do when it happens, instead of what was said before; at once if it has."""
+        self._then = then
+        if self.gone:
+            then()
+
+    def forget(self) -> None:
+        self._task.cancel()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self._then is not None:
+            self._then()
+
+
+class _Answer:
     """One response on its way out."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._scope = scope
+    def __init__(self, exchange: Exchange, send: Send) -> None:
+        self.exchange = exchange
         self._send = send
-        self.began = time.monotonic()
-        self.request_id: str = scope["state"]["request_id"]
         self.job: Job | None = None
-        self.status: int | None = None
 
     async def whole(self, job: Job, reply: Reply) -> None:
         """An answer in one piece."""
@@ -169,7 +179,7 @@ class _Exchange:
                 await job.wait()
                 if job.cancelled:
                     raise _ClientGoneError
-                if job.error is not None and self.status is None:
+                if job.error is not None and self.exchange.status is None:
                     raise job.error
                 text = text_of(job.take())
                 event = b""
@@ -184,7 +194,7 @@ class _Exchange:
                     event += replies.error_event(job.error)
                 elif not event:
                     event = replies.PING
-                if self.status is None:
+                if self.exchange.status is None:
                     await self._start(job, _STREAM_HEADERS)
                 await self._send(
                     {"type": "http.response.body", "body": event, "more_body": not job.over}
@@ -196,35 +206,23 @@ class _Exchange:
             pinger.stop()
 
     async def _start(self, job: Job, headers: list[tuple[bytes, bytes]]) -> None:
-        self.status = 200
+        self.exchange.status = 200
         if job.worker is not None:
             headers = [*headers, (b"x-lbhost-worker", b"%d" % job.worker)]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    def log(self, ended: str) -> None:
-        """One line a request; never what was asked or answered."""
-        now = time.monotonic()
-        job = self.job
-        fields: dict[str, object] = {}
-        if job is not None:
-            finish = job.finish
-            fields = {
-                "worker": job.worker,
-                "prompt_tokens": job.work.prompt_tokens,
-                "completion_tokens": job.completion_tokens,
-                "cached_tokens": finish.cached_tokens if finish is not None else None,
-                "ttft_ms": _ms(job.first_token - self.began) if job.first_token else None,
-                "attempts": job.attempts,
-            }
-        log.get().info(
-            "request",
-            id=self.request_id,
-            path=self._scope["path"],
-            outcome=ended,
-            status=self.status,
-            duration_ms=_ms(now - self.began),
-            **fields,
-        )
+    def details(self, job: Job) -> dict[str, object]:
+        """For the log line; never what was asked or answered."""
+        finish = job.finish
+        ttft = milliseconds(job.first_token - job.arrived) if job.first_token else None
+        return {
+            "worker": job.worker,
+            "prompt_tokens": job.work.prompt_tokens,
+            "completion_tokens": job.completion_tokens,
+            "cached_tokens": finish.cached_tokens if finish is not None else None,
+            "ttft_ms": ttft,
+            "attempts": job.attempts,
+        }
 
 
 _STREAM_HEADERS = [
@@ -257,8 +255,27 @@ class _Pinger:
         self._timer = self._loop.call_later(PING_S - silent, self._due)
 
 
+def check_media_type(scope: Scope) -> None:
+    """Raises UnsupportedMediaTypeError unless the body is said to be JSON in UTF-8, uncompressed.
+
+    A missing content-type is refused too: without one, a web page may send a request anywhere
+    without the browser's asking beforehand.
+    """
+    given = ""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            given = value.decode("latin-1")
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise UnsupportedMediaTypeError("compressed bodies are not supported")
+    media, _, parameters = given.lower().partition(";")
+    charset = parameters.partition("charset=")[2].strip(' "')
+    if media.strip() != "application/json" or charset not in ("", "utf-8", "utf8"):
+        what = repr(given[:80]) if given else "one without a content-type"
+        raise UnsupportedMediaTypeError(f"the body must be application/json, not {what}")
+
+
 async def _read(receive: Receive) -> bytes:
-    """The whole body; server.py keeps it within its limits."""
+    """The whole body; http/protocol.py keeps it within its limits."""
     parts: list[bytes] = []
     while True:
         message = await receive()
@@ -271,13 +288,3 @@ async def _read(receive: Receive) -> bytes:
     if not body:
         raise InvalidRequestError("the body is empty; send a JSON object")
     return body
-
-
-async def _disconnected(receive: Receive) -> None:
-    """Return when the client has hung up."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)

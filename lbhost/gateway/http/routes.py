@@ -29,10 +29,11 @@ from lbhost.errors import (
 from lbhost.gateway import metrics
 from lbhost.gateway.api.endpoint import Completions
 from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.http.access import Access, error_response
+from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.prompt.intake import Intake
-from lbhost.gateway.recorder import Recorder
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 
 _json = msgspec.json.Encoder().encode
@@ -42,13 +43,13 @@ def build(
     *,
     intake: Intake,
     dispatcher: Dispatcher,
-    traffic: Recorder,
     counters: Metrics,
     model: str,
     n_ctx: int,
     settings: Settings,
+    on_loopback: bool,
 ) -> ASGIApp:
-    """The application, ready for uvicorn."""
+    """The application, ready for uvicorn. `on_loopback`: only this machine can reach it."""
     pages = _Pages(dispatcher, counters, model, n_ctx)
     get: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
         ("/v1/models", pages.models),
@@ -63,7 +64,9 @@ def build(
         ("/v1/chat/completions", Kind.CHAT),
         ("/v1/completions", Kind.COMPLETION),
     ):
-        endpoint = Completions(kind, intake, dispatcher, traffic, model, settings.request_timeout_s)
+        endpoint = Completions(
+            kind, intake, dispatcher, model, time_limit_s=settings.request_timeout_s
+        )
         routes.append(Route(path, endpoint, methods=["POST"]))
     app = Starlette(
         routes=routes,
@@ -74,7 +77,13 @@ def build(
         },
     )
     app.router.redirect_slashes = False
-    return Access(app, dispatcher, settings, traffic.refused)
+    return Access(
+        app,
+        dispatcher,
+        api_key=settings.api_key,
+        hosts=Hosts(settings, on_loopback=on_loopback),
+        origins=Origins(settings),
+    )
 
 
 class _Pages:
@@ -110,7 +119,8 @@ class _Pages:
         if self._dispatcher.ready():
             return _ok({"status": "ok"})
         why = "the server is shutting down" if self._dispatcher.stopping else "no worker is ready"
-        raise NotReadyError(why, retry_after_s=1)
+        # An answer to what was asked, no refusal: probes are not counted.
+        return error_response(NotReadyError(why, retry_after_s=1))
 
     async def metrics(self, _: Request) -> Response:
         return Response(self._metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})
@@ -122,8 +132,8 @@ def _ok(value: Any) -> Response:
 
 async def _on_lbhost_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LbhostError)
-    response = error_response(error)
-    worker = request.scope["state"].get("worker")
+    response = _refuse(request, error)
+    worker = _exchange(request).details.get("worker")
     if worker is not None:
         response.headers["x-lbhost-worker"] = str(worker)
     return response
@@ -134,15 +144,25 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path[:200]}"
     if error.status_code == 404:
-        return error_response(NotFoundError(f"{where}: no such path"))
+        return _refuse(request, NotFoundError(f"{where}: no such path"))
     if error.status_code == 405:
-        response = error_response(MethodNotAllowedError(f"{where}: method not allowed"))
+        response = _refuse(request, MethodNotAllowedError(f"{where}: method not allowed"))
         for name, value in (error.headers or {}).items():
             response.headers[name] = value
         return response
-    return error_response(InvalidRequestError(f"{where}: {error.detail}"))
+    return _refuse(request, InvalidRequestError(f"{where}: {error.detail}"))
 
 
-async def _on_bug(_: Request, error: Exception) -> Response:
+async def _on_bug(request: Request, error: Exception) -> Response:
     """Ours. Starlette raises it again after the answer, so that uvicorn logs it."""
-    return error_response(LbhostError("internal error"))
+    return _refuse(request, LbhostError("internal error"))
+
+
+def _refuse(request: Request, error: LbhostError) -> Response:
+    _exchange(request).fail(error)
+    return error_response(error)
+
+
+def _exchange(request: Request) -> Exchange:
+    exchange: Exchange = request.scope["state"]["exchange"]
+    return exchange

@@ -14,7 +14,7 @@ import msgspec
 
 from lbhost.board import Board, CoreRow, GpuRow, HostRow
 from lbhost.machine import coresensors, topology, tree
-from lbhost.machine.gpu import GpuInfo, GpuReader, visible
+from lbhost.machine.gpu import GpuInfo, Gpus, visible
 from lbhost.machine.sampler import INTERVAL_S, Sampler, Watched
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
@@ -58,7 +58,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 def take(
     roots: Roots,
-    gpus: GpuReader,
+    gpus: Gpus,
     environ: Mapping[str, str],
     *,
     running: Sequence[Watched] = (),

@@ -35,6 +35,8 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     model_alias: str
     n_ctx: int
     """Tokens per slot, resolved."""
+    node: int | None = None
+    """The NUMA node that a fork server loads the weights on; None: wherever it runs."""
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):

@@ -15,3 +15,5 @@ class Placement(msgspec.Struct, frozen=True):
     """Index of the GPU's board row; None for a CPU worker."""
     gpu_uuid: str | None = None
     """What CUDA_VISIBLE_DEVICES gets."""
+    node: int | None = None
+    """The NUMA node of all its CPUs; None on a box of one node, or where they span several."""

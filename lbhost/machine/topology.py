@@ -53,6 +53,8 @@ class Topology(msgspec.Struct, frozen=True):
     """CPUs' worth of time that the cgroup allows; None without a quota."""
     memory_limit: int | None = None
     """Bytes that the cgroup allows; None without a limit."""
+    last_present: int = -1
+    """The highest CPU that the box has, online or not; -1 where /sys does not say."""
     described: bool = True
     """Whether /sys describes the cores; else each CPU was taken for a core."""
 
@@ -63,8 +65,11 @@ class Topology(msgspec.Struct, frozen=True):
 
     @property
     def rows(self) -> int:
-        """Rows that the board needs for cores: the row index is the CPU number."""
-        return max(self.cpus) + 1
+        """Rows that the board needs for cores: the row index is the CPU number.
+
+        CPUs that are offline now have one too: the board cannot grow when they come.
+        """
+        return max(*self.cpus, self.last_present) + 1
 
     @property
     def smt(self) -> bool:
@@ -117,6 +122,7 @@ def discover(roots: Roots, affinity: Iterable[int] | None = None) -> Topology:
         allowed=allowed,
         quota_cpus=group.quota_cpus(),
         memory_limit=group.memory_limit(),
+        last_present=max(cpulist.parse(tree.text(roots.cpus / "present")) or (), default=-1),
         described=described,
     )
 

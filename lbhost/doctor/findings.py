@@ -21,6 +21,8 @@ from lbhost.placement.placement import Placement
 
 BUSY = 0.2
 """Part of a core that another program must use to be worth a line."""
+_MEMORY_LEFT = 0.05
+"""Part of the memory below which the next allocation may be one too many."""
 _SPARE_FILES = 128
 """Descriptors beside the clients' connections: links, sensors, logs."""
 _WHO = "ps -eo psr,pcpu,pid,comm --sort=-pcpu | head"
@@ -193,6 +195,14 @@ def _memory(survey: Survey) -> Iterator[Finding]:
         yield _advice(
             "transparent huge pages are off: weights and KV cache cost more TLB misses",
             "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
+        )
+    total, left = survey.host.memory_total, survey.host.memory_available
+    if total and left is not None and left < _MEMORY_LEFT * total:
+        yield _advice(
+            f"only {gib(left)} of {gib(total)} of memory are left: over the limit the kernel kills "
+            "a process, most likely a worker",
+            "raise the limit, free memory, or use fewer --workers or --slots or a smaller "
+            "--ctx-size",
         )
     if survey.swap_total and survey.swap_free is not None:
         used = survey.swap_total - survey.swap_free

@@ -16,13 +16,11 @@ from lbhost.config import Settings
 from lbhost.doctor.survey import Survey
 from lbhost.machine import cpulist
 from lbhost.machine.topology import CoreKind
-from lbhost.placement.memory import gib
+from lbhost.placement.memory import gib, nearly_gone
 from lbhost.placement.placement import Placement
 
 BUSY = 0.2
 """Part of a core that another program must use to be worth a line."""
-_MEMORY_LEFT = 0.05
-"""Part of the memory below which the next allocation may be one too many."""
 _SPARE_FILES = 128
 """Descriptors beside the clients' connections: links, sensors, logs."""
 _WHO = "ps -eo psr,pcpu,pid,comm --sort=-pcpu | head"
@@ -197,7 +195,7 @@ def _memory(survey: Survey) -> Iterator[Finding]:
             "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
         )
     total, left = survey.host.memory_total, survey.host.memory_available
-    if total and left is not None and left < _MEMORY_LEFT * total:
+    if total and left is not None and nearly_gone(total, left):
         yield _advice(
             f"only {gib(left)} of {gib(total)} of memory are left: over the limit the kernel kills "
             "a process, most likely a worker",

@@ -29,6 +29,7 @@ from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.children import Children
 from lbhost.supervisor.events import EventLog
 from lbhost.supervisor.launcher import Launcher, environment, with_huge_pages
+from lbhost.supervisor.memory_watch import MemoryWatch
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.runtime import RuntimeDir
@@ -86,6 +87,7 @@ class Supervisor:
         self._announced = False
         self._stopping = False
         self._failure: StartupError | None = None
+        self._memory = MemoryWatch(self.events)
         self._assembly = Assembly(prepared.settings, prepared.board, prepared.topology)
         self._build()
 
@@ -166,6 +168,7 @@ class Supervisor:
             now = time.monotonic()
             looked = now - due < LATE_S
             self.prepared.sampler.sample(self._watched())
+            self._memory.look(self._board.host.read(0))
             self._look_at_services(now, looked=looked)
             row = self._board.gateway.read(0)
             fresh = (

@@ -154,7 +154,9 @@ async def test_what_is_not_http_is_a_400(garbage: bytes) -> None:
 
 async def test_an_upgrade_is_answered_as_if_not_asked_for() -> None:
     async with running_gateway(keep_alive_s=0.1) as g:
-        asked = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+        asked = (
+            b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+        )
         assert read(await g.raw(asked))[0] == 200
 
 
@@ -185,7 +187,9 @@ async def test_pipelining_does_not_hide_that_a_client_has_gone() -> None:
 
 async def test_a_refusal_before_the_body_closes_the_connection() -> None:
     async with running_gateway() as g:
-        response = await g.raw(b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+        response = await g.raw(
+            b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{"
+        )
         assert read(response)[0] == 404
 
 

@@ -36,7 +36,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     n_ctx: int
     """Tokens per slot, resolved."""
     node: int | None = None
-    """NUMA node that a fork server's weights belong to; None where there is only one."""
+    """The NUMA node that a fork server loads the weights on; None: wherever it runs."""
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):

@@ -15,6 +15,9 @@ from lbhost.errors import StartupError
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237}
+_MPOL_PREFERRED = 1
+_MOST_NODES = 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,6 +49,25 @@ def ignore_stop_signals() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def bind_memory(node: int) -> bool:
+    """Take this process's new memory from one NUMA node while it has any; forks inherit that.
+
+    Preferred, not strict: with the node full, remote memory is slow, and a strict binding would
+    have the kernel kill us. Pages of a file that somebody has read before stay where they are.
+
+    Returns:
+        False where the kernel knows no NUMA or no such node, or refuses; then nothing changes.
+    """
+    number = _SET_MEMPOLICY.get(os.uname().machine)
+    if number is None or not 0 <= node < _MOST_NODES:
+        return False
+    word = 8 * ctypes.sizeof(ctypes.c_ulong)
+    mask = (ctypes.c_ulong * (_MOST_NODES // word))()
+    mask[node // word] = 1 << node % word
+    most = ctypes.c_ulong(_MOST_NODES + 1)  # the kernel leaves the last bit out
+    return bool(_libc.syscall(ctypes.c_long(number), _MPOL_PREFERRED, mask, most) == 0)
 
 
 def cpu_s(pid: int) -> float | None:

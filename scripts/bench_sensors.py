@@ -7,7 +7,8 @@ Generates /sys and /proc of a machine with a temperature, a clock and throttle c
 every core, a quota, and one worker per core (this process's own CPU clock stands in for each
 worker's). The figure that counts is the part of one core at 4 samples a second: under 1%.
 Files in a temporary folder are quicker than real sensors, whose drivers take their own time;
-run with --sysfs /sys --procfs /proc to measure the machine at hand.
+run with --sysfs /sys --procfs /proc to measure the machine at hand. `use_psutil_mean_ms` is what
+psutil needs for the use of the CPUs alone, `use_mean_ms` what the sampler needs for it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
+import psutil  # noqa: E402
+
 import trees  # noqa: E402
 from lbhost.board import Board  # noqa: E402
-from lbhost.machine import topology  # noqa: E402
+from lbhost.machine import cpustat, topology  # noqa: E402
+from lbhost.machine.probe import Probe  # noqa: E402
 from lbhost.machine.sampler import INTERVAL_S, Sampler, Watched  # noqa: E402
 from lbhost.machine.tree import Roots  # noqa: E402
 
@@ -64,6 +68,24 @@ def measure(roots: Roots, samples: int) -> dict[str, float | int | bool]:
     }
 
 
+def use_ms(procfs: Path, samples: int) -> dict[str, float]:
+    """Mean CPU milliseconds of one reading of every CPU's use, here and by psutil."""
+    stat = Probe(procfs / "stat", 1 << 16)
+    psutil.PROCFS_PATH = str(procfs)
+    readings = {
+        "use_mean_ms": lambda: cpustat.parse(stat.read() or b""),
+        "use_psutil_mean_ms": lambda: psutil.cpu_times(percpu=True),
+    }
+    found = {}
+    for name, read in readings.items():
+        before = time.process_time_ns()
+        for _ in range(samples):
+            read()
+        found[name] = round((time.process_time_ns() - before) / 1e6 / samples, 3)
+    stat.close()
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cores", type=int, default=64)
@@ -74,10 +96,12 @@ def main() -> int:
     given = parser.parse_args()
     if given.sysfs and given.procfs:
         result = measure(Roots(given.sysfs, given.procfs), given.samples)
+        result |= use_ms(given.procfs, given.samples)
     else:
         with tempfile.TemporaryDirectory() as folder:
             tree = trees.big_server(Path(folder) / "box", given.cores)
             result = measure(tree.roots, given.samples)
+            result |= use_ms(tree.roots.procfs, given.samples)
     if given.json:
         print(json.dumps(result, indent=2))
     else:

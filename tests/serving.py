@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import httpx2
 import msgspec
+import psutil
 
 from lbhost.status import Status, WorkerStatus
 
@@ -41,10 +42,9 @@ def wait_for(probe: Callable[[], T], what: str, *, within_s: float = PATIENCE_S)
 def alive(pid: int) -> bool:
     """Whether the process runs: a zombie does not."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    return stat.rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def cpu_affinity(pid: int) -> set[int]:

@@ -11,8 +11,6 @@ import pytest
 
 from lbhost.board import Board, GatewayRow
 from lbhost.config import Settings
-from lbhost.machine import topology
-from lbhost.machine.tree import Roots
 from lbhost.supervisor.assembly import GATEWAY_FRESH_NS, Assembly
 
 ROW = GatewayRow(
@@ -39,7 +37,7 @@ def page() -> Iterator[Board]:
 
 
 def assembly(page: Board) -> Assembly:
-    return Assembly(Settings(), page, topology.discover(Roots.from_environ({})))
+    return Assembly(Settings(), page)
 
 
 def test_the_gateways_figures_are_shown(page: Board) -> None:

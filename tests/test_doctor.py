@@ -132,6 +132,17 @@ def test_memory_settings_that_cost_speed_are_named(tmp_path: Path) -> None:
     assert "waited for memory during 12% of the last 10 s" in advice
 
 
+def test_memory_that_is_nearly_gone_is_named(tmp_path: Path) -> None:
+    tree = trees.container_v2(tmp_path / "box")
+    group = "sys/fs/cgroup"
+    assert "of memory are left" not in texts(judge(look(tree)))
+    # A limit that was lowered under a running server: what is used is more than what is allowed.
+    tree.put(f"{group}/memory.max", GIB * 3 // 4 + (20 << 20))
+    assert "only 20 MiB of 788 MiB of memory are left" in texts(judge(look(tree)))
+    tree.put(f"{group}/memory.max", GIB // 2)
+    assert "only 0 MiB of 512 MiB of memory are left" in texts(judge(look(tree)))
+
+
 def test_a_hot_core_is_named(tmp_path: Path) -> None:
     tree = trees.raspberry_pi(tmp_path / "box")
     tree.zone(0, "cpu-thermal", 84000)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import trees
 from lbhost.board import Board, GpuRow
 from lbhost.machine.gpu import GpuInfo, GpuReader, clock_limit, visible
+from lbhost.machine.gpu_watch import STALE_NS, GpuWatch
 from lbhost.machine.sampler import Sampler
 from lbhost.machine.tree import Roots
 
@@ -225,3 +228,88 @@ def test_the_sampler_publishes_every_card_once_a_second(roots: Roots) -> None:
             seen[index].add(row.sampled_ns)
     sampler.close()
     assert [len(times) for times in seen] == [3, 4]
+
+
+# --- a driver that hangs ----------------------------------------------------------------
+
+
+class HangingNvml(FakeNvml):
+    """Every call of the function named by `hangs_in` waits for `released`."""
+
+    def __init__(self, *cards: dict[str, Any]) -> None:
+        super().__init__(*cards)
+        self.hangs_in = ""
+        self.hanging = threading.Event()
+        self.released = threading.Event()
+
+    def _wait(self, function: str) -> None:
+        if self.hangs_in == function:
+            self.hanging.set()
+            self.released.wait()
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self._wait("nvmlInit")
+        super().nvmlInit()
+
+    def __getattr__(self, name: str) -> Any:
+        call = super().__getattr__(name)
+
+        def waiting(*arguments: Any) -> Any:
+            self._wait(name)
+            return call(*arguments)
+
+        return waiting
+
+
+@pytest.fixture
+def hanging() -> Iterator[HangingNvml]:
+    fake = HangingNvml(card(0), card(1))
+    yield fake
+    fake.released.set()
+
+
+def test_a_card_that_hangs_becomes_unknown_and_never_holds_the_sampler(
+    tmp_path: Path, roots: Roots, hanging: HangingNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbhost.machine.gpu_watch.READ_EVERY_S", 0.0)
+    now = 1
+    watch = GpuWatch(roots, hanging, clock_ns=lambda: now)
+    assert [watch.read(i).temp_c for i in range(2)] == [64.0, 64.0]
+    hanging.hangs_in = "nvmlDeviceGetUtilizationRates"
+    assert hanging.hanging.wait(60)
+    tree = trees.bare_vm(tmp_path / "other")
+    box = tree.topology()
+    board = Board.create(workers=0, cores=box.rows, gpus=2)
+    sampler = Sampler(board, box, tree.roots, watch, clock_ns=lambda: now)
+    sampler.sample()
+    assert board.gpus.read(0) == watch.read(0)
+    assert watch.read(0).temp_c == 64.0
+    now += STALE_NS + 1
+    assert watch.read(0) == GpuRow(sampled_ns=1, uuid="GPU-0", name="NVIDIA H100")
+    assert watch.read(1).temp_c is None
+    for _ in range(4):
+        sampler.sample()
+    row = board.gpus.read(0)
+    assert row is not None
+    assert row.temp_c is None
+    hanging.hangs_in = ""
+    hanging.released.set()
+    while watch.read(0).temp_c is None:
+        threading.Event().wait(0.001)
+    sampler.close()
+    watch.close()
+    assert hanging.running == 0
+
+
+def test_a_driver_that_hangs_at_its_start_has_no_cards(roots: Roots, hanging: HangingNvml) -> None:
+    hanging.hangs_in = "nvmlInit"
+    watch = GpuWatch(roots, hanging, find_limit_s=0.01)
+    assert (watch.gpus, watch.answered) == ((), False)
+
+
+def test_without_a_driver_no_thread_stays(roots: Roots) -> None:
+    before = set(threading.enumerate())
+    watch = GpuWatch(roots, FakeNvml(card(0), driver=False))
+    assert (watch.gpus, watch.answered) == ((), True)
+    watch.close()
+    assert set(threading.enumerate()) <= before

@@ -29,6 +29,7 @@ from lbhost.errors import (
     LbhostError,
     NotReadyError,
     QueueFullError,
+    UnauthorizedError,
     WorkerLostError,
 )
 from lbhost.gateway import metrics
@@ -203,7 +204,7 @@ class Figures:
 
     def computed(self, tokens: int, epoch: int = 1) -> None:
         """Worker 0's process has computed so many prompt tokens by now."""
-        self.page.identity.write(0, IdentityRow(present=True, epoch=epoch, cpus="0", slots=4))
+        self.page.identity.write(0, IdentityRow(present=True, epoch=epoch, cpus=(0,), slots=4))
         self.page.progress.write(0, ProgressRow(epoch=epoch, prompt_tokens=tokens))
 
 
@@ -246,7 +247,7 @@ async def test_the_error_rate_is_of_the_last_minute_and_of_what_was_taken_in(
         figures.recorder.count(what)
     figures.recorder.count("queue_full")
     figures.recorder.count("invalid")
-    figures.recorder.refused(401, "/", "id")
+    figures.recorder.refused(UnauthorizedError("who?"))
     assert figures.later(1).error_rate == 0.25
     assert figures.later(70).error_rate is None
 

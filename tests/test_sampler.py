@@ -225,6 +225,30 @@ def test_a_cpu_that_goes_offline_is_unknown_and_comes_back(desktop: Box) -> None
     assert desktop.core(5).idle == 1.0
 
 
+def test_cpus_that_come_and_go_are_read_once_they_are_adopted(tmp_path: Path) -> None:
+    tree = trees.intel_desktop(tmp_path / "box")
+    tree.put(f"{trees.CPU}/online", "0-4,6-10")
+    box = Box(tree)
+    box.step(times=2)
+    assert box.board.cores.read(5) == CoreRow()
+    tree.put(f"{trees.CPU}/online", "0-3,5-9,11")
+    box.sampler.adopt(tree.topology())
+    box.step(times=8)
+    box.sampler.close()
+    assert (box.core(5).idle, box.core(5).temp_c) == (1.0, 55)
+    assert (box.core(4).idle, box.core(4).temp_c) == (None, None)
+
+
+def test_a_cpu_beyond_the_boards_rows_is_left_out(tmp_path: Path) -> None:
+    tree = trees.bare_vm(tmp_path / "box")
+    box = Box(tree)
+    tree.stat(range(6))
+    box.sampler.adopt(tree.topology())
+    box.step(times=3)
+    box.sampler.close()
+    assert [box.core(cpu).idle for cpu in range(4)] == [1.0] * 4
+
+
 def test_counters_that_jump_back_are_not_believed(desktop: Box) -> None:
     desktop.step(times=2)
     desktop.tree.ticks[0][3] -= 500

@@ -1,39 +1,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import trees
 from lbhost.errors import UsageError
-from lbhost.machine.gpu import GpuInfo
-from lbhost.machine.topology import CoreKind, PhysicalCore, Topology, discover
+from lbhost.machine.topology import CoreKind, PhysicalCore, Reread, changes, discover
 from lbhost.machine.tree import Roots
-from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
+from test_plan import cpus
 from trees import Tree
-
-CARDS = [
-    GpuInfo(index=0, uuid="GPU-a", name="A", node=1),
-    GpuInfo(index=1, uuid="GPU-b", name="B", node=0),
-]
-
-
-def cpus(placements: list[Placement]) -> list[tuple[int, ...]]:
-    return [placement.cpus for placement in placements]
-
-
-def flat(cores: int, allowed: set[int] | None = None, quota: float | None = None) -> Topology:
-    return Topology(
-        cores=tuple(PhysicalCore(cpus=(n,)) for n in range(cores)),
-        allowed=frozenset(range(cores) if allowed is None else allowed),
-        quota_cpus=quota,
-    )
-
-
-# --- discover ---------------------------------------------------------------------------
 
 
 def test_intel_desktop(tmp_path: Path) -> None:
@@ -140,7 +118,7 @@ def test_offline_siblings_are_left_out(tmp_path: Path) -> None:
     tree.put(f"{trees.CPU}/online", "0-7")
     box = tree.topology()
     assert box.cores[5].cpus == (5,)
-    assert box.rows == 8
+    assert box.rows == 12  # the board cannot grow when they come back
 
 
 def test_a_foreign_tree_without_any_cpu_of_ours_still_has_one(tmp_path: Path) -> None:
@@ -181,80 +159,53 @@ def test_a_root_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
     assert Roots.from_environ({}) == Roots()
 
 
-# --- plan -------------------------------------------------------------------------------
+# --- what is allowed, read again --------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("box", "workers", "threads", "reason"),
-    [
-        (flat(4), 5, 1, "--workers 5 is too many, at most 4 fit here: the machine has 4 physical"),
-        (flat(4), 3, 2, "at most 2 of 2 threads fit here: the machine has 4 physical cores"),
-        (flat(4, {1, 2}), 3, 1, "cpuset allows CPUs 1-2, 2 cores of 4"),
-        (flat(4, quota=2.5), 3, 1, r"at most 2 fit here: the cgroup's CPU quota is 2.5 CPUs"),
-        (flat(1), 2, 1, "the machine has 1 physical core$"),
-        (flat(2), 1, 3, "--threads-per-worker 3 is more than this process can run at once"),
-        (flat(4, quota=1.5), "auto", 2, "quota is 1.5 CPUs"),
-    ],
-)
-def test_asking_for_too_much_is_refused_with_limit_and_reason(
-    box: Topology, workers: int | str, threads: int, reason: str
-) -> None:
-    with pytest.raises(UsageError, match=reason) as refusal:
-        plan(box, workers, threads)
-    assert "\n" not in refusal.value.message
+def test_what_is_allowed_is_read_again_and_the_rest_only_after_a_change(tmp_path: Path) -> None:
+    tree = trees.container_v2(tmp_path / "box")
+    group = "sys/fs/cgroup"
+    reread = Reread(tree.roots, affinity=lambda: range(12))
+    first = reread()
+    assert (first.allowed, first.quota_cpus) == (frozenset(range(12)), 1.5)
+    assert reread() is first
+    tree.put(f"{group}/cpuset.cpus.effective", "2-3")
+    tree.put(f"{group}/cpu.max", "290000 100000")
+    second = reread()
+    assert second.allowed == {2, 3}
+    assert (second.quota_cpus, second.effective_cores) == (2.9, 2)
+    assert changes(first, second) == (
+        "may use CPUs 2-3 instead of 0-11",
+        "the CPU quota is 2.9 instead of 1.5 CPUs",
+    )
+    tree.put(f"{group}/cpu.max", "max 100000")
+    tree.put(f"{group}/memory.max", trees.GIB)
+    assert changes(second, reread()) == (
+        "the CPU quota is none instead of 2.9 CPUs",
+        "the memory limit is 1.0 GiB instead of 2.0 GiB",
+    )
+    tree.put(f"{trees.CPU}/online", "0-3")
+    assert changes(second, reread())[0] == "CPUs 0-3 are online instead of 0-11"
+    assert changes(first, first) == ()
 
 
-def test_smt_siblings_are_named_when_someone_counts_on_them(tmp_path: Path) -> None:
-    box = trees.intel_desktop(tmp_path / "box").topology()
-    with pytest.raises(UsageError, match=r"6 physical cores \(12 logical CPUs: SMT siblings"):
-        plan(box, 12)
+def test_a_v1_cpuset_and_quota_are_read_again(tmp_path: Path) -> None:
+    tree = trees.container_v1(tmp_path / "box")
+    reread = Reread(tree.roots, affinity=lambda: range(12))
+    assert reread().effective_cores == 2
+    tree.put("sys/fs/cgroup/cpuset/cpuset.cpus", "1")
+    tree.put("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", -1)
+    assert reread().allowed == {1}
+    assert reread().quota_cpus is None
 
 
-@pytest.mark.parametrize(("quota", "workers"), [(0.3, 1), (1.0, 1), (1.99, 1), (2.0, 2), (9.0, 4)])
-def test_a_quota_counts_in_whole_cores_and_leaves_at_least_one(quota: float, workers: int) -> None:
-    assert len(plan(flat(4, quota=quota), "auto")) == workers
-
-
-def test_a_worker_larger_than_every_node_still_gets_its_cores(tmp_path: Path) -> None:
-    box = trees.amd_server(tmp_path / "box").topology()
-    assert cpus(plan(box, "auto", 12)) == [tuple(range(12))]
-
-
-def test_every_worker_is_pinned_to_cpus_of_its_own() -> None:
-    for threads in (1, 2, 3):
-        used = [cpu for group in cpus(plan(flat(7), "auto", threads)) for cpu in group]
-        assert len(used) == len(set(used)) == 7 // threads * threads
-
-
-def test_gpus_are_chosen_when_the_build_can_use_them(tmp_path: Path) -> None:
-    box = trees.amd_server(tmp_path / "box").topology()
-    placements = plan(box, "auto", gpus=CARDS, gpu_capable=True)
-    # Each beside its card: GPU 0 hangs on node 1.
-    assert placements == [
-        Placement(cpus=(8,), threads=1, gpu=0, gpu_uuid="GPU-a"),
-        Placement(cpus=(0,), threads=1, gpu=1, gpu_uuid="GPU-b"),
-    ]
-    assert len(plan(box, 1, gpus=CARDS, gpu_capable=True)) == 1
-
-
-@pytest.mark.parametrize(("gpus", "capable"), [(CARDS, False), ([], True)])
-def test_without_build_or_cards_the_cores_are_used(gpus: list[GpuInfo], capable: bool) -> None:
-    placements = plan(flat(4), "auto", gpus=gpus, gpu_capable=capable)
-    assert len(placements) == 4
-    assert all(placement.gpu is None for placement in placements)
-
-
-def test_more_gpu_workers_than_cards_are_refused() -> None:
-    with pytest.raises(UsageError, match="at most 2 fit here: one worker per GPU"):
-        plan(flat(4), 3, gpus=CARDS, gpu_capable=True)
-
-
-def test_gpu_workers_share_cores_where_there_are_fewer_cores_than_cards() -> None:
-    placements = plan(flat(4, {0, 1}, quota=1.0), "auto", gpus=CARDS * 2, gpu_capable=True)
-    assert cpus(placements) == [(0,), (1,), (0, 1), (0, 1)]
-
-
-@pytest.mark.parametrize("build", [trees.intel_desktop, trees.amd_server, trees.hybrid_laptop])
-def test_plans_are_the_same_every_time(tmp_path: Path, build: Callable[[Path], Tree]) -> None:
-    tree = build(tmp_path / "box")
-    assert plan(tree.topology(), "auto") == plan(tree.topology(), "auto")
+def test_the_affinity_of_this_process_is_read_again() -> None:
+    before = os.sched_getaffinity(0)
+    reread = Reread(Roots())
+    assert reread().allowed <= before
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert reread().allowed == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+    assert reread().allowed <= before

@@ -110,7 +110,9 @@ class Worker:
 class Template:
     """`python -m lbhost.worker.fork_server`, loaded."""
 
-    def __init__(self, model_path: str, settings: Settings, n_ctx: int) -> None:
+    def __init__(
+        self, model_path: str, settings: Settings, n_ctx: int, node: int | None = None
+    ) -> None:
         become_subreaper()
         self.board = Board.create(workers=4, cores=1, gpus=0)
         self.control, theirs = control.socketpair()
@@ -121,7 +123,7 @@ class Template:
             env=with_huge_pages(environment(os.environ)),
         )
         theirs.close()
-        configure = control.Configure(settings, model_path, "test", n_ctx)
+        configure = control.Configure(settings, model_path, "test", n_ctx, node=node)
         control.send(self.control, configure, [self.board.fd])
         self.first = receive(self.control)
 
@@ -144,10 +146,14 @@ class Template:
 
 @contextlib.contextmanager
 def template(
-    settings: Settings | None = None, *, n_ctx: int = 512, model_path: str | None = None
+    settings: Settings | None = None,
+    *,
+    n_ctx: int = 512,
+    model_path: str | None = None,
+    node: int | None = None,
 ) -> Iterator[Template]:
     """A template that is gone afterwards."""
-    made = Template(model_path or resolve("starter").path, settings or Settings(), n_ctx)
+    made = Template(model_path or resolve("starter").path, settings or Settings(), n_ctx, node)
     try:
         yield made
     finally:

@@ -16,7 +16,7 @@ from lbhost.config import Settings
 from lbhost.doctor.survey import Survey
 from lbhost.machine import cpulist
 from lbhost.machine.topology import CoreKind
-from lbhost.placement.memory import gib
+from lbhost.placement.memory import gib, nearly_gone
 from lbhost.placement.placement import Placement
 
 BUSY = 0.2
@@ -193,6 +193,14 @@ def _memory(survey: Survey) -> Iterator[Finding]:
         yield _advice(
             "transparent huge pages are off: weights and KV cache cost more TLB misses",
             "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
+        )
+    total, left = survey.host.memory_total, survey.host.memory_available
+    if total and left is not None and nearly_gone(total, left):
+        yield _advice(
+            f"only {gib(left)} of {gib(total)} of memory are left: over the limit the kernel kills "
+            "a process, most likely a worker",
+            "raise the limit, free memory, or use fewer --workers or --slots or a smaller "
+            "--ctx-size",
         )
     if survey.swap_total and survey.swap_free is not None:
         used = survey.swap_total - survey.swap_free

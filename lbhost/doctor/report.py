@@ -17,7 +17,7 @@ from lbhost.doctor.findings import Finding, Level
 from lbhost.doctor.survey import Survey
 from lbhost.errors import StartupError, UsageError
 from lbhost.machine import cpulist
-from lbhost.machine.gpu import GpuReader
+from lbhost.machine.gpu_watch import GpuWatch
 from lbhost.machine.sampler import Watched
 from lbhost.machine.tree import Roots
 from lbhost.placement import memory
@@ -74,9 +74,9 @@ def collect(
 ) -> Report:
     """Read the box, which takes half a second, and judge it.
 
-    Arguments as for `examine`, `survey.take` and `GpuReader`.
+    Arguments as for `examine`, `survey.take` and `GpuWatch`.
     """
-    reader = GpuReader(roots, nvml)
+    reader = GpuWatch(roots, nvml)
     try:
         taken = survey.take(roots, reader, environ, running=_watched(running))
     finally:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import resource
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
+import psutil
 
 from lbhost.board import Board, CoreRow, GpuRow, HostRow
 from lbhost.machine import coresensors, topology, tree
-from lbhost.machine.gpu import GpuInfo, GpuReader, visible
+from lbhost.machine.gpu import GpuInfo, Gpus, visible
 from lbhost.machine.sampler import INTERVAL_S, Sampler, Watched
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
@@ -58,7 +60,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 def take(
     roots: Roots,
-    gpus: GpuReader,
+    gpus: Gpus,
     environ: Mapping[str, str],
     *,
     running: Sequence[Watched] = (),
@@ -89,6 +91,7 @@ def take(
     meminfo = _meminfo(roots)
     cpufreq = roots.cpus / f"cpu{box.cpus[0]}" / "cpufreq"
     balancing = tree.integer(roots.procfs / "sys/kernel/numa_balancing")
+    swap_total, swap_free = _swap(roots)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Survey(
         topology=box,
@@ -106,8 +109,8 @@ def take(
         huge_pages=_chosen(tree.text(roots.sysfs / "kernel/mm/transparent_hugepage/enabled")),
         huge_pages_reserved=meminfo.get("HugePages_Total"),
         numa_balancing=None if balancing is None else bool(balancing),
-        swap_total=meminfo.get("SwapTotal"),
-        swap_free=meminfo.get("SwapFree"),
+        swap_total=swap_total,
+        swap_free=swap_free,
         open_files=soft,
         open_files_most=hard,
     )
@@ -132,6 +135,18 @@ def _meminfo(roots: Roots) -> dict[str, int]:
         if words and words[0].isdecimal():
             found[name] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
     return found
+
+
+def _swap(roots: Roots) -> tuple[int | None, int | None]:
+    """Swap in all, and free, bytes; None where the tree does not say."""
+    psutil.PROCFS_PATH = str(roots.procfs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of counters that we do not ask for
+            swap = psutil.swap_memory()
+    except (OSError, ValueError, IndexError):
+        return None, None
+    return int(swap.total), int(swap.free)
 
 
 def _governors(roots: Roots, box: Topology) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -29,6 +29,18 @@ class GpuInfo(msgspec.Struct, frozen=True):
     """Bytes."""
     node: int | None = None
     """NUMA node that it hangs on."""
+
+
+class Gpus(Protocol):
+    """Something that knows the cards and tells how they are."""
+
+    gpus: tuple[GpuInfo, ...]
+
+    def read(self, index: int) -> GpuRow:
+        """The card's row. What is not known is None."""
+
+    def close(self) -> None:
+        """Let go of the driver. Safe to call twice."""
 
 
 class GpuReader:

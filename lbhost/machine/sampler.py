@@ -17,7 +17,7 @@ from lbhost.board import Board, CoreRow
 from lbhost.linux import cpu_s
 from lbhost.machine import cpustat
 from lbhost.machine.coresensors import CoreSensors
-from lbhost.machine.gpu import GpuReader
+from lbhost.machine.gpu import Gpus
 from lbhost.machine.hostload import HostMeter
 from lbhost.machine.probe import Probe
 from lbhost.machine.topology import Topology
@@ -50,7 +50,7 @@ class Sampler:
         board: Board,
         topology: Topology,
         roots: Roots,
-        gpus: GpuReader | None = None,
+        gpus: Gpus | None = None,
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         cpu_clock_s: Callable[[int], float | None] = cpu_s,
@@ -69,6 +69,7 @@ class Sampler:
         self._cpu_clock_s = cpu_clock_s
         # The lines of 64 CPUs take 4 KB; what follows them is not needed.
         self._stat = Probe(roots.procfs / "stat", 4096 + 160 * topology.rows)
+        self._roots = roots
         self._meter = cpustat.UsageMeter(os.sysconf("SC_CLK_TCK"))
         self._sensors = CoreSensors(roots, topology)
         self._host = HostMeter(roots)
@@ -115,6 +116,20 @@ class Sampler:
         if now_ns - self._refreshed_ns > 1e9 * (REFRESH_S if complete else REFRESH_LOST_S):
             self._refreshed_ns = now_ns
             self._sensors.refresh()
+
+    def adopt(self, topology: Topology) -> None:
+        """Read another set of CPUs from now on: some came online, or went.
+
+        CPUs beyond the board's rows are left out; rows of those that went become unknown.
+        """
+        gone = set(self._topology.cpus) - set(topology.cpus)
+        rows = len(self._board.cores)
+        cores = tuple(core for core in topology.cores if max(core.cpus) < rows)
+        self._topology = msgspec.structs.replace(topology, cores=cores)
+        self._sensors.close()
+        self._sensors = CoreSensors(self._roots, self._topology)
+        for cpu in gone:
+            self._board.cores.write(cpu, CoreRow(sampled_ns=self._clock_ns()))
 
     def close(self) -> None:
         """Let go of all files. The GPU reader stays the caller's."""

@@ -1,14 +1,14 @@
 """The cores of this box, and what this process may use of them.
 
-`discover` reads /sys, /proc and the cgroup once. Where /sys does not describe the cores (some VMs
-and containers), every CPU counts as a core.
+`discover` reads /sys, /proc and the cgroup once, `Reread` again and again. Where /sys does not
+describe the cores (some VMs and containers), every CPU counts as a core.
 """
 
 from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -53,6 +53,8 @@ class Topology(msgspec.Struct, frozen=True):
     """CPUs' worth of time that the cgroup allows; None without a quota."""
     memory_limit: int | None = None
     """Bytes that the cgroup allows; None without a limit."""
+    last_present: int = -1
+    """The highest CPU that the box has, online or not; -1 where /sys does not say."""
     described: bool = True
     """Whether /sys describes the cores; else each CPU was taken for a core."""
 
@@ -63,8 +65,11 @@ class Topology(msgspec.Struct, frozen=True):
 
     @property
     def rows(self) -> int:
-        """Rows that the board needs for cores: the row index is the CPU number."""
-        return max(self.cpus) + 1
+        """Rows that the board needs for cores: the row index is the CPU number.
+
+        CPUs that are offline now have one too: the board cannot grow when they come.
+        """
+        return max(*self.cpus, self.last_present) + 1
 
     @property
     def smt(self) -> bool:
@@ -104,6 +109,44 @@ def discover(roots: Roots, affinity: Iterable[int] | None = None) -> Topology:
         roots: the trees to read.
         affinity: CPUs that this process may run on; default: ask the kernel.
     """
+    return _describe(roots, _bounds(roots, affinity))
+
+
+class Reread:
+    """The topology as of now, as cheaply as it can change: what is allowed is read at every call
+    (five files; 128 described cores are 640), the cores only when that has changed."""
+
+    def __init__(
+        self,
+        roots: Roots,
+        affinity: Callable[[], Iterable[int]] = lambda: os.sched_getaffinity(0),
+    ) -> None:
+        """
+        Args:
+            affinity: CPUs that this process may run on.
+        """
+        self._roots = roots
+        self._affinity = affinity
+        self._last: tuple[_Bounds, Topology] | None = None
+
+    def __call__(self) -> Topology:
+        """The same object as before where nothing has changed."""
+        bounds = _bounds(self._roots, self._affinity())
+        if self._last is None or self._last[0] != bounds:
+            self._last = bounds, _describe(self._roots, bounds)
+        return self._last[1]
+
+
+class _Bounds(msgspec.Struct, frozen=True):
+    """What can change under a running process."""
+
+    online: frozenset[int]
+    allowed: frozenset[int]
+    quota_cpus: float | None
+    memory_limit: int | None
+
+
+def _bounds(roots: Roots, affinity: Iterable[int] | None) -> _Bounds:
     mask = frozenset(os.sched_getaffinity(0) if affinity is None else affinity)
     online = cpulist.parse(tree.text(roots.cpus / "online")) or _stat_cpus(roots) or mask
     group = cgroup.locate(roots)
@@ -111,14 +154,41 @@ def discover(roots: Roots, affinity: Iterable[int] | None = None) -> Topology:
     allowed = (allowed & (group.cpus() or allowed)) or allowed
     if not allowed:  # a tree of another machine: its CPUs and ours have none in common
         allowed = frozenset({min(online)})
-    cores, described = _cores(roots, sorted(online))
+    return _Bounds(online, allowed, group.quota_cpus(), group.memory_limit())
+
+
+def _describe(roots: Roots, bounds: _Bounds) -> Topology:
+    cores, described = _cores(roots, sorted(bounds.online))
     return Topology(
         cores=_with_kinds(roots, cores),
-        allowed=allowed,
-        quota_cpus=group.quota_cpus(),
-        memory_limit=group.memory_limit(),
+        allowed=bounds.allowed,
+        quota_cpus=bounds.quota_cpus,
+        memory_limit=bounds.memory_limit,
+        last_present=max(cpulist.parse(tree.text(roots.cpus / "present")) or (), default=-1),
         described=described,
     )
+
+
+def changes(before: Topology, after: Topology) -> tuple[str, ...]:
+    """What has changed in what a process may use, a line each for a person."""
+    found = []
+    if before.cpus != after.cpus:
+        now, then = cpulist.render(after.cpus), cpulist.render(before.cpus)
+        found.append(f"CPUs {now} are online instead of {then}")
+    if before.allowed != after.allowed:
+        now, then = cpulist.render(after.allowed), cpulist.render(before.allowed)
+        found.append(f"may use CPUs {now} instead of {then}")
+    if before.quota_cpus != after.quota_cpus:
+        quotas = ["none" if q is None else f"{q:g}" for q in (after.quota_cpus, before.quota_cpus)]
+        found.append(f"the CPU quota is {quotas[0]} instead of {quotas[1]} CPUs")
+    if before.memory_limit != after.memory_limit:
+        limits = [_gib(limit) for limit in (after.memory_limit, before.memory_limit)]
+        found.append(f"the memory limit is {limits[0]} instead of {limits[1]}")
+    return tuple(found)
+
+
+def _gib(limit: int | None) -> str:
+    return "none" if limit is None else f"{limit / (1 << 30):.1f} GiB"
 
 
 def _stat_cpus(roots: Roots) -> frozenset[int]:

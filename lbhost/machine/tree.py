@@ -42,6 +42,10 @@ class Roots(msgspec.Struct, frozen=True):
         """The folder that holds cpu0, cpu1, …"""
         return self.sysfs / "devices/system/cpu"
 
+    def node_cpus(self, node: int) -> Path:
+        """The file that lists a NUMA node's CPUs."""
+        return self.sysfs / f"devices/system/node/node{node}/cpulist"
+
 
 def _folder(environ: Mapping[str, str], name: str, default: Path) -> Path:
     path = Path(environ.get(name) or default)

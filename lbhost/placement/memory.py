@@ -27,6 +27,7 @@ _DEFAULT_PART = 0.5
 """Part of the free memory that the default takes: the rest is the user's, and page cache."""
 _MOST_PART = 0.9
 """Part that may be asked for."""
+_LITTLE_PART = 0.05
 
 
 def need_bytes(
@@ -130,6 +131,11 @@ def _refusal(wanted: int, most: int, least: int, fixed: int, per_token: int, ava
         f"a context of {wanted} tokens needs {gib(need)} of memory, {gib(available)} are "
         f"available: {advice}"
     )
+
+
+def nearly_gone(total_bytes: float, available_bytes: float) -> bool:
+    """Whether the next allocation may be the one for which the kernel kills a process."""
+    return available_bytes < _LITTLE_PART * total_bytes
 
 
 def gib(size: float) -> str:

@@ -16,4 +16,4 @@ class Placement(msgspec.Struct, frozen=True):
     gpu_uuid: str | None = None
     """What CUDA_VISIBLE_DEVICES gets."""
     node: int | None = None
-    """NUMA node of its CPUs, whose memory it should use; None where there is only one."""
+    """The NUMA node of all its CPUs; None on a box of one node, or where they span several."""

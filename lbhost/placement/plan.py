@@ -1,4 +1,4 @@
-"""Where workers go: which CPUs, how many threads, which GPU. Pure."""
+"""Where workers go: which CPUs and NUMA node, how many threads, which GPU. Pure."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def plan(
                 f"--workers {wanted} is too many, at most {most}{threads} fit here: "
                 f"{_reason(topology)}"
             )
-    return [Placement(cpus=cpus, threads=threads_per_worker) for cpus in groups[:wanted]]
+    return [
+        Placement(cpus=cpus, threads=threads_per_worker, node=_node(topology, cpus))
+        for cpus in groups[:wanted]
+    ]
 
 
 def _plan_gpus(
@@ -78,7 +81,15 @@ def _plan_gpus(
         else:
             free = [entry for entry in free if entry not in picked]
             cpus = tuple(sorted(cpu for _, cpu in picked))
-        placements.append(Placement(cpus=cpus, threads=threads, gpu=gpu.index, gpu_uuid=gpu.uuid))
+        placements.append(
+            Placement(
+                cpus=cpus,
+                threads=threads,
+                gpu=gpu.index,
+                gpu_uuid=gpu.uuid,
+                node=_node(topology, cpus),
+            )
+        )
     return placements
 
 
@@ -123,6 +134,14 @@ def _ordered(topology: Topology) -> list[PhysicalCore]:
         )
 
     return sorted(usable, key=rank)
+
+
+def _node(topology: Topology, cpus: Sequence[int]) -> int | None:
+    """The NUMA node that holds all of these CPUs; None on a box of one node, or across nodes."""
+    if len({core.node for core in topology.cores}) == 1:
+        return None
+    nodes = {core.node for core in topology.cores if not set(cpus).isdisjoint(core.cpus)}
+    return nodes.pop() if len(nodes) == 1 else None
 
 
 def _first(topology: Topology, core: PhysicalCore) -> int:

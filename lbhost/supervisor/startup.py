@@ -16,7 +16,8 @@ from lbhost import llama, model
 from lbhost.board import Board
 from lbhost.config import Settings
 from lbhost.machine import gpu, topology
-from lbhost.machine.gpu import GpuInfo, GpuReader
+from lbhost.machine.gpu import GpuInfo, Gpus
+from lbhost.machine.gpu_watch import GpuWatch
 from lbhost.machine.sampler import Sampler
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
@@ -44,7 +45,7 @@ class Prepared(msgspec.Struct, frozen=True):
     """Tokens per slot."""
     board: Board
     sampler: Sampler
-    gpu_reader: GpuReader
+    gpu_reader: Gpus
     reread: Callable[[], Topology]
     """What the box allows now; `topology` is what it allowed at the start."""
 
@@ -64,7 +65,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     file = model.resolve(settings.model, settings.alias)
     info = llama.inspect(file.path)
     roots = Roots.from_environ(environ)
-    reader = GpuReader(roots)
+    reader = GpuWatch(roots)
     box = topology.discover(roots)
     capable = llama.supports_gpu()
     gpus = gpu.visible(reader.gpus, environ)

@@ -30,6 +30,7 @@ from lbhost.supervisor.events import EventLog
 from lbhost.supervisor.fork_servers import ForkServers
 from lbhost.supervisor.homes import REREAD_S, Homes
 from lbhost.supervisor.launcher import Launcher, environment, with_huge_pages
+from lbhost.supervisor.memory_watch import MemoryWatch
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.runtime import RuntimeDir
@@ -87,6 +88,7 @@ class Supervisor:
         self._stopping = False
         self._failure: StartupError | None = None
         self._env = environment(os.environ)
+        self._memory = MemoryWatch(self.events)
         self._assembly = Assembly(prepared.settings, prepared.board)
         self._reread_at_s = self._began_s
         self._build()
@@ -185,6 +187,7 @@ class Supervisor:
             now = time.monotonic()
             looked = now - due < LATE_S
             self.prepared.sampler.sample(self._watched())
+            self._memory.look(self._board.host.read(0))
             self._look_at_gateway(now, looked=looked)
             self._look_at_box(now)
             row = self._board.gateway.read(0)

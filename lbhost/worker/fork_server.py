@@ -22,8 +22,10 @@ import setproctitle
 from lbhost import control, log, stream
 from lbhost.board import Board
 from lbhost.errors import LbhostError
-from lbhost.linux import ignore_stop_signals
+from lbhost.linux import bind_memory, ignore_stop_signals
 from lbhost.llama import Model
+from lbhost.machine import cpulist, tree
+from lbhost.machine.tree import Roots
 from lbhost.worker import start
 
 
@@ -49,6 +51,8 @@ def main() -> int:
 
 def _load_and_fork(link: socket.socket, configure: control.Configure, board: Board) -> int:
     began = time.monotonic()
+    if configure.node is not None:
+        _settle_on(configure.node)
     try:
         model = Model(configure.model_path)
     except LbhostError as error:
@@ -78,6 +82,14 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
                 return 0
             case _:
                 log.get().warning("unexpected control message", message=type(message).__name__)
+
+
+def _settle_on(node: int) -> None:
+    """Load on the node where the workers will read: memory from there, CPUs from there."""
+    bind_memory(node)
+    own = cpulist.parse(tree.text(Roots.from_environ(os.environ).node_cpus(node)))
+    if cpus := (own or frozenset()) & os.sched_getaffinity(0):
+        os.sched_setaffinity(0, cpus)
 
 
 def _fork_worker(

@@ -1,4 +1,4 @@
-"""What the bench asks of the machine: is it quiet, what do processes use. Reads /proc only."""
+"""What the bench asks of the machine: is it quiet, what do processes use."""
 
 from __future__ import annotations
 
@@ -7,37 +7,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+import psutil
+
 _BUSY = 0.05
 """Of one core: below that a process is no reason for a warning."""
 
 
-def _stat(pid: int) -> list[str]:
-    """/proc/PID/stat from the state on; [] when the process is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def _pids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
 def tree(root: int) -> list[int]:
     """A process and all that descend from it."""
-    children: dict[int, list[int]] = {}
-    for pid in _pids():
-        fields = _stat(pid)
-        if fields:
-            children.setdefault(int(fields[1]), []).append(pid)
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
-    return found
+    try:
+        return [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return [root]
 
 
 def cpu_s(pids: list[int]) -> float:
@@ -45,7 +30,7 @@ def cpu_s(pids: list[int]) -> float:
     total = 0.0
     for pid in pids:
         try:
-            total += time.clock_gettime((~pid << 3) | 2)
+            total += time.clock_gettime((~pid << 3) | 2)  # a microsecond; psutil's tick is 10 ms
         except OSError:  # it has just ended
             continue
     return total
@@ -55,11 +40,8 @@ def pss_bytes(pids: list[int]) -> int:
     """Proportional set size: shared pages count in parts, so that sums are true."""
     total = 0
     for pid in pids:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        with suppress(psutil.NoSuchProcess):
+            total += int(psutil.Process(pid).memory_full_info().pss)
     return total
 
 
@@ -70,18 +52,18 @@ def cores() -> list[int]:
 
 def disturbances(seconds: float = 1.0) -> list[str]:
     """Why figures taken now would be noise: processes that use CPU, one line each."""
-    before = {pid: fields for pid in _pids() if (fields := _stat(pid))}
+    before: dict[psutil.Process, Any] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            before[process] = process.cpu_times()
     time.sleep(seconds)
     busy: list[str] = []
-    for pid, fields in before.items():
-        after = _stat(pid)
-        if not after or pid == os.getpid():
-            continue
-        used = sum(int(after[i]) - int(fields[i]) for i in (11, 12)) / _TICKS / seconds
-        if used > _BUSY:
-            command = Path(f"/proc/{pid}/comm")
-            name = command.read_text(encoding="utf-8").strip() if command.exists() else "?"
-            busy.append(f"{name} ({pid}) uses {used:.0%} of a core")
+    for process, then in before.items():
+        with suppress(psutil.NoSuchProcess):
+            now = process.cpu_times()
+            used = (now.user + now.system - then.user - then.system) / seconds
+            if process.pid != os.getpid() and used > _BUSY:
+                busy.append(f"{process.name()} ({process.pid}) uses {used:.0%} of a core")
     load = os.getloadavg()[0]
     if load > 0.5:
         busy.append(f"load average {load:.2f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -229,3 +230,17 @@ def test_errors_say_where_in_a_list_it_is() -> None:
     with pytest.raises(InvalidRequestError) as caught:
         chat(messages=[{"role": "user", "content": "x"}, {"content": "y"}])
     assert caught.value.message == "messages[1].role: must be given"
+
+
+@pytest.mark.parametrize(
+    ("name", "refused", "harmless"),
+    [("continue_final_message", True, False), ("add_generation_prompt", False, True)],
+)
+def test_who_speaks_next_is_not_a_matter_that_is_ignored(
+    name: str, refused: bool, harmless: bool
+) -> None:
+    message = {"role": "user", "content": "x"}
+    with pytest.raises(InvalidRequestError) as caught:
+        requests.parse(json.dumps({"messages": [message], name: refused}).encode(), ChatRequest)
+    assert caught.value.param == name
+    requests.parse(json.dumps({"messages": [message], name: harmless}).encode(), ChatRequest)

@@ -136,6 +136,8 @@ class ChatRequest(Request, frozen=True, kw_only=True):
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
+    continue_final_message: Any = None
+    add_generation_prompt: Any = None
     modalities: Any = None
     audio: Any = None
     web_search_options: Any = None
@@ -147,6 +149,10 @@ class ChatRequest(Request, frozen=True, kw_only=True):
             return "function_call"
         if self.modalities not in (None, [], ["text"]):
             return "modalities"
+        if self.add_generation_prompt not in (None, True):
+            return "add_generation_prompt"
+        if self.continue_final_message not in (None, False):
+            return "continue_final_message"
         for name in ("tools", "functions", "top_logprobs", "audio", "web_search_options"):
             if getattr(self, name) not in (None, [], 0, {}):
                 return name

@@ -128,6 +128,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Meta(ge=1, le=100_000),
         says("Requests that may wait for a worker; one more is answered 429."),
     ] = 256
+    prompt_helpers: Annotated[
+        int, Meta(ge=1, le=16), says("Processes that parse and tokenise long prompts.")
+    ] = 2
     queue_timeout_s: Annotated[
         Seconds, says("How long a request may wait for a worker before it is answered 503.")
     ] = 60.0

@@ -68,6 +68,16 @@ class UnprocessableError(InvalidRequestError):
     status = 422
 
 
+class PromptError(UnprocessableError):
+    """Preparing this prompt ended the process that did it, by its limits or by a fault."""
+
+    code = "prompt_failed"
+
+
+class RenderLimitError(UnprocessableError):
+    """The chat template takes too long for these messages, or makes too long a text of them."""
+
+
 class UnauthorizedError(LbhostError):
     """No API key, or the wrong one."""
 
@@ -231,6 +241,14 @@ class ServerGoneError(LbhostError):
 
 class OtherVersionError(LbhostError):
     """The running server is of another lbhost, and its answers cannot be read. Exits with 1."""
+
+
+class TooLongInlineError(LbhostError):
+    """The gateway itself must not work on this prompt; a helper process may. Never seen outside."""
+
+
+class HelperGoneError(LbhostError):
+    """A prompt helper ended, or is of no use any more: start another."""
 
 
 class WireError(LbhostError):

@@ -248,6 +248,8 @@ class Vocab:
         self.eos_text = self._special_text(self.eos)
         template = api.llama_model_chat_template(model, None)
         self.chat_template: str | None = template.decode(errors="replace") if template else None
+        self.uses_regex = _splits_with_regex(model, self.handle)
+        """Whether llama.cpp may go deep into its stack for a long text (std::regex)."""
         self._buffer = ctypes.create_string_buffer(256)
 
     @classmethod
@@ -323,6 +325,34 @@ class Vocab:
         return text.decode(errors="replace") if text else None
 
 
+OWN_SPLITTERS = frozenset(
+    {
+        *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"),
+        *("smaug-bpe", "dbrx", "gpt-2", "phi-2", "mpt", "olmo", "starcoder", "refact"),
+        *("command-r", "smollm", "codeshell", "exaone", "exaone4", "qwen2"),
+        *("deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan"),
+    }
+)
+"""Values of tokenizer.ggml.pre whose patterns llama.cpp has written out by hand, or that match one
+character at a time; tests/test_pretokenizers.py holds them to it."""
+
+
+def _splits_with_regex(model: Any, vocab: Any) -> bool:
+    if api.llama_vocab_type(vocab) != api.LLAMA_VOCAB_TYPE_BPE:
+        return False
+    return not (
+        _metadata(model, "tokenizer.ggml.model") == "gpt2"
+        and _metadata(model, "tokenizer.ggml.pre") in OWN_SPLITTERS
+    )
+
+
+def _metadata(model: Any, key: str) -> str:
+    """A value of the GGUF's header as text, "" when it has none."""
+    text = ctypes.create_string_buffer(64)
+    api.llama_model_meta_val_str(model, key.encode(), text, len(text))
+    return text.value.decode(errors="replace")
+
+
 def _token(token: int) -> int | None:
     return None if token < 0 else int(token)
 
@@ -361,18 +391,12 @@ class Model:
 
     def _head_size(self) -> int:
         """Numbers in one head's key."""
-        arch = self._metadata("general.architecture")
-        key_length = self._metadata(f"{arch}.attention.key_length")
+        arch = _metadata(self.handle, "general.architecture")
+        key_length = _metadata(self.handle, f"{arch}.attention.key_length")
         if key_length.isdigit():
             return int(key_length)
         heads = max(1, int(api.llama_model_n_head(self.handle)))
         return int(api.llama_model_n_embd(self.handle)) // heads
-
-    def _metadata(self, key: str) -> str:
-        """A value of the GGUF's header as text, "" when it has none."""
-        text = ctypes.create_string_buffer(64)
-        api.llama_model_meta_val_str(self.handle, key.encode(), text, len(text))
-        return text.value.decode(errors="replace")
 
     def close(self) -> None:
         """Free the weights; contexts made from them must be gone."""

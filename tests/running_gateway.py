@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -22,6 +24,7 @@ from toy_vocab import ToyVocab
 PATIENCE_S = 60.0
 N_CTX = 2048
 MODEL = "toy"
+HELPER = (sys.executable, str(Path(__file__).with_name("toy_helper.py")))
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 
@@ -108,7 +111,12 @@ async def running_gateway(
     listener.close()
     start = receive_start(theirs)
     assert isinstance(start, Start)
-    gateway = Gateway(start, vocab or ToyVocab(), on_orphaned=lambda: running.orphaned.set())
+    gateway = Gateway(
+        start,
+        vocab or ToyVocab(),
+        on_orphaned=lambda: running.orphaned.set(),
+        helper_command=HELPER,
+    )
     running = RunningGateway(gateway, page, ours, port)
     running.task = asyncio.create_task(gateway.run(theirs))
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -12,12 +11,13 @@ from lbhost.errors import (
     InvalidRequestError,
     ModelFileError,
     ModelNotFoundError,
+    TooLongInlineError,
     UnprocessableError,
 )
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.chat_template import ChatTemplate
-from lbhost.gateway.prompt.intake import Intake
-from lbhost.gateway.prompt.prompter import Prompter
+from lbhost.gateway.prompt.preparation import Preparation
+from lbhost.gateway.prompt.prompter import IN_HELPER, Limits, Prompter
 from lbhost.wire import unpack_tokens
 from toy_vocab import ToyVocab
 
@@ -60,6 +60,14 @@ def test_concatenation_namespaces_macros_and_filters_work() -> None:
     assert render(source, USER * 2) == "user:hello;user:hello;2"
 
 
+def test_the_filters_of_known_templates_work() -> None:
+    names = "tojson length trim string default join items upper lower safe dictsort list replace "
+    names += "selectattr rejectattr map first last indent unique int sort capitalize count reject"
+    for name in names.split():
+        ChatTemplate("{{ messages | " + name + " }}")
+    assert render("{{ 'a\nb' | indent(2) }}|{{ 'a' | indent('> ', true) }}") == "a\n  b|> a"
+
+
 def test_a_template_may_refuse() -> None:
     with pytest.raises(UnprocessableError, match="roles must alternate") as caught:
         render("{{ raise_exception('roles must alternate') }}")
@@ -94,6 +102,9 @@ def test_endless_templates_are_stopped(source: str) -> None:
         "{{ '{:>99999999}'.format(3) }}",
         "{{ range(999999999) | list }}",
         "{{ 2 ** 999999999 }}",
+        "{{ 'x' | indent(999999999, true) }}",
+        "{% set ns = namespace(s='x\\nx') %}{% for i in range(99) %}"
+        "{% set ns.s = (ns.s ~ ns.s) | indent(64) %}{% endfor %}",
     ],
 )
 def test_templates_that_would_fill_the_memory_are_stopped(source: str) -> None:
@@ -179,18 +190,40 @@ def test_what_cannot_fit_is_refused_without_tokenising_it() -> None:
     assert vocab.calls == 0
 
 
-def test_a_long_conversation_renders_in_reasonable_time() -> None:
-    began = time.monotonic()
+def test_a_conversation_that_cannot_fit_is_refused_before_it_is_searched_and_rendered() -> None:
+    vocab = ToyVocab("{% for m in messages %}{{ raise_exception('rendered') }}{% endfor %}")
+    with pytest.raises(ContextLengthError):
+        Prompter(vocab, 2048).chat([{"role": "user", "content": "<|im_end|>" * 10_000}])
+    assert vocab.calls == 0
+
+
+def test_tokenising_stops_when_the_context_is_full() -> None:
+    vocab = ToyVocab()
+    with pytest.raises(ContextLengthError):
+        Prompter(vocab, 100).chat([{"role": "user", "content": "<|im_end|>x" * 1000}])
+    assert vocab.calls < 100
+
+
+def test_a_long_conversation_renders_within_the_helpers_limits() -> None:
     tokens = Prompter(ToyVocab(), 1 << 20).chat(USER * 10_000)
     assert len(tokens) > 10_000
-    assert time.monotonic() - began < 30
 
 
-# --- intake -----------------------------------------------------------------------------
+def test_inline_a_rendered_text_over_the_limit_is_left_to_a_helper() -> None:
+    vocab = ToyVocab("{{ messages[0].content | indent(60, true) }}")
+    prompter = Prompter(vocab, 2048, Limits(30.0, 100, inline=True))
+    assert len(prompter.chat([{"role": "user", "content": "x" * 40}])) == 100
+    for content in ("x" * 41, "x\n" * 20):
+        with pytest.raises(TooLongInlineError):
+            prompter.chat([{"role": "user", "content": content}])
+    assert vocab.calls == 1
+
+
+# --- preparation -----------------------------------------------------------------------------
 
 
 def take(body: bytes, kind: Kind = Kind.CHAT, n_ctx: int = 2048) -> Any:
-    return Intake(ToyVocab(), n_ctx, "toy").take_now(body, kind)
+    return Preparation(ToyVocab(), n_ctx, "toy", IN_HELPER).prepare(body, kind)
 
 
 def chat_body(content: str, more: str = "") -> bytes:

@@ -21,6 +21,7 @@ class ToyVocab:
         self.bos_text = bos_text
         self.bos = None if bos_text is None else self._special(bos_text)
         self.eos_text: str | None = "<|im_end|>"
+        self.uses_regex = False
         self.calls = 0
 
     def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:

@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 
 import msgspec
 
@@ -20,6 +20,9 @@ from lbhost.errors import WireError
 from lbhost.gateway.http import routes as app
 from lbhost.gateway.http.server import Server
 from lbhost.gateway.metrics import BoardCollector, Metrics
+from lbhost.gateway.prompt import helper_process
+from lbhost.gateway.prompt.helper_messages import Setup
+from lbhost.gateway.prompt.helpers import Helpers
 from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.prompter import Vocabulary
 from lbhost.gateway.recorder import WRITE_S, Recorder
@@ -65,6 +68,7 @@ class Gateway:
         *,
         siblings: Siblings = lambda cpus: (),
         on_orphaned: Callable[[], None],
+        helper_command: Sequence[str] = helper_process.COMMAND,
     ) -> None:
         """`on_orphaned` is called when the control link ends: the supervisor is gone."""
         configure = start.configure
@@ -80,7 +84,21 @@ class Gateway:
         counters.registry.register(
             BoardCollector(self.sessions, self.dispatcher, settings.queue_size)
         )
-        self.intake = Intake(vocab, configure.n_ctx, configure.model_alias)
+        helpers = Helpers(
+            Setup(
+                model_path=configure.model_path,
+                n_ctx=configure.n_ctx,
+                alias=configure.model_alias,
+                nice=settings.nice,
+                log_format=settings.log_format,
+                log_level=settings.log_level,
+            ),
+            count=settings.prompt_helpers,
+            wait_s=settings.queue_timeout_s,
+            counters=counters,
+            command=helper_command,
+        )
+        self.intake = Intake(vocab, configure.n_ctx, configure.model_alias, helpers)
         self.server = Server(
             app.build(
                 intake=self.intake,
@@ -104,6 +122,7 @@ class Gateway:
         writer = asyncio.create_task(self._write_board())
         try:
             control.send(link, control.Ready())
+            self.intake.helpers.open()
             await self.server.serve(sockets=[self._listener])
         finally:
             writer.cancel()
@@ -111,7 +130,7 @@ class Gateway:
                 task.cancel()
             loop.remove_reader(link.fileno())
             self.dispatcher.close()
-            self.intake.close()
+            await self.intake.helpers.close()
 
     def _on_control(self) -> None:
         assert self._link is not None

@@ -98,6 +98,21 @@ class Metrics:
             buckets=_REQUEST,
             registry=registry,
         )
+        self.helper_restarts = Counter(
+            "lbhost_prompt_helper_restarts", "Prompt helpers started again", registry=registry
+        )
+        self.helper_jobs = Counter(
+            "lbhost_prompt_helper_jobs",
+            "Long bodies given to helpers, by how it ended",
+            ["outcome"],
+            registry=registry,
+        )
+        self.helper_time = Histogram(
+            "lbhost_prompt_helper_seconds",
+            "What a long body took in a helper",
+            buckets=_QUEUE,
+            registry=registry,
+        )
         self._text = b""
         self._made = -TEXT_FRESH_S
 

@@ -21,7 +21,8 @@ from lbhost.errors import (
 from lbhost.gateway.api import replies
 from lbhost.gateway.api.replies import Kind, Reply
 from lbhost.gateway.exchange import Exchange, milliseconds
-from lbhost.gateway.prompt.intake import Intake, Taken
+from lbhost.gateway.prompt.intake import Intake
+from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.recorder import outcome
 from lbhost.gateway.scheduling.deltas import text_of
 from lbhost.gateway.scheduling.dispatcher import Dispatcher

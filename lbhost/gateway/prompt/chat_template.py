@@ -3,8 +3,8 @@
 Rendered in jinja2's immutable sandbox with a deadline, a limit on the output and one on any
 number or text computed on the way, because a sandboxed template still rendered 50 MB, and
 because a long conversation can make an honest template slow. Loops, attribute access and
-calls check the deadline; what remains (one huge `replace`, say) is a matter between the
-operator and the model file they chose.
+calls check the deadline. What remains (one huge `replace`, say) is a matter between the operator
+and the model file for short messages; for long ones a helper process is ended by its own limits.
 
 Owns the compiled template. Renders; neither tokenises nor knows HTTP.
 """
@@ -22,19 +22,27 @@ import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_indent
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lbhost.errors import ModelFileError, UnprocessableError
+from lbhost.errors import ModelFileError, RenderLimitError, UnprocessableError
 
 MAX_NUMBER = 10_000_000
 """Largest number that a template may pass to a function or multiply a text by."""
+
+MAX_INDENT = 64
+"""Characters by which `indent` may indent."""
 
 _EVERY = 64
 """The clock is read once in so many checks."""
 
 _SIZED_OPERATORS = frozenset({"+", "*", "**", "%"})
-_UNBOUNDED_FILTERS = ("center", "format", "indent", "wordwrap", "xmlattr", "urlize")
+_UNBOUNDED_FILTERS = ("center", "format", "wordwrap", "xmlattr", "urlize")
+
+
+class _LimitError(SecurityError):
+    """Over a limit of time or length, which a helper may have more of."""
 
 
 class _Meter:
@@ -48,11 +56,11 @@ class _Meter:
     def tick(self) -> None:
         self._checks += 1
         if self._checks % _EVERY == 0 and time.monotonic() > self._deadline:
-            raise SecurityError("it takes too long")
+            raise _LimitError("it takes too long")
 
     def check_size(self, value: Any) -> Any:
         if isinstance(value, str | bytes | list | tuple) and len(value) > self.characters:
-            raise SecurityError("it makes too long a text")
+            raise _LimitError("it makes too long a text")
         return value
 
 
@@ -152,6 +160,13 @@ def _to_json(
     )
 
 
+def _indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    """jinja2's, with a limit on the width."""
+    if (width if isinstance(width, int) else len(width)) > MAX_INDENT:
+        raise SecurityError("it indents too far")
+    return str(_meter.get().check_size(do_indent(str(text), width, first, blank)))
+
+
 def _metered(tree: nodes.Template, environment: jinja2.Environment) -> nodes.Template:
     """Loops and `~` as calls that the meter sees."""
     for loop in list(tree.find_all(nodes.For)):
@@ -195,6 +210,7 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
         environment.filters["tojson"] = _to_json
+        environment.filters["indent"] = _indent
         for name in _UNBOUNDED_FILTERS:
             environment.filters.pop(name, None)
         environment.globals.clear()
@@ -224,7 +240,8 @@ class ChatTemplate:
             characters: longest prompt, and longest text on the way there.
 
         Raises:
-            UnprocessableError: the template refuses, fails, or goes over a limit.
+            UnprocessableError: the template refuses or fails.
+            RenderLimitError: it goes over a limit.
         """
         meter = _Meter(time_s, characters)
         token = _meter.set(meter)
@@ -242,7 +259,12 @@ class ChatTemplate:
                 size += len(piece)
                 meter.tick()
                 if size > characters:
-                    raise SecurityError("it makes too long a text")
+                    raise _LimitError("it makes too long a text")
+        except _LimitError as error:
+            raise RenderLimitError(
+                f"the model's chat template cannot render these messages: {error}",
+                param="messages",
+            ) from error
         except (
             jinja2.TemplateError,
             ArithmeticError,

@@ -1,107 +1,51 @@
-"""From a request's body to work for a worker: parse, check, render, tokenise, fit.
+"""Takes bodies in: short ones are prepared at once, long ones in a helper process.
 
-Owns the threads in which long bodies are worked on: 4 MB take seconds, and the event loop
-has streams to feed. Short ones, nearly all, are done at once (0.3 ms for 140 tokens).
+Short means: a short body, whose prompt is short enough for this process's stack and whose
+rendering stays within milliseconds. Whatever turns out longer goes to a helper as well.
 """
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import resource
 
-import msgspec
-
-from lbhost import wire
-from lbhost.errors import ContextLengthError, ModelNotFoundError
-from lbhost.gateway.api import requests
+from lbhost.errors import TooLongInlineError
 from lbhost.gateway.api.replies import Kind
-from lbhost.gateway.prompt.prompter import Prompter, Vocabulary
-from lbhost.gateway.scheduling.job import Work
+from lbhost.gateway.prompt import stack
+from lbhost.gateway.prompt.helpers import Helpers
+from lbhost.gateway.prompt.preparation import Preparation, Taken
+from lbhost.gateway.prompt.prompter import Limits, Vocabulary
 
 INLINE_BYTES = 4096
 """Bodies up to here are worked on in the event loop: 1.7 ms of tokenising at the most."""
 
-THREADS = 2
-
-COMPLETION_TOKENS = 16
-"""Default max_tokens of a plain completion, as OpenAI has it."""
-
-
-class Taken(msgspec.Struct, frozen=True):
-    """A request that can be answered, as far as its body goes."""
-
-    work: Work
-    include_usage: bool
+INLINE_RENDER_S = 0.1
+"""A template that takes longer for a short body goes to a helper."""
 
 
 class Intake:
     """Turns bodies into work, for one model."""
 
-    def __init__(self, vocab: Vocabulary, n_ctx: int, alias: str) -> None:
-        self._vocab = vocab
-        self._n_ctx = n_ctx
-        self._alias = alias
-        self._prompter = Prompter(vocab, n_ctx)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="intake")
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def __init__(self, vocab: Vocabulary, n_ctx: int, alias: str, helpers: Helpers) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+        longest = stack.inline_characters(vocab.uses_regex, soft)
+        limits = Limits(INLINE_RENDER_S, max(1, longest), inline=True)
+        self._preparation = Preparation(vocab, n_ctx, alias, limits)
+        self.helpers = helpers
 
     async def take(self, body: bytes, kind: Kind) -> Taken:
-        """Raises InvalidRequestError and its kin, ModelNotFoundError."""
-        if len(body) <= INLINE_BYTES:
-            return self.take_now(body, kind)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.take_now, body, kind)
+        """Raises InvalidRequestError and its kin, ModelNotFoundError, PromptError, QueueFullError,
+        DeadlineError. Cancelling it takes the body out of the queue."""
+        taken = self._take_inline(body, kind)
+        return taken if taken is not None else await self.helpers.prepare(body, kind)
 
-    def take_now(self, body: bytes, kind: Kind) -> Taken:
-        """The same, in the calling thread."""
-        if kind is Kind.CHAT:
-            chat = requests.parse(body, requests.ChatRequest)
-            self._check_model(chat)
-            tokens = self._prompter.chat(chat.texts())
-            return self._fit(chat, tokens, "messages", self._n_ctx)
-        plain = requests.parse(body, requests.CompletionRequest)
-        self._check_model(plain)
-        prompt = plain.text_or_tokens(self._vocab.n_tokens)
-        if isinstance(prompt, str):
-            tokens = self._prompter.text(prompt)
-        else:
-            tokens = prompt or self._prompter.empty()
-        return self._fit(plain, tokens, "prompt", COMPLETION_TOKENS)
+    def _take_inline(self, body: bytes, kind: Kind) -> Taken | None:
+        """At once, in milliseconds; None for what only a helper may prepare.
 
-    def _check_model(self, request: requests.AnyRequest) -> None:
-        if request.model is not None and request.model != self._alias:
-            raise ModelNotFoundError(
-                f"model {request.model[:100]!r} is not served here; {self._alias!r} is",
-                param="model",
-            )
-
-    def _fit(
-        self, request: requests.AnyRequest, tokens: list[int], source: str, usual: int
-    ) -> Taken:
-        room = self._n_ctx - len(tokens)
-        if room < 1:
-            raise ContextLengthError(
-                f"the context holds {self._n_ctx} tokens, prompt and output together; "
-                f"this prompt is {len(tokens)} tokens",
-                param=source,
-            )
-        param, wanted = request.output_limit()
-        if wanted is not None and wanted > room:
-            raise ContextLengthError(
-                f"the context holds {self._n_ctx} tokens, prompt and output together; "
-                f"this prompt is {len(tokens)} tokens, and {wanted} more are asked for",
-                param=param,
-            )
-        work = Work(
-            prompt=wire.pack_tokens(tokens),
-            prompt_tokens=len(tokens),
-            max_tokens=min(usual, room) if wanted is None else wanted,
-            sampling=request.sampling(self._vocab.n_tokens),
-            stop=request.stops(),
-            ignore_eos=bool(request.ignore_eos),
-            stream=bool(request.stream),
-        )
-        options = request.stream_options
-        return Taken(work, options is not None and options.include_usage)
+        Raises InvalidRequestError and its kin, ModelNotFoundError.
+        """
+        if len(body) > INLINE_BYTES:
+            return None
+        try:
+            return self._preparation.prepare(body, kind)
+        except TooLongInlineError:
+            return None

@@ -1,7 +1,7 @@
 """From messages or text to prompt tokens.
 
 Owns the chat template and the vocabulary's use. Everything here computes and nothing waits;
-long texts take a second and belong into a thread (see intake.py).
+long texts take a second and belong into a helper process (see intake.py).
 
 Whoever writes "<|im_end|>" into a message must not be able to end it and to speak as somebody
 else. Special texts inside messages are therefore swapped for marks before the template is
@@ -14,24 +14,37 @@ from __future__ import annotations
 
 import re
 import secrets
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Protocol
+
+import msgspec
 
 from lbhost import log
 from lbhost.errors import (
     ContextLengthError,
     InvalidRequestError,
     ModelFileError,
+    RenderLimitError,
+    TooLongInlineError,
     UnprocessableError,
 )
+from lbhost.gateway.prompt import special_texts
 from lbhost.gateway.prompt.chat_template import ChatTemplate
 
-RENDER_TIME_S = 2.0
-"""Wall clock that a chat template may take."""
 
-RENDER_CHARACTERS = 16 * 1024 * 1024
-"""Longest text that a chat template may make."""
+class Limits(msgspec.Struct, frozen=True):
+    """What one prompt may take."""
+
+    render_s: float
+    """Wall clock of the chat template."""
+    characters: int
+    """Of the longest text that is rendered or tokenised."""
+    inline: bool = False
+    """Whether there is a helper that may do more: TooLongInlineError instead of a refusal."""
+
+
+IN_HELPER = Limits(render_s=5.0, characters=16 * 1024 * 1024)
+"""A helper's; the kernel ends it at its own limits (helper.py)."""
 
 _CHECKED_FROM = 65536
 """Characters from which it is worth knowing that a text cannot fit before tokenising it."""
@@ -52,6 +65,8 @@ class Vocabulary(Protocol):
     def chat_template(self) -> str | None: ...
     @property
     def special_texts(self) -> tuple[str, ...]: ...
+    @property
+    def uses_regex(self) -> bool: ...
 
     def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
@@ -60,9 +75,10 @@ class Vocabulary(Protocol):
 class Prompter:
     """Makes prompts for one model."""
 
-    def __init__(self, vocab: Vocabulary, n_ctx: int) -> None:
+    def __init__(self, vocab: Vocabulary, n_ctx: int, limits: Limits = IN_HELPER) -> None:
         self._vocab = vocab
         self._n_ctx = n_ctx
+        self._limits = limits
         self._bos_text = vocab.bos_text or ""
         self._template: ChatTemplate | None = None
         self._why_no_chat = "this model has no chat template; use /v1/completions"
@@ -74,13 +90,11 @@ class Prompter:
             except ModelFileError as error:
                 log.get().error("no chat completions", reason=error.message)
                 self._why_no_chat = error.message
-        texts = [re.escape(text) for text in vocab.special_texts]
-        self._special = re.compile("|".join(texts)) if texts else None
+        self._special = special_texts.pattern(vocab.special_texts)
         nonce = secrets.token_hex(8)
         self._mark = f"\ue000{nonce}.%d\ue001"
         self._marks = re.compile(f"\ue000{nonce}\\.(\\d+)\ue001")
-        self._longest_piece: int | None = None
-        self._lock = threading.Lock()
+        self._longest_piece = 0 if limits.inline else self._find_longest_piece()
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens of a conversation, ending where the answer begins.
@@ -91,11 +105,13 @@ class Prompter:
         """
         if self._template is None:
             raise UnprocessableError(self._why_no_chat, param="messages")
+        said = sum(len(m["content"]) for m in messages if m["role"] == "user")
+        self._check_length(said, "messages")  # before it is searched and rendered
         swapped: list[str] = []
         if self._special is not None:
             messages = [self._swap(message, swapped) for message in messages]
-        text = self._template.render(messages, time_s=RENDER_TIME_S, characters=RENDER_CHARACTERS)
-        self._check_length(text, "messages")
+        text = self._render(messages)
+        self._check_length(len(text), "messages")
         with_bos = not (self._bos_text and text.startswith(self._bos_text))
         if not swapped:
             return self._vocab.tokenize(text, add_bos=with_bos, parse_special=True)
@@ -107,6 +123,8 @@ class Prompter:
                 add_bos=with_bos and i == 0,
                 parse_special=not literal,
             )
+            if len(tokens) > self._n_ctx:
+                raise self._too_long("messages", len(tokens))
         return tokens
 
     def text(self, text: str) -> list[int]:
@@ -116,7 +134,7 @@ class Prompter:
             InvalidRequestError: empty, and the model has no BOS.
             ContextLengthError: longer than any context.
         """
-        self._check_length(text, "prompt")
+        self._check_length(len(text), "prompt")
         tokens = self._vocab.tokenize(text, add_bos=True, parse_special=True)
         return tokens or self.empty()
 
@@ -138,18 +156,38 @@ class Prompter:
 
         return {**message, "content": self._special.sub(mark, content)}
 
-    def _check_length(self, text: str, param: str) -> None:
-        """Refuse what cannot fit whatever its tokens are: tokenising 4 MB takes 2 s."""
-        if len(text) < _CHECKED_FROM:
-            return
-        with self._lock:
-            if self._longest_piece is None:
-                self._longest_piece = max(
-                    max(len(self._vocab.piece(token)) for token in range(self._vocab.n_tokens)),
-                    max((len(text) for text in self._vocab.special_texts), default=1),
-                )
-        least = len(text) // self._longest_piece
-        if least > self._n_ctx:
-            raise ContextLengthError(
-                f"the context holds {self._n_ctx} tokens, this prompt is over {least}", param=param
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        assert self._template is not None
+        limits = self._limits
+        try:
+            return self._template.render(
+                messages, time_s=limits.render_s, characters=limits.characters
             )
+        except RenderLimitError as error:
+            if limits.inline:
+                raise TooLongInlineError(error.message) from error
+            raise
+
+    def _check_length(self, characters: int, param: str) -> None:
+        """Refuse what cannot fit whatever its tokens are: tokenising 4 MB takes 2 s."""
+        if self._limits.inline:
+            if characters > self._limits.characters:
+                raise TooLongInlineError("too long to be tokenised here")
+            return
+        if characters >= _CHECKED_FROM:
+            least = characters // self._longest_piece
+            if least > self._n_ctx:
+                raise self._too_long(param, least)
+
+    def _too_long(self, param: str, least: int) -> ContextLengthError:
+        return ContextLengthError(
+            f"the context holds {self._n_ctx} tokens, this prompt is over {least}", param=param
+        )
+
+    def _find_longest_piece(self) -> int:
+        """Bytes that one token stands for at the most; a look at each, 50 ms for 50,000."""
+        return max(
+            1,
+            max(len(self._vocab.piece(token)) for token in range(self._vocab.n_tokens)),
+            max((len(text) for text in self._vocab.special_texts), default=1),
+        )

@@ -17,7 +17,7 @@ from fake_worker import Script
 from lbhost.board import WorkerState
 from lbhost.gateway.api import endpoint as completions
 from lbhost.gateway.api.replies import Kind
-from lbhost.gateway.prompt.intake import Taken
+from lbhost.gateway.prompt.preparation import Taken
 from running_gateway import CHAT, HELLO, MODEL, PATIENCE_S, RunningGateway, running_gateway, until
 from toy_vocab import ToyVocab
 

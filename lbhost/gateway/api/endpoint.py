@@ -18,7 +18,7 @@ from lbhost.errors import (
     InvalidRequestError,
     UnsupportedMediaTypeError,
 )
-from lbhost.gateway.api import replies
+from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.replies import Kind, Reply
 from lbhost.gateway.exchange import Exchange, milliseconds
 from lbhost.gateway.prompt.intake import Intake
@@ -50,6 +50,7 @@ class Completions:
     ) -> None:
         """`time_limit_s` counts from a request's arrival; the dispatcher keeps it for the rest."""
         self._kind = kind
+        self._reply = DIALECTS[kind].reply
         self._intake = intake
         self._dispatcher = dispatcher
         self._model = model
@@ -84,7 +85,7 @@ class Completions:
             job = answer.job = self._dispatcher.submit(taken.work, answer.exchange.began)
             client.on_gone(lambda: self._dispatcher.cancel(job))
             name = answer.exchange.request_id
-            reply = Reply(self._kind, name, self._model, taken.include_usage)
+            reply = self._reply(name, self._model, taken.include_usage)
             if taken.work.stream:
                 await answer.stream(job, reply)
             else:
@@ -192,9 +193,9 @@ class _Answer:
                 if job.finish is not None:
                     event += reply.closing(job.finish)
                 elif job.error is not None:
-                    event += replies.error_event(job.error)
+                    event += reply.failing(job.error)
                 elif not event:
-                    event = replies.PING
+                    event = reply.ping()
                 if self.exchange.status is None:
                     await self._start(job, _STREAM_HEADERS)
                 await self._send(

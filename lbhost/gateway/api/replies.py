@@ -1,14 +1,15 @@
-"""The answers that clients get, as OpenAI defines them: whole ones, chunks, errors.
+"""The answers that clients get, as OpenAI defines them: what all its dialects share.
 
-Pure. One Reply per request knows its id, its kind and its model; it turns text and a Finish
-into JSON bytes, ready to be sent.
+Pure. One Reply per request knows its id and its model; it turns text and a Finish into JSON
+bytes, ready to be sent. Errors have one shape wherever they are made.
 """
 
 from __future__ import annotations
 
+import abc
 import enum
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -57,88 +58,67 @@ class Completion(msgspec.Struct, frozen=True):
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
-    role: str
-    content: str
-    refusal: None = None
+class Reply(abc.ABC):
+    """Shapes everything that is sent in answer to one request; each dialect has its own.
 
+    Server-sent events of OpenAI's kind are made here; a dialect says what is in them.
+    """
 
-class ChatChoice(msgspec.Struct, frozen=True):
-    index: int
-    message: ChatMessage
-    logprobs: None
-    finish_reason: str
+    id_prefix: ClassVar[str]
+    whole_kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
 
-
-class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
-    role: str | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(msgspec.Struct, frozen=True):
-    index: int
-    delta: ChatDelta
-    logprobs: None
-    finish_reason: str | None
-
-
-class TextChoice(msgspec.Struct, frozen=True):
-    index: int
-    text: str
-    logprobs: None
-    finish_reason: str | None
-
-
-class Reply:
-    """Shapes everything that is sent in answer to one request."""
-
-    def __init__(self, kind: Kind, name: str, model: str, include_usage: bool = False) -> None:
+    def __init__(self, name: str, model: str, include_usage: bool = False) -> None:
         """`name` is unique among requests; `include_usage` as in stream_options."""
-        self._chat = kind is Kind.CHAT
-        self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{name}"
+        self._id = f"{self.id_prefix}-{name}"
         self._model = model
         self._created = int(time.time())
         self._usage_last = include_usage
         self._between: msgspec.UnsetType | None = None if include_usage else msgspec.UNSET
 
-    def whole(self, text: str, finish: wire.Finish) -> bytes:
-        """The body of an answer that is not streamed."""
-        reason = str(finish.reason)
-        choice: Any = (
-            ChatChoice(0, ChatMessage("assistant", text), None, reason)
-            if self._chat
-            else TextChoice(0, text, None, reason)
-        )
-        kind = "chat.completion" if self._chat else "text_completion"
-        return _encode(self._completion(kind, [choice], _usage(finish)))
+    # --- what a dialect says ---------------------------------------------------------
 
+    @abc.abstractmethod
     def opening(self) -> bytes:
-        """The first event of a stream: who speaks. Nothing for plain completions."""
-        return self._event(ChatDelta(role="assistant", content="")) if self._chat else b""
+        """The first event of a stream, before any text; nothing where there is none."""
 
+    @abc.abstractmethod
     def text(self, text: str) -> bytes:
         """An event with some text."""
-        return self._event(ChatDelta(content=text)) if self._chat else self._text_event(text, None)
+
+    @abc.abstractmethod
+    def whole_choice(self, text: str, finish: wire.Finish) -> Any:
+        """The one choice of an answer that is not streamed."""
+
+    @abc.abstractmethod
+    def last_chunk(self, reason: str) -> bytes:
+        """The event that says why a stream ended."""
+
+    # --- what they share -------------------------------------------------------------
+
+    def whole(self, text: str, finish: wire.Finish) -> bytes:
+        """The body of an answer that is not streamed."""
+        choice = self.whole_choice(text, finish)
+        return _encode(self._completion(self.whole_kind, [choice], _usage(finish)))
 
     def closing(self, finish: wire.Finish) -> bytes:
         """The last events: why it ended, what it cost if that was asked for, and [DONE]."""
-        reason = str(finish.reason)
-        last = self._event(ChatDelta(), reason) if self._chat else self._text_event("", reason)
+        last = self.last_chunk(str(finish.reason))
         if self._usage_last:
-            last += _sse(self._completion(self._chunk_kind, [], _usage(finish)))
+            last += _sse(self._completion(self.chunk_kind, [], _usage(finish)))
         return last + DONE
 
-    @property
-    def _chunk_kind(self) -> str:
-        return "chat.completion.chunk" if self._chat else "text_completion"
+    def failing(self, error: LbhostError) -> bytes:
+        """How a stream that cannot go on ends: clients raise it. Never end one silently."""
+        return b"data: " + error_body(error) + b"\n\n"
 
-    def _event(self, delta: ChatDelta, reason: str | None = None) -> bytes:
-        choice = ChatChunkChoice(0, delta, None, reason)
-        return _sse(self._completion(self._chunk_kind, [choice], self._between))
+    def ping(self) -> bytes:
+        """Something that says nothing: proxies cut streams that are silent."""
+        return PING
 
-    def _text_event(self, text: str, reason: str | None) -> bytes:
-        choice = TextChoice(0, text, None, reason)
-        return _sse(self._completion(self._chunk_kind, [choice], self._between))
+    def chunk(self, choice: Any) -> bytes:
+        """An event with one choice."""
+        return _sse(self._completion(self.chunk_kind, [choice], self._between))
 
     def _completion(
         self, kind: str, choices: list[Any], usage: Usage | msgspec.UnsetType | None
@@ -149,11 +129,6 @@ class Reply:
 def error_body(error: LbhostError) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`."""
     return _encode(error.body())
-
-
-def error_event(error: LbhostError) -> bytes:
-    """How a stream that cannot go on ends: clients raise it. Never end one silently."""
-    return b"data: " + error_body(error) + b"\n\n"
 
 
 def error_headers(error: LbhostError) -> list[tuple[bytes, bytes]]:

@@ -27,8 +27,8 @@ from lbhost.errors import (
     NotReadyError,
 )
 from lbhost.gateway import metrics
+from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.endpoint import Completions
-from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.http.access import Access, error_response
 from lbhost.gateway.http.hosts import Hosts, Origins
@@ -60,14 +60,11 @@ def build(
         ("/metrics", pages.metrics),
     ]
     routes = [Route(path, page, methods=["GET"]) for path, page in get]
-    for path, kind in (
-        ("/v1/chat/completions", Kind.CHAT),
-        ("/v1/completions", Kind.COMPLETION),
-    ):
+    for kind, dialect in DIALECTS.items():
         endpoint = Completions(
             kind, intake, dispatcher, model, time_limit_s=settings.request_timeout_s
         )
-        routes.append(Route(path, endpoint, methods=["POST"]))
+        routes.append(Route(dialect.path, endpoint, methods=["POST"]))
     app = Starlette(
         routes=routes,
         exception_handlers={

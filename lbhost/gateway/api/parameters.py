@@ -1,4 +1,4 @@
-"""The requests that clients send, as OpenAI defines them, checked field by field.
+"""The parameters that OpenAI's endpoints share, and how bodies are read field by field.
 
 Pure: bytes in, a frozen struct out, or an InvalidRequestError that names the parameter. Every
 number has bounds. Unknown fields are ignored, as OpenAI does; known ones that we do not
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import random
 import re
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from lbhost import wire
 from lbhost.errors import InvalidRequestError
+from lbhost.gateway.api.generation import Generation, Prompt
 
 MAX_DEPTH = 32
 """Nesting of a body: msgspec recurses, and no request needs more than six."""
@@ -30,24 +32,6 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Tokens = Annotated[int, Meta(ge=1, le=1 << 30)]
 Stop = Annotated[str, Meta(min_length=1, max_length=512)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-
-
-class ContentPart(msgspec.Struct, frozen=True):
-    """A part of a message. Only text is supported."""
-
-    type: str
-    text: str | None = None
-
-
-class Message(msgspec.Struct, frozen=True):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
-    name: Name | None = None
-    tool_calls: Any = None
-    function_call: Any = None
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -56,8 +40,8 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool = False
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What both kinds of request have in common. null means "the default" everywhere."""
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """What all of OpenAI's requests for an answer have in common. null means "the default" everywhere."""
 
     model: str | None = None
     stream: bool | None = None
@@ -124,98 +108,35 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             return random.getrandbits(_SEED_BITS)
         return self.seed % (1 << _SEED_BITS)
 
+    def include_usage(self) -> bool:
+        """Whether a stream is to end with what it cost."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
-class ChatRequest(Request, frozen=True, kw_only=True):
-    """POST /v1/chat/completions."""
-
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=10_000)]
-    max_completion_tokens: Tokens | None = None
-
-    top_logprobs: Any = None
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
-    continue_final_message: Any = None
-    add_generation_prompt: Any = None
-    modalities: Any = None
-    audio: Any = None
-    web_search_options: Any = None
-
-    def unsupported(self) -> str | None:
-        if self.tool_choice not in (None, "none", "auto"):
-            return "tool_choice"
-        if self.function_call not in (None, "none", "auto"):
-            return "function_call"
-        if self.modalities not in (None, [], ["text"]):
-            return "modalities"
-        if self.add_generation_prompt not in (None, True):
-            return "add_generation_prompt"
-        if self.continue_final_message not in (None, False):
-            return "continue_final_message"
-        for name in ("tools", "functions", "top_logprobs", "audio", "web_search_options"):
-            if getattr(self, name) not in (None, [], 0, {}):
-                return name
-        return super().unsupported()
-
-    def output_limit(self) -> tuple[str, int | None]:
-        if self.max_completion_tokens is not None:
-            return "max_completion_tokens", self.max_completion_tokens
-        return super().output_limit()
-
-    def texts(self) -> list[dict[str, str]]:
-        """The messages as a chat template takes them: role, content as one text, maybe name.
-
-        `developer` becomes `system`, which is what templates know.
-
-        Raises:
-            InvalidRequestError: a part that is no text, a tool message, an absent content.
-        """
-        return [_as_text(i, message) for i, message in enumerate(self.messages)]
+    def generation(
+        self, prompt: Prompt, prompt_param: str, n_vocab: int, usual_tokens: int | None
+    ) -> Generation:
+        """The same in nobody's dialect. Raises InvalidRequestError."""
+        max_tokens_param, max_tokens = self.output_limit()
+        return Generation(
+            model=self.model,
+            prompt=prompt,
+            prompt_param=prompt_param,
+            max_tokens=max_tokens,
+            max_tokens_param=max_tokens_param,
+            usual_tokens=usual_tokens,
+            sampling=self.sampling(n_vocab),
+            stop=self.stops(),
+            ignore_eos=bool(self.ignore_eos),
+            stream=bool(self.stream),
+        )
 
 
-class CompletionRequest(Request, frozen=True, kw_only=True):
-    """POST /v1/completions."""
-
-    prompt: str | list[int | str | list[int]]
-    echo: Any = None
-    suffix: Any = None
-    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
-
-    def unsupported(self) -> str | None:
-        if self.echo not in (None, False):
-            return "echo"
-        if self.suffix not in (None, ""):
-            return "suffix"
-        if self.best_of not in (None, 1):
-            return "best_of"
-        return super().unsupported()
-
-    def text_or_tokens(self, n_vocab: int) -> str | list[int]:
-        """The one prompt: text, or token ids below n_vocab. Raises InvalidRequestError."""
-        prompt: Any = self.prompt
-        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-            if len(prompt) > 1:
-                raise InvalidRequestError(
-                    "prompt: one prompt a request; send several requests", param="prompt"
-                )
-            prompt = prompt[0]
-        if isinstance(prompt, str):
-            return prompt
-        tokens = [token for token in prompt if isinstance(token, int) and 0 <= token < n_vocab]
-        if len(tokens) != len(prompt):
-            raise InvalidRequestError(
-                f"prompt: token ids are whole numbers from 0 to {n_vocab - 1}", param="prompt"
-            )
-        return tokens
+R = TypeVar("R", bound=Parameters)
 
 
-AnyRequest: TypeAlias = ChatRequest | CompletionRequest
-R = TypeVar("R", ChatRequest, CompletionRequest)
-
-_decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest)
-}
+@cache
+def _decoder(kind: type[R]) -> msgspec.json.Decoder[R]:
+    return msgspec.json.Decoder(kind)
 
 
 def parse(body: bytes, kind: type[R]) -> R:
@@ -227,7 +148,7 @@ def parse(body: bytes, kind: type[R]) -> R:
     """
     check_depth(body)
     try:
-        request: R = _decoders[kind].decode(body)
+        request: R = _decoder(kind).decode(body)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
     except msgspec.DecodeError as error:
@@ -265,28 +186,6 @@ def check_depth(body: bytes) -> None:
         raise InvalidRequestError(
             f"the body is nested more than {MAX_DEPTH} deep, or its brackets do not match"
         )
-
-
-def _as_text(index: int, message: Message) -> dict[str, str]:
-    where = f"messages[{index}]"
-    if message.role in ("tool", "function") or message.tool_calls or message.function_call:
-        raise InvalidRequestError(f"{where}: this server does not support tools", param="messages")
-    content = message.content
-    if isinstance(content, list):
-        for part in content:
-            if part.type != "text" or part.text is None:
-                raise InvalidRequestError(
-                    f"{where}.content: only text parts are supported, not {part.type[:40]!r}",
-                    param="messages",
-                )
-        content = "\n".join(part.text or "" for part in content)
-    if content is None:
-        raise InvalidRequestError(f"{where}.content: must be given", param="messages")
-    role = "system" if message.role == "developer" else message.role
-    text = {"role": role, "content": content}
-    if message.name is not None:
-        text["name"] = message.name
-    return text
 
 
 def _biases(given: dict[str, float], n_vocab: int) -> tuple[tuple[int, float], ...]:

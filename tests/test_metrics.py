@@ -73,7 +73,11 @@ async def test_workers_show_state_share_temperature_and_restarts() -> None:
 
         async def shown() -> dict[str, float]:
             got = await samples(g)
-            while got.get("lbhost_worker_temperature_celsius{0}") != 60.0:
+            # Each worker's readings are kept for a while from a time of their own.
+            while (
+                got.get("lbhost_worker_temperature_celsius{0}") != 60.0
+                or got.get("lbhost_worker_state{draining,1}") != 1
+            ):
                 await asyncio.sleep(0.02)
                 got = await samples(g)
             return got

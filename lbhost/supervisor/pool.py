@@ -255,6 +255,16 @@ class Pool:
         ]
         return max((temp for temp in temps if temp is not None), default=None)
 
+    def close(self) -> None:
+        """Let go of all links and of the next tries: nobody waits for the workers any more."""
+        for worker in self.workers.values():
+            if worker.retry is not None:
+                worker.retry.cancel()
+                worker.retry = worker.retry_at_s = None
+            if worker.link is not None:
+                worker.link.close()
+                worker.link = None
+
     # --- processes ------------------------------------------------------------------------
 
     def _launch(self, worker: Worker) -> None:

@@ -117,6 +117,16 @@ class Pool:
         while not condition():
             await self._changed.wait()
 
+    def close(self) -> None:
+        """Let go of all links and of the timer: nobody waits for the workers any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for worker in self.workers.values():
+            if worker.link is not None:
+                worker.link.close()
+                worker.link = None
+
     # --- the reconciler's shell -----------------------------------------------------------
 
     def reconcile(self) -> None:

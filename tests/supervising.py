@@ -156,7 +156,7 @@ async def box(
         board=page,
         sampler=sampler,
         gpu_reader=reader,
-        reread=lambda: topology.discover(roots, allowed),
+        reread=topology.Reread(roots, lambda: allowed),
     )
     claimed = RuntimeDir.claim(tmp_path / "run")
     with listener.bind("127.0.0.1", 0) as listening:

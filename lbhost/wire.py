@@ -30,7 +30,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
-    """How to pick tokens. Ranges are checked in the gateway; see gateway/api/requests.py."""
+    """How to pick tokens. Ranges are checked in the gateway; see gateway/api/parameters.py."""
 
     temperature: float = 1.0
     """0 means greedy."""

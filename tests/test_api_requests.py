@@ -10,19 +10,23 @@ import pytest
 
 from lbhost import wire
 from lbhost.errors import InvalidRequestError
-from lbhost.gateway.api import requests
-from lbhost.gateway.api.requests import ChatRequest, CompletionRequest
+from lbhost.gateway.api import parameters
+from lbhost.gateway.api.chat import ChatRequest
+from lbhost.gateway.api.completions import CompletionRequest
+from lbhost.gateway.api.dialects import DIALECTS
+from lbhost.gateway.api.generation import Turn
+from lbhost.gateway.api.replies import Kind
 
 N_VOCAB = 1000
 
 
 def chat(**fields: Any) -> ChatRequest:
     body = {"messages": [{"role": "user", "content": "hi"}], **fields}
-    return requests.parse(msgspec.json.encode(body), ChatRequest)
+    return parameters.parse(msgspec.json.encode(body), ChatRequest)
 
 
 def completion(**fields: Any) -> CompletionRequest:
-    return requests.parse(msgspec.json.encode({"prompt": "hi", **fields}), CompletionRequest)
+    return parameters.parse(msgspec.json.encode({"prompt": "hi", **fields}), CompletionRequest)
 
 
 def test_defaults_are_those_of_openai() -> None:
@@ -111,7 +115,7 @@ def test_top_k_of_minus_one_means_all() -> None:
 )  # fmt: skip
 def test_what_is_wrong_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        chat(**{field: value}).texts()
+        chat(**{field: value}).turns()
     assert caught.value.status == 400
     assert caught.value.param == field
     assert field in caught.value.message
@@ -141,7 +145,7 @@ def test_what_plain_completions_cannot_have_is_refused_by_name(field: str, value
     ],
 )  # fmt: skip
 def test_what_changes_nothing_is_ignored(field: str, value: Any) -> None:
-    assert chat(**{field: value}).texts() == [{"role": "user", "content": "hi"}]
+    assert chat(**{field: value}).turns() == (Turn("user", "hi"),)
 
 
 def test_contents_may_be_parts_and_developers_are_systems() -> None:
@@ -153,11 +157,11 @@ def test_contents_may_be_parts_and_developers_are_systems() -> None:
             {"role": "assistant", "content": ""},
         ]
     )
-    assert request.texts() == [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "a\nb", "name": "ann_1"},
-        {"role": "assistant", "content": ""},
-    ]
+    assert request.turns() == (
+        Turn("system", "be brief"),
+        Turn("user", "a\nb", "ann_1"),
+        Turn("assistant", ""),
+    )
 
 
 def test_max_completion_tokens_beats_max_tokens() -> None:
@@ -202,28 +206,28 @@ def test_several_prompts_and_unknown_tokens_are_refused(prompt: Any) -> None:
 )  # fmt: skip
 def test_bodies_that_are_no_json_objects_are_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequestError):
-        requests.parse(body, ChatRequest)
+        parameters.parse(body, ChatRequest)
     with pytest.raises(InvalidRequestError):
-        requests.parse(body, CompletionRequest)
+        parameters.parse(body, CompletionRequest)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":', b"[[],"])
 def test_deep_nesting_is_refused_before_it_is_parsed(opening: bytes) -> None:
     body = b'{"metadata":' + opening * 100_000
     with pytest.raises(InvalidRequestError, match="nested"):
-        requests.parse(body, ChatRequest)
+        parameters.parse(body, ChatRequest)
 
 
 def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     tricky = '[{"\\' * 500 + '"'
-    assert chat(messages=[{"role": "user", "content": tricky}]).texts()[0]["content"] == tricky
+    assert chat(messages=[{"role": "user", "content": tricky}]).turns()[0].text == tricky
 
 
 def test_allowed_depth_and_many_siblings_pass() -> None:
     deep: Any = 1
-    for _ in range(requests.MAX_DEPTH - 2):
+    for _ in range(parameters.MAX_DEPTH - 2):
         deep = [deep]
-    assert chat(metadata=deep, other=[[]] * 5000).texts()
+    assert chat(metadata=deep, other=[[]] * 5000).turns()
 
 
 def test_errors_say_where_in_a_list_it_is() -> None:
@@ -241,6 +245,25 @@ def test_who_speaks_next_is_not_a_matter_that_is_ignored(
 ) -> None:
     message = {"role": "user", "content": "x"}
     with pytest.raises(InvalidRequestError) as caught:
-        requests.parse(json.dumps({"messages": [message], name: refused}).encode(), ChatRequest)
+        parameters.parse(json.dumps({"messages": [message], name: refused}).encode(), ChatRequest)
     assert caught.value.param == name
-    requests.parse(json.dumps({"messages": [message], name: harmless}).encode(), ChatRequest)
+    parameters.parse(json.dumps({"messages": [message], name: harmless}).encode(), ChatRequest)
+
+
+def test_dialects_differ_only_in_what_they_call_things() -> None:
+    shared = {"model": "m", "seed": 1, "stop": ["a", "b", "a"], "stream": True, "top_k": 3}
+    parsed = {}
+    for kind, own in (
+        (Kind.CHAT, {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 5}),
+        (Kind.COMPLETION, {"prompt": "x", "max_tokens": 5}),
+    ):
+        body = {**shared, **own, "stream_options": {"include_usage": True}}
+        parsed[kind] = DIALECTS[kind].parse(msgspec.json.encode(body), N_VOCAB)
+        assert parsed[kind].include_usage
+    chat, plain = parsed[Kind.CHAT].generation, parsed[Kind.COMPLETION].generation
+    assert (chat.prompt, chat.prompt_param) == ((Turn("user", "x"),), "messages")
+    assert (plain.prompt, plain.prompt_param) == ("x", "prompt")
+    assert (chat.max_tokens_param, chat.usual_tokens) == ("max_completion_tokens", None)
+    assert (plain.max_tokens_param, plain.usual_tokens) == ("max_tokens", 16)
+    for name in ("model", "max_tokens", "sampling", "stop", "stream", "ignore_eos"):
+        assert getattr(chat, name) == getattr(plain, name)

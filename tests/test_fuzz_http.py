@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lbhost.gateway.api.requests import ChatRequest, CompletionRequest
+from lbhost.gateway.api.chat import ChatRequest
+from lbhost.gateway.api.completions import CompletionRequest
 from running_gateway import CHAT, HELLO, PATIENCE_S, RunningGateway, running_gateway
 
 T = TypeVar("T")

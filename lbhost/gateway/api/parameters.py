@@ -41,7 +41,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """What all of OpenAI's requests for an answer have in common. null means "the default" everywhere."""
+    """What OpenAI's requests for an answer share. null means "the default" everywhere."""
 
     model: str | None = None
     stream: bool | None = None

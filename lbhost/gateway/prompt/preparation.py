@@ -9,13 +9,11 @@ import msgspec
 
 from lbhost import wire
 from lbhost.errors import ContextLengthError, ModelNotFoundError
-from lbhost.gateway.api import requests
+from lbhost.gateway.api import dialects
+from lbhost.gateway.api.generation import Generation, Prompt, Turn
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary
 from lbhost.gateway.scheduling.job import Work
-
-COMPLETION_TOKENS = 16
-"""Default max_tokens of a plain completion, as OpenAI has it."""
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -36,52 +34,51 @@ class Preparation:
 
     def prepare(self, body: bytes, kind: Kind) -> Taken:
         """Raises InvalidRequestError and its kin, ModelNotFoundError, TooLongInlineError."""
-        if kind is Kind.CHAT:
-            chat = requests.parse(body, requests.ChatRequest)
-            self._check_model(chat)
-            tokens = self._prompter.chat(chat.texts())
-            return self._fit(chat, tokens, "messages", self._n_ctx)
-        plain = requests.parse(body, requests.CompletionRequest)
-        self._check_model(plain)
-        prompt = plain.text_or_tokens(self._vocab.n_tokens)
-        if isinstance(prompt, str):
-            tokens = self._prompter.text(prompt)
-        else:
-            tokens = prompt or self._prompter.empty()
-        return self._fit(plain, tokens, "prompt", COMPLETION_TOKENS)
-
-    def _check_model(self, request: requests.AnyRequest) -> None:
-        if request.model is not None and request.model != self._alias:
+        parsed = dialects.parse(body, kind, self._vocab.n_tokens)
+        generation = parsed.generation
+        if generation.model is not None and generation.model != self._alias:
             raise ModelNotFoundError(
-                f"model {request.model[:100]!r} is not served here; {self._alias!r} is",
+                f"model {generation.model[:100]!r} is not served here; {self._alias!r} is",
                 param="model",
             )
+        work = self._fit(generation, self._tokens(generation.prompt))
+        return Taken(work, parsed.include_usage)
 
-    def _fit(
-        self, request: requests.AnyRequest, tokens: list[int], source: str, usual: int
-    ) -> Taken:
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, tuple):
+            return self._prompter.chat([_for_template(turn) for turn in prompt])
+        if isinstance(prompt, str):
+            return self._prompter.text(prompt)
+        return prompt or self._prompter.empty()
+
+    def _fit(self, generation: Generation, tokens: list[int]) -> Work:
         room = self._n_ctx - len(tokens)
         if room < 1:
             raise ContextLengthError(
                 f"the context holds {self._n_ctx} tokens, prompt and output together; "
                 f"this prompt is {len(tokens)} tokens",
-                param=source,
+                param=generation.prompt_param,
             )
-        param, wanted = request.output_limit()
+        wanted = generation.max_tokens
         if wanted is not None and wanted > room:
             raise ContextLengthError(
                 f"the context holds {self._n_ctx} tokens, prompt and output together; "
                 f"this prompt is {len(tokens)} tokens, and {wanted} more are asked for",
-                param=param,
+                param=generation.max_tokens_param,
             )
-        work = Work(
+        usual = room if generation.usual_tokens is None else min(generation.usual_tokens, room)
+        return Work(
             prompt=wire.pack_tokens(tokens),
             prompt_tokens=len(tokens),
-            max_tokens=min(usual, room) if wanted is None else wanted,
-            sampling=request.sampling(self._vocab.n_tokens),
-            stop=request.stops(),
-            ignore_eos=bool(request.ignore_eos),
-            stream=bool(request.stream),
+            max_tokens=usual if wanted is None else wanted,
+            sampling=generation.sampling,
+            stop=generation.stop,
+            ignore_eos=generation.ignore_eos,
+            stream=generation.stream,
         )
-        options = request.stream_options
-        return Taken(work, options is not None and options.include_usage)
+
+
+def _for_template(turn: Turn) -> dict[str, str]:
+    """As chat templates take it."""
+    message = {"role": turn.role, "content": turn.text}
+    return message if turn.name is None else {**message, "name": turn.name}

@@ -1,11 +1,75 @@
-"""Fixtures that every test file shares."""
+"""Fixtures that every test file shares, and what no test may leave behind."""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Generator, Iterator
+
 import pytest
+
+from left_behind import Possessions
+
+_FAILED = pytest.StashKey[bool]()
+_told: set[str] = set()
+"""What a test has failed for already: its module need not fail for it again."""
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """The gateway and the TUI run on asyncio, and so do their tests."""
     return "asyncio"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--leftovers",
+        action="store_true",
+        help="fail a test that leaves descriptors, processes, threads or settings behind",
+    )
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays: garbage is looked for only among what tests make."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note who has failed: the traceback holds what the test had open."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+def _left(before: Possessions) -> None:
+    left = [what for what in before.leftovers() if what not in _told]
+    _told.update(left)
+    assert not left, "left behind: " + "; ".join(left)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not request.config.getoption("--leftovers"):
+        yield
+        return
+    before = Possessions.now()
+    yield
+    _left(before)
+
+
+@pytest.fixture(autouse=True)
+def _tests_leave_nothing(
+    _modules_fixtures_leave_nothing: None, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    if not request.config.getoption("--leftovers"):
+        yield
+        return
+    before = Possessions.now()
+    yield
+    if _FAILED not in request.node.stash:
+        request.node.funcargs.clear()  # else these hold what the test's fixtures have let go
+        _left(before)

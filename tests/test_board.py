@@ -25,6 +25,7 @@ from lbhost.board import (
     HostRow,
     IdentityRow,
     ProgressRow,
+    Table,
     TrafficRow,
     Wanted,
     WorkerState,
@@ -189,19 +190,9 @@ def test_a_million_reads_beside_a_writing_process_tear_no_row(board: Board) -> N
     assert unreadable < READS / 1000
 
 
-def test_the_types_of_all_columns_are_known() -> None:
-    for shape in (IdentityRow, ProgressRow, TrafficRow, CoreRow, GpuRow, HostRow, GatewayRow):
-        assert msgspec.structs.fields(shape)
-    Board.create(workers=0, cores=0, gpus=0)
+def test_a_column_of_a_type_that_the_page_does_not_know_is_refused() -> None:
+    class Strange(msgspec.Struct, frozen=True):
+        when: complex = 0j
 
-
-def test_no_child_can_cut_the_board_off() -> None:
-    page = Board.create(workers=1, cores=1, gpus=0)
-    try:
-        for size in (0, 1 << 20):
-            with pytest.raises(PermissionError):
-                os.ftruncate(page.fd, size)
-        page.identity.write(0, IdentityRow(present=True))
-        assert Board.attach(page.fd).identity.read(0) == IdentityRow(present=True)
-    finally:
-        os.close(page.fd)
+    with pytest.raises(TypeError, match=r"Strange\.when"):
+        Table.bytes_needed(Strange, 1)

@@ -353,9 +353,15 @@ async def test_a_rolling_restart_keeps_capacity_ids_and_cores(
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
         least = [9]
+        spares: set[tuple[int, ...]] = set()
+        pinned: set[frozenset[int]] = set()
 
         async def count() -> None:
             while True:
+                spare = running.server.pool.workers.get(2)
+                if spare is not None and spare.pid is not None and spare.state is S.READY:
+                    spares.add(spare.place.cpus)
+                    pinned.add(frozenset(os.sched_getaffinity(spare.pid)))
                 ready = [w for w in running.server.pool.workers.values() if w.state is S.READY]
                 least[0] = min(least[0], len(ready))
                 await asyncio.sleep(0)
@@ -364,6 +370,8 @@ async def test_a_rolling_restart_keeps_capacity_ids_and_cores(
         assert await running.server.restart_all() == "rolling restart done: 2 workers"
         counting.cancel()
         assert least[0] == 2
+        assert spares == {(0,), (1,)}, "the spare takes each core in turn"
+        assert pinned >= {frozenset({cpu}) for cpu in os.sched_getaffinity(0) & {0, 1}}
         status = running.server.status()
         assert [(w.id, w.epoch, w.cores) for w in status.workers] == [(0, 2, [0]), (1, 2, [1])]
         assert status.rolling is None

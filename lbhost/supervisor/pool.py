@@ -317,6 +317,16 @@ class Pool:
             level = "warning" if event is Event.HOT else "info"
             self._apply(self.workers[worker], event, note, level=level)
 
+    def close(self) -> None:
+        """Let go of all links and of the timer: nobody waits for the workers any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for worker in self.workers.values():
+            if worker.link is not None:
+                worker.link.close()
+                worker.link = None
+
     # --- what processes tell --------------------------------------------------------------
 
     def _message(self, worker: Worker, epoch: int, message: control.Control) -> None:

@@ -124,6 +124,15 @@ class Service:
         self.state = "stopping"
         self.send(control.Stop(grace_s))
 
+    def close(self) -> None:
+        """Let go of its link and of the next try. Its process is gone, or nobody waits for it."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
     def kill(self) -> None:
         """SIGKILL: a stopped or wedged process takes nothing else."""
         if self.pid is not None:

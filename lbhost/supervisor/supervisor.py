@@ -157,6 +157,11 @@ class Supervisor:
             self.events.close()
             await server.stop()
             self._children.close()
+            # The watchers of what was killed just now are never called: links stay open else.
+            self.pool.close()
+            self.gateway.close()
+            for fork_server in self.fork_servers.all():
+                fork_server.close()
         if self._failure is not None:
             raise self._failure
 

@@ -1,0 +1,76 @@
+"""What a test leaves behind is named, and lbhost itself leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from left_behind import Possessions
+from supervising import box
+
+
+def test_a_descriptor_is_named() -> None:
+    before = Possessions.now()
+    read, write = os.pipe()
+    try:
+        left = before.leftovers()
+    finally:
+        os.close(read)
+        os.close(write)
+    assert [what.split(":")[0] for what in left] == [f"descriptor {fd}" for fd in (read, write)]
+    assert before.leftovers() == []
+
+
+def test_a_socket_that_only_garbage_holds_is_a_warning_here_and_now() -> None:
+    before = Possessions.now()
+    cycle: list[object] = [socket.socket()]
+    cycle.append(cycle)
+    del cycle
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        assert before.leftovers() == []
+
+
+def test_a_process_is_named_and_killed() -> None:
+    before = Possessions.now()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        (left,) = [w for w in before.leftovers(patience_s=0.0) if w.startswith("process")]
+        child.returncode = -9  # reaped by what has found it
+    assert left.startswith(f"process {child.pid}: ")
+    assert not Path(f"/proc/{child.pid}").exists()
+
+
+def test_a_thread_is_named() -> None:
+    before, end = Possessions.now(), threading.Event()
+    thread = threading.Thread(target=end.wait, name="lingering")
+    thread.start()
+    try:
+        assert before.leftovers(patience_s=0.0) == ["thread 'lingering'"]
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_a_changed_environment_is_named_and_put_back() -> None:
+    before = Possessions.now()
+    os.environ["LBHOST_LEFT"] = "1"
+    assert before.leftovers() == ["environment variable LBHOST_LEFT"]
+    assert "LBHOST_LEFT" not in os.environ
+
+
+@pytest.mark.anyio
+async def test_a_supervisor_that_kills_what_is_left_closes_its_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(Possessions.now().descriptors.values())
+    deaf = {"gateway": "deaf", "worker-0": "deaf", "worker-1": "deaf"}
+    async with box(tmp_path, monkeypatch, modes=deaf) as running:
+        server = running.server
+    now = set(Possessions.now().descriptors.values())
+    assert not [what for what in now - before if what.startswith("socket:")]
+    assert all(worker.link is None for worker in server.pool.workers.values())

@@ -117,16 +117,6 @@ class Pool:
         while not condition():
             await self._changed.wait()
 
-    def close(self) -> None:
-        """Let go of all links and of the timer: nobody waits for the workers any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for worker in self.workers.values():
-            if worker.link is not None:
-                worker.link.close()
-                worker.link = None
-
     # --- the reconciler's shell -----------------------------------------------------------
 
     def reconcile(self) -> None:
@@ -326,6 +316,16 @@ class Pool:
         for worker, (event, note) in self._thermal.events(places, now_s).items():
             level = "warning" if event is Event.HOT else "info"
             self._apply(self.workers[worker], event, note, level=level)
+
+    def close(self) -> None:
+        """Let go of all links and of the timer: nobody waits for the workers any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for worker in self.workers.values():
+            if worker.link is not None:
+                worker.link.close()
+                worker.link = None
 
     # --- what processes tell --------------------------------------------------------------
 

@@ -160,8 +160,8 @@ class Supervisor:
             # The watchers of what was killed just now are never called: links stay open else.
             self.pool.close()
             self.gateway.close()
-            for service in self.fork_servers.all():
-                service.close()
+            for fork_server in self.fork_servers.all():
+                fork_server.close()
         if self._failure is not None:
             raise self._failure
 

@@ -112,7 +112,7 @@ def test_a_client_that_leaves_frees_its_slot(shared: Server) -> None:
     body = b'{"prompt": "Tell me a long story", "max_tokens": 900, "ignore_eos": true}'
     with socket.create_connection((host, int(port))) as client:
         client.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%s" % (len(body), body)
         )
         shared.wait(lambda s: sum(w.slots_busy for w in s.workers) > 0, "it runs")

@@ -169,28 +169,6 @@ def _describe(roots: Roots, bounds: _Bounds) -> Topology:
     )
 
 
-def changes(before: Topology, after: Topology) -> tuple[str, ...]:
-    """What has changed in what a process may use, a line each for a person."""
-    found = []
-    if before.cpus != after.cpus:
-        now, then = cpulist.render(after.cpus), cpulist.render(before.cpus)
-        found.append(f"CPUs {now} are online instead of {then}")
-    if before.allowed != after.allowed:
-        now, then = cpulist.render(after.allowed), cpulist.render(before.allowed)
-        found.append(f"may use CPUs {now} instead of {then}")
-    if before.quota_cpus != after.quota_cpus:
-        quotas = ["none" if q is None else f"{q:g}" for q in (after.quota_cpus, before.quota_cpus)]
-        found.append(f"the CPU quota is {quotas[0]} instead of {quotas[1]} CPUs")
-    if before.memory_limit != after.memory_limit:
-        limits = [_gib(limit) for limit in (after.memory_limit, before.memory_limit)]
-        found.append(f"the memory limit is {limits[0]} instead of {limits[1]}")
-    return tuple(found)
-
-
-def _gib(limit: int | None) -> str:
-    return "none" if limit is None else f"{limit / (1 << 30):.1f} GiB"
-
-
 def _stat_cpus(roots: Roots) -> frozenset[int]:
     lines = (tree.text(roots.procfs / "stat") or "").splitlines()
     words = [line.split(" ", 1)[0] for line in lines]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import msgspec
 
@@ -87,7 +86,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         board=board,
         sampler=sampler,
         gpu_reader=reader,
-        reread=partial(topology.discover, roots),
+        reread=topology.Reread(roots),
     )
 
 

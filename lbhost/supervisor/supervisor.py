@@ -227,6 +227,7 @@ class Supervisor:
         self._reread_at_s = now + REREAD_S
         before = self.homes.describe()
         if self.homes.look_again():
+            self.prepared.sampler.adopt(self.homes.topology)
             self.homes.assign(self.pool.desired)
             self.pool.reconcile()
             if self.homes.describe() != before:

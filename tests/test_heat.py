@@ -38,6 +38,11 @@ def test_the_last_ready_worker_never_rests() -> None:
     assert run({0}, set(), {0: 97.0, 1: 20.0}) == {}
 
 
+def test_half_of_the_workers_go_on_when_every_core_is_hot() -> None:
+    changes = run(set(range(8)), set(), {w: 95.0 + w for w in range(8)})
+    assert changes == dict.fromkeys((7, 6, 5, 4), REST)
+
+
 def test_the_coolest_resting_worker_returns_when_no_other_is_ready() -> None:
     assert run(set(), {0, 1}, {0: 99.0, 1: 94.0, 2: 20.0}) == {1: WAKE}
 

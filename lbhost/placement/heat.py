@@ -9,6 +9,7 @@ of its workers rests every PACE_S, half of them at most; below hot they come bac
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -26,7 +27,7 @@ PACE_S = 2.0
 """A chip answers to less work within seconds: so long one change of a shared domain is watched."""
 
 SHARED_PART = 0.5
-"""Part of a shared sensor's workers that may rest."""
+"""Part of the workers that may rest, of a shared sensor and altogether."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -123,14 +124,17 @@ def _some_left(
     ready: frozenset[int],
     resting: frozenset[int],
 ) -> dict[int, Change]:
-    """The same, but so that a worker stays or becomes ready: the coolest of those asked to rest."""
+    """The same, but so that half of the workers stay or become ready, the coolest of those asked
+    to rest: under full load every core may be at its limit.
+    """
     temps = {w: d.temp_c for d in domains for w in d.workers if d.temp_c is not None}
     woken = {worker for worker, change in changes.items() if change is Change.WAKE}
     left = len(ready | woken)
     kept: dict[int, Change] = dict.fromkeys(sorted(woken), Change.WAKE)
     going = [worker for worker, change in changes.items() if change is Change.REST]
+    least = max(1, math.ceil((1 - SHARED_PART) * len(ready | resting)))
     for worker in sorted(going, key=lambda w: (-temps.get(w, 0.0), w)):
-        if left > 1:
+        if left > least:
             kept[worker] = Change.REST
             left -= 1
     if not left and resting:

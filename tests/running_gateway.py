@@ -106,7 +106,9 @@ async def running_gateway(
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     ours, theirs = control.socketpair()
-    configure = control.Configure(Settings(**settings), "toy.gguf", MODEL, N_CTX)
+    configure = control.Configure(
+        Settings(**{"prompt_helpers": 1, **settings}), "toy.gguf", MODEL, N_CTX
+    )
     control.send(ours, configure, [page.fd, listener.fileno()])
     listener.close()
     start = receive_start(theirs)

@@ -91,7 +91,7 @@ def take(
     meminfo = _meminfo(roots)
     cpufreq = roots.cpus / f"cpu{box.cpus[0]}" / "cpufreq"
     balancing = tree.integer(roots.procfs / "sys/kernel/numa_balancing")
-    swap_total, swap_free = _swap(roots)
+    swap_total, swap_free = _swap(roots, meminfo)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Survey(
         topology=box,
@@ -137,15 +137,20 @@ def _meminfo(roots: Roots) -> dict[str, int]:
     return found
 
 
-def _swap(roots: Roots) -> tuple[int | None, int | None]:
-    """Swap in all, and free, bytes; None where the tree does not say."""
-    psutil.PROCFS_PATH = str(roots.procfs)
+def _swap(roots: Roots, meminfo: Mapping[str, int]) -> tuple[int | None, int | None]:
+    """Swap in all, and free, bytes; None where the tree does not say: psutil would then ask the
+    kernel it runs on, whatever tree it was shown."""
+    if not {"SwapTotal", "SwapFree"} <= meminfo.keys():
+        return None, None
+    usual, psutil.PROCFS_PATH = psutil.PROCFS_PATH, str(roots.procfs)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of counters that we do not ask for
             swap = psutil.swap_memory()
     except (OSError, ValueError, IndexError):
         return None, None
+    finally:
+        psutil.PROCFS_PATH = usual
     return int(swap.total), int(swap.free)
 
 

@@ -21,6 +21,7 @@ from lbhost.linux import become_subreaper
 from lbhost.model import resolve
 from lbhost.placement.placement import Placement
 from lbhost.supervisor.launcher import environment, with_huge_pages
+from lbhost.weights import FilePart
 
 DEADLINE_S = 60.0
 
@@ -110,7 +111,9 @@ class Worker:
 class Template:
     """`python -m lbhost.worker.fork_server`, loaded."""
 
-    def __init__(self, model_path: str, settings: Settings, n_ctx: int) -> None:
+    def __init__(
+        self, model_path: str, settings: Settings, n_ctx: int, weights: tuple[FilePart, ...] = ()
+    ) -> None:
         become_subreaper()
         self.board = Board.create(workers=4, cores=1, gpus=0)
         self.control, theirs = control.socketpair()
@@ -121,7 +124,7 @@ class Template:
             env=with_huge_pages(environment(os.environ)),
         )
         theirs.close()
-        configure = control.Configure(settings, model_path, "test", n_ctx)
+        configure = control.Configure(settings, model_path, "test", n_ctx, weights)
         control.send(self.control, configure, [self.board.fd])
         self.first = receive(self.control)
 
@@ -144,10 +147,14 @@ class Template:
 
 @contextlib.contextmanager
 def template(
-    settings: Settings | None = None, *, n_ctx: int = 512, model_path: str | None = None
+    settings: Settings | None = None,
+    *,
+    n_ctx: int = 512,
+    model_path: str | None = None,
+    weights: tuple[FilePart, ...] = (),
 ) -> Iterator[Template]:
     """A template that is gone afterwards."""
-    made = Template(model_path or resolve("starter").path, settings or Settings(), n_ctx)
+    made = Template(model_path or resolve("starter").path, settings or Settings(), n_ctx, weights)
     try:
         yield made
     finally:

@@ -24,6 +24,7 @@ from lbhost.board import Board
 from lbhost.errors import LbhostError
 from lbhost.linux import ignore_stop_signals
 from lbhost.llama import Model
+from lbhost.weights import unchanged
 from lbhost.worker import start
 
 
@@ -50,7 +51,8 @@ def main() -> int:
 def _load_and_fork(link: socket.socket, configure: control.Configure, board: Board) -> int:
     began = time.monotonic()
     try:
-        model = Model(configure.model_path)
+        with unchanged(configure.weights):
+            model = Model(configure.model_path)
     except LbhostError as error:
         control.send(link, control.Failed(error.message))
         return 1

@@ -18,6 +18,7 @@ import msgspec
 from lbhost.config import Settings
 from lbhost.errors import WireError
 from lbhost.placement.placement import Placement
+from lbhost.weights import FilePart
 
 MAX_PACKET = 64 * 1024
 MAX_FDS = 4
@@ -35,6 +36,8 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     model_alias: str
     n_ctx: int
     """Tokens per slot, resolved."""
+    weights: tuple[FilePart, ...] = ()
+    """The model's files as the supervisor found them; who finds others refuses."""
     node: int | None = None
     """The NUMA node that a fork server loads the weights on; None: wherever it runs."""
 

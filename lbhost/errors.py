@@ -235,6 +235,10 @@ class ModelFileError(StartupError):
     """The model is missing, truncated, or not a GGUF that llama.cpp can load."""
 
 
+class ModelChangedError(ModelFileError):
+    """The model's file is another one than when the server started."""
+
+
 class ServerGoneError(LbhostError):
     """A client command found no running server on the runtime dir. Exits with 1."""
 

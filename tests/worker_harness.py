@@ -21,6 +21,7 @@ from lbhost.linux import become_subreaper
 from lbhost.model import resolve
 from lbhost.placement.placement import Placement
 from lbhost.supervisor.launcher import environment, with_huge_pages
+from lbhost.weights import FilePart
 
 DEADLINE_S = 60.0
 
@@ -111,7 +112,13 @@ class Template:
     """`python -m lbhost.worker.fork_server`, loaded."""
 
     def __init__(
-        self, model_path: str, settings: Settings, n_ctx: int, node: int | None = None
+        self,
+        model_path: str,
+        settings: Settings,
+        n_ctx: int,
+        *,
+        node: int | None = None,
+        weights: tuple[FilePart, ...] = (),
     ) -> None:
         become_subreaper()
         self.board = Board.create(workers=4, cores=1, gpus=0)
@@ -123,7 +130,9 @@ class Template:
             env=with_huge_pages(environment(os.environ)),
         )
         theirs.close()
-        configure = control.Configure(settings, model_path, "test", n_ctx, node=node)
+        configure = control.Configure(
+            settings, model_path, "test", n_ctx, node=node, weights=weights
+        )
         control.send(self.control, configure, [self.board.fd])
         self.first = receive(self.control)
 
@@ -151,9 +160,16 @@ def template(
     n_ctx: int = 512,
     model_path: str | None = None,
     node: int | None = None,
+    weights: tuple[FilePart, ...] = (),
 ) -> Iterator[Template]:
     """A template that is gone afterwards."""
-    made = Template(model_path or resolve("starter").path, settings or Settings(), n_ctx, node)
+    made = Template(
+        model_path or resolve("starter").path,
+        settings or Settings(),
+        n_ctx,
+        node=node,
+        weights=weights,
+    )
     try:
         yield made
     finally:

@@ -20,6 +20,7 @@ from lbhost.linux import ignore_stop_signals
 from lbhost.llama import Vocab
 from lbhost.machine import topology
 from lbhost.machine.tree import Roots
+from lbhost.weights import unchanged
 
 
 def main() -> int:
@@ -37,7 +38,8 @@ def main() -> int:
     log.configure(settings.log_format, settings.log_level, "gateway")
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     try:
-        vocab = Vocab.load(start.configure.model_path)
+        with unchanged(start.configure.weights):
+            vocab = Vocab.load(start.configure.model_path)
     except ModelFileError as error:
         control.send(link, control.Failed(error.message))
         return 1

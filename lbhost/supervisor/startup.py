@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -23,6 +24,7 @@ from lbhost.machine.tree import Roots
 from lbhost.placement import memory
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
+from lbhost.weights import FilePart, identify, unchanged
 
 LEAST_CAPACITY = 64
 SPARE_FACTOR = 4
@@ -47,6 +49,8 @@ class Prepared(msgspec.Struct, frozen=True):
     gpu_reader: Gpus
     reread: Callable[[], Topology]
     """What the box allows now; `topology` is what it allowed at the start."""
+    weights: tuple[FilePart, ...] = ()
+    """The model's files; whatever is loaded later must be these."""
 
     @property
     def worker_bytes(self) -> int:
@@ -62,7 +66,9 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         StartupError, UsageError
     """
     file = model.resolve(settings.model, settings.alias)
-    info = llama.inspect(file.path)
+    files = identify(llama.parts(Path(file.path)))
+    with unchanged(files):
+        info = llama.inspect(file.path)
     roots = Roots.from_environ(environ)
     reader = GpuWatch(roots)
     box = topology.discover(roots)
@@ -87,6 +93,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         sampler=sampler,
         gpu_reader=reader,
         reread=topology.Reread(roots),
+        weights=files,
     )
 
 

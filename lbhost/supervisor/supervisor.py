@@ -345,6 +345,7 @@ class Supervisor:
             model_path=made.model.path,
             model_alias=made.model.alias,
             n_ctx=made.n_ctx,
+            weights=made.weights,
             node=node,
         )
         return configure, (made.board.fd,)

@@ -16,6 +16,7 @@ from lbhost.board import Board
 from lbhost.errors import LbhostError
 from lbhost.linux import ignore_stop_signals
 from lbhost.llama import Model
+from lbhost.weights import unchanged
 from lbhost.worker import start
 
 
@@ -37,7 +38,8 @@ def main() -> int:
     log.configure(settings.log_format, settings.log_level, f"worker {fork.worker}")
     control.send(link, control.Hello(os.getpid()))
     try:
-        model = Model(configure.model_path, gpu=True)
+        with unchanged(configure.weights):
+            model = Model(configure.model_path, gpu=True)
     except LbhostError as error:
         control.send(link, control.Failed(error.message))
         return 1

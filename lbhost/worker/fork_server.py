@@ -26,6 +26,7 @@ from lbhost.linux import bind_memory, ignore_stop_signals
 from lbhost.llama import Model
 from lbhost.machine import cpulist, tree
 from lbhost.machine.tree import Roots
+from lbhost.weights import unchanged
 from lbhost.worker import start
 
 
@@ -54,7 +55,8 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
     if configure.node is not None:
         _settle_on(configure.node)
     try:
-        model = Model(configure.model_path)
+        with unchanged(configure.weights):
+            model = Model(configure.model_path)
     except LbhostError as error:
         control.send(link, control.Failed(error.message))
         return 1

@@ -1,0 +1,69 @@
+"""Which files the weights came from: every process that loads them must find the same ones.
+
+A model's file may be replaced or overwritten while a server runs. New weights beside an old
+vocabulary, or two workers of different models, would answer nonsense: who finds another file
+refuses it. Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from lbhost.errors import ModelChangedError, ModelFileError
+
+
+class FilePart(msgspec.Struct, frozen=True):
+    """One file as the kernel knows it."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def identify(paths: Iterable[Path]) -> tuple[FilePart, ...]:
+    """The files as they are now, links followed.
+
+    Raises:
+        ModelFileError: one is missing or cannot be looked at.
+    """
+    return tuple(_look(path) for path in paths)
+
+
+@contextlib.contextmanager
+def unchanged(parts: Sequence[FilePart]) -> Iterator[None]:
+    """What is read from the files within this block is read from the very same ones.
+
+    Raises:
+        ModelChangedError: a file is another one before or after.
+        ModelFileError: one is missing.
+    """
+    _require(parts)
+    yield
+    _require(parts)
+
+
+def _require(parts: Sequence[FilePart]) -> None:
+    for part in parts:
+        found = _look(Path(part.path))
+        if found != part:
+            what = "replaced" if found.inode != part.inode else "changed"
+            raise ModelChangedError(
+                f"{part.path} was {what} since the server started: restart lbhost to serve the "
+                "new file, or put the old one back"
+            )
+
+
+def _look(path: Path) -> FilePart:
+    try:
+        stat = path.stat()
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: no such model file") from error
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot read it: {error.strerror}") from error
+    return FilePart(str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)

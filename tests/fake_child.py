@@ -114,6 +114,8 @@ def fork(link: socket.socket, board: Board, order: control.Fork, fd: int) -> Non
 def worker(link: socket.socket, board: Board, order: control.Fork) -> None:
     name = f"worker-{order.worker}"
     control.send(link, control.Hello(os.getpid()))
+    with contextlib.suppress(OSError):  # a generated box has CPUs that this one has not
+        os.sched_setaffinity(0, order.placement.cpus)
     misbehave(name, link)
     control.send(link, control.Ready())
     draining, steps, links, number = False, 0, 0, 0

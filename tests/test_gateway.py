@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,3 +133,17 @@ def test_a_model_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
         assert process.process.wait(PATIENCE_S) == 1
     finally:
         process.close()
+
+
+def test_helpers_prepare_long_bodies_and_end_with_a_killed_gateway(gateway: Process) -> None:
+    gateway.add_worker()
+    long = {"messages": [{"role": "user", "content": "many words " * 600}]}
+    assert gateway.client.post(CHAT, json=long).status_code == 200
+    children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children")
+    helpers = [Path(f"/proc/{pid}/cmdline") for pid in children.read_text().split()]
+    assert helpers
+    gateway.process.kill()
+    deadline = time.monotonic() + PATIENCE_S
+    while any(path.exists() and path.read_bytes() for path in helpers):
+        assert time.monotonic() < deadline, "a helper outlives its gateway"
+        time.sleep(0.01)

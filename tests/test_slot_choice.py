@@ -64,3 +64,9 @@ def test_a_copy_that_does_not_pay_is_not_made() -> None:
 def test_a_copied_prefix_too_leaves_the_last_token_to_compute() -> None:
     slots = [slot(0, 100, busy=True), slot(1)]
     assert choose(slots, 100, 50) == Choice(1, 99, copy_from=0)
+
+
+def test_a_copy_that_just_pays_is_made() -> None:
+    slots = [slot(0, 110, busy=True), slot(1, 60)]
+    assert choose(slots, 200, 51) == Choice(1, 60)
+    assert choose(slots, 200, 50) == Choice(1, 110, copy_from=0)

@@ -361,6 +361,31 @@ def test_the_doctor_knows_a_running_lbhost(own: Server) -> None:
     assert f"lbhost is running here (pid {own.process.pid})" in found
 
 
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_the_service_manager_is_told(tmp_path: Path, kind: str) -> None:
+    name = f"lbhost-test-{os.getpid()}"
+    address = str(tmp_path / "notify") if kind == "path" else f"\0{name}"
+    told = address if kind == "path" else f"@{name}"
+    environ = {"NOTIFY_SOCKET": told, "WATCHDOG_USEC": "30000000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(60)
+        heard = set[str]()
+
+        def until(line: str) -> None:
+            while line not in heard:
+                heard.update(manager.recv(4096).decode().splitlines())
+
+        with Server(tmp_path / "run", *SMALL, environ=environ) as server:
+            until("READY=1")
+            until("WATCHDOG=1")
+            for pid in server.pids() - {server.process.pid}:
+                assert b"NOTIFY_SOCKET" not in Path(f"/proc/{pid}/environ").read_bytes()
+            server.process.send_signal(signal.SIGTERM)
+            until("STOPPING=1")
+            assert server.process.wait(30) == 0
+
+
 def test_the_api_key_is_the_gateways_alone(tmp_path: Path) -> None:
     secret = "0123456789-secret"
     with Server(tmp_path / "run", *SMALL, environ={"LBHOST_API_KEY": secret}) as server:

@@ -25,11 +25,15 @@ First = Callable[[int | None], tuple[control.Configure, Sequence[int]]]
 """The first message to a child, for a NUMA node, and its descriptors."""
 
 
+_SUPERVISORS = frozenset({"LBHOST_API_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"})
+"""What no child needs to know: a secret, and the line to the service manager."""
+
+
 def environment(environ: Mapping[str, str], gpu_uuid: str | None = None) -> dict[str, str]:
     """A child's environment: only its own GPU visible, whose driver does not survive a fork, and
     no thread pools at import (llama.cpp asks for its threads by number, whatever these say). The
     API key is the gateway's alone, which gets it on its link."""
-    kept = {name: value for name, value in environ.items() if name != "LBHOST_API_KEY"}
+    kept = {name: value for name, value in environ.items() if name not in _SUPERVISORS}
     return {
         **kept,
         "CUDA_VISIBLE_DEVICES": gpu_uuid or "",

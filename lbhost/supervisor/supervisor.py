@@ -35,6 +35,7 @@ from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
+from lbhost.supervisor.service_manager import ServiceManager
 from lbhost.supervisor.startup import Prepared
 
 FORK_SERVER_MODULE = "lbhost.worker.fork_server"
@@ -89,6 +90,7 @@ class Supervisor:
         self._failure: StartupError | None = None
         self._env = environment(os.environ)
         self._memory = MemoryWatch(self.events)
+        self._manager = ServiceManager(os.environ)
         self._assembly = Assembly(prepared.settings, prepared.board)
         self._reread_at_s = self._began_s
         self._build()
@@ -162,6 +164,7 @@ class Supervisor:
             self.gateway.close()
             for fork_server in self.fork_servers.all():
                 fork_server.close()
+            self._manager.close()
         if self._failure is not None:
             raise self._failure
 
@@ -192,6 +195,7 @@ class Supervisor:
             now = time.monotonic()
             looked = now - due < LATE_S
             self.prepared.sampler.sample(self._watched())
+            self._manager.alive()
             self._memory.look(self._board.host.read(0))
             self._look_at_gateway(now, looked=looked)
             self._look_at_box(now)
@@ -257,6 +261,7 @@ class Supervisor:
         ):
             self._announced = True
             self.events.add("info", "server", f"serving {len(workers)} workers at {self.endpoint}")
+            self._manager.ready(f"serving {self.prepared.model.alias} at {self.endpoint}")
             self._announce(self.status())
 
     def _give_up(self, why: str) -> None:
@@ -296,6 +301,7 @@ class Supervisor:
         self.events.add(
             "info", "server", f"{name}: stopping, running requests have {grace:g} s to finish"
         )
+        self._manager.stopping(grace + GATEWAY_LAST_S + LAST_S)
         self._listener.close()  # a client that comes now is refused instead of left waiting
         self.gateway.stop(grace)
         await self._wait_stop(lambda: self.gateway.pid is None, grace + GATEWAY_LAST_S)

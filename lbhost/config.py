@@ -60,6 +60,10 @@ Count = Annotated[int, Meta(ge=1, le=1024)]
 Seconds = Annotated[float, Meta(ge=0.001, le=86400)]
 
 
+DEFAULT_WARM_C, DEFAULT_HOT_C = 80.0, 95.0
+"""A chip's own limits stand in for these, and for nothing that somebody chose."""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All of lbhost's settings. A field's name is its key in lbhost.toml.
 
@@ -158,10 +162,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     keep_alive_s: Annotated[Seconds, says("How long an idle connection stays open.")] = 75.0
     warm_c: Annotated[
         float, Meta(ge=30, le=120), says("Core temperature above which a worker gets less work.")
-    ] = 80.0
+    ] = DEFAULT_WARM_C
     hot_c: Annotated[
         float, Meta(ge=31, le=125), says("Core temperature at which a worker rests.")
-    ] = 95.0
+    ] = DEFAULT_HOT_C
     nice: Annotated[
         int,
         Meta(ge=0, le=19),

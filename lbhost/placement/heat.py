@@ -15,9 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from lbhost.board import CoreRow
-
-DEFAULT_WARM_C = 80.0
-DEFAULT_HOT_C = 95.0
+from lbhost.config import DEFAULT_HOT_C, DEFAULT_WARM_C
 
 BEYOND_C = 3.0
 """A shared sensor makes workers rest only this far beyond hot: some chips (Ryzen 7000) run at 95

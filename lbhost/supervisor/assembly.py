@@ -40,19 +40,24 @@ class Assembly:
     def workers(self, pool: Pool, topology: Topology) -> list[WorkerStatus]:
         """Every worker, by id."""
         host = self._board.host.read(0)
+        fresh = _fresh(self._board.gateway.read(0))
         workers = sorted(pool.workers.values(), key=lambda w: w.id)
-        return [self._worker(w, pool.wanted(w), host, topology) for w in workers]
+        return [self._worker(w, pool.wanted(w), host, topology, fresh=fresh) for w in workers]
 
     def _worker(
-        self, worker: Worker, want: WorkerWanted, host: HostRow | None, topology: Topology
+        self,
+        worker: Worker,
+        want: WorkerWanted,
+        host: HostRow | None,
+        topology: Topology,
+        *,
+        fresh: bool,
     ) -> WorkerStatus:
         progress = self._board.progress.read(worker.id)
         if progress is None or progress.epoch != worker.epoch:
             progress = ProgressRow()
         traffic = self._board.traffic.read(worker.id) or TrafficRow()
-        now = TrafficRow()
-        if traffic.epoch == worker.epoch and _fresh(self._board.gateway.read(0)):
-            now = traffic
+        now = traffic if fresh and traffic.epoch == worker.epoch else TrafficRow()
         gpu = self._gpu(worker.place.gpu)
         cpus = worker.cpus(want)
         cores = [self._core(cpu) for cpu in cpus]

@@ -6,15 +6,12 @@ it see one GPU only.
 
 from __future__ import annotations
 
-import argparse
 import os
-import socket
 import sys
 
-from lbhost import control, log, stream
+from lbhost import control, log
 from lbhost.board import Board
 from lbhost.errors import LbhostError
-from lbhost.linux import ignore_stop_signals
 from lbhost.llama import Model
 from lbhost.weights import unchanged
 from lbhost.worker import start
@@ -22,12 +19,7 @@ from lbhost.worker import start
 
 def main() -> int:
     """Take Configure and Fork from the control link, load, and serve."""
-    parser = argparse.ArgumentParser(prog="lbhost.worker")
-    parser.add_argument("--control-fd", type=int, required=True)
-    link = socket.socket(fileno=parser.parse_args().control_fd)
-    link.set_inheritable(False)
-    stream.protect()
-    ignore_stop_signals()
+    link = start.take_link("lbhost.worker")
     first, second = control.receive(link), control.receive(link)
     if first is None or second is None:
         return 0

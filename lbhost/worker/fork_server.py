@@ -8,7 +8,6 @@ libraries and libc read from the environment is the supervisor's to set (supervi
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import socket
@@ -19,10 +18,10 @@ from functools import partial
 
 import setproctitle
 
-from lbhost import control, log, stream
+from lbhost import control, log
 from lbhost.board import Board
 from lbhost.errors import LbhostError
-from lbhost.linux import bind_memory, ignore_stop_signals
+from lbhost.linux import bind_memory
 from lbhost.llama import Model
 from lbhost.machine import cpulist, tree
 from lbhost.machine.tree import Roots
@@ -32,12 +31,7 @@ from lbhost.worker import start
 
 def main() -> int:
     """Serve forks until Stop or until the supervisor is gone."""
-    parser = argparse.ArgumentParser(prog="lbhost.worker.fork_server")
-    parser.add_argument("--control-fd", type=int, required=True)
-    link = socket.socket(fileno=parser.parse_args().control_fd)
-    link.set_inheritable(False)
-    stream.protect()
-    ignore_stop_signals()
+    link = start.take_link("lbhost.worker.fork_server")
     setproctitle.setproctitle("lbhost fork server")
     packet = control.receive(link)
     if packet is None:

@@ -5,12 +5,13 @@ Used by the fork server's children (CPU) and by `python -m lbhost.worker` (GPU) 
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 
 import setproctitle
 
-from lbhost import control, log
+from lbhost import control, log, stream
 from lbhost.board import Board
 from lbhost.errors import StartupError
 from lbhost.linux import die_with_parent, ignore_stop_signals
@@ -18,6 +19,20 @@ from lbhost.llama import Model
 from lbhost.placement.placement import Placement
 from lbhost.worker.context import Context
 from lbhost.worker.loop import Loop
+
+
+def take_link(prog: str) -> socket.socket:
+    """What a process of this folder does first: its control link, from the command line.
+
+    From here on its output cannot stop it, and stop signals are the supervisor's.
+    """
+    parser = argparse.ArgumentParser(prog=prog)
+    parser.add_argument("--control-fd", type=int, required=True)
+    link = socket.socket(fileno=parser.parse_args().control_fd)
+    link.set_inheritable(False)
+    stream.protect()
+    ignore_stop_signals()
+    return link
 
 
 def serve(
@@ -35,7 +50,6 @@ def serve(
     die_with_parent()
     setproctitle.setproctitle(f"lbhost worker {fork.worker}")
     log.configure(settings.log_format, settings.log_level, f"worker {fork.worker}")
-    ignore_stop_signals()
     try:
         _take_place(fork.placement, settings.nice)
         context = Context(

@@ -221,6 +221,8 @@ def _load(path: Path, *, vocab_only: bool = False, gpu: bool = False) -> Any:
         raise ModelFileError(f"{path}: no such model file")
     params = api.llama_model_default_params()
     params.vocab_only = vocab_only
+    # Read, not mapped: a file that is overwritten later would change or end every worker.
+    params.load_mode = api.LLAMA_LOAD_MODE_NONE
     params.use_extra_bufts = not vocab_only
     params.n_gpu_layers = 999 if gpu else 0
     no_devices = (ctypes.c_void_p * 1)(None)

@@ -120,6 +120,8 @@ def test_a_default_always_fits_what_it_promises(
 def test_cpu_workers_share_the_box_and_gpu_workers_have_a_card_each() -> None:
     cpu = [Placement(cpus=(n,), threads=1) for n in range(3)]
     assert budget(cpu, 5 * GIB) == Budget(5 * GIB, 3)
+    of_two_nodes = [Placement(cpus=(i,), threads=1, node=i % 2) for i in range(3)]
+    assert budget(of_two_nodes, 5 * GIB) == Budget(5 * GIB, 3, copies=2)
     gpu = [Placement(cpus=(n,), threads=1, gpu=n) for n in range(3)]
     rows = [
         GpuRow(memory_total=80.0 * GIB, memory_used=1.0 * GIB),

@@ -86,3 +86,25 @@ def test_a_replaced_file_never_reaches_a_running_server(tmp_path: Path) -> None:
         assert "restart lbhost" in server.cli("events").stdout
         assert server.complete().status_code == 200
         assert [w.pid for w in server.status().workers] == [w.pid for w in before.workers]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("how", ["overwritten", "truncated"])
+def test_a_file_that_changes_in_place_changes_no_answer(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "model.gguf"
+    shutil.copy(resolve("starter").path, path)
+    with Server(tmp_path / "run", "--model", str(path), *SMALL) as server:
+        before = server.complete(temperature=0, max_tokens=8)
+        pids = [w.pid for w in server.status().workers]
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            if how == "truncated":
+                file.truncate(size // 2)
+            else:
+                file.seek(size // 4)
+                file.write(b"\xff" * (size // 2))
+        # Another prompt, so that nothing comes from the KV cache of the first.
+        server.complete("Something else entirely", max_tokens=4)
+        after = server.complete(temperature=0, max_tokens=8)
+        assert after.json()["choices"][0]["text"] == before.json()["choices"][0]["text"]
+        assert [w.pid for w in server.status().workers] == pids

@@ -188,7 +188,7 @@ def _budget(box: Survey, placements: Sequence[Placement]) -> memory.Budget:
 def _context(settings: Settings, model: ModelFacts, shared: memory.Budget) -> tuple[int, int]:
     n_ctx = memory.fit_context(
         available_bytes=shared.available_bytes,
-        weights_bytes=model.weights_bytes,
+        weights_bytes=model.weights_bytes * shared.copies,
         kv_bytes_per_token=model.kv_bytes_per_token,
         workers=shared.workers,
         slots=settings.slots,
@@ -196,7 +196,7 @@ def _context(settings: Settings, model: ModelFacts, shared: memory.Budget) -> tu
         requested=settings.ctx_size,
     )
     need = memory.need_bytes(
-        weights_bytes=model.weights_bytes,
+        weights_bytes=model.weights_bytes * shared.copies,
         kv_bytes_per_token=model.kv_bytes_per_token,
         workers=shared.workers,
         slots=settings.slots,

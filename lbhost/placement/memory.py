@@ -1,8 +1,8 @@
 """How many tokens of context fit the memory. Pure.
 
 llama.cpp clears the KV cache at start, so all of it is resident from the first second:
-workers x slots x tokens x bytes per token, beside one copy of the weights and each worker's
-compute buffers.
+workers x slots x tokens x bytes per token, beside the weights (read into memory, one copy for
+each fork server, of which there is one per NUMA node) and each worker's compute buffers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LITTLE_PART = 0.05
 def need_bytes(
     *, weights_bytes: int, kv_bytes_per_token: int, workers: int, slots: int, n_ctx: int
 ) -> int:
-    """Memory that a server of this shape holds, weights counted once."""
+    """Memory that a server of this shape holds; `weights_bytes` of all copies."""
     kv = workers * slots * n_ctx * kv_bytes_per_token
     return weights_bytes + workers * WORKER_BYTES + kv
 
@@ -43,6 +43,8 @@ class Budget(msgspec.Struct, frozen=True):
 
     available_bytes: int | None
     workers: int
+    copies: int = 1
+    """Of the weights."""
 
 
 def budget(
@@ -56,7 +58,8 @@ def budget(
         gpus: the board's GPU rows by index.
     """
     if not any(placement.gpu is not None for placement in placements):
-        return Budget(available_bytes, len(placements))
+        nodes = {placement.node for placement in placements}
+        return Budget(available_bytes, len(placements), max(1, len(nodes)))
     free: list[int] = []
     for placement in placements:
         row = gpus[placement.gpu] if placement.gpu is not None else None
@@ -80,6 +83,7 @@ def fit_context(
     Args:
         available_bytes: memory that can be taken now, before the weights are loaded; None if
             unknown, which limits nothing.
+        weights_bytes: of all copies.
         n_ctx_train: the longest context the model was trained for; 0 if unknown.
         requested: `--ctx-size`, or None for the default: the least of n_ctx_train, 4096 and
             what fits in half of the available memory.

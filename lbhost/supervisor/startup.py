@@ -106,7 +106,7 @@ def _context(
     shared = memory.budget(placements, None if free is None else int(free), rows)
     return memory.fit_context(
         available_bytes=shared.available_bytes,
-        weights_bytes=info.weights_bytes,
+        weights_bytes=info.weights_bytes * shared.copies,
         kv_bytes_per_token=info.kv_bytes_per_token,
         workers=shared.workers,
         slots=settings.slots,

@@ -22,6 +22,7 @@ import os
 import struct
 import types
 import typing
+import weakref
 import zlib
 from typing import Annotated, Generic, TypeVar
 
@@ -376,7 +377,7 @@ class Board:
 
     @classmethod
     def create(cls, *, workers: int, cores: int, gpus: int) -> Board:
-        """A fresh board with room for so many workers, logical CPUs and GPUs."""
+        """A fresh board with room for so many workers, logical CPUs and GPUs. Owns its descriptor."""
         fd = os.memfd_create("lbhost-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, _size(workers, cores, gpus))
         # Every child maps it: one that cut it off would end all others with SIGBUS.
@@ -384,6 +385,7 @@ class Board:
             fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         )
         board = cls(fd, workers, cores, gpus)
+        weakref.finalize(board, os.close, fd).atexit = False
         _HEADER.pack_into(board._map, 0, _MAGIC, workers, cores, gpus)
         return board
 

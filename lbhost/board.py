@@ -108,6 +108,10 @@ class ProgressRow(msgspec.Struct, frozen=True):
     tokens_out: int = 0
     prompt_tokens: int = 0
     """Prompt tokens that this process has computed; those reused from a cache do not count."""
+    wide_steps: int = 0
+    """Steps that were computed with lent CPUs too."""
+    lent: CpuSet = ()
+    """Lent CPUs that the newest step took; a CPU worker's own are its identity's."""
 
 
 class TrafficRow(msgspec.Struct, frozen=True):
@@ -156,6 +160,12 @@ class CoreRow(msgspec.Struct, frozen=True):
     """Which sensor temp_c is of: CPUs with the same number have the same one. -1: none."""
     sensor_cores: int = 0
     """How many physical cores that sensor speaks for."""
+    lead: bool = False
+    """Whether this is the CPU that a worker uses of its physical core."""
+    llc: int = 0
+    """Cores with the same number share their last-level cache."""
+    node: int = 0
+    efficiency: bool = False
 
 
 class GpuRow(msgspec.Struct, frozen=True):
@@ -352,10 +362,15 @@ def _stride(payload: int) -> int:
 
 
 class Board:
-    """All tables over one memfd. Create in the supervisor, attach everywhere else by fd."""
+    """All tables over one memfd. Create in the supervisor, attach everywhere else by fd.
+
+    Owns the descriptor, until `close` or its own end.
+    """
 
     def __init__(self, fd: int, workers: int, cores: int, gpus: int) -> None:
         self.fd = fd
+        self._closer = weakref.finalize(self, os.close, fd)
+        self._closer.atexit = False
         size = _size(workers, cores, gpus)
         self._map = mmap.mmap(fd, size)
         page = memoryview(self._map)
@@ -377,7 +392,7 @@ class Board:
 
     @classmethod
     def create(cls, *, workers: int, cores: int, gpus: int) -> Board:
-        """A fresh board with room for so many workers, logical CPUs and GPUs. Owns its descriptor."""
+        """A fresh board with room for so many workers, logical CPUs and GPUs."""
         fd = os.memfd_create("lbhost-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, _size(workers, cores, gpus))
         # Every child maps it: one that cut it off would end all others with SIGBUS.
@@ -385,9 +400,12 @@ class Board:
             fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         )
         board = cls(fd, workers, cores, gpus)
-        weakref.finalize(board, os.close, fd).atexit = False
         _HEADER.pack_into(board._map, 0, _MAGIC, workers, cores, gpus)
         return board
+
+    def close(self) -> None:
+        """Close the descriptor; what is mapped stays so."""
+        self._closer()
 
     @classmethod
     def attach(cls, fd: int) -> Board:

@@ -113,6 +113,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Meta(ge=1, le=256),
         says("CPU threads of each worker; more than one makes a worker span several cores."),
     ] = 1
+    lend: Annotated[
+        bool, says("Lend cores that no request needs to workers that have one (true, false).")
+    ] = True
     slots: Annotated[int, Meta(ge=1, le=64), says("Sequences that each worker runs at once.")] = 4
     ctx_size: Annotated[
         Annotated[int, Meta(ge=64, le=1_048_576)] | None,

@@ -24,6 +24,8 @@ class CoreStatus(msgspec.Struct, frozen=True, kw_only=True):
     steal: float | None = None
     worker: int | None = None
     """Whose home core this is."""
+    lent_to: int | None = None
+    """The worker that computes on it now beside its own cores."""
 
 
 class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +102,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens computed per second."""
     heat: float | None = None
     """What heat leaves of it, 0 to 1; null where nothing tells its temperature."""
+    lent: list[int] = []
+    """Cores of others that it computes on now, beside its own."""
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,7 +68,16 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
     request: int
 
 
-ToWorker: TypeAlias = Submit | Cancel
+class Lend(msgspec.Struct, frozen=True, tag="lend", array_like=True):
+    """The CPUs that the worker may use beside its own from its next step on, one thread each.
+
+    The nearest come first. Empty: none; the worker that lives there is about to need them.
+    """
+
+    cpus: tuple[int, ...]
+
+
+ToWorker: TypeAlias = Submit | Cancel | Lend
 
 
 # --- worker -> gateway -------------------------------------------------------

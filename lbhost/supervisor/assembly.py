@@ -6,7 +6,7 @@ What this shows informs; nothing that changes state may be decided by it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lbhost.board import Board, CoreRow, GatewayRow, GpuRow, HostRow, ProgressRow, TrafficRow
 from lbhost.config import Settings
@@ -112,10 +112,14 @@ class Assembly:
             retry_in_s=None if retry is None else max(0.0, retry - time.monotonic()),
             heat=self._heat(known, gpu, len(cores)),
             spare=want.spare,
+            lent=list(progress.lent) if alive else [],
         )
 
-    def cores(self, topology: Topology, ledger: Ledger) -> list[CoreStatus]:
+    def cores(
+        self, topology: Topology, ledger: Ledger, workers: Sequence[WorkerStatus]
+    ) -> list[CoreStatus]:
         """Every logical CPU of the box."""
+        lent = {cpu: worker.id for worker in workers for cpu in worker.lent}
         found = []
         for cpu in topology.cpus:
             row = self._core(cpu) or CoreRow()
@@ -129,6 +133,7 @@ class Assembly:
                     throttle_s=row.throttle_s,
                     steal=row.steal,
                     worker=ledger.owners.get(cpu),
+                    lent_to=lent.get(cpu),
                 )
             )
         return found

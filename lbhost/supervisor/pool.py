@@ -240,15 +240,20 @@ class Pool:
         self._publish(worker)
 
     def pin(self, worker: Worker) -> None:
-        """Hold a running worker's threads to its CPUs, if they have come to be elsewhere."""
+        """Hold a running worker's threads to its CPUs, if they have come to be elsewhere.
+
+        Threads that it has on lent CPUs are its own to pin.
+        """
         if worker.pid is None or worker.state is _S.STOPPING:
             return
         cpus = set(worker.place.cpus)
         with contextlib.suppress(OSError):  # it has just ended, or a CPU went offline
-            if os.sched_getaffinity(worker.pid) == cpus:
+            elsewhere = os.sched_getaffinity(worker.pid)
+            if elsewhere == cpus:
                 return
-            for thread in os.listdir(f"/proc/{worker.pid}/task"):  # noqa: PTH208
-                os.sched_setaffinity(int(thread), cpus)
+            for thread in map(int, os.listdir(f"/proc/{worker.pid}/task")):  # noqa: PTH208
+                if os.sched_getaffinity(thread) == elsewhere:
+                    os.sched_setaffinity(thread, cpus)
 
     def _connect(self, worker: Worker) -> bool:
         if not self._launcher.connect(worker):

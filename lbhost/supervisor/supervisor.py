@@ -93,6 +93,8 @@ class Supervisor:
         self._manager = ServiceManager(os.environ)
         self._assembly = Assembly(prepared.settings, prepared.board)
         self._reread_at_s = self._began_s
+        self._wide_steps: dict[int, int] = {}
+        """By pid, as of the last sample."""
         self._build()
 
     def _build(self) -> None:
@@ -212,11 +214,17 @@ class Supervisor:
             await asyncio.sleep(INTERVAL_S)
 
     def _watched(self) -> list[Watched]:
-        return [
-            Watched(w.id, w.pid, w.place.cpus)
-            for w in self.pool.workers.values()
-            if w.pid is not None
-        ]
+        found, wide_steps = [], {}
+        for worker in self.pool.workers.values():
+            if worker.pid is None:
+                continue
+            row = self._board.progress.read(worker.id)
+            steps = row.wide_steps if row is not None and row.epoch == worker.epoch else 0
+            wide_steps[worker.pid] = steps
+            wide = steps != self._wide_steps.get(worker.pid, 0)
+            found.append(Watched(worker.id, worker.pid, worker.place.cpus, wide))
+        self._wide_steps = wide_steps
+        return found
 
     def _look_at_gateway(self, now: float, *, looked: bool) -> None:
         if not looked:
@@ -366,6 +374,7 @@ class Supervisor:
     def status(self) -> Status:
         """Everything there is to know."""
         made, assembly = self.prepared, self._assembly
+        workers = assembly.workers(self.pool, self.homes.topology)
         return Status(
             version=__version__,
             pid=os.getpid(),
@@ -377,11 +386,11 @@ class Supervisor:
             policy=self._settings.policy.value,
             uptime_s=time.monotonic() - self._began_s,
             rolling=self.operations.rolling,
-            workers=assembly.workers(self.pool, self.homes.topology),
+            workers=workers,
             gateway=self.gateway.status(),
             template=self.fork_servers.worst(),
             traffic=assembly.traffic(),
-            cores=assembly.cores(made.topology, self.pool.ledger()),
+            cores=assembly.cores(made.topology, self.pool.ledger(), workers),
             gpus=assembly.gpus(),
             host=assembly.host(),
             fork_servers=self.fork_servers.status(),

@@ -135,6 +135,10 @@ class Context:
         )
         self._used = 0
 
+    def set_threads(self, count: int) -> None:
+        """Threads of the decodes from now on; costs some microseconds."""
+        api.llama_set_n_threads(self._ctx, count, count)
+
     def clear(self) -> None:
         """Empty the batch; the KV stays."""
         self._used = 0

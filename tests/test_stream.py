@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from filling import fill
 from lbhost.stream import LINE_LIMIT, SafeStream
 
 
@@ -19,18 +20,6 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(fd)
         except OSError:
             continue
-
-
-def fill(fd: int) -> int:
-    """Fill a pipe; how many bytes it took."""
-    os.set_blocking(fd, False)
-    count = 0
-    try:
-        while True:
-            count += os.write(fd, b"x" * 1024)
-    except BlockingIOError:
-        os.set_blocking(fd, True)
-        return count
 
 
 def test_lines_arrive_whole(pipe: tuple[int, int]) -> None:

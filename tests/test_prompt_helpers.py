@@ -335,7 +335,11 @@ async def test_a_helper_is_reaped_also_when_its_end_is_cancelled(
     await process.start(setup())
     pid = process.pid
     poll, looks = subprocess.Popen.poll, itertools.count()
-    monkeypatch.setattr(subprocess.Popen, "poll", lambda self: poll(self) if next(looks) else None)
+
+    def late(popen: subprocess.Popen[bytes]) -> int | None:
+        return poll(popen) if next(looks) > 1 else None  # `kill` looks as well
+
+    monkeypatch.setattr(subprocess.Popen, "poll", late)
     ending = asyncio.create_task(process.end())
     await asyncio.sleep(0)
     ending.cancel()

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import tiny_gguf
+from filling import fill
 from lbhost.config import LogFormat, LogLevel
 from lbhost.errors import (
     ContextLengthError,
@@ -38,7 +39,6 @@ from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.preparation import Taken
 from lbhost.llama import Vocab
 from lbhost.wire import unpack_tokens
-from filling import fill
 from running_gateway import HELPER, PATIENCE_S, until
 from toy_vocab import CHATML, ToyVocab
 

@@ -72,7 +72,8 @@ async def test_a_stream_that_ends_while_the_client_is_slow_still_says_so(
         )
     assert client.text.endswith(b"data: [DONE]\n\n")
     assert b'"finish_reason":"stop"' in client.text
-    assert (last.encode() in client.text) and b"one" in client.text
+    assert b"one" in client.text
+    assert last.encode() in client.text
     more = [message["more_body"] for message in client.messages[1:]]
     assert more == [True] * (len(more) - 1) + [False]
 

@@ -82,10 +82,12 @@ class Completions:
         try:
             taken = await self._prepare(body, client, answer.exchange)
             del body
-            job = answer.job = self._dispatcher.submit(taken.work, answer.exchange.began)
+            exchange = answer.exchange
+            job = answer.job = self._dispatcher.submit(
+                taken.work, exchange.began, exchange.complete
+            )
             client.on_gone(lambda: self._dispatcher.cancel(job))
-            name = answer.exchange.request_id
-            reply = self._reply(name, self._model, taken.include_usage)
+            reply = self._reply(exchange.request_id, self._model, taken.include_usage)
             if taken.work.stream:
                 await answer.stream(job, reply)
             else:

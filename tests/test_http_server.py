@@ -277,6 +277,35 @@ async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.Monkey
             await reader.read(10)
 
 
+async def test_a_client_that_reads_slowly_is_not_dropped_while_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 3600.0)
+    long = Script(answer=lambda _: ["x" * 4_000_000] * 4)
+    async with running_gateway(script=long) as g:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=1024)
+        try:
+            writer.write(post(json.dumps(HELLO).encode()))
+            shared = g.gateway.server.server_state.connections
+            await until(lambda: shared, "it is connected")
+            (connection,) = shared
+            assert isinstance(connection, protocol.LimitedProtocol)
+            unsent = connection.transport.get_write_buffer_size
+            await until(lambda: unsent() > 1 << 20, "the answer waits to be read")
+            for _ in range(3):
+                waiting = unsent()
+                while unsent() > waiting - protocol.LEAST_READ_BYTES:
+                    assert await reader.read(1 << 16)
+                connection._on_slow_reader()
+                assert not connection.transport.is_closing()
+            before = unsent()
+            await until(lambda: unsent() == before, "what the kernel holds is full again")
+            connection._on_slow_reader()
+            await until(lambda: g.gateway.server.connections == 0, "it is dropped")
+        finally:
+            writer.close()
+
+
 @asynccontextmanager
 async def full_budget(g: RunningGateway) -> AsyncIterator[None]:
     """All the memory for bodies is taken by clients that are still sending."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from typing import Any
 
 import httptools
@@ -35,7 +36,11 @@ from lbhost.gateway.http.budget import BodyHold, Budget
 MAX_HEADER_FIELDS = 128
 
 WRITE_TIMEOUT_S = 30.0
-"""How long a client may leave everything unread before its connection is dropped."""
+"""Within this a client that the server waits for must take some of what it has not read, or its
+connection is dropped."""
+
+LEAST_READ_BYTES = 16 * 1024
+"""So much of it, or all: whoever reads slower only holds a place."""
 
 LINGER_S = 1.0
 """How long a refused client may go on sending into the void, so that it reads the answer:
@@ -92,6 +97,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """Of the request that is being received or answered."""
         self._client_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._unread = 0
+        """Bytes that waited for the client when its time to read began."""
 
     # --- connection ------------------------------------------------------------------
 
@@ -222,6 +229,8 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._disarm()
         self._enter(Phase.ANSWER)
+        assert self._exchange is not None
+        self._exchange.complete = time.monotonic()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -309,7 +318,18 @@ class LimitedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
+            self._await_reading()
+
+    def _await_reading(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self._on_slow_reader)
+
+    def _on_slow_reader(self) -> None:
+        self._write_timer = None
+        if self._unread - self.transport.get_write_buffer_size() < LEAST_READ_BYTES:
+            self.transport.abort()
+        else:
+            self._await_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()

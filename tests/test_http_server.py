@@ -262,6 +262,23 @@ async def test_a_refusal_before_the_body_closes_the_connection() -> None:
         assert read(response)[0] == 404
 
 
+async def test_a_refusal_can_be_read_by_a_client_that_sends_on_and_wants_to_close() -> None:
+    """What a reverse proxy is that speaks HTTP/1.0, or closes after each request."""
+    async with running_gateway(api_key="k" * 20) as g:
+        body = b"x" * 3_000_000
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+        writer.write(post(b"", b"connection: close", length=len(body)))
+        async with asyncio.timeout(PATIENCE_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b" 401 " in head
+            assert b"connection: close" in head
+            writer.write(body)
+            await writer.drain()
+            assert json.loads(await reader.read())["error"]["code"] == "invalid_api_key"
+        writer.close()
+        await until(lambda: g.gateway.server.connections == 0, "it is closed")
+
+
 async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 0.2)
     flood = Script(answer=lambda _: ["x" * 8192] * 2000)

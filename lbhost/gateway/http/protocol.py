@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -204,6 +205,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._enter(Phase.BODY)
         self._arm(min(self._settings.body_timeout_s, self._settings.request_timeout_s))
         super().on_headers_complete()
+        self.cycle.transport = _AnswerTransport(self.transport, self._lingers)
+
+    def _lingers(self) -> bool:
+        """Whether the answer has gone out before the body was there."""
+        return self._phase is Phase.BODY and bool(self.cycle.response_complete)
 
     def on_chunk_header(self) -> None:
         """httptools': a chunk's size line is complete, the last one's of size 0 too."""
@@ -383,6 +389,24 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._client_timer = self.loop.call_later(LINGER_S, self.transport.close)
+
+
+class _AnswerTransport(asyncio.Transport):
+    """What an answer writes to: closes the connection, unless that is to linger first.
+
+    uvicorn closes at once where the client asked for it: an upload's refusal would be lost.
+    """
+
+    def __init__(self, transport: asyncio.Transport, lingers: Callable[[], bool]) -> None:
+        super().__init__()
+        self.write = transport.write  # type: ignore[method-assign]
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self._close = transport.close
+        self._lingers = lingers
+
+    def close(self) -> None:
+        if not self._lingers():
+            self._close()
 
 
 def _trailers() -> LbhostError:

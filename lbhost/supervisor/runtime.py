@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from lbhost import log
 from lbhost.errors import StartupError
 
 SOCKET_NAME = "admin.sock"
@@ -113,15 +114,25 @@ class RuntimeDir:
             if _still_there(lock, name):
                 break
             os.close(lock)  # its last holder removed it between our open and our lock
-        (path / SOCKET_NAME).unlink(missing_ok=True)
         claimed = cls(path, lock)
+        try:
+            claimed.socket_path.unlink(missing_ok=True)
+        except OSError as error:
+            claimed.release()
+            raise StartupError(f"cannot remove {path / SOCKET_NAME}: {error.strerror}") from error
         claimed.announce("")
         return claimed
 
     def announce(self, endpoint: str) -> None:
-        """Write down who holds the lock, for the message of a second server."""
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, msgspec.json.encode(Holder(os.getpid(), endpoint)), 0)
+        """Write down who holds the lock, for the message of a second server.
+
+        The lock holds without that: on a full disk a second server is refused all the same.
+        """
+        try:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, msgspec.json.encode(Holder(os.getpid(), endpoint)), 0)
+        except OSError as error:
+            log.get().warning("cannot write the lock file", path=str(self.path), error=str(error))
 
     def listen(self) -> socket.socket:
         """The admin API's listening socket, for this user alone.
@@ -143,10 +154,19 @@ class RuntimeDir:
         return listener
 
     def release(self) -> None:
-        """Remove what is ours, the folder too if it is empty then."""
-        self.socket_path.unlink(missing_ok=True)
-        (self.path / LOCK_NAME).unlink(missing_ok=True)
-        os.close(self._lock)
+        """Remove what is ours, the folder too if it is empty then.
+
+        Where somebody has cleaned the folder away (old files in /tmp are), what is there now may
+        be another server's: the lock tells whose it is.
+        """
+        try:
+            if _still_there(self._lock, self.path / LOCK_NAME):
+                with contextlib.suppress(OSError):
+                    self.socket_path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    (self.path / LOCK_NAME).unlink(missing_ok=True)
+        finally:
+            os.close(self._lock)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
@@ -168,6 +188,6 @@ def _taken(path: Path, holder: Holder | None) -> str:
 
 def _still_there(lock: int, name: Path) -> bool:
     try:
-        return name.stat().st_ino == os.fstat(lock).st_ino
-    except FileNotFoundError:
+        return os.path.samestat(name.stat(), os.fstat(lock))
+    except OSError:
         return False

@@ -245,11 +245,12 @@ class Pool:
         if worker.pid is None or worker.state is _S.STOPPING:
             return
         cpus = set(worker.place.cpus)
-        with contextlib.suppress(OSError):  # it has just ended, or a CPU went offline
+        with contextlib.suppress(OSError):  # it has just ended
             if os.sched_getaffinity(worker.pid) == cpus:
                 return
             for thread in os.listdir(f"/proc/{worker.pid}/task"):  # noqa: PTH208
-                os.sched_setaffinity(int(thread), cpus)
+                with contextlib.suppress(OSError):  # this one has, or a CPU went offline
+                    os.sched_setaffinity(int(thread), cpus)
 
     def _connect(self, worker: Worker) -> bool:
         if not self._launcher.connect(worker):

@@ -506,3 +506,29 @@ async def test_commands_that_wait_end_when_the_server_stops(
         running.server.request_stop(signal.SIGTERM)
         with pytest.raises(ConflictError):
             await restarting
+
+
+async def test_a_gateway_that_is_ready_only_after_the_stop_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(shutdown_grace_s=86400)
+    async with box(
+        tmp_path, monkeypatch, settings=settings, modes={"gateway": "slow"}, wait=False
+    ) as running:
+        await running.until(lambda: running.server.gateway.pid, "the gateway loads")
+        running.server.request_stop(signal.SIGTERM)
+        await running.until(lambda: running.server.gateway.state == "stopping", "it stops")
+        running.tell("gateway", "")
+        await running.ended()
+        assert running.server.gateway.restarts == 0
+        assert running.kinds("gateway") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_signals_that_belong_to_the_first_one_do_not_end_the_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    async with box(tmp_path, monkeypatch) as running:
+        running.server.request_stop(signal.SIGTERM)
+        running.server.request_stop(number)
+        assert running.server.signals == [signal.SIGTERM]

@@ -151,9 +151,10 @@ class Pool:
         )
 
     def _ensure_fork_servers(self) -> None:
-        homes = [want.home for want in self.desired.workers.values() if want.runs]
-        nodes = {home.node for home in homes if home is not None and home.gpu is None}
-        self._launcher.fork_servers.ensure(nodes)
+        wanted = [want for want in self.desired.workers.values() if not want.leaving]
+        at_home = {want.home.node for want in wanted if want.home and want.home.gpu is None}
+        running = {w.home.node for w in wanted if w.runs and w.home and w.home.gpu is None}
+        self._launcher.fork_servers.ensure(running, at_home)
 
     def _set_timer(self) -> None:
         if self._timer is not None:

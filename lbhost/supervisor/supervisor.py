@@ -52,7 +52,7 @@ GATEWAY_LAST_S = 5.0
 """What the gateway gets beyond the grace to end its streams."""
 LAST_S = 3.0
 SAME_STOP_S = 1.0
-"""SIGTERMs so soon after the first are the same request to stop."""
+"""SIGTERMs and SIGHUPs so soon after the first signal are the same request to stop."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -280,11 +280,13 @@ class Supervisor:
     def request_stop(self, number: int) -> None:
         """What a stop signal does: note it, and wake the loop.
 
-        A second one ends the waiting, but not a SIGTERM that belongs to the first: service
-        managers and scripts send it to the process and then to its group.
+        A second one ends the waiting, but not one that belongs to the first: service managers
+        and scripts send SIGTERM to the process and then to its group, or SIGHUP after it
+        (systemd's SendSIGHUP=); a closed terminal's SIGHUP comes from the kernel and from the
+        shell. Only a person presses Ctrl-C twice.
         """
         now = time.monotonic()
-        if number == signal.SIGTERM and self.signals and now - self._stop_asked_s < SAME_STOP_S:
+        if number != signal.SIGINT and self.signals and now - self._stop_asked_s < SAME_STOP_S:
             return
         if not self.signals:
             self._stop_asked_s = now
@@ -348,9 +350,12 @@ class Supervisor:
         """The loop may be waiting for that."""
         self._wake.set()
 
-    def service_hopeless(self, service: Service, why: str) -> None:
-        """It never came up."""
-        self._give_up(why)
+    def service_hopeless(self, service: Service, why: str) -> bool:
+        """It never came up: at the start that is the server's end. Later on it is a fork server of
+        a node that came to have workers, and the other nodes' go on."""
+        if not self._announced:
+            self._give_up(why)
+        return not self._announced
 
     def _first(self, node: int | None) -> tuple[control.Configure, Sequence[int]]:
         made = self.prepared

@@ -59,7 +59,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """Worker -> supervisor, at once after the fork: who to watch."""
+    """Worker -> supervisor, once it is the supervisor's child: who to watch."""
 
     pid: int
 

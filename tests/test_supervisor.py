@@ -532,3 +532,78 @@ async def test_signals_that_belong_to_the_first_one_do_not_end_the_waiting(
         running.server.request_stop(signal.SIGTERM)
         running.server.request_stop(number)
         assert running.server.signals == [signal.SIGTERM]
+
+
+_ENDING = """
+import asyncio, os, signal, sys, types
+from pathlib import Path
+from lbhost.config import Settings
+from lbhost.supervisor import main
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+def all_of_them():
+    for number in STOP_SIGNALS:
+        os.kill(os.getpid(), number)
+
+class Served:
+    def __init__(self, *_): ...
+    async def run(self):
+        for number in STOP_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, print)
+
+def prepare(*_):
+    if sys.argv[2] == "loading":
+        os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+    return types.SimpleNamespace(
+        sampler=types.SimpleNamespace(close=all_of_them),
+        gpu_reader=types.SimpleNamespace(close=all_of_them),
+    )
+
+def release(self):
+    all_of_them()
+    real(self)
+
+real, main.RuntimeDir.release = main.RuntimeDir.release, release
+main.Supervisor, main.prepare = Served, prepare
+try:
+    main.serve(Settings(port=0, runtime_dir=sys.argv[1]), {}, print)
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "code"),
+    [
+        ("served", "", 0),
+        ("loading", "SIGTERM", 7),
+        ("loading", "SIGINT", 7),
+        ("loading", "SIGHUP", 7),
+    ],
+)
+def test_stop_signals_during_the_clean_up_leave_nothing_behind(
+    tmp_path: Path, moment: str, number: str, code: int
+) -> None:
+    where = tmp_path / "run"
+    command = [sys.executable, "-c", _ENDING, str(where), moment, number]
+    ended = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+    assert not where.exists()
+
+
+async def test_children_leave_stop_signals_to_the_supervisor_from_their_first_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch) as running:
+        fork_server = running.server.fork_servers.of(None)
+        assert fork_server is not None
+        # The stand-ins do nothing about SIGTERM and SIGHUP themselves.
+        for pid in (running.server.gateway.pid, fork_server.pid, running.pid(0)):
+            status = dict(
+                line.split(":\t", 1)
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            )
+            ignored = int(status["SigIgn"], 16)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                assert ignored >> (number - 1) & 1, (pid, number)

@@ -18,6 +18,7 @@ import msgspec
 from lbhost import __version__, control, log
 from lbhost.board import WorkerState
 from lbhost.errors import ConflictError, InvalidRequestError, StartupError
+from lbhost.linux import STOP_SIGNALS
 from lbhost.machine.sampler import INTERVAL_S, Watched
 from lbhost.placement.memory import gib
 from lbhost.status import Status
@@ -53,8 +54,6 @@ GATEWAY_LAST_S = 5.0
 LAST_S = 3.0
 SAME_STOP_S = 1.0
 """SIGTERMs and SIGHUPs so soon after the first signal are the same request to stop."""
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Announce = Callable[[Status], None]
 """Gets the first status in which requests are answered."""
@@ -149,7 +148,7 @@ class Supervisor:
             StartupError: the server cannot start; nothing is left behind.
         """
         loop = asyncio.get_running_loop()
-        for number in _STOP_SIGNALS:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP for us
                 loop.add_signal_handler(number, self.request_stop, number)
         loop.add_signal_handler(signal.SIGCHLD, self._children.sweep)

@@ -32,6 +32,20 @@ def test_a_hot_worker_rests_and_returns_when_it_is_back_at_warm() -> None:
     assert run({1}, {0}, {0: 80.0, 1: 50.0}) == {0: WAKE}
 
 
+def test_a_worker_of_two_cores_rests_until_both_are_back_at_warm() -> None:
+    def two(first: float, second: float, resting: bool) -> dict[int, Change]:
+        domains = [Domain("a", (0,), first, LIMITS), Domain("b", (0,), second, LIMITS)]
+        domains.append(Domain("c", (1,), 50.0, LIMITS))
+        there = frozenset({0})
+        ready, asleep = (frozenset({1}), there) if resting else (there | {1}, frozenset[int]())
+        return decide(domains, ready, asleep, 0.0)
+
+    assert two(96.0, 50.0, resting=False) == {0: REST}
+    assert two(96.0, 50.0, resting=True) == {}
+    assert two(50.0, 81.0, resting=True) == {}
+    assert two(80.0, 80.0, resting=True) == {0: WAKE}
+
+
 def test_the_last_ready_worker_never_rests() -> None:
     assert run({0}, set(), {0: 120.0}) == {}
     assert run({0, 1}, set(), {0: 97.0, 1: 99.0}) == {1: REST}

@@ -84,7 +84,22 @@ def decide(
     known = {worker for domain in domains for worker in domain.workers}
     for worker in resting - known:
         changes[worker] = Change.WAKE
+    # A worker of several threads has a sensor on each core: one that has cooled wakes nobody.
+    for worker in _held(domains, resting):
+        if changes.get(worker) is Change.WAKE:
+            del changes[worker]
     return _some_left(changes, domains, ready, resting)
+
+
+def _held(domains: Sequence[Domain], resting: frozenset[int]) -> set[int]:
+    """Resting workers of whose sensors one is still too hot."""
+    hot = [d for d in domains if d.temp_c is not None and d.temp_c > _awake_c(d)]
+    return {worker for domain in hot for worker in resting.intersection(domain.workers)}
+
+
+def _awake_c(domain: Domain) -> float:
+    """The temperature from which down a domain's workers may come back."""
+    return domain.limits.warm_c if len(domain.workers) == 1 else domain.limits.hot_c
 
 
 def _alone(domain: Domain, ready: frozenset[int], resting: frozenset[int]) -> dict[int, Change]:

@@ -75,7 +75,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     capable = llama.supports_gpu()
     gpus = gpu.visible(reader.gpus, environ)
     placements = plan(box, settings.workers, settings.threads_per_worker, gpus, capable)
-    raise_file_limit()
+    raise_file_limit(settings.max_connections)
     capacity = max(LEAST_CAPACITY, SPARE_FACTOR * len(placements))
     board = Board.create(workers=capacity, cores=box.rows, gpus=len(reader.gpus))
     sampler = Sampler(board, box, roots, reader)
@@ -115,9 +115,10 @@ def _context(
     )
 
 
-def raise_file_limit() -> None:
+def raise_file_limit(connections: int) -> None:
     """As many descriptors as the hard limit allows: a connection is one, in the gateway."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    enough = max(65536, 2 * connections)
+    wanted = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -182,3 +182,15 @@ async def test_a_state_changes_before_that_is_told(
         running.kill(running.pid(0))
         await running.until(lambda: worker.epoch == 2 and worker.state is S.READY, "it is back")
         assert told == [S.BACKOFF]
+
+
+async def test_status_shows_the_cpus_that_are_there_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch) as running:
+        assert [core.cpu for core in running.server.status().cores] == [0, 1, 2, 3]
+        (tmp_path / "sys/devices/system/cpu/online").write_text("0-2\n")
+        await running.until(
+            lambda: [core.cpu for core in running.server.status().cores] == [0, 1, 2],
+            "CPU 3 is gone from status",
+        )

@@ -248,13 +248,14 @@ class Pool:
         if worker.pid is None or worker.state is _S.STOPPING:
             return
         cpus = set(worker.place.cpus)
-        with contextlib.suppress(OSError):  # it has just ended, or a CPU went offline
+        with contextlib.suppress(OSError):  # it has just ended
             elsewhere = os.sched_getaffinity(worker.pid)
             if elsewhere == cpus:
                 return
             for thread in map(int, os.listdir(f"/proc/{worker.pid}/task")):  # noqa: PTH208
-                if os.sched_getaffinity(thread) == elsewhere:
-                    os.sched_setaffinity(thread, cpus)
+                with contextlib.suppress(OSError):  # this one has, or a CPU went offline
+                    if os.sched_getaffinity(thread) == elsewhere:
+                        os.sched_setaffinity(thread, cpus)
 
     def _connect(self, worker: Worker) -> bool:
         if not self._launcher.connect(worker):

@@ -394,7 +394,7 @@ class Supervisor:
             gateway=self.gateway.status(),
             template=self.fork_servers.worst(),
             traffic=assembly.traffic(),
-            cores=assembly.cores(made.topology, self.pool.ledger(), workers),
+            cores=assembly.cores(self.homes.topology, self.pool.ledger(), workers),
             gpus=assembly.gpus(),
             host=assembly.host(),
             fork_servers=self.fork_servers.status(),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lbhost.board import Board, CoreRow, WorkerState
 from lbhost.config import Settings
-from lbhost.placement.heat import PACE_S, Change, Domain, Limits, decide, of_chip
+from lbhost.placement.heat import PACE_S, Change, Domain, Limits, decide, limits_of, of_chip
 from lbhost.placement.placement import Placement
 from lbhost.placement.share import FLOOR, SHARED_HOT, share
 from lbhost.supervisor.lifecycle import Event
@@ -114,9 +114,13 @@ def test_somebody_is_always_left(
 
 def test_the_chips_own_limits_count_unless_the_operator_chose_some() -> None:
     core = CoreRow(temp_c=90, warm_c=85, hot_c=98)
-    assert of_chip(core, Limits(80, 95)) == Limits(85, 98)
-    assert of_chip(core, Limits(60, 70)) == Limits(60, 70)
-    assert of_chip(CoreRow(temp_c=90), Limits(80, 95)) == Limits(80, 95)
+    unset = limits_of(None, None)
+    assert of_chip(core, unset) == Limits(85, 98)
+    assert of_chip(CoreRow(temp_c=90), unset) == unset
+    for warm_c, hot_c in ((60.0, 70.0), (None, 95.0), (80.0, None), (80.0, 95.0)):
+        chosen = limits_of(warm_c, hot_c)
+        assert of_chip(core, chosen) == chosen, "what is written counts, even if it is the default"
+    assert limits_of(None, 90.0) == Limits(80.0, 90.0, chosen=True)
 
 
 @pytest.mark.parametrize(("cores", "left"), [(1, FLOOR), (16, SHARED_HOT)])

@@ -16,7 +16,7 @@ from lbhost.config import Settings
 from lbhost.doctor.survey import Survey
 from lbhost.machine import cpulist
 from lbhost.machine.topology import CoreKind
-from lbhost.placement.heat import Limits, of_chip
+from lbhost.placement.heat import limits_of, of_chip
 from lbhost.placement.memory import gib, nearly_gone
 from lbhost.placement.placement import Placement
 
@@ -132,12 +132,12 @@ def _neighbours(survey: Survey, placements: Sequence[Placement]) -> Iterator[Fin
 
 
 def _heat(settings: Settings, survey: Survey) -> Iterator[Finding]:
-    chosen = Limits(settings.warm_c, settings.hot_c)
+    chosen = limits_of(settings.warm_c, settings.hot_c)
     read = [(row.temp_c, of_chip(row, chosen)) for row in survey.cores if row is not None]
     above = [(t, limits.warm_c) for t, limits in read if t is not None and t > limits.warm_c]
     if above:
         temp_c, warm_c = max(above)
-        whose = "warm_c" if warm_c == settings.warm_c else "the chip's own limit"
+        whose = "warm_c" if warm_c == chosen.warm_c else "the chip's own limit"
         yield _advice(
             f"a core is at {temp_c:.0f} °C, above {whose} ({warm_c:g} °C): hot cores get less work",
             "check fans and dust, or raise warm_c if this is normal for the box",

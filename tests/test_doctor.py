@@ -209,6 +209,13 @@ def test_a_build_without_the_cpus_features_is_named(tmp_path: Path) -> None:
     assert "built without AVX512 and AVX512_VNNI, which this CPU has" in advice
 
 
+def test_a_driver_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    box = look(trees.bare_vm(tmp_path / "box"))
+    assert "driver" not in texts(judge(box))
+    box = msgspec.structs.replace(box, driver_answered=False)
+    assert "NVIDIA's driver does not answer" in texts(judge(box))
+
+
 def test_too_few_open_files_are_named(tmp_path: Path) -> None:
     box = look(trees.bare_vm(tmp_path / "box"))
     box = msgspec.structs.replace(box, open_files=512, open_files_most=1024)

@@ -260,6 +260,11 @@ def _build(survey: Survey, system_info: str) -> Iterator[Finding]:
 
 
 def _gpus(survey: Survey, gpu_capable: bool) -> Iterator[Finding]:
+    if not survey.driver_answered:
+        yield _advice(
+            "NVIDIA's driver does not answer: serve would run on the CPU",
+            "nvidia-smi; if that hangs too, restart the machine",
+        )
     if survey.gpus and not gpu_capable:
         yield _advice(
             f"{len(survey.gpus)} GPU(s) are there, but llama.cpp was built without CUDA",

@@ -79,6 +79,7 @@ def collect(
     reader = GpuWatch(roots, nvml)
     try:
         taken = survey.take(roots, reader, environ, own=partial(own.processes, running))
+        taken = msgspec.structs.replace(taken, driver_answered=reader.answered)
     finally:
         reader.close()
     return examine(

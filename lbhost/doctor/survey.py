@@ -36,6 +36,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """Those that CUDA_VISIBLE_DEVICES leaves to us."""
     gpu_rows: tuple[GpuRow | None, ...] = ()
     """By GpuInfo.index."""
+    driver_answered: bool = True
+    """Whether NVIDIA's driver, where there is one, said in time which cards there are."""
     cpu_model: str | None = None
     vendor: str | None = None
     flags: frozenset[str] = frozenset()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from lbhost import llama, model
+from lbhost import llama, log, model
 from lbhost.board import Board
 from lbhost.config import Settings
 from lbhost.machine import gpu, topology
@@ -71,6 +71,8 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         info = llama.inspect(file.path)
     roots = Roots.from_environ(environ)
     reader = GpuWatch(roots)
+    if not reader.answered:
+        log.get().warning("NVIDIA's driver does not answer: its cards are left out")
     box = topology.discover(roots)
     capable = llama.supports_gpu()
     gpus = gpu.visible(reader.gpus, environ)

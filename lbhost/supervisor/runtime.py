@@ -140,13 +140,6 @@ class RuntimeDir:
         except OSError as error:
             raise StartupError(f"cannot write in {self.path}: {error.strerror}") from error
 
-    def keep(self) -> None:
-        """Say now and then that the lock file is in use: systemd-tmpfiles removes files from /tmp
-        that nobody has touched for ten days, and a second server would find no lock.
-        """
-        with contextlib.suppress(OSError):  # a file system that has come to be read-only
-            os.utime(self._lock)
-
     def listen(self) -> socket.socket:
         """The admin API's listening socket, for this user alone.
 

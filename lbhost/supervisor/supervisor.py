@@ -241,7 +241,6 @@ class Supervisor:
         if now < self._reread_at_s or self._stopping:
             return
         self._reread_at_s = now + REREAD_S
-        self._runtime.keep()
         before = self.homes.describe()
         if self.homes.look_again():
             self.prepared.sampler.adopt(self.homes.topology)

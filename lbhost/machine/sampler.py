@@ -39,7 +39,7 @@ class Watched(msgspec.Struct, frozen=True):
     worker: int
     pid: int
     cpus: tuple[int, ...]
-    """CPUs it runs on; its use is taken to be spread evenly over them, but for lent ones."""
+    """CPUs it runs on; its use is taken to be spread evenly over them."""
     wide: bool = False
     """Whether it has used lent CPUs since the last sample."""
 

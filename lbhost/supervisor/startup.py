@@ -18,12 +18,17 @@ from lbhost.config import Settings
 from lbhost.machine import gpu, topology
 from lbhost.machine.gpu import GpuInfo, Gpus
 from lbhost.machine.gpu_watch import GpuWatch
+from lbhost.machine.hostload import available_bytes
 from lbhost.machine.sampler import Sampler
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
 from lbhost.placement import memory
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
+from lbhost.supervisor.launcher import environment, with_huge_pages
+from lbhost.tuning import first_start, identity
+from lbhost.tuning.shapes import candidates, slots_of
+from lbhost.tuning.trial import Load
 from lbhost.weights import FilePart, identify, unchanged
 
 LEAST_CAPACITY = 64
@@ -76,7 +81,9 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     box = topology.discover(roots)
     capable = llama.supports_gpu()
     gpus = gpu.visible(reader.gpus, environ)
-    placements = plan(box, settings.workers, settings.threads_per_worker, gpus, capable)
+    if not (capable and gpus):
+        settings = _shaped(settings, environ, box, roots, info, files)
+    placements = plan(box, settings.workers, settings.threads, gpus, capable)
     raise_file_limit(settings.max_connections)
     capacity = max(LEAST_CAPACITY, SPARE_FACTOR * len(placements))
     board = Board.create(workers=capacity, cores=box.rows, gpus=len(reader.gpus))
@@ -97,6 +104,31 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         reread=topology.Reread(roots),
         weights=files,
     )
+
+
+def _shaped(
+    settings: Settings,
+    environ: Mapping[str, str],
+    box: Topology,
+    roots: Roots,
+    info: llama.ModelInfo,
+    files: tuple[FilePart, ...],
+) -> Settings:
+    """The settings with the measured width of workers, where they leave it open."""
+    if settings.workers != "auto" or settings.threads_per_worker or not settings.probe:
+        return settings
+    found = candidates(box, settings.slots)
+    subject = first_start.Subject(
+        identity=identity.of(files, box, roots, settings.slots),
+        load=Load(info.path, files, found[0].placements[0].node),
+        weights_bytes=info.weights_bytes,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        available_bytes=available_bytes(roots),
+    )
+    child = with_huge_pages(environment(environ))
+    threads = first_start.shape(subject, found, environ, child).threads
+    slots = slots_of(settings.slots, threads)
+    return msgspec.structs.replace(settings, threads_per_worker=threads, slots=slots)
 
 
 def _context(

@@ -47,7 +47,7 @@ def main() -> int:
 def _load_and_fork(link: socket.socket, configure: control.Configure, board: Board) -> int:
     began = time.monotonic()
     if configure.node is not None:
-        _settle_on(configure.node)
+        settle_on(configure.node)
     try:
         with unchanged(configure.weights):
             model = Model(configure.model_path)
@@ -80,7 +80,7 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
                 log.get().warning("unexpected control message", message=type(message).__name__)
 
 
-def _settle_on(node: int) -> None:
+def settle_on(node: int) -> None:
     """Load on the node where the workers will read: memory from there, CPUs from there."""
     bind_memory(node)
     own = cpulist.parse(tree.text(Roots.from_environ(os.environ).node_cpus(node)))

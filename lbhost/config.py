@@ -126,9 +126,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "more slots in proportion."
         ),
     ] = True
-    lend: Annotated[
-        bool, says("Lend cores that no request needs to workers that have one.")
-    ] = True
+    lend: Annotated[bool, says("Lend cores that no request needs to workers that have one.")] = True
     slots: Annotated[int, Meta(ge=1, le=64), says("Sequences that each worker runs at once.")] = 4
     ctx_size: Annotated[
         Annotated[int, Meta(ge=64, le=1_048_576)] | None,

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -37,8 +39,11 @@ def starter() -> Load:
     return Load(str(path), identify([path]))
 
 
-def gauge(load: Load, within_s: float = PATIENCE_S) -> Gauge:
-    return Gauge(load, os.environ, within_s)
+@contextmanager
+def gauge(load: Load) -> Iterator[Gauge]:
+    with Gauge(os.environ) as made:
+        assert made.load(load, PATIENCE_S).weights_bytes > 0
+        yield made
 
 
 def subject(load: Load, available_bytes: int | None = None) -> Subject:
@@ -57,7 +62,6 @@ def measuring() -> list[int]:
 def test_all_workers_of_a_shape_are_measured_at_once_and_gone_after() -> None:
     places = tuple(Placement((cpu,), 1) for cpu in CPUS[:2])
     with gauge(starter()) as measured:
-        assert measured.loaded.weights_bytes > 0
         speeds = measured.measure(Trial(places, slots=2, window_s=0.01), PATIENCE_S)
         assert speeds.prefill > 0
         assert speeds.decode > 0

@@ -74,6 +74,8 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     files = identify(llama.parts(Path(file.path)))
     roots = Roots.from_environ(environ)
     reader = GpuWatch(roots)
+    if not reader.answered:
+        log.get().warning("NVIDIA's driver does not answer: its cards are left out")
     box = topology.discover(roots)
     capable = llama.supports_gpu()
     gpus = gpu.visible(reader.gpus, environ)
@@ -85,7 +87,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     if on_cpus:
         settings = _shaped(settings, environ, box, roots, info, files)
     placements = plan(box, settings.workers, settings.threads, gpus, capable)
-    raise_file_limit()
+    raise_file_limit(settings.max_connections)
     capacity = max(LEAST_CAPACITY, SPARE_FACTOR * len(placements))
     board = Board.create(workers=capacity, cores=box.rows, gpus=len(reader.gpus))
     sampler = Sampler(board, box, roots, reader)
@@ -182,9 +184,10 @@ def _context(
     )
 
 
-def raise_file_limit() -> None:
+def raise_file_limit(connections: int) -> None:
     """As many descriptors as the hard limit allows: a connection is one, in the gateway."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    enough = max(65536, 2 * connections)
+    wanted = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -106,9 +106,35 @@ def test_what_takes_too_long_is_ended() -> None:
 
 def test_a_measuring_process_that_dies_is_an_error() -> None:
     with gauge(starter()) as measured:
-        os.kill(measured._process.pid, signal.SIGKILL)
+        os.kill(measuring()[0], signal.SIGKILL)
         with pytest.raises(TuningError, match=r"has ended|is gone"):
             measured.measure(Trial((Placement((CPUS[0],), 1),), slots=1, window_s=0.01), PATIENCE_S)
+
+
+STOPPED_WHILE_IT_FORKS = """
+import os, signal, sys
+from lbhost.tuning.gauge import Gauge
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+try:
+    with Gauge(os.environ) as gauge:
+        gauge._link.recv(1)
+except KeyboardInterrupt:
+    sys.exit(0 if gauge_is_gone() else 2)
+"""
+
+
+def test_a_stop_signal_while_the_process_is_made_is_not_lost() -> None:
+    gone = "def gauge_is_gone():\n  try: os.waitpid(-1, os.WNOHANG)\n"
+    gone += "  except ChildProcessError: return True\n  return False\n"
+    done = subprocess.run(
+        [sys.executable, "-c", gone + STOPPED_WHILE_IT_FORKS],
+        timeout=PATIENCE_S,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- the choice at a start --------------------------------------------------------------

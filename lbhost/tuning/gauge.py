@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from signal import SIGKILL
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TypeVar
 
 import msgspec
 
 from lbhost.errors import TuningError
-from lbhost.linux import die_with_parent
+from lbhost.linux import STOP_SIGNALS, die_with_parent
 from lbhost.tuning.shapes import Speeds
 from lbhost.tuning.trial import (
     Failed,
@@ -49,26 +49,18 @@ class Gauge:
             environ: of the process; what a fork server gets.
         """
         self._environ = environ
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Gauge:
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", MODULE, "--control-fd", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    env=dict(self._environ),
-                    process_group=0,  # the terminal's Ctrl-C is ours to pass on
-                    preexec_fn=die_with_parent,
-                )
+            with theirs, _undisturbed() as before:
+                self._process = self._spawn(theirs.fileno(), before)
         except OSError as error:
             self._link.close()
             raise TuningError(f"no measuring process: {error.strerror}") from error
-        except BaseException:
-            self._link.close()
+        except BaseException:  # a stop signal that came meanwhile
+            self._end()
             raise
         return self
 
@@ -78,11 +70,33 @@ class Gauge:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the whole group: the workers are in it too."""
-        self._link.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, SIGKILL)
-        self._process.wait()
+        self._end()
+
+    def _spawn(self, fd: int, mask: set[int]) -> subprocess.Popen[bytes]:
+        def in_child() -> None:
+            die_with_parent()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+        return subprocess.Popen(
+            [sys.executable, "-m", MODULE, "--control-fd", str(fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(fd,),
+            env=dict(self._environ),
+            process_group=0,  # the terminal's Ctrl-C is ours to pass on
+            preexec_fn=in_child,
+        )
+
+    def _end(self) -> None:
+        """The whole group: the workers are in it too."""
+        with _undisturbed():
+            self._link.close()
+            if self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                self._process = None
 
     def load(self, load: Load, within_s: float) -> Loaded:
         """Load the weights; first of all, and once."""
@@ -115,3 +129,17 @@ class Gauge:
         if not isinstance(answer, kind):
             raise TuningError(f"the measuring process answered {type(answer).__name__}")
         return answer
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[set[int]]:
+    """Stop signals wait until the end of the block. Gives the mask that was there before.
+
+    Their handlers raise, and Python drops what is raised while its hooks for a fork run: the signal
+    would be lost.
+    """
+    before: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,7 +13,7 @@ from lbhost.gateway.scheduling import policy
 from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
-from lbhost.gateway.scheduling.readings import Readings, WorkerReading
+from lbhost.gateway.scheduling.readings import WorkerReading, WorkerReadings
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 
 STALE_NS = 1_000_000_000
@@ -166,7 +166,7 @@ _ABOUT_TO = {board.WorkerState.READY, board.WorkerState.RESTING, board.WorkerSta
 class Sessions:
     """All sessions. At most one per worker gets new requests; older ones finish theirs."""
 
-    def __init__(self, readings: Readings, slots: int) -> None:
+    def __init__(self, readings: WorkerReadings, slots: int) -> None:
         self.readings = readings
         self._slots = slots
         self._sessions: dict[WorkerLink, Session] = {}

@@ -131,7 +131,7 @@ def main(argv: list[str]) -> int:
     summaries: list[dict[str, Any]] = []
     for name in given.policies or routing.NAMES:
         say(f"-- {name}")
-        summaries.append(report.summary(play(name, made, scenario)))
+        summaries.append(report.summary(play(name, made, scenario), model))
     print(f"{given.workers} workers, {len(made)} requests, {len(made) / length_s:.3g} a second\n")
     print(report.table(summaries))
     if given.json is not None:

@@ -1,8 +1,9 @@
 """One request of a simulation: what it needs, and what became of it.
 
-A virtual worker is told a prompt over the very messages that a real one gets; its tokens name the
-request, so that the worker knows how long the answer will be. Nobody else looks there, but the
-oracle.
+A virtual worker is told a prompt over the very messages that a real one gets. In place of its
+tokens the message has one that names the request, so that the worker knows how long prompt and
+answer are; nobody else looks there, but the oracle. So no two prompts begin alike: traces do not
+tell what was asked, and nothing is answered from a cache.
 """
 
 from __future__ import annotations
@@ -64,9 +65,8 @@ class Request:
             most_output: max_tokens of a client that does not know the length; None: it does,
                 and the model is held to it, as load generators do.
         """
-        prompt = self.number.to_bytes(4, "little") * self.prompt_tokens
         return Work(
-            prompt,
+            self.number.to_bytes(4, "little"),
             self.prompt_tokens,
             self.output_tokens if most_output is None else max(most_output, self.output_tokens),
             _GREEDY,

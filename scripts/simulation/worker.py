@@ -118,6 +118,8 @@ class VirtualWorker:
         self.seats: list[Seat] = []
         """In slots, by their arrival here."""
         self.waiting: deque[Seat] = deque()
+        self.prefill_pending = 0
+        """Prompt tokens here and not yet computed."""
         self.busy_s = 0.0
         self.steps = 0
         self._loop = loop
@@ -125,15 +127,21 @@ class VirtualWorker:
         self._rng = rng
         self._requests = requests
         self._gaps = gaps
-        self._announced = announced
         self._run: _Run | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._telling = False
         self._free = list(range(costs.slots))
         self._reading: WorkerReading | None = None
         self._read_s = -1.0
-        self._started_s = START_S - 3600.0
-        self._state = board.WorkerState.READY
+        self._identity = board.IdentityRow(
+            present=True,
+            epoch=self.epoch,
+            state=board.WorkerState.READY,
+            wanted=board.Wanted.UP,
+            cpus=(index,),
+            slots=announced,
+            started_ns=int((START_S - 3600.0) * 1e9),
+        )
         self._hung_s: float | None = None
 
     # --- the gateway's messages -------------------------------------------------------
@@ -145,6 +153,7 @@ class VirtualWorker:
         if isinstance(message, wire.Submit):
             request = self._requests[named(message.prompt)]
             self.waiting.append(Seat(message.request, request, self._loop.now))
+            self.prefill_pending += request.prompt_tokens
         elif isinstance(message, wire.Cancel):
             self._cancel(message.request)
         self._read_s = -1.0
@@ -163,6 +172,7 @@ class VirtualWorker:
                 return
 
     def _leave(self, seat: Seat) -> None:
+        self.prefill_pending -= seat.prefill_left
         if seat in self.waiting:
             self.waiting.remove(seat)
         else:
@@ -240,7 +250,9 @@ class VirtualWorker:
         for seat in self.seats:
             request = seat.request
             if seat.prefill_left:
-                seat.prefill_left -= counts.get(seat.slot, 0)
+                computed = counts.get(seat.slot, 0)
+                seat.prefill_left -= computed
+                self.prefill_pending -= computed
                 if seat.prefill_left:
                     continue
                 seat.output_left -= 1
@@ -270,13 +282,6 @@ class VirtualWorker:
         return self._loop.now
 
     # --- what is known of it ------------------------------------------------------------
-
-    @property
-    def prefill_pending(self) -> int:
-        """Prompt tokens here and not yet computed."""
-        return sum(seat.prefill_left for seat in self.seats) + sum(
-            seat.prefill_left for seat in self.waiting
-        )
 
     def reading(self) -> WorkerReading:
         """What the board would say, at most READING_S old."""
@@ -308,17 +313,8 @@ class VirtualWorker:
             step_base_s=speeds.step_base_s,
             step_seq_s=speeds.step_seq_s,
         )
-        identity = board.IdentityRow(
-            present=True,
-            epoch=self.epoch,
-            state=self._state,
-            wanted=board.Wanted.UP,
-            cpus=(self.index,),
-            slots=self._announced,
-            started_ns=int(self._started_s * 1e9),
-        )
         row = self.core.row
-        return WorkerReading(identity, progress, share, row.idle, row.others, row.temp_c)
+        return WorkerReading(self._identity, progress, share, row.idle, row.others, row.temp_c)
 
     # --- its end ------------------------------------------------------------------------
 
@@ -336,8 +332,9 @@ class VirtualWorker:
         self._hung_s = None
         self.seats.clear()
         self.waiting.clear()
+        self.prefill_pending = 0
         self._free = list(range(self.costs.slots))
-        self._state = board.WorkerState.BACKOFF
+        self._identity = msgspec.structs.replace(self._identity, state=board.WorkerState.BACKOFF)
         self._read_s = -1.0
         link, self.link = self.link, None
         if link is not None:
@@ -346,6 +343,10 @@ class VirtualWorker:
     def restart(self) -> None:
         """A new process; whoever calls makes the link."""
         self.epoch += 1
-        self._started_s = self._loop.now
-        self._state = board.WorkerState.READY
+        self._identity = msgspec.structs.replace(
+            self._identity,
+            epoch=self.epoch,
+            state=board.WorkerState.READY,
+            started_ns=self._loop.time_ns(),
+        )
         self._read_s = -1.0

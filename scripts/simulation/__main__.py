@@ -45,6 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     box.add_argument("--noise", type=float, default=0.0, help="of the sensors, 0 to 1")
     box.add_argument("--slow", type=float, default=0.0, help="part of workers with a neighbour")
     box.add_argument("--hot", type=float, default=0.0, help="part of workers that get hot")
+    box.add_argument("--no-lend", action="store_true", help="every worker keeps to its core")
     box.add_argument("--dying", type=int, default=0, help="so many workers die, half after a hang")
     what = parser.add_argument_group("the load")
     what.add_argument("--requests", type=int, default=2000, help="how many (default 2000)")
@@ -126,7 +127,14 @@ def main(argv: list[str]) -> int:
         dying=given.dying,
     )
     scenario = Scenario(
-        given.workers, model, given.seed, given.noise, given.max_tokens, on_cores, ends
+        workers=given.workers,
+        costs=model,
+        seed=given.seed,
+        noise=given.noise,
+        most_output=given.max_tokens,
+        lend=not given.no_lend,
+        on_cores=on_cores,
+        ends=ends,
     )
     summaries: list[dict[str, Any]] = []
     for name in given.policies or routing.NAMES:

@@ -60,7 +60,7 @@ class Core:
         self._happens = happens
         self._sampled_s = -1.0
         self._share = 1.0
-        self.row = CoreRow()
+        self.row = CoreRow(lead=True)
 
     def left(self, now: float) -> float:
         """The true part of the core that a worker with work has now."""
@@ -112,4 +112,5 @@ class Core:
             temp_c=temp_c,
             sensor=0,
             sensor_cores=1,
+            lead=True,
         )

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from lbhost.worker.batch import Chunk, Prefill, plan
-from lbhost.worker.speed import SpeedMeter
+from lbhost.worker.batch import Chunk, Prefill, Speeds, plan
 
 BATCH = 512
 """Tokens that one batch holds."""
@@ -18,30 +17,25 @@ BATCH = 512
 class Planner(Protocol):
     """Plans the steps of one worker."""
 
-    meter: SpeedMeter
-    """What the worker has measured of itself."""
-
-    def chunks(self, decoding: int, prefills: Sequence[Prefill]) -> list[Chunk]: ...
+    def chunks(
+        self, decoding: int, prefills: Sequence[Prefill], speeds: Speeds
+    ) -> Sequence[Chunk]: ...
 
 
 class Own:
-    """lbhost's: worker/batch.plan with the speeds that its meter has measured."""
+    """lbhost's: worker/batch.plan."""
 
     def __init__(self, target_s: float) -> None:
-        self.meter = SpeedMeter()
         self._target_s = target_s
 
-    def chunks(self, decoding: int, prefills: Sequence[Prefill]) -> list[Chunk]:
-        return plan(decoding, prefills, self.meter.speeds, self._target_s, BATCH, tiled=True)
+    def chunks(self, decoding: int, prefills: Sequence[Prefill], speeds: Speeds) -> Sequence[Chunk]:
+        return plan(decoding, prefills, speeds, self._target_s, BATCH, tiled=True)
 
 
 class AsTheyCome:
     """What llama-server does: all slots' prompts in turn, as much as a batch holds."""
 
-    def __init__(self) -> None:
-        self.meter = SpeedMeter()
-
-    def chunks(self, decoding: int, prefills: Sequence[Prefill]) -> list[Chunk]:
+    def chunks(self, decoding: int, prefills: Sequence[Prefill], speeds: Speeds) -> Sequence[Chunk]:
         left = BATCH - decoding
         chunks: list[Chunk] = []
         for prefill in prefills:

@@ -8,20 +8,23 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from benchmarks.stats import Arrival
 from lbhost import wire
+from lbhost.board import CoreRow
 from lbhost.config import Policy, Settings
 from lbhost.errors import LbhostError
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.job import Job
-from lbhost.gateway.scheduling.readings import WorkerReading
+from lbhost.gateway.scheduling.readings import HOT, WorkerReading
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Sessions
 from lbhost.gateway.scheduling.worker_link import WorkerLink
+from lbhost.placement.heat import Limits
+from lbhost.placement.share import core_heat
 from simulation import routing
 from simulation.clock import START_S, VirtualLoop
 from simulation.gaps import Gaps
@@ -92,12 +95,22 @@ class _Game:
         settings = Settings(
             policy=Policy(policy) if own else Policy.COST,
             slots=scenario.costs.slots,
+            lend=scenario.lend and policy != routing.PROXY,
             queue_size=100_000,
             queue_timeout_s=LIMIT_S,
             request_timeout_s=LIMIT_S,
         )
+        self._cores = [
+            Core(
+                settings,
+                random.Random(f"{scenario.seed} core {i}"),
+                scenario.noise,
+                scenario.disturbances(i),
+            )
+            for i in range(scenario.workers)
+        ]
         self.workers = [self._worker(i, settings, policy) for i in range(scenario.workers)]
-        sessions = Sessions(_Readings(self.workers), settings.slots)
+        sessions = Sessions(_Readings(self.workers, settings), settings.slots)
         rng = random.Random(f"{scenario.seed} router")
         self._served: Callable[[Job, float], None] | None = None
         self._dispatcher = Dispatcher(
@@ -118,12 +131,11 @@ class _Game:
         announced = scenario.costs.slots
         if policy == routing.PROXY:
             planner, announced = AsTheyCome(), AT_ONCE
-        core = Core(settings, rng, scenario.noise, scenario.disturbances(index))
         return VirtualWorker(
             index,
             self._loop,
             scenario.costs,
-            core,
+            self._cores,
             planner,
             rng,
             self.requests,
@@ -220,11 +232,23 @@ class _Game:
 class _Readings:
     """The board of a simulation."""
 
-    def __init__(self, workers: Sequence[VirtualWorker]) -> None:
+    def __init__(self, workers: Sequence[VirtualWorker], settings: Settings) -> None:
         self._workers = workers
+        self._limits = Limits(settings.warm_c, settings.hot_c)
 
     def worker(self, index: int) -> WorkerReading | None:
         return self._workers[index].reading()
 
     def present(self) -> list[tuple[int, WorkerReading]]:
         return [(worker.index, worker.reading()) for worker in self._workers]
+
+    def cores(self) -> Iterator[tuple[int, CoreRow]]:
+        for worker in self._workers:
+            worker.reading()
+            yield worker.index, worker.core.row
+
+    def hot(self, core: CoreRow) -> bool:
+        return core_heat(core, self._limits, 1) <= HOT
+
+    def quota_cpus(self) -> float | None:
+        return None

@@ -39,6 +39,8 @@ class Scenario(msgspec.Struct, frozen=True):
     """Of the sensors; see hardware.Core."""
     most_output: int | None = None
     """max_tokens of all requests; None: each asks for what it gets."""
+    lend: bool = True
+    """Whether cores that no request needs are lent."""
     on_cores: Sequence[tuple[int, Disturbance]] = ()
     ends: Sequence[End] = ()
 

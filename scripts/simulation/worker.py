@@ -1,7 +1,7 @@
 """A worker that computes nothing: its steps take as long as a model of costs says.
 
 Owns its requests and when its steps end. Plans like the engine (planning.py), measures itself
-with the engine's meter, and speaks the messages of wire.py. Steps that are all alike are
+with the engine's meters, and speaks the messages of wire.py. Steps that are all alike are
 played as one event; only first tokens and ends are told, since nothing else moves the gateway.
 """
 
@@ -18,7 +18,9 @@ import msgspec
 from lbhost import board, wire
 from lbhost.gateway.scheduling.readings import WorkerReading
 from lbhost.gateway.scheduling.worker_link import WorkerLink
-from lbhost.worker.batch import Chunk, Prefill
+from lbhost.worker.batch import Chunk, Prefill, Speeds, predict_s
+from lbhost.worker.speed import SpeedMeter
+from lbhost.worker.widths import Phase, Widths
 from simulation.clock import START_S, VirtualLoop
 from simulation.costs import Costs
 from simulation.gaps import Gaps
@@ -28,6 +30,9 @@ from simulation.requests import Request, named
 
 RUN_S = 0.5
 """Steps that are alike are played together for about so long: a core's share may change."""
+
+FALLBACK_TOKEN_S = 0.01
+"""A token's expected time while nothing is measured."""
 
 READING_S = 0.005
 """A reading is good for so long, as in the gateway."""
@@ -57,6 +62,8 @@ class _Run(msgspec.Struct):
     count: int
     decoding: int
     chunks: Sequence[Chunk]
+    phase: Phase
+    width: int
 
 
 class VirtualLink(WorkerLink):
@@ -91,9 +98,10 @@ class VirtualLink(WorkerLink):
 
 
 class VirtualWorker:
-    """One worker on one core.
+    """One worker, at home on one core.
 
     Args:
+        cores: of the whole box, by CPU number.
         requests: all of the simulation's, by number.
         announced: slots that the gateway is told of; more than costs.slots: the rest waits here.
     """
@@ -103,7 +111,7 @@ class VirtualWorker:
         index: int,
         loop: VirtualLoop,
         costs: Costs,
-        core: Core,
+        cores: Sequence[Core],
         planner: Planner,
         rng: random.Random,
         requests: Sequence[Request],
@@ -112,7 +120,7 @@ class VirtualWorker:
     ) -> None:
         self.index = index
         self.epoch = 1
-        self.core = core
+        self.core = cores[index]
         self.costs = costs
         self.link: VirtualLink | None = None
         self.seats: list[Seat] = []
@@ -121,9 +129,15 @@ class VirtualWorker:
         self.prefill_pending = 0
         """Prompt tokens here and not yet computed."""
         self.busy_s = 0.0
+        """Seconds of cores, lent ones included."""
         self.steps = 0
         self._loop = loop
+        self._cores = cores
         self._planner = planner
+        self._meter = SpeedMeter()
+        self._widths = Widths()
+        self._lent: tuple[int, ...] = ()
+        self._wide_steps = 0
         self._rng = rng
         self._requests = requests
         self._gaps = gaps
@@ -156,6 +170,8 @@ class VirtualWorker:
             self.prefill_pending += request.prompt_tokens
         elif isinstance(message, wire.Cancel):
             self._cancel(message.request)
+        else:
+            self._lent = message.cpus
         self._read_s = -1.0
         if self._run is not None:
             self._cut_short(self._run)
@@ -202,19 +218,40 @@ class VirtualWorker:
             if seat.prefill_left
         ]
         decoding = len(self.seats) - len(prefills)
+        phase = Phase.PREFILL if prefills else Phase.DECODE
+        widest = 1 + len(self._lent)
+        width = self._widths.choose(phase, widest, known=self._knows_own_speed(phase))
         chunks: Sequence[Chunk] = ()
         if prefills:
-            chunks = self._planner.chunks(decoding, prefills)
-        cpu_s = self.costs.step_s(decoding, [chunk.count for chunk in chunks])
+            chunks = self._planner.chunks(decoding, prefills, self._speeds(width))
+        cpu_s = self.costs.step_s(decoding, [chunk.count for chunk in chunks], width)
         if self.costs.noise:
             cpu_s *= math.exp(self._rng.gauss(0, self.costs.noise))
-        step_s = cpu_s / self.core.left(now)
+        # All threads of a step wait for the slowest one.
+        slowest = min(
+            [self.core.left(now)] + [self._cores[n].left(now) for n in self._lent[: width - 1]]
+        )
+        step_s = cpu_s / slowest
         count = 1
         if not prefills:
             shortest = min(seat.output_left for seat in self.seats)
             count = min(shortest, max(1, int(RUN_S / step_s)))
-        self._run = _Run(now, step_s, cpu_s, count, decoding, chunks)
+        self._run = _Run(now, step_s, cpu_s, count, decoding, chunks, phase, width)
         self._timer = self._loop.call_at(now + count * step_s, self._end)
+
+    def _knows_own_speed(self, phase: Phase) -> bool:
+        speeds = self._meter.speeds
+        known = speeds.prefill_tok_s if phase is Phase.PREFILL else speeds.step_base_s
+        return known is not None
+
+    def _speeds(self, width: int) -> Speeds:
+        """With so many threads; see Engine._speeds."""
+        if width == 1:
+            return self._meter.speeds
+        return self._meter.speeds.times(
+            prefill=self._widths.gain(Phase.PREFILL, width),
+            decode=self._widths.gain(Phase.DECODE, width),
+        )
 
     def _cut_short(self, run: _Run) -> None:
         """Something has come: the step that runs is the last of these."""
@@ -232,15 +269,25 @@ class VirtualWorker:
         self._run = None
         self._read_s = -1.0
         self.steps += run.count
-        self.busy_s += run.count * run.step_s
-        prefilled = sum(chunk.count for chunk in run.chunks)
-        self._planner.meter.observe(run.decoding, prefilled, run.cpu_s)
+        self.busy_s += run.count * run.step_s * run.width
+        self._measure(run)
         self._gaps.add(run.step_s, run.count * run.decoding)
         deltas = self._advance(run)
         if deltas:
             self._tell(deltas)
         if self._run is None and self.link is not None:
             self._begin()
+
+    def _measure(self, run: _Run) -> None:
+        """What the engine learns from a step; see Engine._compute."""
+        prefilled = sum(chunk.count for chunk in run.chunks)
+        if self._knows_own_speed(run.phase):
+            own_s = predict_s(run.decoding, prefilled, self._meter.speeds, FALLBACK_TOKEN_S)
+            self._widths.observe(run.phase, run.width, own_s, run.step_s)
+        if run.width == 1:
+            self._meter.observe(run.decoding, prefilled, run.cpu_s)
+        else:
+            self._wide_steps += run.count
 
     def _advance(self, run: _Run) -> list[wire.Delta]:
         now = self._loop.now
@@ -300,7 +347,7 @@ class VirtualWorker:
         if self._hung_s is not None:
             heartbeat = self._hung_s
         share = self.core.share(now, run is not None)
-        speeds = self._planner.meter.speeds
+        speeds = self._meter.speeds
         progress = board.ProgressRow(
             epoch=self.epoch,
             heartbeat_ns=int(heartbeat * 1e9),
@@ -312,6 +359,8 @@ class VirtualWorker:
             prefill_tok_s=speeds.prefill_tok_s,
             step_base_s=speeds.step_base_s,
             step_seq_s=speeds.step_seq_s,
+            wide_steps=self._wide_steps,
+            lent=() if run is None else self._lent[: run.width - 1],
         )
         row = self.core.row
         return WorkerReading(self._identity, progress, share, row.idle, row.others, row.temp_c)
@@ -333,6 +382,8 @@ class VirtualWorker:
         self.seats.clear()
         self.waiting.clear()
         self.prefill_pending = 0
+        self._lent = ()
+        self._meter, self._widths = SpeedMeter(), Widths()
         self._free = list(range(self.costs.slots))
         self._identity = msgspec.structs.replace(self._identity, state=board.WorkerState.BACKOFF)
         self._read_s = -1.0

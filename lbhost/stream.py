@@ -3,7 +3,8 @@
 Whoever reads them may have gone away, may have stopped reading, or its disk may be full.
 A line that cannot be written now is dropped and counted, and the count is told with the next
 line that gets through. O_NONBLOCK is not set: the open file is shared with the shell and with
-every other process. No thread either: the fork server must have none.
+every other process; a pipe is opened anew for that, where /proc and its owner allow it. No
+thread either: the fork server must have none.
 """
 
 from __future__ import annotations
@@ -63,8 +64,15 @@ class SafeStream:
 
     def _put(self, data: bytes) -> bool:
         try:
-            if stat.S_ISSOCK(os.fstat(self._fd).st_mode):
+            mode = os.fstat(self._fd).st_mode
+            if stat.S_ISSOCK(mode):
                 return _send(self._fd, data)
+            own = _opened_anew(self._fd) if stat.S_ISFIFO(mode) else None
+            if own is not None:
+                try:
+                    return os.write(own, data) == len(data)
+                finally:
+                    os.close(own)
             poll = select.poll()
             poll.register(self._fd, select.POLLOUT)
             ready = poll.poll(0)
@@ -73,6 +81,17 @@ class SafeStream:
             return os.write(self._fd, data) == len(data)
         except (OSError, ValueError):
             return False
+
+
+def _opened_anew(fd: int) -> int | None:
+    """A pipe with a mode of its own: another process may fill it after a look at its room.
+
+    Raises OSError: nobody reads it. None: it cannot be opened so.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
+    except (FileNotFoundError, PermissionError):
+        return None
 
 
 def _send(fd: int, data: bytes) -> bool:

@@ -23,6 +23,9 @@ from lbhost.errors import WireError
 MAX_FRAME = 8 * 1024 * 1024
 """Bytes. A prompt of a million tokens is 4 MB."""
 
+MAX_PROMPT_TOKENS = (MAX_FRAME - 256 * 1024) // 4
+"""That a Submit can hold beside the longest stop strings and biases that requests may have."""
+
 _LENGTH = struct.Struct("<I")
 
 

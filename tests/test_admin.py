@@ -57,7 +57,7 @@ class Noted:
             gateway=process,
             template=None,
             traffic=assembly.traffic(),
-            cores=assembly.cores(box, Ledger({}, {})),
+            cores=assembly.cores(box, Ledger({}, {}), []),
             gpus=assembly.gpus(),
             host=assembly.host(),
         )

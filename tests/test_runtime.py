@@ -66,6 +66,41 @@ def test_a_garbled_lock_file_still_refuses(tmp_path: Path) -> None:
     claimed.release()
 
 
+def test_a_folder_whose_files_were_deleted_is_still_taken(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    claimed = RuntimeDir.claim(path)
+    with claimed.listen():
+        claimed.socket_path.unlink()
+        (path / runtime.LOCK_NAME).unlink()
+        assert "another server already runs" in refusal(path)
+        with pytest.raises(StartupError, match="another server already runs"):
+            runtime.require_free(path)
+    claimed.release()
+    assert not path.exists()
+
+
+def test_another_servers_folder_of_the_same_name_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = RuntimeDir.claim(path)
+    path.rename(tmp_path / "taken away")
+    second = RuntimeDir.claim(path)
+    with second.listen():
+        first.release()
+        assert second.socket_path.exists()
+        assert f"pid {os.getpid()} already runs" in refusal(path)
+    second.release()
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_refusal(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir(mode=0o700)
+    (path / runtime.LOCK_NAME).mkdir()
+    assert "cannot write in" in refusal(path)
+    (path / runtime.LOCK_NAME).rmdir()
+    RuntimeDir.claim(path).release()
+
+
 def test_a_folder_open_to_others_or_not_ours_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

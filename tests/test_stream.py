@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from filling import fill
 from lbhost.stream import LINE_LIMIT, SafeStream
 
 
@@ -19,18 +22,6 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(fd)
         except OSError:
             continue
-
-
-def fill(fd: int) -> int:
-    """Fill a pipe; how many bytes it took."""
-    os.set_blocking(fd, False)
-    count = 0
-    try:
-        while True:
-            count += os.write(fd, b"x" * 1024)
-    except BlockingIOError:
-        os.set_blocking(fd, True)
-        return count
 
 
 def test_lines_arrive_whole(pipe: tuple[int, int]) -> None:
@@ -46,6 +37,30 @@ def test_a_reader_that_is_gone_is_no_error(pipe: tuple[int, int]) -> None:
     os.close(reading)
     out = SafeStream(writing)
     print("hello", file=out)
+    assert out.dropped == 1
+
+
+def test_a_pipe_that_others_fill_in_the_same_moment_does_not_block(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hopeful:
+        """What poll has said just before the pipe was filled."""
+
+        def register(self, fd: int, events: int) -> None: ...
+
+        def poll(self, timeout: float) -> list[tuple[int, int]]:
+            return [(pipe[1], select.POLLOUT)]
+
+    fill(pipe[1])
+    monkeypatch.setattr(select, "poll", Hopeful)
+    out = SafeStream(pipe[1])
+    writing = threading.Thread(target=out.write, args=("lost\n",), daemon=True)
+    writing.start()
+    writing.join(60)
+    blocked = writing.is_alive()
+    os.read(pipe[0], 1 << 16)
+    writing.join(60)
+    assert not blocked
     assert out.dropped == 1
 
 

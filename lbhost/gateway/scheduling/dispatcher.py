@@ -172,12 +172,14 @@ class Dispatcher:
                 f"{depth} requests are waiting already", retry_after_s=self._wait_estimate_s()
             )
 
-    def submit(self, work: Work, arrived: float) -> Job:
+    def submit(self, work: Work, arrived: float, complete: float | None = None) -> Job:
         """Queue a request, and send it if a worker has room.
 
         Args:
-            arrived: time.monotonic() of its first byte here. Its deadline, its time to first
-                token and its place in the queue count from then, whatever was done with it since.
+            arrived: time.monotonic() of its head here. Its deadline and its time to first token
+                count from then, whatever was done with it since.
+            complete: time.monotonic() of its last byte, if that is later. Its place in the queue
+                counts from then: nobody gets ahead by sending slowly.
 
         Raises:
             DeadlineError: all its time is gone already.
@@ -193,7 +195,8 @@ class Dispatcher:
         self._numbers += 1
         job = Job(self._numbers, work, arrived)
         job.expected_tokens = self._router.expected_tokens(work)
-        job.order = job.arrived + min(self._router.lonely_cost_s(job), MAX_OVERTAKEN_S)
+        since = arrived if complete is None else complete
+        job.order = since + min(self._router.lonely_cost_s(job), MAX_OVERTAKEN_S)
         self._jobs[job.number] = job
         self._idle.clear()
         self._enqueue(job)

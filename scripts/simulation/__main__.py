@@ -12,13 +12,12 @@ import json
 import random
 import sys
 from pathlib import Path
-from typing import Any
 
 from benchmarks.stats import Arrival
 from simulation import arrivals as load
 from simulation import report, routing
 from simulation.costs import Costs
-from simulation.play import play
+from simulation.play import Played, play
 from simulation.scenario import Scenario, trouble
 
 
@@ -58,6 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture, .svg or .png")
     given = parser.parse_args(argv)
     _check(parser, given)
     return given
@@ -136,15 +136,21 @@ def main(argv: list[str]) -> int:
         on_cores=on_cores,
         ends=ends,
     )
-    summaries: list[dict[str, Any]] = []
+    runs: list[Played] = []
     for name in given.policies or routing.NAMES:
         say(f"-- {name}")
-        summaries.append(report.summary(play(name, made, scenario), model))
-    print(f"{given.workers} workers, {len(made)} requests, {len(made) / length_s:.3g} a second\n")
+        runs.append(play(name, made, scenario))
+    summaries = [report.summary(played, model) for played in runs]
+    title = f"{given.workers} workers, {len(made)} requests, {len(made) / length_s:.3g} a second"
+    print(f"{title}\n")
     print(report.table(summaries))
     if given.json is not None:
         told = {"workers": given.workers, "rate": len(made) / length_s, "runs": summaries}
         given.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if given.plot is not None:
+        from simulation import plot  # it takes half a second
+
+        plot.draw(runs, model, title, given.plot)
     return 0
 
 

@@ -13,9 +13,14 @@ import random
 import sys
 from pathlib import Path
 
+import msgspec
+
+from benchmarks import peers
+from benchmarks.servers import ServerError
 from benchmarks.stats import Arrival
+from lbhost.errors import LbhostError
 from simulation import arrivals as load
-from simulation import report, routing
+from simulation import measured, report, routing
 from simulation.costs import Costs
 from simulation.play import Played, play
 from simulation.scenario import Scenario, trouble
@@ -57,6 +62,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    real = parser.add_mutually_exclusive_group()
+    real.add_argument(
+        "--measure", type=Path, metavar="FILE", help="play the load to a real server on this box"
+    )
+    real.add_argument(
+        "--validate", type=Path, metavar="FILE", help="compare such a run with its simulation"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture, .svg or .png")
     given = parser.parse_args(argv)
     _check(parser, given)
@@ -95,29 +107,20 @@ def costs(given: argparse.Namespace) -> Costs:
     )
 
 
-def arrivals(given: argparse.Namespace, model: Costs) -> list[Arrival]:
-    """The load that was asked for. Raises ValueError if the trace is none."""
+def arrivals(given: argparse.Namespace, model: Costs, workers: int) -> list[Arrival]:
+    """The load that was asked for. Raises OSError or ValueError if the trace is none."""
 
     def at_rate(rate: float) -> list[Arrival]:
         if given.trace is not None:
             return load.recorded(given.trace, rate, given.requests, given.most_tokens)
         return load.mixed(rate, given.requests, random.Random(given.seed))
 
-    rate = given.load * load.capacity(at_rate(1.0), model, given.workers)
-    made = at_rate(rate)
+    made = at_rate(given.load * load.capacity(at_rate(1.0), model, workers))
     return load.with_burst(made, *given.burst) if given.burst else made
 
 
-def main(argv: list[str]) -> int:
-    """Returns the exit code."""
-    given = parse(argv)
-    model = costs(given)
-    try:
-        made = arrivals(given, model)
-    except (OSError, ValueError) as error:
-        say(f"lbhost: {given.trace}: {error}")
-        return 1
-    length_s = made[-1].at
+def scenario(given: argparse.Namespace, model: Costs, length_s: float) -> Scenario:
+    """The box that was asked for."""
     on_cores, ends = trouble(
         given.workers,
         length_s,
@@ -126,7 +129,7 @@ def main(argv: list[str]) -> int:
         hot=given.hot,
         dying=given.dying,
     )
-    scenario = Scenario(
+    return Scenario(
         workers=given.workers,
         costs=model,
         seed=given.seed,
@@ -136,10 +139,18 @@ def main(argv: list[str]) -> int:
         on_cores=on_cores,
         ends=ends,
     )
+
+
+def compare(given: argparse.Namespace) -> int:
+    """Play the load under each policy, and tell what came of it."""
+    model = costs(given)
+    made = arrivals(given, model, given.workers)
+    length_s = made[-1].at
+    box = scenario(given, model, length_s)
     runs: list[Played] = []
     for name in given.policies or routing.NAMES:
         say(f"-- {name}")
-        runs.append(play(name, made, scenario))
+        runs.append(play(name, made, box))
     summaries = [report.summary(played, model) for played in runs]
     title = f"{given.workers} workers, {len(made)} requests, {len(made) / length_s:.3g} a second"
     print(f"{title}\n")
@@ -152,6 +163,51 @@ def main(argv: list[str]) -> int:
 
         plot.draw(runs, model, title, given.plot)
     return 0
+
+
+def measure(given: argparse.Namespace) -> int:
+    """Play the load to a server on this box, and keep what came of it."""
+    found = measured.measure(
+        lambda model, workers: arrivals(given, model, workers),
+        slots=given.slots,
+        seed=given.seed,
+        say=say,
+    )
+    given.measure.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+    for line in found.disturbances:
+        say(f"warning: the machine was busy, the figures are noise: {line}")
+    return 0
+
+
+def validate(given: argparse.Namespace) -> int:
+    """Compare a measured run with its simulation; 1 if a figure is too far off."""
+    real = measured.read(given.validate)
+    model = real.costs(given.step_noise)
+    box = Scenario(workers=real.workers, costs=model, seed=given.seed, lend=not given.no_lend)
+    played = play("cost", real.arrivals, box)
+    simulated = [(r.ttft, r.completion) for r in played.requests if r.error is None]
+    compared = measured.compare(real.requests, simulated)
+    print(f"{real.machine}; {real.workers} workers, {len(real.requests)} requests\n")
+    print(measured.table(compared))
+    for line in real.disturbances:
+        print(f"the machine was busy: {line}")
+    return 0 if all(one.near for one in compared) else 1
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code."""
+    given = parse(argv)
+    try:
+        if given.measure is not None:
+            return measure(given)
+        if given.validate is not None:
+            return validate(given)
+        return compare(given)
+    except (measured.MeasureError, peers.PeerError, ServerError, LbhostError) as error:
+        say(f"lbhost: {error}")
+    except (OSError, ValueError) as error:
+        say(f"lbhost: {type(error).__name__}: {error}")
+    return 1
 
 
 if __name__ == "__main__":

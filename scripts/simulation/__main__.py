@@ -18,6 +18,8 @@ import msgspec
 from benchmarks import peers
 from benchmarks.servers import ServerError
 from benchmarks.stats import Arrival
+from lbhost import log
+from lbhost.config import LogFormat, LogLevel
 from lbhost.errors import LbhostError
 from simulation import arrivals as load
 from simulation import measured, report, routing
@@ -211,4 +213,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    log.configure(LogFormat.TEXT, LogLevel.WARNING, "simulation")
     sys.exit(main(sys.argv[1:]))

@@ -164,11 +164,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     body_timeout_s: Annotated[Seconds, says("How long a client may take to send its body.")] = 30.0
     keep_alive_s: Annotated[Seconds, says("How long an idle connection stays open.")] = 75.0
     warm_c: Annotated[
-        float, Meta(ge=30, le=120), says("Core temperature above which a worker gets less work.")
-    ] = DEFAULT_WARM_C
+        Annotated[float, Meta(ge=30, le=120)] | None,
+        says(
+            "Core temperature above which a worker gets less work; default: what the chip says, "
+            f"else {DEFAULT_WARM_C:g}."
+        ),
+    ] = None
     hot_c: Annotated[
-        float, Meta(ge=31, le=125), says("Core temperature at which a worker rests.")
-    ] = DEFAULT_HOT_C
+        Annotated[float, Meta(ge=31, le=125)] | None,
+        says(
+            "Core temperature at which a worker rests; default: what the chip says, "
+            f"else {DEFAULT_HOT_C:g}. Set one of the two, and the chip's limits do not count."
+        ),
+    ] = None
     nice: Annotated[
         int,
         Meta(ge=0, le=19),
@@ -186,8 +194,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def __post_init__(self) -> None:
         if isinstance(self.workers, str) and self.workers != "auto":
             raise ValueError(f"workers is 'auto' or a number from 1 to 1024, not {self.workers!r}")
-        if self.hot_c <= self.warm_c:
-            raise ValueError(f"hot_c ({self.hot_c:g}) must be above warm_c ({self.warm_c:g})")
+        warm_c = DEFAULT_WARM_C if self.warm_c is None else self.warm_c
+        hot_c = DEFAULT_HOT_C if self.hot_c is None else self.hot_c
+        if hot_c <= warm_c:
+            raise ValueError(f"hot_c ({hot_c:g}) must be above warm_c ({warm_c:g})")
 
 
 KEYS: tuple[str, ...] = Settings.__struct_fields__

@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from lbhost.errors import StartupError
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What asks a server to stop."""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237}
@@ -48,8 +51,9 @@ def ignore_stop_signals() -> None:
 
     systemd (KillMode=control-group) and terminals send them to every process of a server at
     once; a worker that took SIGTERM as its end would cut off the streams that may still finish.
+    Survives a fork and an exec.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

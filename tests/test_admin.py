@@ -123,6 +123,7 @@ async def test_status_has_the_promised_shape(tmp_path: Path) -> None:
                 "throttle_s": None,
                 "steal": None,
                 "worker": None,
+                "lent_to": None,
             }
         ]
         assert commands.asked == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from filling import fill
-from lbhost.stream import LINE_LIMIT, SafeStream
+from lbhost.stream import LINE_LIMIT, WHOLE_LIMIT, SafeStream
 
 
 @pytest.fixture
@@ -104,8 +104,41 @@ def test_a_socket_that_nobody_reads_does_not_block() -> None:
         assert theirs.recv(4) == b"yyyy"
 
 
-def test_a_line_is_cut_at_the_limit(tmp_path: Path) -> None:
+LONG = "begin" + "ä" * WHOLE_LIMIT + "the error"
+
+
+def test_a_long_line_keeps_its_end_on_a_pipe(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    SafeStream(writing).write(LONG + "\nnext\n")
+    line, rest = os.read(reading, 1 << 16).split(b"\n", 1)
+    assert LINE_LIMIT - 8 < len(line) < LINE_LIMIT
+    assert line.decode().startswith("beginä")
+    assert line.decode().endswith("äthe error")
+    assert rest == b"next\n"
+
+
+def test_a_traceback_is_whole_in_a_file_and_on_a_socket(tmp_path: Path) -> None:
+    traceback = "x" * (WHOLE_LIMIT - 1) + "\n"
     path = tmp_path / "log"
     with path.open("wb") as file:
-        SafeStream(file.fileno()).write("z" * 2 * LINE_LIMIT + "\nnext\n")
-    assert path.read_bytes() == b"z" * (LINE_LIMIT - 1) + b"\nnext\n"
+        SafeStream(file.fileno()).write(traceback + LONG + "\n")
+    first, second = path.read_text().splitlines(keepends=True)
+    assert first == traceback
+    assert len(second.encode()) <= WHOLE_LIMIT
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        SafeStream(ours.fileno()).write(traceback)
+        assert theirs.recv(WHOLE_LIMIT, socket.MSG_WAITALL).decode() == traceback
+
+
+def test_a_socket_takes_a_long_line_whole_or_not_at_all() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        out = SafeStream(ours.fileno())
+        taken = 0
+        while not out.dropped:
+            out.write("y" * (WHOLE_LIMIT - 1) + "\n")
+            taken += 1 - out.dropped
+        ours.shutdown(socket.SHUT_WR)
+        read = b"".join(iter(lambda: theirs.recv(1 << 20), b""))
+        assert len(read) == taken * WHOLE_LIMIT

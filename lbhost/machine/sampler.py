@@ -34,12 +34,12 @@ REFRESH_LOST_S = 10.0
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """A worker whose own CPU use is not to count as others'."""
+    """A process of ours, whose CPU use is not to count as others'."""
 
     worker: int
     pid: int
     cpus: tuple[int, ...]
-    """CPUs it is pinned to; its use is taken to be spread evenly over them."""
+    """CPUs it runs on; its use is taken to be spread evenly over them."""
     wide: bool = False
     """Whether it has used lent CPUs since the last sample."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from lbhost.board import Board, CoreRow, GatewayRow, GpuRow, HostRow, ProgressRow, TrafficRow
 from lbhost.config import Settings
 from lbhost.machine.topology import Topology
-from lbhost.placement.heat import Limits
+from lbhost.placement.heat import limits_of
 from lbhost.placement.share import core_heat, heat, share
 from lbhost.status import (
     CoreStatus,
@@ -193,7 +193,7 @@ class Assembly:
         )
 
     def _heat(self, cores: list[CoreRow], gpu: GpuRow | None, count: int) -> float | None:
-        limits = Limits(self._settings.warm_c, self._settings.hot_c)
+        limits = limits_of(self._settings.warm_c, self._settings.hot_c)
         if gpu is not None:
             return None if gpu.temp_c is None else heat(gpu.temp_c, limits)
         return _least(core_heat(core, limits, count) for core in cores if core.temp_c is not None)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from lbhost import log
 from lbhost.errors import StartupError
 
 SOCKET_NAME = "admin.sock"
@@ -118,17 +119,17 @@ class RuntimeDir:
             os.close(folder)  # its last holder removed it between our open and our lock
         claimed = cls(path, folder)
         try:
-            claimed.announce("")
-        except StartupError:
+            claimed.socket_path.unlink(missing_ok=True)
+        except OSError as error:
             claimed.release()
-            raise
+            raise StartupError(f"cannot remove {path / SOCKET_NAME}: {error.strerror}") from error
+        claimed.announce("")
         return claimed
 
     def announce(self, endpoint: str) -> None:
         """Write down who holds the folder, for the message of a second server.
 
-        Raises:
-            StartupError: it cannot be written.
+        The lock holds without that: on a full disk a second server is refused all the same.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
@@ -138,7 +139,7 @@ class RuntimeDir:
             finally:
                 os.close(note)
         except OSError as error:
-            raise StartupError(f"cannot write in {self.path}: {error.strerror}") from error
+            log.get().warning("cannot write the lock file", path=str(self.path), error=str(error))
 
     def listen(self) -> socket.socket:
         """The admin API's listening socket, for this user alone.
@@ -192,5 +193,5 @@ def _taken(path: Path) -> str:
 def _still_there(folder: int, path: Path) -> bool:
     try:
         return os.path.samestat(path.lstat(), os.fstat(folder))
-    except FileNotFoundError:
+    except OSError:
         return False

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from lbhost import llama, model
+from lbhost import llama, log, model
 from lbhost.board import Board
 from lbhost.config import Settings
 from lbhost.machine import gpu, topology
@@ -71,11 +71,13 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         info = llama.inspect(file.path)
     roots = Roots.from_environ(environ)
     reader = GpuWatch(roots)
+    if not reader.answered:
+        log.get().warning("NVIDIA's driver does not answer: its cards are left out")
     box = topology.discover(roots)
     capable = llama.supports_gpu()
     gpus = gpu.visible(reader.gpus, environ)
     placements = plan(box, settings.workers, settings.threads_per_worker, gpus, capable)
-    raise_file_limit()
+    raise_file_limit(settings.max_connections)
     capacity = max(LEAST_CAPACITY, SPARE_FACTOR * len(placements))
     board = Board.create(workers=capacity, cores=box.rows, gpus=len(reader.gpus))
     sampler = Sampler(board, box, roots, reader)
@@ -115,9 +117,10 @@ def _context(
     )
 
 
-def raise_file_limit() -> None:
+def raise_file_limit(connections: int) -> None:
     """As many descriptors as the hard limit allows: a connection is one, in the gateway."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    enough = max(65536, 2 * connections)
+    wanted = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

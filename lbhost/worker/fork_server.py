@@ -93,9 +93,15 @@ def _fork_worker(
 ) -> None:
     """Fork twice, so that the worker becomes the supervisor's child and waitable there.
 
-    Returns in the fork server only.
+    Returns in the fork server only. A fork that the kernel refuses (no memory, too many processes)
+    shows at the supervisor as a link that ends without a word; the weights are kept for the next.
     """
-    between = os.fork()
+    try:
+        between = os.fork()
+    except OSError as error:
+        log.get().error("cannot fork a worker", error=str(error))
+        worker_link.close()
+        return
     if between:
         worker_link.close()
         os.waitpid(between, 0)
@@ -107,9 +113,10 @@ def _fork_worker(
             code = 0
             return
         link.close()
-        control.send(worker_link, control.Hello(os.getpid()))
-        while os.getppid() == parent:  # not the supervisor's child yet, see die_with_parent
+        # Not the supervisor's child yet: it could not wait for us, nor could die_with_parent.
+        while os.getppid() == parent:
             time.sleep(0.0002)
+        control.send(worker_link, control.Hello(os.getpid()))
         code = serve(worker_link)
     except BrokenPipeError:
         code = 0  # the supervisor is gone

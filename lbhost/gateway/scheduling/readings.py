@@ -14,7 +14,7 @@ import msgspec
 
 from lbhost import board
 from lbhost.config import Settings
-from lbhost.placement.heat import Limits
+from lbhost.placement.heat import limits_of
 from lbhost.placement.share import core_heat, share
 
 FRESH_NS = 5_000_000
@@ -103,7 +103,7 @@ class Readings:
 
     def hot(self, core: board.CoreRow) -> bool:
         """Whether heat takes a quarter or more of what the core could do alone."""
-        limits = Limits(self._settings.warm_c, self._settings.hot_c)
+        limits = limits_of(self._settings.warm_c, self._settings.hot_c)
         return core_heat(core, limits, 1) <= HOT
 
     def quota_cpus(self) -> float | None:

@@ -23,7 +23,7 @@ from lbhost.gateway.scheduling.readings import HOT, WorkerReading
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Sessions
 from lbhost.gateway.scheduling.worker_link import WorkerLink
-from lbhost.placement.heat import Limits
+from lbhost.placement.heat import limits_of
 from lbhost.placement.share import core_heat
 from simulation import routing
 from simulation.clock import START_S, VirtualLoop
@@ -234,7 +234,7 @@ class _Readings:
 
     def __init__(self, workers: Sequence[VirtualWorker], settings: Settings) -> None:
         self._workers = workers
-        self._limits = Limits(settings.warm_c, settings.hot_c)
+        self._limits = limits_of(settings.warm_c, settings.hot_c)
 
     def worker(self, index: int) -> WorkerReading | None:
         return self._workers[index].reading()

@@ -18,7 +18,8 @@ import msgspec
 from lbhost import board, wire
 from lbhost.gateway.scheduling.readings import WorkerReading
 from lbhost.gateway.scheduling.worker_link import WorkerLink
-from lbhost.worker.batch import Chunk, Prefill, Speeds, predict_s
+from lbhost.order import Prompt
+from lbhost.worker.batch import Chunk, Speeds, predict_s
 from lbhost.worker.speed import SpeedMeter
 from lbhost.worker.widths import Phase, Widths
 from simulation.clock import START_S, VirtualLoop
@@ -41,15 +42,15 @@ READING_S = 0.005
 class Seat:
     """A request in a slot, or waiting for one."""
 
-    __slots__ = ("arrived", "attempt", "output_left", "prefill_left", "request", "slot")
+    __slots__ = ("attempt", "number", "output_left", "prefill_left", "request")
 
-    def __init__(self, attempt: int, request: Request, arrived: float) -> None:
+    def __init__(self, attempt: int, request: Request, number: int) -> None:
         self.attempt = attempt
         self.request = request
-        self.arrived = arrived
+        self.number = number
+        """How many came to this worker before."""
         self.prefill_left = request.prompt_tokens
         self.output_left = request.output_tokens
-        self.slot = -1
 
 
 class _Run(msgspec.Struct):
@@ -144,7 +145,7 @@ class VirtualWorker:
         self._run: _Run | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._telling = False
-        self._free = list(range(costs.slots))
+        self._arrivals = 0
         self._reading: WorkerReading | None = None
         self._read_s = -1.0
         self._identity = board.IdentityRow(
@@ -166,7 +167,8 @@ class VirtualWorker:
             return
         if isinstance(message, wire.Submit):
             request = self._requests[named(message.prompt)]
-            self.waiting.append(Seat(message.request, request, self._loop.now))
+            self.waiting.append(Seat(message.request, request, self._arrivals))
+            self._arrivals += 1
             self.prefill_pending += request.prompt_tokens
         elif isinstance(message, wire.Cancel):
             self._cancel(message.request)
@@ -193,7 +195,6 @@ class VirtualWorker:
             self.waiting.remove(seat)
         else:
             self.seats.remove(seat)
-            self._free.append(seat.slot)
 
     def _tell(self, deltas: list[wire.Delta]) -> None:
         if self.link is not None and self.link.alive:
@@ -205,25 +206,19 @@ class VirtualWorker:
 
     def _begin(self) -> None:
         """Start the next step, if there is anything to compute."""
-        while self.waiting and self._free:
-            seat = self.waiting.popleft()
-            seat.slot = self._free.pop()
-            self.seats.append(seat)
+        while self.waiting and len(self.seats) < self.costs.slots:
+            self.seats.append(self.waiting.popleft())
         if not self.seats:
             return
         now = self._loop.now
-        prefills = [
-            Prefill(seat.slot, seat.prefill_left, seat.arrived)
-            for seat in self.seats
-            if seat.prefill_left
-        ]
-        decoding = len(self.seats) - len(prefills)
-        phase = Phase.PREFILL if prefills else Phase.DECODE
+        prompts = [Prompt(s.number, s.prefill_left) for s in self.seats if s.prefill_left]
+        decoding = len(self.seats) - len(prompts)
+        phase = Phase.PREFILL if prompts else Phase.DECODE
         widest = 1 + len(self._lent)
         width = self._widths.choose(phase, widest, known=self._knows_own_speed(phase))
         chunks: Sequence[Chunk] = ()
-        if prefills:
-            chunks = self._planner.chunks(decoding, prefills, self._speeds(width))
+        if prompts:
+            chunks = self._planner.chunks(decoding, prompts, self._speeds(width))
         cpu_s = self.costs.step_s(decoding, [chunk.count for chunk in chunks], width)
         if self.costs.noise:
             cpu_s *= math.exp(self._rng.gauss(0, self.costs.noise))
@@ -233,7 +228,7 @@ class VirtualWorker:
         )
         step_s = cpu_s / slowest
         count = 1
-        if not prefills:
+        if not prompts:
             shortest = min(seat.output_left for seat in self.seats)
             count = min(shortest, max(1, int(RUN_S / step_s)))
         self._run = _Run(now, step_s, cpu_s, count, decoding, chunks, phase, width)
@@ -291,13 +286,13 @@ class VirtualWorker:
 
     def _advance(self, run: _Run) -> list[wire.Delta]:
         now = self._loop.now
-        counts = {chunk.slot: chunk.count for chunk in run.chunks}
+        counts = {chunk.number: chunk.count for chunk in run.chunks}
         deltas: list[wire.Delta] = []
         over: list[Seat] = []
         for seat in self.seats:
             request = seat.request
             if seat.prefill_left:
-                computed = counts.get(seat.slot, 0)
+                computed = counts.get(seat.number, 0)
                 seat.prefill_left -= computed
                 self.prefill_pending -= computed
                 if seat.prefill_left:
@@ -384,7 +379,6 @@ class VirtualWorker:
         self.prefill_pending = 0
         self._lent = ()
         self._meter, self._widths = SpeedMeter(), Widths()
-        self._free = list(range(self.costs.slots))
         self._identity = msgspec.structs.replace(self._identity, state=board.WorkerState.BACKOFF)
         self._read_s = -1.0
         link, self.link = self.link, None

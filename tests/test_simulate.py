@@ -14,8 +14,9 @@ import pytest
 
 from benchmarks.stats import Arrival
 from lbhost.config import Settings
+from lbhost.gateway.scheduling import policy
 from simulation import arrivals as load
-from simulation import measured, report, routing
+from simulation import constants, measured, report, routing
 from simulation.__main__ import main
 from simulation.clock import START_S, VirtualLoop
 from simulation.costs import Costs
@@ -283,6 +284,32 @@ def test_a_measured_run_is_compared_with_its_simulation(
     assert "OFF" in capsys.readouterr().out
     path.write_text("{}", encoding="utf-8")
     assert main(["--validate", str(path)]) == 1
+
+
+# --- constants --------------------------------------------------------------------------------
+
+
+def test_a_constant_is_set_in_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "LONG_PROMPT", policy.LONG_PROMPT)
+    constants.apply("gateway.scheduling.policy.LONG_PROMPT=1024")
+    assert policy.LONG_PROMPT == 1024
+    assert isinstance(policy.LONG_PROMPT, int)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "LONG_PROMPT=1",
+        "gateway.scheduling.policy.LONG_PROMPT=1.5",
+        "gateway.scheduling.policy.LONG_PROMPT=",
+        "gateway.scheduling.policy.NOTHING=1",
+        "gateway.scheduling.nowhere.LONG_PROMPT=1",
+        "os.path.sep=1",
+    ],
+)
+def test_what_is_no_constant_is_refused(setting: str) -> None:
+    with pytest.raises(ValueError):
+        constants.apply(setting)
 
 
 # --- the command ------------------------------------------------------------------------------

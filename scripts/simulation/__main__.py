@@ -22,7 +22,7 @@ from lbhost import log
 from lbhost.config import LogFormat, LogLevel
 from lbhost.errors import LbhostError
 from simulation import arrivals as load
-from simulation import measured, report, routing
+from simulation import constants, measured, report, routing
 from simulation.costs import Costs
 from simulation.play import Played, play
 from simulation.scenario import Scenario, trouble
@@ -63,6 +63,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--burst", type=float, nargs=3, metavar=("AT", "FOR", "TIMES"), help="s, s, times the rate"
     )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="MODULE.NAME=VALUE",
+        help="another value for a constant of lbhost, as worker.batch.MIN_CHUNK=32",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     real = parser.add_mutually_exclusive_group()
     real.add_argument(
@@ -200,6 +207,8 @@ def main(argv: list[str]) -> int:
     """Returns the exit code."""
     given = parse(argv)
     try:
+        for setting in given.set:
+            constants.apply(setting)
         if given.measure is not None:
             return measure(given)
         if given.validate is not None:

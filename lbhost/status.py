@@ -104,6 +104,9 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What heat leaves of it, 0 to 1; null where nothing tells its temperature."""
     lent: list[int] = []
     """Cores of others that it computes on now, beside its own."""
+    step_base_s: float | None = None
+    step_seq_s: float | None = None
+    """A decode step of n sequences takes step_base_s + n * step_seq_s of its own core."""
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

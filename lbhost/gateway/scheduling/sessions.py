@@ -7,13 +7,14 @@ of its slots until the worker says that it ended, or the link does. Decides noth
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 
 from lbhost import board
 from lbhost.gateway.scheduling import policy
 from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
-from lbhost.gateway.scheduling.readings import Readings, WorkerReading
+from lbhost.gateway.scheduling.readings import WorkerReading, WorkerReadings
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 
 STALE_NS = 1_000_000_000
@@ -166,7 +167,7 @@ _ABOUT_TO = {board.WorkerState.READY, board.WorkerState.RESTING, board.WorkerSta
 class Sessions:
     """All sessions. At most one per worker gets new requests; older ones finish theirs."""
 
-    def __init__(self, readings: Readings, slots: int) -> None:
+    def __init__(self, readings: WorkerReadings, slots: int) -> None:
         self.readings = readings
         self._slots = slots
         self._sessions: dict[WorkerLink, Session] = {}
@@ -211,15 +212,16 @@ class Sessions:
 
     def usable(self, now_ns: int) -> list[tuple[Session, WorkerReading]]:
         """The sessions that may get requests, full ones included, by worker id."""
-        found: list[tuple[Session, WorkerReading]] = []
+        return list(self._usable(now_ns))
+
+    def _usable(self, now_ns: int) -> Iterator[tuple[Session, WorkerReading]]:
         for worker, session in sorted(self._current.items()):
             reading = self.readings.worker(worker)
             if reading is not None and session.usable(reading, now_ns):
-                found.append((session, reading))
-        return found
+                yield session, reading
 
     def outlook(self, now_ns: int) -> Outlook:
-        if self.usable(now_ns):
+        if any(self._usable(now_ns)):
             return Outlook.OPEN
         states = [reading.identity.state for _, reading in self.readings.present()]
         return Outlook.CLOSED if _ABOUT_TO.isdisjoint(states) else Outlook.SOON

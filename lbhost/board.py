@@ -155,6 +155,8 @@ class CoreRow(msgspec.Struct, frozen=True):
     """Which sensor temp_c is of: CPUs with the same number have the same one. -1: none."""
     sensor_cores: int = 0
     """How many physical cores that sensor speaks for."""
+    lasting: float | None = None
+    """`others` smoothed over a second: what the router believes; see machine/cpustat.py."""
 
 
 class GpuRow(msgspec.Struct, frozen=True):

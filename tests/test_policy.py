@@ -65,7 +65,7 @@ def test_an_empty_worker_takes_prefill_plus_decode() -> None:
 
 
 def test_company_slows_both_prefill_and_decode() -> None:
-    # prefill rides with 3 chunks (128 // 64 + 1) of a 2-sequence decode, then 3 decode together
+    # prefill rides with 3 chunks (128 / 64 + 1) of a 2-sequence decode, then 3 decode together
     expected = 128 / 500 + 3 * (0.002 + 2 * 0.006) + 64 * (0.002 + 3 * 0.006)
     assert predict(SHORT, view(in_flight=2), ASSUMED_SPEEDS) == pytest.approx(expected)
 
@@ -84,8 +84,8 @@ def test_only_shorter_prompts_are_ahead() -> None:
     ahead = predict(SHORT, view(in_flight=1, prefills=(100,)), ASSUMED_SPEEDS)
     behind = predict(SHORT, view(in_flight=1, prefills=(4000,)), ASSUMED_SPEEDS)
     assert behind == pytest.approx(predict(SHORT, view(in_flight=1), ASSUMED_SPEEDS))
-    # 100 more tokens: 0.2 s of prefill and, at 228 // 64 + 1 chunks, one more step of one
-    assert ahead - behind == pytest.approx(100 / 500 + 0.008)
+    # 100 more tokens: 0.2 s of prefill, and 100 / 64 more chunks with a step of one
+    assert ahead - behind == pytest.approx(100 / 500 + 100 / 64 * 0.008)
 
 
 def test_errors_and_a_fresh_start_worsen_a_prediction() -> None:

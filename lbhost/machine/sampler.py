@@ -108,6 +108,7 @@ class Sampler:
                     hot_c=sensed.hot_c,
                     sensor=sensed.sensor,
                     sensor_cores=sensed.sensor_cores,
+                    lasting=used.lasting,
                 ),
             )
         self._board.host.write(0, self._host.read(now_ns))

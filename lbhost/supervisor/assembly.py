@@ -71,6 +71,7 @@ class Assembly:
                 host=host,
                 gpu=gpu,
                 siblings=[self._core(i) for i in topology.siblings(cpus)],
+                nice=self._settings.nice,
                 warm_c=self._settings.warm_c,
                 hot_c=self._settings.hot_c,
             )

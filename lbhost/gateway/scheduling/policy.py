@@ -8,13 +8,13 @@ The prediction, for worker w with A requests in flight and a request of n prompt
 them cached in w) and m expected output tokens (design, section 5):
 
     step(k) = step_base + k * step_seq                          seconds of a decode step
-    todo    = n - h + the shorter prompts that w prefills first
+    todo    = n - h and the prompts that w computes before or beside it, by lbhost/order.py
     ttft    = (todo / prefill_speed + (todo / CHUNK + 1) * step(A)) / share
     e2e     = ttft + m * step(A + 1) / share
 
 The second term of ttft is the decoding that rides along with every chunk of prefill. All but
 `todo` is known before the request is, and linear in its tokens: a view works that part out
-when it is made (`token_s`, `output_s`, `start_s`), so that a choice costs little.
+when it is made (`costs`), so that a choice costs little.
 
 Two things hold of the default policy, whatever the readings:
 
@@ -33,6 +33,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from lbhost import order
 from lbhost.config import Policy
 
 CHUNK = 64
@@ -88,7 +89,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     prefills: tuple[int, ...] = ()
     """Prompt tokens left to compute of each request there that has no output yet."""
     cached: int = 0
-    """Tokens of this request's prompt that the worker probably has in its KV cache."""
+    """Tokens of this request's prompt that the worker probably has in its KV cache; not all."""
     speeds: Speeds | None = None
     """None until the worker has measured its own."""
     share: float = 1.0
@@ -98,31 +99,39 @@ class WorkerView(msgspec.Struct, frozen=True):
     penalty: float = 1.0
     """Its predictions count for so many times as much; see `penalty`."""
 
+    ranks: tuple[int, ...] = ()
+    """The rank of each of `prefills`; empty: all are order.DEFAULT."""
+    ttft_factor: float = 1.0
+    output_factor: float = 1.0
+    """What predictions of the time to the first token, and of that between tokens, have had to be
+    multiplied with of late; see accuracy.py."""
+
     # Worked out from the above.
     vacant: bool = False
     """Idle, undisturbed, trusted."""
-    token_s: float = 0.0
-    """Seconds for a prompt token."""
-    output_s: float = 0.0
-    """Seconds for an output token."""
-    start_s: float = 0.0
-    """Seconds before the first; infinite where there is no room."""
+    costs: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Seconds for a prompt token, for an output token, and before the first of them. The last is
+    infinite where there is no room, and minus infinity where no speeds are known."""
 
     def __post_init__(self) -> None:
         active = self.in_flight
-        speed, base, seq = self.speeds or ASSUMED_SPEEDS
-        weight = self.penalty / self.share
-        step = (base + active * seq) * weight
-        settle = msgspec.structs.force_setattr
-        settle(self, "output_s", step + seq * weight)
-        if active:
-            settle(self, "vacant", False)
-            settle(self, "token_s", weight / speed + step / CHUNK)
-            settle(self, "start_s", step if active < self.slots else math.inf)
+        if self.speeds is None:
+            costs = (0.0, 0.0, -math.inf)
         else:
-            settle(self, "vacant", self.share >= UNDISTURBED and self.penalty <= TRUSTED)
-            settle(self, "token_s", weight / speed)
-            settle(self, "start_s", 0.0)
+            speed, base, seq = self.speeds
+            weight = self.penalty / self.share
+            step = base + active * seq
+            output_s = (step + seq) * weight * self.output_factor
+            weight *= self.ttft_factor
+            if active:
+                token_s = (1.0 / speed + step / CHUNK) * weight
+                start_s = step * weight if active < self.slots else math.inf
+            else:
+                token_s, start_s = weight / speed, 0.0
+            costs = (token_s, output_s, start_s - self.cached * token_s)
+        vacant = not active and self.share >= UNDISTURBED and self.penalty <= TRUSTED
+        msgspec.structs.force_setattr(self, "vacant", vacant)
+        msgspec.structs.force_setattr(self, "costs", costs)
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -131,6 +140,7 @@ class Need(msgspec.Struct, frozen=True):
     prompt_tokens: int
     expected_tokens: int
     """Output tokens: max_tokens, or what such requests have produced of late, if less."""
+    rank: int = order.DEFAULT
 
     @property
     def long(self) -> bool:
@@ -199,92 +209,103 @@ def predict(need: Need, view: WorkerView, typical: Speeds) -> float:
     """
     if view.speeds is None:
         view = msgspec.structs.replace(view, speeds=typical)
-    if view.start_s == math.inf:
+    if view.in_flight >= view.slots:
         view = msgspec.structs.replace(view, slots=view.in_flight + 1)
     return _seconds(need, view)
 
 
 def _seconds(need: Need, view: WorkerView) -> float:
+    token_s, output_s, start_s = view.costs
     todo = max(1, need.prompt_tokens - view.cached)
-    ahead = 0
-    for tokens in view.prefills:
-        # Shortest first is the worker's order, so a longer prompt does not hold this one up.
-        if tokens <= todo:
-            ahead += tokens
-    return (todo + ahead) * view.token_s + need.expected_tokens * view.output_s + view.start_s
+    if view.prefills:
+        todo = order.tokens_until_done(
+            todo, view.prefills, rank=need.rank, ranks=view.ranks or None
+        )
+    return (todo + view.cached) * token_s + need.expected_tokens * output_s + start_s
 
 
 def _cost(need: Need, views: Sequence[WorkerView], rng: Random) -> int | None:
-    views = _all_measured(views)
-    seconds = _lower_bounds(need, views)
-    vacant = [i for i, view in enumerate(views) if view.vacant]
-    if vacant:
-        _settle(need, views, seconds, vacant)
-        best = min(vacant, key=seconds.__getitem__)
-        justified = _worth_joining(need, views, seconds, best)
-        return _one_of(justified or vacant, views, seconds, rng)
-    if not views or min(seconds) == math.inf:
+    seconds = _bounds(need, views)
+    lowest = min(seconds, default=math.inf)
+    if lowest == -math.inf:
+        views = _measured(views)
+        seconds = _bounds(need, views)
+        lowest = min(seconds)
+    if lowest == math.inf:
         return None
-    _settle(need, views, seconds, range(len(views)))
-    best = seconds.index(min(seconds))
+    first = seconds.index(lowest)
+    if not views[first].vacant:
+        vacant = [i for i, view in enumerate(views) if view.vacant]
+        if not vacant:
+            return _best(need, views, seconds, first, rng)
+        first = min(vacant, key=seconds.__getitem__)
+        joined = _worth_joining(need, views, seconds, first)
+        if joined is not None:
+            return joined
+    # Nothing is ahead of a request in a vacant worker, so that these bounds are predictions.
+    limit = seconds[first] * NOISE
+    return rng.choice([i for i, bound in enumerate(seconds) if bound <= limit and views[i].vacant])
+
+
+def _best(
+    need: Need, views: Sequence[WorkerView], seconds: list[float], first: int, rng: Random
+) -> int | None:
+    """The choice where no worker is vacant; None where waiting for a full one is better."""
+    best = _settle(need, views, seconds, first)
     if views[best].share < WORTH_WAITING and _soonest_full(need, views) < (
         seconds[best] * WORTH_WAITING
     ):
         return None
-    return _one_of(range(len(views)), views, seconds, rng)
+    # Of those that the noise does not tell from the best the least loaded, by chance.
+    limit = seconds[best] * NOISE
+    ties = [i for i, bound in enumerate(seconds) if bound <= limit]
+    if len(ties) == 1:
+        return ties[0]
+    loads = [views[i].in_flight for i in ties]
+    fewest = min(loads)
+    return rng.choice([i for i, load in zip(ties, loads, strict=True) if load == fewest])
 
 
-def _lower_bounds(need: Need, views: Sequence[WorkerView]) -> list[float]:
+def _bounds(need: Need, views: Sequence[WorkerView]) -> list[float]:
     """Seconds as if no other prompt were ahead; infinite for full workers."""
     prompt, outputs = need.prompt_tokens, need.expected_tokens
     return [
-        (prompt - view.cached) * view.token_s + outputs * view.output_s + view.start_s
-        for view in views
+        prompt * token_s + outputs * output_s + start_s
+        for token_s, output_s, start_s in [view.costs for view in views]
     ]
 
 
-def _settle(
-    need: Need, views: Sequence[WorkerView], seconds: list[float], among: Sequence[int]
-) -> None:
-    """Turn those bounds into predictions that may be under the best one, or its noise."""
-    lowest = min(among, key=seconds.__getitem__)
-    limit = _seconds(need, views[lowest]) * NOISE
-    for i in among:
-        if seconds[i] <= limit and (views[i].prefills or views[i].cached):
-            seconds[i] = _seconds(need, views[i])
+def _settle(need: Need, views: Sequence[WorkerView], seconds: list[float], first: int) -> int:
+    """Turn those bounds into predictions that may be the best, or not to be told from it.
+
+    Returns the index of the best. `first` is that of the lowest bound.
+    """
+    best, best_s = first, _seconds(need, views[first])
+    limit = best_s * NOISE
+    for i, bound in enumerate(seconds):
+        if bound <= limit and (views[i].prefills or i == first):
+            seconds[i] = bound = _seconds(need, views[i])
+        if bound < best_s:
+            best, best_s = i, bound
+            limit = bound * NOISE
+    return best
 
 
 def _worth_joining(
-    need: Need, views: Sequence[WorkerView], seconds: list[float], vacant: int
-) -> list[int]:
-    """Workers that compute and are still to be preferred to the best of the vacant ones."""
-    limit = seconds[vacant] / NOISE
-    found: list[int] = []
-    if min(seconds) >= limit:
-        return found
-    lonely = _lonely_s(need, views[vacant])
+    need: Need, views: Sequence[WorkerView], seconds: list[float], best_vacant: int
+) -> int | None:
+    """A worker that computes and is still to be preferred to the vacant ones; the best of them."""
+    vacant = views[best_vacant]
+    lonely = _lonely_s(need, vacant)
+    best, limit = None, seconds[best_vacant] / NOISE
     for i, bound in enumerate(seconds):
-        if bound >= limit or views[i].vacant:
-            continue
-        view = views[i]
-        better = view.cached > views[vacant].cached
-        if better or _lonely_s(need, view) * ANOTHER_KIND < lonely:
-            seconds[i] = _seconds(need, view)
-            if seconds[i] < limit:
-                found.append(i)
-    return found
-
-
-def _one_of(
-    among: Sequence[int], views: Sequence[WorkerView], seconds: list[float], rng: Random
-) -> int:
-    """One of those that the noise does not tell from the best: the least loaded, by chance."""
-    limit = min(seconds[i] for i in among) * NOISE
-    ties = [i for i in among if seconds[i] <= limit]
-    if len(ties) == 1:
-        return ties[0]
-    fewest = min(views[i].in_flight for i in ties)
-    return rng.choice([i for i in ties if views[i].in_flight == fewest])
+        if bound < limit and not views[i].vacant:
+            view = views[i]
+            if view.cached > vacant.cached or _lonely_s(need, view) * ANOTHER_KIND < lonely:
+                exact = _seconds(need, view)
+                if exact < limit:
+                    best, limit = i, exact
+    return best
 
 
 def _lonely_s(need: Need, view: WorkerView) -> float:
@@ -307,17 +328,17 @@ def _soonest_full(need: Need, views: Sequence[WorkerView]) -> float:
     return soonest
 
 
-def _all_measured(views: Sequence[WorkerView]) -> Sequence[WorkerView]:
+def _measured(views: Sequence[WorkerView]) -> list[WorkerView]:
     """The views, with typical speeds where a worker has not measured its own.
 
     Typical is the mean of those that know theirs: neutral for one that does not.
     """
     known = [view.speeds for view in views if view.speeds is not None]
-    if not known or len(known) == len(views):
-        return views
-    prefills, bases, seqs = zip(*known, strict=True)
-    count = len(known)
-    typical = sum(prefills) / count, sum(bases) / count, sum(seqs) / count
+    typical = ASSUMED_SPEEDS
+    if known:
+        prefills, bases, seqs = zip(*known, strict=True)
+        count = len(known)
+        typical = sum(prefills) / count, sum(bases) / count, sum(seqs) / count
     return [
         view if view.speeds is not None else msgspec.structs.replace(view, speeds=typical)
         for view in views

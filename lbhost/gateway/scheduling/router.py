@@ -49,7 +49,7 @@ class Router:
         Args:
             views: of `usable`, one each, for a job of which nothing is cached.
         """
-        need = policy.Need(job.work.prompt_tokens, job.expected_tokens)
+        need = policy.Need(job.work.prompt_tokens, job.expected_tokens, job.work.rank)
         seen = [
             _seen_by(job, session, view) for (session, _), view in zip(usable, views, strict=True)
         ]

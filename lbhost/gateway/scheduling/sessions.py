@@ -94,28 +94,26 @@ class Session:
         self.error_rate.add(failed, now)
         self.tally.errors += failed
 
-    def prefills(self, progress: board.ProgressRow) -> tuple[int, ...]:
-        """Prompt tokens left of each request there without output.
+    def prefills(self, progress: board.ProgressRow) -> list[tuple[int, int]]:
+        """Rank and prompt tokens left of each request there without output, in its order.
 
         We know what we sent, the board says how much is left of what the worker had at its
-        heartbeat; it computes the shortest first, so the shortest are taken off.
+        heartbeat; what is first in its order is taken off first.
         """
-        left = sorted(f.prefill for f in self.attempts.values() if f.last_token is None)
+        waiting = [attempt for attempt in self.attempts.values() if attempt.last_token is None]
+        left = sorted((attempt.job.work.rank, attempt.prefill) for attempt in waiting)
         if not left or progress.epoch != self.epoch:
-            return tuple(left)
-        since = sum(
-            f.prefill
-            for f in self.attempts.values()
-            if f.last_token is None and f.sent_ns > progress.heartbeat_ns
-        )
-        done = sum(left) - (progress.prefill_pending + since)
+            return left
+        since = sum(a.prefill for a in waiting if a.sent_ns > progress.heartbeat_ns)
+        done = sum(tokens for _, tokens in left) - (progress.prefill_pending + since)
         while left and done > 0:
-            part = min(left[0], done)
-            done -= part
-            left[0] -= part
-            if left[0] == 0:
+            rank, tokens = left[0]
+            if tokens > done:
+                left[0] = rank, tokens - done
+            else:
                 del left[0]
-        return tuple(left)
+            done -= tokens
+        return left
 
     def usable(self, reading: WorkerReading, now_ns: int) -> bool:
         """Whether it may get requests: READY, this very process, and making progress."""
@@ -135,13 +133,15 @@ class Session:
         """As the policy wants it, for a job of which nothing is cached."""
         identity, progress = reading.identity, reading.progress
         ready_for_s = max(0.0, (now_ns - identity.started_ns) / 1e9)
+        left = self.prefills(progress)
         return policy.WorkerView(
             worker=self.worker,
             epoch=self.epoch,
             slots=self.slots,
             in_flight=len(self.attempts),
             long_in_flight=sum(attempt.job.long for attempt in self.attempts.values()),
-            prefills=self.prefills(progress),
+            prefills=tuple([tokens for _, tokens in left]),
+            ranks=tuple([rank for rank, _ in left]),
             speeds=_speeds(progress) if progress.epoch == self.epoch else None,
             share=reading.share,
             idle=reading.idle,

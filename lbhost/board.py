@@ -130,6 +130,9 @@ class TrafficRow(msgspec.Struct, frozen=True):
     """EWMA over requests, 0 to 1; halves in 10 s."""
     prompt_tokens_s: float = 0.0
     """Prompt tokens that it computed per second, over the last few seconds."""
+    ttft_error: float | None = None
+    completion_error: float | None = None
+    """Medians of the relative errors' sizes of what the router predicted for its last requests."""
 
 
 class CoreRow(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lbhost import board
+from lbhost.gateway.scheduling.accuracy import Accuracy
 from lbhost.gateway.scheduling.sessions import Sessions
 
 TEXT_FRESH_S = 1.0
@@ -197,3 +198,17 @@ class BoardCollector(Collector):
         yield "completion_tokens_total", "Tokens it generated", tally.tokens_out
         yield "errors_total", "Requests it failed or died with", tally.errors
         yield "timeouts_total", "Requests it did not finish in time", tally.timeouts
+        yield from _accuracy(self._sessions.accuracy(index))
+
+
+def _accuracy(accuracy: Accuracy) -> Iterator[tuple[str, str, float | None]]:
+    """How good the router's predictions for a worker were."""
+    now = time.monotonic()
+    for what, text, errors, factor in (
+        ("ttft", "the time to the first token", accuracy.ttft, accuracy.ttft_factor),
+        ("completion", "the time to the last token", accuracy.completion, accuracy.output_factor),
+    ):
+        name = f"{what}_prediction"
+        yield f"{name}_error_ratio", f"Median relative error's size of {text}", errors.absolute
+        yield f"{name}_bias_ratio", f"Median relative error of {text}", errors.signed
+        yield f"{name}_factor", f"What corrects predictions of {text}", factor.at(now)

@@ -113,6 +113,8 @@ class Assembly:
             retry_in_s=None if retry is None else max(0.0, retry - time.monotonic()),
             heat=self._heat(known, gpu, len(cores)),
             spare=want.spare,
+            ttft_error=traffic.ttft_error if fresh else None,
+            completion_error=traffic.completion_error if fresh else None,
         )
 
     def cores(self, topology: Topology, ledger: Ledger) -> list[CoreStatus]:

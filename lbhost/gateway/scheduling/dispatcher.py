@@ -243,7 +243,9 @@ class Dispatcher:
             if index is None:
                 continue
             session, reading = usable[index]
+            forecast = self._router.forecast(job, session, views[index])
             attempts.append(self._assign(job, session, now_ns))
+            attempts[-1].forecast = forecast
             views[index] = session.view(reading, now_ns)
             room -= 1
         return attempts
@@ -303,6 +305,8 @@ class Dispatcher:
                 continue
             job = attempt.job
             if delta.tokens:
+                if attempt.first_token is None:
+                    self._router.began(attempt, now)
                 self._observer.tokens(attempt, len(delta.tokens), now)
                 attempt.last_token = now
                 if not job.over and job.first_token is None:
@@ -343,7 +347,7 @@ class Dispatcher:
             why = finish.error or "unknown reason"
             self._end(job, error=EngineError(f"the engine gave up on this request: {why}"))
         else:
-            self._router.learn(finish)
+            self._router.learn(attempt, finish, now)
             self._end(job, finish=finish)
 
     def _on_lost(self, link: WorkerLink) -> None:

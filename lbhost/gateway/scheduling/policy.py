@@ -214,6 +214,19 @@ def predict(need: Need, view: WorkerView, typical: Speeds) -> float:
     return _seconds(need, view)
 
 
+def foresee(need: Need, view: WorkerView) -> tuple[float, float] | None:
+    """Seconds to the first token, and seconds from one to the next, if `view` gets the request.
+
+    As it is believed to be: a penalty only makes a worker less attractive, and no slower. None
+    where no speeds are known.
+    """
+    if view.speeds is None:
+        return None
+    honest = msgspec.structs.replace(view, penalty=1.0, slots=max(view.slots, view.in_flight + 1))
+    output_s = honest.costs[1]
+    return _seconds(need, honest) - need.expected_tokens * output_s, output_s
+
+
 def _seconds(need: Need, view: WorkerView) -> float:
     token_s, output_s, start_s = view.costs
     todo = max(1, need.prompt_tokens - view.cached)

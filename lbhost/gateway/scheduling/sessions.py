@@ -7,9 +7,12 @@ of its slots until the worker says that it ended, or the link does. Decides noth
 from __future__ import annotations
 
 import enum
+import statistics
+import time
 
 from lbhost import board
 from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling.accuracy import Accuracy, Forecast
 from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
@@ -45,19 +48,23 @@ class Attempt:
         cached = session.cached(job)
         self.prefill = max(1, job.work.prompt_tokens - cached)
         """Prompt tokens that it has to compute, as far as we can tell."""
+        self.forecast: Forecast | None = None
+        """What was predicted when it was sent; None where nothing was known."""
+        self.first_token: float | None = None
         self.last_token: float | None = None
-        """time.monotonic() of its newest token; None while it prefills."""
+        """time.monotonic() of its first and its newest token; None while it prefills."""
 
 
 class Session:
     """One process (epoch) of a worker, with the link to it."""
 
-    def __init__(self, link: WorkerLink, slots: int, tally: Tally) -> None:
+    def __init__(self, link: WorkerLink, slots: int, tally: Tally, accuracy: Accuracy) -> None:
         self.worker = link.worker
         self.epoch = link.epoch
         self.link = link
         self.slots = slots
         self.tally = tally
+        self.accuracy = accuracy
         self.attempts: dict[int, Attempt] = {}
         self.error_rate = ErrorRate()
         self.ttft = FadingMean()
@@ -132,7 +139,8 @@ class Session:
     def view(self, reading: WorkerReading, now_ns: int) -> policy.WorkerView:
         """As the policy wants it, for a job of which nothing is cached."""
         identity, progress = reading.identity, reading.progress
-        ready_for_s = max(0.0, (now_ns - identity.started_ns) / 1e9)
+        now = now_ns / 1e9
+        ready_for_s = max(0.0, now - identity.started_ns / 1e9)
         left = self.prefills(progress)
         return policy.WorkerView(
             worker=self.worker,
@@ -145,7 +153,9 @@ class Session:
             speeds=_speeds(progress) if progress.epoch == self.epoch else None,
             share=reading.share,
             idle=reading.idle,
-            penalty=policy.penalty(self.error_rate.at(now_ns / 1e9), ready_for_s),
+            penalty=policy.penalty(self.error_rate.at(now), ready_for_s),
+            ttft_factor=self.accuracy.ttft_factor.at(now),
+            output_factor=self.accuracy.output_factor.at(now),
         )
 
 
@@ -172,6 +182,7 @@ class Sessions:
         self._sessions: dict[WorkerLink, Session] = {}
         self._current: dict[int, Session] = {}
         self._tallies: dict[int, Tally] = {}
+        self._accuracies: dict[int, Accuracy] = {}
 
     def __repr__(self) -> str:
         return f"Sessions({', '.join(map(repr, self._sessions.values()))})"
@@ -183,6 +194,18 @@ class Sessions:
     def tally(self, worker: int) -> Tally:
         return self._tallies.setdefault(worker, Tally())
 
+    def accuracy(self, worker: int) -> Accuracy:
+        """Of the predictions for a worker id. A new one starts with what is usual here."""
+        found = self._accuracies.get(worker)
+        if found is None:
+            now = time.monotonic()
+            known = self._accuracies.values()
+            found = self._accuracies[worker] = Accuracy(
+                _middle([one.ttft_factor.at(now) for one in known]),
+                _middle([one.output_factor.at(now) for one in known]),
+            )
+        return found
+
     def current(self, worker: int) -> Session | None:
         return self._current.get(worker)
 
@@ -193,7 +216,8 @@ class Sessions:
         """A new process of a worker. What its predecessor still sends is read to its end."""
         reading = self.readings.worker(link.worker)
         slots = reading.identity.slots if reading is not None else 0
-        session = Session(link, slots or self._slots, self.tally(link.worker))
+        worker = link.worker
+        session = Session(link, slots or self._slots, self.tally(worker), self.accuracy(worker))
         self._sessions[link] = session
         self._current[link.worker] = session
         return session
@@ -254,6 +278,10 @@ class Sessions:
 
     def links(self) -> list[WorkerLink]:
         return list(self._sessions)
+
+
+def _middle(factors: list[float]) -> float:
+    return statistics.median(factors) if factors else 1.0
 
 
 def _speeds(progress: board.ProgressRow) -> policy.Speeds | None:

@@ -22,6 +22,7 @@ import os
 import struct
 import types
 import typing
+import weakref
 import zlib
 from typing import Annotated, Generic, TypeVar
 
@@ -107,6 +108,10 @@ class ProgressRow(msgspec.Struct, frozen=True):
     tokens_out: int = 0
     prompt_tokens: int = 0
     """Prompt tokens that this process has computed; those reused from a cache do not count."""
+    wide_steps: int = 0
+    """Steps that were computed with lent CPUs too."""
+    lent: CpuSet = ()
+    """Lent CPUs that the newest step took; a CPU worker's own are its identity's."""
 
 
 class TrafficRow(msgspec.Struct, frozen=True):
@@ -160,6 +165,12 @@ class CoreRow(msgspec.Struct, frozen=True):
     """How many physical cores that sensor speaks for."""
     lasting: float | None = None
     """`others` smoothed over a second: what the router believes; see machine/cpustat.py."""
+    lead: bool = False
+    """Whether this is the CPU that a worker uses of its physical core."""
+    llc: int = 0
+    """Cores with the same number share their last-level cache."""
+    node: int = 0
+    efficiency: bool = False
 
 
 class GpuRow(msgspec.Struct, frozen=True):
@@ -356,10 +367,15 @@ def _stride(payload: int) -> int:
 
 
 class Board:
-    """All tables over one memfd. Create in the supervisor, attach everywhere else by fd."""
+    """All tables over one memfd. Create in the supervisor, attach everywhere else by fd.
+
+    Owns the descriptor, until `close` or its own end.
+    """
 
     def __init__(self, fd: int, workers: int, cores: int, gpus: int) -> None:
         self.fd = fd
+        self._closer = weakref.finalize(self, os.close, fd)
+        self._closer.atexit = False
         size = _size(workers, cores, gpus)
         self._map = mmap.mmap(fd, size)
         page = memoryview(self._map)
@@ -391,6 +407,10 @@ class Board:
         board = cls(fd, workers, cores, gpus)
         _HEADER.pack_into(board._map, 0, _MAGIC, workers, cores, gpus)
         return board
+
+    def close(self) -> None:
+        """Close the descriptor; what is mapped stays so."""
+        self._closer()
 
     @classmethod
     def attach(cls, fd: int) -> Board:

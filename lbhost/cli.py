@@ -103,7 +103,7 @@ def _metavar(field: msgspec.structs.FieldInfo) -> str:
     if isinstance(field.default, enum.Enum):
         return "|".join(choice.value for choice in type(field.default))
     unit = next((word for end, word in _UNITS.items() if field.name.endswith(end)), None)
-    number = isinstance(field.default, int) or field.name == "ctx_size"
+    number = isinstance(field.default, int) or field.name in {"ctx_size", "threads_per_worker"}
     return unit or ("N" if number else "TEXT")
 
 
@@ -128,23 +128,31 @@ def _serve(**given: Any) -> int:
 
 def _serve_arguments(flags: dict[str, Any], file: str | None) -> list[str]:
     """The same `serve` once more, for the process beside the dashboard."""
-    arguments = [f"--{config.flag_name(key)}={value}" for key, value in flags.items()]
+    arguments = [_argument(config.flag_name(key), value) for key, value in flags.items()]
     return [*arguments, *([f"--config={file}"] if file else [])]
+
+
+def _argument(flag: str, value: str | bool) -> str:
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag}={value}"
 
 
 def _add_serve() -> None:
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = []
     for field in msgspec.structs.fields(Settings):
-        default = "" if field.default is None else f" [default: {field.default}]"
+        switch = isinstance(field.default, bool)
+        shown = ("yes" if field.default else "no") if switch else field.default
+        default = "" if field.default is None else f" [default: {shown}]"
         flag = Parameter(
             name=f"--{config.flag_name(field.name)}",
             help=config.described(field.name) + default,
-            metavar=_metavar(field),
             show_default=False,
-            allow_leading_hyphen=True,
+            metavar=None if switch else _metavar(field),
+            allow_leading_hyphen=not switch,
         )
-        hint = Annotated[str | None, flag]
+        hint: Any = Annotated[bool | None, flag] if switch else Annotated[str | None, flag]
         parameters.append(inspect.Parameter(field.name, keyword, default=None, annotation=hint))
     file = Parameter(name="--config", help="Settings from this lbhost.toml.", show_default=False)
     tui = Parameter(name="--tui", negative="", help="The dashboard in this terminal as well.")

@@ -106,7 +106,7 @@ def _stop(server: subprocess.Popen[bytes], grace_s: float) -> None:
     try:
         server.wait(grace_s + BEYOND_GRACE_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        server.terminate()  # a second time: at once
+        server.send_signal(signal.SIGINT)  # at once; a SIGTERM may count as the first one's echo
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(BEYOND_GRACE_S)
         server.kill()

@@ -106,13 +106,27 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = ""
     workers: Annotated[
         Count | str,
-        says("How many workers; `auto`: one per physical core this process may use, or per GPU."),
+        says(
+            "How many workers; `auto`: one per GPU, or else as many as the cores this process may "
+            "use have room for."
+        ),
     ] = "auto"
     threads_per_worker: Annotated[
-        int,
-        Meta(ge=1, le=256),
-        says("CPU threads of each worker; more than one makes a worker span several cores."),
-    ] = 1
+        Annotated[int, Meta(ge=1, le=256)] | None,
+        says(
+            "CPU threads of each worker; more than one makes a worker span several cores. Default: "
+            "1, or with --workers auto what was measured to be faster."
+        ),
+    ] = None
+    probe: Annotated[
+        bool,
+        says(
+            "Measure once, in some seconds, how many workers of how many threads suit this model "
+            "and box, where neither --workers nor --threads-per-worker says. Wider workers get "
+            "more slots in proportion."
+        ),
+    ] = True
+    lend: Annotated[bool, says("Lend cores that no request needs to workers that have one.")] = True
     slots: Annotated[int, Meta(ge=1, le=64), says("Sequences that each worker runs at once.")] = 4
     ctx_size: Annotated[
         Annotated[int, Meta(ge=64, le=1_048_576)] | None,
@@ -161,11 +175,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     body_timeout_s: Annotated[Seconds, says("How long a client may take to send its body.")] = 30.0
     keep_alive_s: Annotated[Seconds, says("How long an idle connection stays open.")] = 75.0
     warm_c: Annotated[
-        float, Meta(ge=30, le=120), says("Core temperature above which a worker gets less work.")
-    ] = DEFAULT_WARM_C
+        Annotated[float, Meta(ge=30, le=120)] | None,
+        says(
+            "Core temperature above which a worker gets less work; default: what the chip says, "
+            f"else {DEFAULT_WARM_C:g}."
+        ),
+    ] = None
     hot_c: Annotated[
-        float, Meta(ge=31, le=125), says("Core temperature at which a worker rests.")
-    ] = DEFAULT_HOT_C
+        Annotated[float, Meta(ge=31, le=125)] | None,
+        says(
+            "Core temperature at which a worker rests; default: what the chip says, "
+            f"else {DEFAULT_HOT_C:g}. Set one of the two, and the chip's limits do not count."
+        ),
+    ] = None
     nice: Annotated[
         int,
         Meta(ge=0, le=19),
@@ -180,11 +202,18 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     log_format: Annotated[LogFormat, says("Text for people or JSON for machines.")] = LogFormat.AUTO
     log_level: Annotated[LogLevel, says("Least severe messages to write.")] = LogLevel.INFO
 
+    @property
+    def threads(self) -> int:
+        """CPU threads of each worker."""
+        return self.threads_per_worker or 1
+
     def __post_init__(self) -> None:
         if isinstance(self.workers, str) and self.workers != "auto":
             raise ValueError(f"workers is 'auto' or a number from 1 to 1024, not {self.workers!r}")
-        if self.hot_c <= self.warm_c:
-            raise ValueError(f"hot_c ({self.hot_c:g}) must be above warm_c ({self.warm_c:g})")
+        warm_c = DEFAULT_WARM_C if self.warm_c is None else self.warm_c
+        hot_c = DEFAULT_HOT_C if self.hot_c is None else self.hot_c
+        if hot_c <= warm_c:
+            raise ValueError(f"hot_c ({hot_c:g}) must be above warm_c ({warm_c:g})")
 
 
 KEYS: tuple[str, ...] = Settings.__struct_fields__

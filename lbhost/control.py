@@ -51,7 +51,7 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """Template -> supervisor: weights are in memory, forks are welcome."""
+    """Fork server -> supervisor: weights are in memory, forks are welcome."""
 
     load_s: float
     weights_bytes: int
@@ -59,7 +59,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """Worker -> supervisor, at once after the fork: who to watch."""
+    """Worker -> supervisor, once it is the supervisor's child: who to watch."""
 
     pid: int
 
@@ -69,7 +69,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """Template, worker or gateway -> supervisor, before it exits: why it cannot work."""
+    """Fork server, worker or gateway -> supervisor, before it exits: why it cannot work."""
 
     message: str
 

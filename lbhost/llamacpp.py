@@ -53,7 +53,13 @@ def _on_log(level: int, text: bytes, _user: int) -> None:
     line = text.decode(errors="replace").strip()
     if _collected is not None:
         _collected.append(line)
-    elif len(line) > 1:
+    else:
+        tell(line)
+
+
+def tell(line: str) -> None:
+    """Write an error line of llama.cpp's to the log, unless it is one of its progress dots."""
+    if len(line) > 1:
         log.get().error("llama.cpp: " + line)
 
 

@@ -85,7 +85,7 @@ def _cells(worker: WorkerStatus) -> tuple[Text, ...]:
     cells = (
         str(worker.id),
         worker.state,
-        f"gpu {worker.gpu}" if worker.gpu is not None else _cpus(worker.cores),
+        _place(worker),
         _percent(worker.idle),
         _percent(worker.others),
         UNKNOWN if worker.temp_c is None else f"{worker.temp_c:.0f}°C",
@@ -170,6 +170,12 @@ def size(count: float) -> str:
             return f"{count:.0f}{unit}" if unit != "G" or count >= 10 else f"{count:.1f}G"
         count /= 1024
     return f"{count:.1f}T"
+
+
+def _place(worker: WorkerStatus) -> str:
+    if worker.gpu is not None:
+        return f"gpu {worker.gpu}"
+    return _cpus(worker.cores) + (f" +{_cpus(worker.lent)}" if worker.lent else "")
 
 
 def _cpus(cores: Sequence[int]) -> str:

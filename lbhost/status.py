@@ -24,6 +24,8 @@ class CoreStatus(msgspec.Struct, frozen=True, kw_only=True):
     steal: float | None = None
     worker: int | None = None
     """Whose home core this is."""
+    lent_to: int | None = None
+    """The worker that computes on it now beside its own cores."""
 
 
 class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +107,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     first token, over its last 64 requests; null before the first."""
     completion_error: float | None = None
     """The same of the time to the last token."""
+    lent: list[int] = []
+    """Cores of others that it computes on now, beside its own."""
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

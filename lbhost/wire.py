@@ -23,6 +23,9 @@ from lbhost.errors import WireError
 MAX_FRAME = 8 * 1024 * 1024
 """Bytes. A prompt of a million tokens is 4 MB."""
 
+MAX_PROMPT_TOKENS = (MAX_FRAME - 256 * 1024) // 4
+"""That a Submit can hold beside the longest stop strings and biases that requests may have."""
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -68,7 +71,16 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
     request: int
 
 
-ToWorker: TypeAlias = Submit | Cancel
+class Lend(msgspec.Struct, frozen=True, tag="lend", array_like=True):
+    """The CPUs that the worker may use beside its own from its next step on, one thread each.
+
+    The nearest come first. Empty: none; the worker that lives there is about to need them.
+    """
+
+    cpus: tuple[int, ...]
+
+
+ToWorker: TypeAlias = Submit | Cancel | Lend
 
 
 # --- worker -> gateway -------------------------------------------------------

@@ -26,8 +26,9 @@ TICK_S = float(os.environ.get("FAKE_TICK_S", "0.02"))
 def mode(name: str) -> str:
     """What FAKE_DIR says of this process:
 
-    fail (says Failed and ends), crash (ends at once), mute (never gets ready), busy (a worker
-    that computes for ever), deaf (ignores Stop), barren (a template that forks nothing).
+    fail (says Failed and ends), crash (ends at once), mute (never gets ready), slow (gets ready
+    later, and reads nothing before), busy (a worker that computes for ever), deaf (ignores Stop),
+    barren (a template that forks nothing).
     """
     with contextlib.suppress(FileNotFoundError):
         return (Path(os.environ["FAKE_DIR"]) / name).read_text()
@@ -64,6 +65,8 @@ def misbehave(name: str, link: socket.socket) -> None:
         os._exit(3)
     while mode(name) == "mute":
         next_message(link)
+    while mode(name) == "slow":
+        time.sleep(TICK_S)
 
 
 def gateway(link: socket.socket) -> None:

@@ -72,6 +72,7 @@ class FakeWorker:
         self.script = script or Script()
         self.submits: list[wire.Submit] = []
         self.cancels: list[int] = []
+        self.lent: list[tuple[int, ...]] = []
         self.most_busy = 0
         self.gone = threading.Event()
         """Set when the gateway has closed the link, or it died."""
@@ -194,6 +195,8 @@ class FakeWorker:
             sequence = self._sequences.pop(message.request, None)
             if sequence is not None:
                 self._finish(message.request, wire.FinishReason.CANCELLED, sequence)
+        elif isinstance(message, wire.Lend):
+            self.lent.append(message.cpus)
         elif self.script.reject:
             self._finish(message.request, wire.FinishReason.REJECTED)
         else:

@@ -138,5 +138,5 @@ async def running_gateway(
             fake.close()
         ours.close()
         theirs.close()
-        os.close(start.page.fd)
-        os.close(page.fd)
+        start.page.close()
+        page.close()

@@ -180,5 +180,5 @@ async def box(
             finally:
                 sampler.close()
                 reader.close()
-                os.close(page.fd)
+                page.close()
                 claimed.release()

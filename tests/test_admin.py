@@ -57,7 +57,7 @@ class Noted:
             gateway=process,
             template=None,
             traffic=assembly.traffic(),
-            cores=assembly.cores(box, Ledger({}, {})),
+            cores=assembly.cores(box, Ledger({}, {}), []),
             gpus=assembly.gpus(),
             host=assembly.host(),
         )
@@ -123,6 +123,7 @@ async def test_status_has_the_promised_shape(tmp_path: Path) -> None:
                 "throttle_s": None,
                 "steal": None,
                 "worker": None,
+                "lent_to": None,
             }
         ]
         assert commands.asked == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 
@@ -33,7 +32,7 @@ ROW = GatewayRow(
 def page() -> Iterator[Board]:
     made = Board.create(workers=1, cores=1, gpus=0)
     yield made
-    os.close(made.fd)
+    made.close()
 
 
 def assembly(page: Board) -> Assembly:

@@ -38,7 +38,7 @@ READS = 1_000_000
 def board() -> Iterator[Board]:
     made = Board.create(workers=3, cores=4, gpus=2)
     yield made
-    os.close(made.fd)
+    made.close()
 
 
 def test_rows_come_back_as_written_in_another_mapping(board: Board) -> None:
@@ -62,7 +62,7 @@ def test_rows_come_back_as_written_in_another_mapping(board: Board) -> None:
     board.gpus.write(1, GpuRow(name="H100", clock_limit="thermal,power", temp_c=70.0))
     board.host.write(0, HostRow(psi_cpu=0.125))
     board.gateway.write(0, GatewayRow(pid=9, ttft_p50_s=None))
-    other = Board.attach(board.fd)
+    other = Board.attach(os.dup(board.fd))
     assert other.identity.read(2) == identity
     assert isinstance(other.identity.read(2).state, WorkerState)  # type: ignore[union-attr]
     assert other.traffic.read(1) == board.traffic.read(1)
@@ -117,7 +117,7 @@ def test_any_row_survives_the_page(numbers: list[int], reals: list[float | None]
     )
     board.progress.write(0, written)
     assert board.progress.read(0) == written
-    os.close(board.fd)
+    board.close()
 
 
 def test_rows_outside_the_table_are_refused(board: Board) -> None:

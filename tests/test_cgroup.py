@@ -87,8 +87,13 @@ def test_odd_quota_files_are_no_quota_and_no_error(tmp_path: Path, line: str) ->
     assert cgroup.locate(tree.roots).quota_cpus() == (1.0 if line == "9 9 9" else None)
 
 
-def test_a_mount_with_a_space_in_its_name_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "name"), [("my\\040groups", "my groups"), ("größe\\134n", "größe\\n")]
+)
+def test_a_mount_with_odd_characters_in_its_name_is_found(
+    tmp_path: Path, written: str, name: str
+) -> None:
     tree = trees.bare_vm(tmp_path / "box")
-    tree.cgroup_v2("/", mount="/sys/fs/my\\040groups")
-    tree.put("sys/fs/my groups/cpu.max", "300000 100000")
+    tree.cgroup_v2("/", mount=f"/sys/fs/{written}")
+    tree.put(f"sys/fs/{name}/cpu.max", "300000 100000")
     assert cgroup.locate(tree.roots).quota_cpus() == 3.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -99,3 +100,25 @@ def test_a_log_that_has_grown_long_is_kept_beside_a_new_one(tmp_path: Path) -> N
     assert cockpit._rotated(log) == 0
     assert not log.exists()
     assert (tmp_path / cockpit.OLD_LOG_NAME).stat().st_size == cockpit.LOG_LIMIT + 1
+
+
+_SERVER = """
+import signal, sys
+def told(number, _frame):
+    if number == signal.SIGINT:
+        sys.exit(0)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, told)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_who_does_not_want_to_wait_is_understood_by_the_server() -> None:
+    """The supervisor takes a SIGTERM soon after the first for its echo, a SIGINT never."""
+    with subprocess.Popen([sys.executable, "-c", _SERVER], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        cockpit._stop(server, 0.1 - cockpit.BEYOND_GRACE_S)
+        assert server.returncode == 0

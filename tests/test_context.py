@@ -181,7 +181,9 @@ def test_the_same_seed_repeats_and_others_do_not(model: Model, engine: Engine) -
     assert len({tuple(sampled(seed)) for seed in range(3)}) == 3
 
 
-def test_an_aborted_decode_can_be_repeated(model: Model, context: Context) -> None:
+def test_an_aborted_decode_can_be_repeated_and_is_no_error_in_the_log(
+    model: Model, context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompt = chat(model, " ".join(QUESTIONS))
     packed = pack_tokens(prompt)
 
@@ -202,6 +204,7 @@ def test_an_aborted_decode_can_be_repeated(model: Model, context: Context) -> No
 
     context.watch(after_a_while)
     assert compute(60, packed[half : 2 * half])[0] is Decoded.ABORTED
+    assert "llama.cpp" not in capsys.readouterr().out
     context.watch(None)
     assert context.truncate(0, 60)
     repeated = compute(60, packed[half : 2 * half])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -85,7 +84,7 @@ async def bench(
             fake.close()
         await until(lambda: not made.sessions.links(), "all links are closed")
         made.dispatcher.close()
-        os.close(made.page.fd)
+        made.page.close()
 
 
 async def over(job: Job) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
+import fake_admin
 import trees
 from lbhost.board import CoreRow, HostRow
 from lbhost.config import Settings
-from lbhost.doctor import survey
+from lbhost.doctor import own, survey
 from lbhost.doctor.findings import Level
 from lbhost.doctor.report import ModelFacts, Report, collect, examine, render
 from lbhost.doctor.survey import Survey
@@ -149,6 +152,44 @@ def test_a_hot_core_is_named(tmp_path: Path) -> None:
     assert "a core is at 84 °C, above warm_c (80 °C)" in texts(judge(look(tree)))
 
 
+def test_a_core_below_its_chips_own_limit_is_not_hot(tmp_path: Path) -> None:
+    def at(temp_c: float) -> str:
+        row = CoreRow(temp_c=temp_c, warm_c=88, hot_c=100)
+        return texts(judge(msgspec.structs.replace(box, cores=(row,))))
+
+    box = look(trees.bare_vm(tmp_path / "box"))
+    assert "a core is at" not in at(87)
+    assert "a core is at 89 °C, above the chip's own limit (88 °C)" in at(89)
+
+
+_PARENT = """
+import os, subprocess, sys
+child = subprocess.Popen(
+    [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+)
+print(child.pid, flush=True)
+sys.stdin.read()
+child.communicate()
+"""
+
+
+def test_all_processes_of_a_running_lbhost_are_its_own() -> None:
+    command = [sys.executable, "-c", _PARENT]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        worker = int(server.stdout.readline())
+        status = fake_admin.status(pid=server.pid)
+        row = msgspec.structs.replace(status.workers[0], pid=worker, cores=[7, 8])
+        found = own.processes(msgspec.structs.replace(status, workers=[row]))
+        assert {w.pid for w in found} == {server.pid, worker}
+        assert [w.cpus for w in found if w.pid == worker] == [(7, 8)]
+        assert all(len(w.cpus) == 1 for w in found if w.pid == server.pid)
+        server.stdin.close()
+    assert own.processes(msgspec.structs.replace(status, pid=server.pid)) == []
+    assert own.processes(None) == []
+
+
 def test_a_missing_driver_is_named_by_vendor(tmp_path: Path) -> None:
     tree = trees.bare_vm(tmp_path / "box")
     tree.put("proc/cpuinfo", "vendor_id\t: AuthenticAMD\nmodel name\t: Ryzen\nflags\t: avx2\n")
@@ -168,10 +209,25 @@ def test_a_build_without_the_cpus_features_is_named(tmp_path: Path) -> None:
     assert "built without AVX512 and AVX512_VNNI, which this CPU has" in advice
 
 
+def test_a_driver_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    box = look(trees.bare_vm(tmp_path / "box"))
+    assert "driver" not in texts(judge(box))
+    box = msgspec.structs.replace(box, driver_answered=False)
+    assert "NVIDIA's driver does not answer" in texts(judge(box))
+
+
 def test_too_few_open_files_are_named(tmp_path: Path) -> None:
-    box = msgspec.structs.replace(look(trees.bare_vm(tmp_path / "box")), open_files=1024)
-    assert "ulimit -n 1152" in texts(judge(box))
+    box = look(trees.bare_vm(tmp_path / "box"))
+    box = msgspec.structs.replace(box, open_files=512, open_files_most=1024)
+    assert "ulimit -Hn 1152" in texts(judge(box))
     assert "ulimit" not in texts(judge(box, max_connections=800))
+
+
+def test_a_limit_that_serve_raises_is_no_finding(tmp_path: Path) -> None:
+    box = look(trees.bare_vm(tmp_path / "box"))
+    box = msgspec.structs.replace(box, open_files=1024, open_files_most=524288)
+    assert "ulimit" not in texts(judge(box))
+    assert judge(box).found["open files"] == "1024, which serve raises (limit: 524288)"
 
 
 def test_throttling_is_named(tmp_path: Path) -> None:

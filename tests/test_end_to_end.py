@@ -6,6 +6,7 @@ Needs the starter extra and two CPUs.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections import Counter
@@ -301,6 +302,31 @@ def test_a_hot_core_loses_its_traffic_and_gets_it_back(tmp_path: Path) -> None:
         assert server.worker(0).state == "resting"
         write_hot_box(sysfs, {0: 60, 1: 50})
         both_ready(server)
+
+
+def test_a_lone_request_computes_on_both_cores(tmp_path: Path) -> None:
+    # Use of the CPUs stays unknown, so that whatever else runs here does not keep cores back.
+    proc = tmp_path / "proc"
+    proc.mkdir()
+    (proc / "stat").write_text("cpu0 1 1 1 1 1 1 1 1\ncpu1 1 1 1 1 1 1 1 1\n")
+    quiet = {"LBHOST_PROCFS_ROOT": str(proc)}
+    ask = {"max_tokens": 200, "ignore_eos": True, "temperature": 0}
+    with Server(tmp_path / "run", *SMALL, environ=quiet) as server:
+        wide = server.later(server.complete, "A story:", **ask)
+        status = server.wait(lambda s: any(w.lent for w in s.workers), "one computes on both cores")
+        one = next(worker for worker in status.workers if worker.lent)
+        two = next(worker for worker in status.workers if worker.id != one.id)
+        assert one.lent == two.cores
+        assert {core.cpu: core.lent_to for core in status.cores}[two.cores[0]] == one.id
+        both = [server.later(server.complete, f"{n} story:", **ask) for n in "AB"]
+        for answer in (wide, *both):
+            assert answer.result().json()["usage"]["completion_tokens"] == 200
+        server.wait(lambda s: not any(w.lent for w in s.workers), "each has its own core again")
+        assert [w.health_kills for w in server.status().workers] == [0, 0]
+        steps = re.findall(
+            r"lbhost_worker_wide_steps_total\{.*\} (\S+)", server.http.get("/metrics").text
+        )
+        assert sum(map(float, steps)) > 0
 
 
 # --- the end ----------------------------------------------------------------------------

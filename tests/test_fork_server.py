@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -17,10 +18,12 @@ import pytest
 from lbhost import control, wire
 from lbhost.board import Board
 from lbhost.config import Settings
+from lbhost.linux import become_subreaper
 from lbhost.llama import Vocab
 from lbhost.model import resolve
 from lbhost.placement.placement import Placement
 from lbhost.wire import FinishReason
+from lbhost.worker import fork_server
 from worker_harness import DEADLINE_S, Template, Worker, receive, template
 
 pytestmark = pytest.mark.e2e
@@ -73,6 +76,41 @@ def test_the_template_says_what_it_loaded(forks: Template) -> None:
     assert loaded.weights_bytes > 90_000_000
     threads = list(Path(f"/proc/{forks.process.pid}/task").iterdir())
     assert len(threads) == 1, "a fork would lose the others"
+
+
+def test_a_fork_that_the_kernel_refuses_costs_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    ours, theirs = control.socketpair()
+    with ours:
+        fork_server._fork_worker(theirs, theirs, lambda _link: 0)
+        assert receive(ours) is None, "the supervisor learns of it by the end of the link"
+
+
+def test_a_worker_speaks_once_it_is_the_supervisors_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before that nobody could wait for it, and its exit code would be lost."""
+    become_subreaper()
+    leave, send = os._exit, control.send
+
+    def later(code: int) -> None:  # the process between the two forks takes its time
+        time.sleep(0.2)
+        leave(code)
+
+    def whose(link: socket.socket, _hello: control.Control) -> None:
+        send(link, control.Hello(os.getppid()))
+
+    monkeypatch.setattr(os, "_exit", later)
+    monkeypatch.setattr(control, "send", whose)
+    ours, theirs = control.socketpair()
+    link, kept = control.socketpair()
+    with ours, link, kept:
+        fork_server._fork_worker(link, theirs, lambda _link: 5)
+        hello = receive(ours)
+        assert isinstance(hello, control.Hello)
+        assert hello.pid == os.getpid(), "whose child it was when it spoke"
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 5
 
 
 def test_a_worker_answers_and_writes_its_row(worker: Worker, prompt: bytes) -> None:

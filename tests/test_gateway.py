@@ -69,7 +69,7 @@ class Process:
         finally:
             self.process.kill()
             self.process.wait()
-        os.close(self.page.fd)
+        self.page.close()
 
 
 @pytest.fixture(scope="module")

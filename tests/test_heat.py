@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lbhost.board import Board, CoreRow, WorkerState
 from lbhost.config import Settings
-from lbhost.placement.heat import PACE_S, Change, Domain, Limits, decide, of_chip
+from lbhost.placement.heat import PACE_S, Change, Domain, Limits, decide, limits_of, of_chip
 from lbhost.placement.placement import Placement
 from lbhost.placement.share import FLOOR, SHARED_HOT, share
 from lbhost.supervisor.lifecycle import Event
@@ -30,6 +30,20 @@ def test_a_hot_worker_rests_and_returns_when_it_is_back_at_warm() -> None:
     assert run({0, 1}, set(), {0: 96.0, 1: 50.0}) == {0: REST}
     assert run({1}, {0}, {0: 90.0, 1: 50.0}) == {}
     assert run({1}, {0}, {0: 80.0, 1: 50.0}) == {0: WAKE}
+
+
+def test_a_worker_of_two_cores_rests_until_both_are_back_at_warm() -> None:
+    def two(first: float, second: float, resting: bool) -> dict[int, Change]:
+        domains = [Domain("a", (0,), first, LIMITS), Domain("b", (0,), second, LIMITS)]
+        domains.append(Domain("c", (1,), 50.0, LIMITS))
+        there = frozenset({0})
+        ready, asleep = (frozenset({1}), there) if resting else (there | {1}, frozenset[int]())
+        return decide(domains, ready, asleep, 0.0)
+
+    assert two(96.0, 50.0, resting=False) == {0: REST}
+    assert two(96.0, 50.0, resting=True) == {}
+    assert two(50.0, 81.0, resting=True) == {}
+    assert two(80.0, 80.0, resting=True) == {0: WAKE}
 
 
 def test_the_last_ready_worker_never_rests() -> None:
@@ -100,9 +114,13 @@ def test_somebody_is_always_left(
 
 def test_the_chips_own_limits_count_unless_the_operator_chose_some() -> None:
     core = CoreRow(temp_c=90, warm_c=85, hot_c=98)
-    assert of_chip(core, Limits(80, 95)) == Limits(85, 98)
-    assert of_chip(core, Limits(60, 70)) == Limits(60, 70)
-    assert of_chip(CoreRow(temp_c=90), Limits(80, 95)) == Limits(80, 95)
+    unset = limits_of(None, None)
+    assert of_chip(core, unset) == Limits(85, 98)
+    assert of_chip(CoreRow(temp_c=90), unset) == unset
+    for warm_c, hot_c in ((60.0, 70.0), (None, 95.0), (80.0, None), (80.0, 95.0)):
+        chosen = limits_of(warm_c, hot_c)
+        assert of_chip(core, chosen) == chosen, "what is written counts, even if it is the default"
+    assert limits_of(None, 90.0) == Limits(80.0, 90.0, chosen=True)
 
 
 @pytest.mark.parametrize(("cores", "left"), [(1, FLOOR), (16, SHARED_HOT)])

@@ -365,6 +365,35 @@ async def test_a_requests_time_begins_with_its_head_not_with_its_body() -> None:
         assert line["duration_ms"] >= line["ttft_ms"]
 
 
+async def test_nobody_gets_ahead_in_the_queue_by_sending_slowly() -> None:
+    async with running_gateway(workers=0) as g:
+        fake = await g.add(slots=1)
+        fake.hold()
+        first = asyncio.create_task(g.chat(max_tokens=1))
+        await until(lambda: fake.submits, "the slot is taken")
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+        body = json.dumps({**HELLO, "max_tokens": 2, "seed": 2}).encode()
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        try:
+            writer.write(head.encode() + body[:5])
+            tasks = g.gateway.server.server_state.tasks
+            await until(lambda: len(tasks) == 2, "the slow one's head is there")
+            quick = asyncio.create_task(g.chat(max_tokens=2, seed=1))
+            await until(lambda: g.gateway.dispatcher.queue_depth == 1, "a quick one waits")
+            writer.write(body[5:])
+            await until(lambda: g.gateway.dispatcher.queue_depth == 2, "both wait")
+            fake.release()
+            await asyncio.gather(first, quick)
+            async with asyncio.timeout(PATIENCE_S):
+                await reader.read()
+        finally:
+            writer.close()
+        assert [submit.sampling.seed for submit in fake.submits[1:]] == [1, 2]
+
+
 # --- clients that leave -----------------------------------------------------------------
 
 

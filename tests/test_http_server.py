@@ -262,6 +262,23 @@ async def test_a_refusal_before_the_body_closes_the_connection() -> None:
         assert read(response)[0] == 404
 
 
+async def test_a_refusal_can_be_read_by_a_client_that_sends_on_and_wants_to_close() -> None:
+    """What a reverse proxy is that speaks HTTP/1.0, or closes after each request."""
+    async with running_gateway(api_key="k" * 20) as g:
+        body = b"x" * 3_000_000
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+        writer.write(post(b"", b"connection: close", length=len(body)))
+        async with asyncio.timeout(PATIENCE_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b" 401 " in head
+            assert b"connection: close" in head
+            writer.write(body)
+            await writer.drain()
+            assert json.loads(await reader.read())["error"]["code"] == "invalid_api_key"
+        writer.close()
+        await until(lambda: g.gateway.server.connections == 0, "it is closed")
+
+
 async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 0.2)
     flood = Script(answer=lambda _: ["x" * 8192] * 2000)
@@ -275,6 +292,35 @@ async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.Monkey
         writer.close()
         with contextlib.suppress(ConnectionError):
             await reader.read(10)
+
+
+async def test_a_client_that_reads_slowly_is_not_dropped_while_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 3600.0)
+    long = Script(answer=lambda _: ["x" * 4_000_000] * 4)
+    async with running_gateway(script=long) as g:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=1024)
+        try:
+            writer.write(post(json.dumps(HELLO).encode()))
+            shared = g.gateway.server.server_state.connections
+            await until(lambda: shared, "it is connected")
+            (connection,) = shared
+            assert isinstance(connection, protocol.LimitedProtocol)
+            unsent = connection.transport.get_write_buffer_size
+            await until(lambda: unsent() > 1 << 20, "the answer waits to be read")
+            for _ in range(3):
+                waiting = unsent()
+                while unsent() > waiting - protocol.LEAST_READ_BYTES:
+                    assert await reader.read(1 << 16)
+                connection._on_slow_reader()
+                assert not connection.transport.is_closing()
+            before = unsent()
+            await until(lambda: unsent() == before, "what the kernel holds is full again")
+            connection._on_slow_reader()
+            await until(lambda: g.gateway.server.connections == 0, "it is dropped")
+        finally:
+            writer.close()
 
 
 @asynccontextmanager

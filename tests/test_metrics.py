@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -212,7 +211,7 @@ class Figures:
 def figures() -> Iterator[Figures]:
     made = Figures()
     yield made
-    os.close(made.page.fd)
+    made.page.close()
 
 
 async def test_a_prompt_shows_while_it_is_computed_and_no_longer(figures: Figures) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +19,7 @@ from typing import Any
 import pytest
 
 import tiny_gguf
+from filling import fill
 from lbhost.config import LogFormat, LogLevel
 from lbhost.errors import (
     ContextLengthError,
@@ -29,7 +33,7 @@ from lbhost.errors import (
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.prompt import helper_process, helpers
-from lbhost.gateway.prompt.helper_messages import Setup
+from lbhost.gateway.prompt.helper_messages import LENGTH, Ready, Setup, answer, frame
 from lbhost.gateway.prompt.helpers import Helpers
 from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.preparation import Taken
@@ -302,3 +306,77 @@ async def test_short_bodies_need_no_helper() -> None:
         intake = Intake(ToyVocab(), 2048, "toy", under_test)
         taken = await intake.take(b'{"prompt":"abc"}', Kind.COMPLETION)
     assert taken.work.prompt_tokens == 3
+
+
+LIAR = """
+import socket, sys
+from lbhost.gateway.prompt import helper, helper_messages as messages
+link = socket.socket(fileno=int(sys.argv[2]))
+helper._receive(link)
+link.sendall(messages.frame(messages.Ready()))
+helper._receive(link)
+link.sendall(messages.frame(messages.Begun()))
+link.sendall(messages.frame(messages.Refused("NoSuchError", "nonsense", None)))
+helper._receive(link)
+"""
+
+
+async def test_a_helper_that_names_an_unknown_error_is_replaced() -> None:
+    async with running(command=[sys.executable, "-c", LIAR]) as under_test:
+        for _ in range(2):
+            with pytest.raises(PromptError, match="unknown error"):
+                await prepared(under_test, text("abc"))
+
+
+async def test_a_helper_is_reaped_also_when_its_end_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = helper_process.HelperProcess(HELPER)
+    await process.start(setup())
+    pid = process.pid
+    poll, looks = subprocess.Popen.poll, itertools.count()
+
+    def late(popen: subprocess.Popen[bytes]) -> int | None:
+        return poll(popen) if next(looks) > 1 else None  # `kill` looks as well
+
+    monkeypatch.setattr(subprocess.Popen, "poll", late)
+    ending = asyncio.create_task(process.end())
+    await asyncio.sleep(0)
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert not Path(f"/proc/{pid}").exists()
+
+
+MUTE = """
+import sys
+from lbhost.gateway.prompt import helper
+from toy_vocab import ToyVocab
+sys.exit(helper.main(lambda path: ToyVocab(template="{% if")))
+"""
+
+
+def test_a_helper_whose_stderr_nobody_reads_starts_all_the_same() -> None:
+    reading, writing = os.pipe()
+    fill(writing)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE_S)
+    process = subprocess.Popen(
+        [sys.executable, "-c", MUTE, "--fd", str(theirs.fileno())],
+        pass_fds=(theirs.fileno(),),
+        stderr=writing,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    try:
+        theirs.close()
+        ours.sendall(frame(setup()))
+        (size,) = LENGTH.unpack(ours.recv(LENGTH.size, socket.MSG_WAITALL))
+        assert answer(ours.recv(size, socket.MSG_WAITALL)) == Ready()
+        ours.close()
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        ours.close()
+        process.kill()
+        process.wait()
+        os.close(reading)
+        os.close(writing)

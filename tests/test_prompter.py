@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from lbhost import wire
 from lbhost.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -249,6 +251,15 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
         take(chat_body("x" * 3000))
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.param == "messages"
+
+
+def test_a_prompt_longer_than_a_message_to_a_worker_is_refused() -> None:
+    tokens = [7] * (wire.MAX_PROMPT_TOKENS + 1)
+    body = json.dumps({"prompt": tokens[1:], "max_tokens": 1}).encode()
+    assert take(body, Kind.COMPLETION, 1 << 30).work.prompt_tokens == wire.MAX_PROMPT_TOKENS
+    with pytest.raises(ContextLengthError, match="at most") as caught:
+        take(json.dumps({"prompt": tokens}).encode(), Kind.COMPLETION, 1 << 30)
+    assert caught.value.param == "prompt"
 
 
 def test_more_output_than_there_is_room_for_is_refused() -> None:

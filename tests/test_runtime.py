@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,32 @@ def test_a_garbled_lock_file_still_refuses(tmp_path: Path) -> None:
     claimed.release()
 
 
+def test_a_folder_whose_files_were_deleted_is_still_taken(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    claimed = RuntimeDir.claim(path)
+    with claimed.listen():
+        claimed.socket_path.unlink()
+        (path / runtime.LOCK_NAME).unlink()
+        assert "another server already runs" in refusal(path)
+        with pytest.raises(StartupError, match="another server already runs"):
+            runtime.require_free(path)
+    claimed.release()
+    assert not path.exists()
+
+
+def test_another_servers_folder_of_the_same_name_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = RuntimeDir.claim(path)
+    path.rename(tmp_path / "taken away")
+    second = RuntimeDir.claim(path)
+    with second.listen():
+        first.release()
+        assert second.socket_path.exists()
+        assert f"pid {os.getpid()} already runs" in refusal(path)
+    second.release()
+    assert not path.exists()
+
+
 def test_a_folder_open_to_others_or_not_ours_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,3 +120,53 @@ def test_a_path_too_long_for_a_socket_is_refused_before_anything_is_made(tmp_pat
     path = tmp_path / ("x" * 100)
     assert "shorter --runtime-dir" in refusal(path)
     assert not path.exists()
+
+
+_ON_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from lbhost import stream
+from lbhost.errors import StartupError
+from lbhost.supervisor.runtime import RuntimeDir
+stream.protect()
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file takes a byte any more
+claimed = RuntimeDir.claim(Path(sys.argv[1]))
+claimed.announce("http://127.0.0.1:8080")
+with claimed.listen():
+    try:
+        RuntimeDir.claim(Path(sys.argv[1]))
+    except StartupError as error:
+        print(error.message)
+claimed.release()
+"""
+
+
+def test_a_full_disk_hinders_no_start_and_a_second_server_is_still_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    command = [sys.executable, "-c", _ON_A_FULL_DISK, str(path)]
+    done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "another server already runs" in done.stdout
+    assert not path.exists()
+
+
+def test_a_folder_that_was_cleaned_away_is_the_next_servers(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = RuntimeDir.claim(path)
+    first.listen().close()
+    shutil.rmtree(path)
+    second = RuntimeDir.claim(path)
+    with second.listen():
+        first.release()
+        assert second.socket_path.exists()
+        assert f"pid {os.getpid()} already runs" in refusal(path)
+    second.release()
+    assert not path.exists()
+
+
+def test_a_socket_path_that_cannot_be_cleared_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    (path / runtime.SOCKET_NAME).mkdir(parents=True)
+    path.chmod(0o700)
+    assert "cannot remove" in refusal(path)
+    assert not (path / runtime.LOCK_NAME).exists()

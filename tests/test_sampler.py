@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import trees
 from lbhost.board import Board, CoreRow, HostRow
-from lbhost.linux import cpu_s
+from lbhost.linux import ThreadUse, cpu_s, helpers
 from lbhost.machine import cpustat, hostload, temperature
 from lbhost.machine.sampler import Sampler, Watched
 from lbhost.machine.topology import discover
@@ -28,6 +31,7 @@ class Box:
         self.board = Board.create(workers=0, cores=self.topology.rows, gpus=0)
         self.now_ns = 10_000_000_000
         self.cpu_s: dict[int, float | None] = {}
+        self.threads: dict[int, dict[int, ThreadUse]] = {}
         self.workers: list[Watched] = []
         self.sampler = Sampler(
             self.board,
@@ -35,6 +39,7 @@ class Box:
             tree.roots,
             clock_ns=lambda: self.now_ns,
             cpu_clock_s=lambda pid: self.cpu_s.get(pid),
+            threads=lambda pid: self.threads.get(pid, {}),
         )
         self.sampler.sample()
 
@@ -180,6 +185,51 @@ def test_a_worker_of_two_threads_is_spread_over_its_cpus(desktop: Box) -> None:
     desktop.step({2: (25, 0, 0), 3: (15, 0, 0)}, {0: 0.3}, times=2)
     assert desktop.core(2).others == pytest.approx(0.4)
     assert desktop.core(3).others == pytest.approx(0.0)
+
+
+def test_what_a_worker_uses_of_lent_cores_is_not_others_there_nor_its_own_at_home(
+    desktop: Box,
+) -> None:
+    desktop.watch(0, 0)
+    desktop.step(times=2)
+    desktop.workers[0] = msgspec.structs.replace(desktop.workers[0], wide=True)
+    for _ in range(4):  # half of the time it computes on both; another program is on core 1
+        used_s = desktop.threads.get(100, {}).get(7, ThreadUse(1, 0.0)).used_s
+        desktop.threads[100] = {7: ThreadUse(1, used_s + 0.12)}
+        desktop.step({0: (12, 0, 0), 1: (25, 0, 0)}, {0: 0.24})
+    assert desktop.core(0).others == pytest.approx(0.0, abs=0.05)
+    assert desktop.core(1).others == pytest.approx(0.52, abs=0.05)
+    desktop.workers[0] = msgspec.structs.replace(desktop.workers[0], wide=False)
+    for _ in range(4):
+        desktop.step({0: (12, 0, 0)}, {0: 0.12})
+    assert desktop.core(0).others == pytest.approx(0.0, abs=0.05)
+    assert desktop.core(1).others == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_process_tells_how_long_each_of_its_threads_ran_and_where() -> None:
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            found = helpers(os.getpid())
+            assert thread.native_id is not None
+            use = found[thread.native_id]
+            if use.used_s >= 0.05 or time.monotonic() > deadline:
+                break
+        assert use.used_s >= 0.05
+        assert use.cpu in os.sched_getaffinity(0)
+        assert os.getpid() not in found
+    finally:
+        stop.set()
+        thread.join()
+    assert helpers(2**22 + 1) == {}
 
 
 def test_two_workers_on_one_cpu_are_added_up(desktop: Box) -> None:
@@ -351,7 +401,7 @@ def test_a_vm_with_nothing_knows_use_and_nothing_else(tmp_path: Path) -> None:
     box.step({1: (25, 0, 0)}, times=8)
     box.sampler.close()
     assert box.core(1) == CoreRow(
-        sampled_ns=box.now_ns, idle=0.0, others=1.0, steal=0.0, niced=0.0, lasting=1.0
+        sampled_ns=box.now_ns, idle=0.0, others=1.0, steal=0.0, niced=0.0, lasting=1.0, lead=True
     )
 
 
@@ -505,6 +555,6 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     box = Box(trees.container_v2(tmp_path / "box"))
     box.step(times=30)
     box.sampler.close()
-    os.close(box.board.fd)
+    box.board.close()
     after = len(list(Path("/proc/self/fd").iterdir()))
     assert after - before <= 1  # the board's mapping keeps a descriptor of its own

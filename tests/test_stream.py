@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lbhost.stream import LINE_LIMIT, SafeStream
+from filling import fill
+from lbhost.stream import LINE_LIMIT, WHOLE_LIMIT, SafeStream
 
 
 @pytest.fixture
@@ -19,18 +22,6 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(fd)
         except OSError:
             continue
-
-
-def fill(fd: int) -> int:
-    """Fill a pipe; how many bytes it took."""
-    os.set_blocking(fd, False)
-    count = 0
-    try:
-        while True:
-            count += os.write(fd, b"x" * 1024)
-    except BlockingIOError:
-        os.set_blocking(fd, True)
-        return count
 
 
 def test_lines_arrive_whole(pipe: tuple[int, int]) -> None:
@@ -46,6 +37,30 @@ def test_a_reader_that_is_gone_is_no_error(pipe: tuple[int, int]) -> None:
     os.close(reading)
     out = SafeStream(writing)
     print("hello", file=out)
+    assert out.dropped == 1
+
+
+def test_a_pipe_that_others_fill_in_the_same_moment_does_not_block(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hopeful:
+        """What poll has said just before the pipe was filled."""
+
+        def register(self, fd: int, events: int) -> None: ...
+
+        def poll(self, timeout: float) -> list[tuple[int, int]]:
+            return [(pipe[1], select.POLLOUT)]
+
+    fill(pipe[1])
+    monkeypatch.setattr(select, "poll", Hopeful)
+    out = SafeStream(pipe[1])
+    writing = threading.Thread(target=out.write, args=("lost\n",), daemon=True)
+    writing.start()
+    writing.join(60)
+    blocked = writing.is_alive()
+    os.read(pipe[0], 1 << 16)
+    writing.join(60)
+    assert not blocked
     assert out.dropped == 1
 
 
@@ -89,8 +104,41 @@ def test_a_socket_that_nobody_reads_does_not_block() -> None:
         assert theirs.recv(4) == b"yyyy"
 
 
-def test_a_line_is_cut_at_the_limit(tmp_path: Path) -> None:
+LONG = "begin" + "ä" * WHOLE_LIMIT + "the error"
+
+
+def test_a_long_line_keeps_its_end_on_a_pipe(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    SafeStream(writing).write(LONG + "\nnext\n")
+    line, rest = os.read(reading, 1 << 16).split(b"\n", 1)
+    assert LINE_LIMIT - 8 < len(line) < LINE_LIMIT
+    assert line.decode().startswith("beginä")
+    assert line.decode().endswith("äthe error")
+    assert rest == b"next\n"
+
+
+def test_a_traceback_is_whole_in_a_file_and_on_a_socket(tmp_path: Path) -> None:
+    traceback = "x" * (WHOLE_LIMIT - 1) + "\n"
     path = tmp_path / "log"
     with path.open("wb") as file:
-        SafeStream(file.fileno()).write("z" * 2 * LINE_LIMIT + "\nnext\n")
-    assert path.read_bytes() == b"z" * (LINE_LIMIT - 1) + b"\nnext\n"
+        SafeStream(file.fileno()).write(traceback + LONG + "\n")
+    first, second = path.read_text().splitlines(keepends=True)
+    assert first == traceback
+    assert len(second.encode()) <= WHOLE_LIMIT
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        SafeStream(ours.fileno()).write(traceback)
+        assert theirs.recv(WHOLE_LIMIT, socket.MSG_WAITALL).decode() == traceback
+
+
+def test_a_socket_takes_a_long_line_whole_or_not_at_all() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        out = SafeStream(ours.fileno())
+        taken = 0
+        while not out.dropped:
+            out.write("y" * (WHOLE_LIMIT - 1) + "\n")
+            taken += 1 - out.dropped
+        ours.shutdown(socket.SHUT_WR)
+        read = b"".join(iter(lambda: theirs.recv(1 << 20), b""))
+        assert len(read) == taken * WHOLE_LIMIT

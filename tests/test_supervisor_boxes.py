@@ -37,6 +37,51 @@ async def test_every_node_with_workers_has_a_fork_server(
         assert (near.pid, near.restarts, far.restarts) == (pid, 0, 1)
 
 
+def two_nodes(tmp_path: Path) -> None:
+    """Lets box() find CPUs 0 and 1 on one node, 2 and 3 on another."""
+    for node, cpus in enumerate(("0-1", "2-3")):
+        folder = tmp_path / f"sys/devices/system/node/node{node}"
+        folder.mkdir(parents=True)
+        (folder / "cpulist").write_text(f"{cpus}\n")
+
+
+async def test_a_fork_server_ends_with_its_nodes_last_home_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_nodes(tmp_path)
+    async with box(tmp_path, monkeypatch, workers=4) as running:
+        servers = running.server.fork_servers
+        far = servers.of(1)
+        assert far is not None
+        pid = far.pid
+        await running.server.drain(2, None)
+        await running.server.drain(3, None)
+        assert far.pid == pid, "who is down keeps its home, and comes back without a load"
+        running.allowed.difference_update({2, 3})
+        await running.until(lambda: servers.of(1) is None, "node 1 has no fork server")
+        assert not Path(f"/proc/{pid}").exists()
+        running.allowed.update({2, 3})
+        await running.until(lambda: running.server.homes.allowed == (0, 1, 2, 3), "seen")
+        await running.server.resume(3)
+        await running.state(3, S.READY)
+
+
+async def test_a_node_whose_fork_server_cannot_start_later_does_not_end_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_nodes(tmp_path)
+    async with box(tmp_path, monkeypatch) as running:
+        running.tell("template", "fail")
+        running.allowed.difference_update({0})
+        await running.until(lambda: running.server.fork_servers.of(1), "node 1 needs one")
+        far = running.server.fork_servers.of(1)
+        assert far is not None
+        await running.until(lambda: far.restarts > 1, "it is tried again")
+        assert running.server.status().state == "ready"
+        running.tell("template", "")
+        await running.until(lambda: far.state == "ready", "it has come up")
+
+
 GPUS = [Placement((i,), 1, gpu=i, gpu_uuid=f"GPU-{i}") for i in range(2)]
 
 

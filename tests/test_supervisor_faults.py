@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,47 @@ async def test_a_state_changes_before_that_is_told(
         running.kill(running.pid(0))
         await running.until(lambda: worker.epoch == 2 and worker.state is S.READY, "it is back")
         assert told == [S.BACKOFF]
+
+
+async def test_status_shows_the_cpus_that_are_there_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch) as running:
+        assert [core.cpu for core in running.server.status().cores] == [0, 1, 2, 3]
+        (tmp_path / "sys/devices/system/cpu/online").write_text("0-2\n")
+        await running.until(
+            lambda: [core.cpu for core in running.server.status().cores] == [0, 1, 2],
+            "CPU 3 is gone from status",
+        )
+
+
+async def test_a_fork_server_that_is_stopped_is_replaced_once_a_fork_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch) as running:
+        fork_server = running.server.fork_servers.of(None)
+        assert fork_server is not None
+        running.kill(fork_server.pid, signal.SIGSTOP)
+        running.kill(running.pid(0))
+        await running.until(lambda: running.worker(0).epoch == 2, "a fork is asked for")
+        await running.state(0, S.READY)
+        assert (fork_server.restarts, fork_server.health_kills) == (1, 1)
+        assert running.worker(0).restarts == 1, "that is not the worker's fault"
+
+
+async def test_a_fork_server_that_refuses_is_asked_ever_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch) as running:
+        fork_server = running.server.fork_servers.of(None)
+        assert fork_server is not None
+        running.tell("template", "fail")
+        running.kill(fork_server.pid)
+        running.kill(running.pid(0))
+        await running.until(lambda: fork_server.restarts >= 5, "it is tried again and again")
+        delays = [float(line.split()[-2]) for line in running.kinds("template") if "in " in line]
+        assert all(later > 1.2 * sooner for sooner, later in itertools.pairwise(delays))
+        assert running.worker(0).state is S.STARTING
+        assert running.worker(1).state is S.READY
+        running.tell("template", "")
+        await running.state(0, S.READY)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lbhost import control, wire
 from lbhost.config import Settings
 from lbhost.errors import WireError
+from lbhost.gateway.api import parameters
 from lbhost.placement.placement import Placement
 
 MESSAGES: list[Any] = [
@@ -36,6 +37,14 @@ def test_messages_survive_the_way_there_and_back() -> None:
     for step in STEPS:
         (body,) = wire.Frames().feed(wire.encode(step))
         assert wire.decode_from_worker(body) == step
+
+
+def test_the_longest_prompt_fits_beside_the_longest_everything_else() -> None:
+    biases = tuple((999_999_999, -99.5) for _ in range(1024))
+    stops = ("\U0001f600" * 512,) * parameters.MAX_STOPS
+    prompt = bytes(4 * wire.MAX_PROMPT_TOKENS)
+    submit = wire.Submit(2**60, prompt, 1 << 30, wire.Sampling(logit_bias=biases), stops)
+    assert len(wire.encode(submit)) > wire.MAX_FRAME - 256 * 1024
 
 
 @given(st.lists(st.sampled_from(MESSAGES), max_size=8), st.lists(st.integers(1, 40)))

@@ -16,6 +16,7 @@ from lbhost.config import Settings
 from lbhost.doctor.survey import Survey
 from lbhost.machine import cpulist
 from lbhost.machine.topology import CoreKind
+from lbhost.placement.heat import limits_of, of_chip
 from lbhost.placement.memory import gib, nearly_gone
 from lbhost.placement.placement import Placement
 
@@ -131,11 +132,14 @@ def _neighbours(survey: Survey, placements: Sequence[Placement]) -> Iterator[Fin
 
 
 def _heat(settings: Settings, survey: Survey) -> Iterator[Finding]:
-    temps = _known(survey, "temp_c")
-    if temps and max(temps) > settings.warm_c:
+    chosen = limits_of(settings.warm_c, settings.hot_c)
+    read = [(row.temp_c, of_chip(row, chosen)) for row in survey.cores if row is not None]
+    above = [(t, limits.warm_c) for t, limits in read if t is not None and t > limits.warm_c]
+    if above:
+        temp_c, warm_c = max(above)
+        whose = "warm_c" if warm_c == chosen.warm_c else "the chip's own limit"
         yield _advice(
-            f"a core is at {max(temps):.0f} °C, above warm_c ({settings.warm_c:g} °C): hot cores "
-            "get less work",
+            f"a core is at {temp_c:.0f} °C, above {whose} ({warm_c:g} °C): hot cores get less work",
             "check fans and dust, or raise warm_c if this is normal for the box",
         )
 
@@ -218,11 +222,12 @@ def _memory(survey: Survey) -> Iterator[Finding]:
 
 def _files(settings: Settings, survey: Survey) -> Iterator[Finding]:
     need = settings.max_connections + _SPARE_FILES
-    if 0 <= survey.open_files < need:
+    most = survey.open_files_most  # serve raises the soft limit
+    if 0 <= most < need:
         yield _advice(
-            f"{survey.open_files} open files are allowed, {settings.max_connections} connections "
+            f"at most {most} open files are allowed, {settings.max_connections} connections "
             f"need {need}",
-            f"ulimit -n {need} (systemd: LimitNOFILE={need}), or a smaller --max-connections",
+            f"ulimit -Hn {need} (systemd: LimitNOFILE={need}), or a smaller --max-connections",
         )
 
 
@@ -255,6 +260,11 @@ def _build(survey: Survey, system_info: str) -> Iterator[Finding]:
 
 
 def _gpus(survey: Survey, gpu_capable: bool) -> Iterator[Finding]:
+    if not survey.driver_answered:
+        yield _advice(
+            "NVIDIA's driver does not answer: serve would run on the CPU",
+            "nvidia-smi; if that hangs too, restart the machine",
+        )
     if survey.gpus and not gpu_capable:
         yield _advice(
             f"{len(survey.gpus)} GPU(s) are there, but llama.cpp was built without CUDA",

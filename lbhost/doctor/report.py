@@ -7,18 +7,18 @@ Knows the model as four numbers and llama.cpp as a line of text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from lbhost.config import Settings
-from lbhost.doctor import findings, survey
+from lbhost.doctor import findings, own, survey
 from lbhost.doctor.findings import Finding, Level
 from lbhost.doctor.survey import Survey
 from lbhost.errors import StartupError, UsageError
 from lbhost.machine import cpulist
 from lbhost.machine.gpu_watch import GpuWatch
-from lbhost.machine.sampler import Watched
 from lbhost.machine.tree import Roots
 from lbhost.placement import memory
 from lbhost.placement.memory import gib
@@ -78,7 +78,8 @@ def collect(
     """
     reader = GpuWatch(roots, nvml)
     try:
-        taken = survey.take(roots, reader, environ, running=_watched(running))
+        taken = survey.take(roots, reader, environ, own=partial(own.processes, running))
+        taken = msgspec.structs.replace(taken, driver_answered=reader.answered)
     finally:
         reader.close()
     return examine(
@@ -90,11 +91,6 @@ def collect(
         gpu_capable=gpu_capable,
         running=running,
     )
-
-
-def _watched(running: Status | None) -> list[Watched]:
-    workers = [] if running is None else running.workers
-    return [Watched(w.id, w.pid, tuple(w.cores)) for w in workers if w.pid is not None]
 
 
 def examine(
@@ -122,9 +118,7 @@ def examine(
         problems.append(Finding(Level.PROBLEM, model_error))
     placements: list[Placement] = []
     try:
-        placements = plan(
-            box.topology, settings.workers, settings.threads_per_worker, box.gpus, gpu_capable
-        )
+        placements = plan(box.topology, settings.workers, settings.threads, box.gpus, gpu_capable)
     except UsageError as error:
         problems.append(Finding(Level.PROBLEM, error.message))
     n_ctx = need = None
@@ -236,7 +230,8 @@ def _found(box: Survey, system_info: str) -> dict[str, str]:
         found["memory"] = "unknown"
     reserved = f", {box.huge_pages_reserved} reserved" if box.huge_pages_reserved else ""
     found["huge pages"] = f"transparent: {box.huge_pages or 'unknown'}{reserved}"
-    found["open files"] = "unlimited" if box.open_files < 0 else str(box.open_files)
+    soft, most = (str(n) if n >= 0 else "unlimited" for n in (box.open_files, box.open_files_most))
+    found["open files"] = soft if soft == most else f"{soft}, which serve raises (limit: {most})"
     found["llama.cpp"] = _features(system_info)
     return found
 

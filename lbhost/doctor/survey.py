@@ -36,6 +36,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """Those that CUDA_VISIBLE_DEVICES leaves to us."""
     gpu_rows: tuple[GpuRow | None, ...] = ()
     """By GpuInfo.index."""
+    driver_answered: bool = True
+    """Whether NVIDIA's driver, where there is one, said in time which cards there are."""
     cpu_model: str | None = None
     vendor: str | None = None
     flags: frozenset[str] = frozenset()
@@ -53,9 +55,9 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     swap_total: int | None = None
     swap_free: int | None = None
     open_files: int = 0
-    """Descriptors that a process may have (the soft limit; -1: no limit)."""
+    """Descriptors that a process may have (-1: no limit), as this one was started."""
     open_files_most: int = 0
-    """What it may raise that to."""
+    """What it may raise that to, as serve does."""
 
 
 def take(
@@ -63,7 +65,7 @@ def take(
     gpus: Gpus,
     environ: Mapping[str, str],
     *,
-    running: Sequence[Watched] = (),
+    own: Callable[[], Sequence[Watched]] = tuple,
     affinity: Iterable[int] | None = None,
     wait: Callable[[float], None] = time.sleep,
     clock_ns: Callable[[], int] = time.monotonic_ns,
@@ -73,7 +75,7 @@ def take(
     Args:
         gpus: an open reader, which stays the caller's.
         environ: for CUDA_VISIBLE_DEVICES.
-        running: workers of a running lbhost: what they use is not another program's.
+        own: the processes of a running lbhost now: what they use is not another program's.
         affinity: CPUs that this process may run on; default: ask the kernel.
         wait, clock_ns: time.sleep and CLOCK_MONOTONIC, or what stands in for them.
     """
@@ -81,10 +83,10 @@ def take(
     board = Board.create(workers=0, cores=box.rows, gpus=len(gpus.gpus))
     sampler = Sampler(board, box, roots, gpus, clock_ns=clock_ns)
     try:
-        sampler.sample(running)
+        sampler.sample(own())
         for _ in range(_SAMPLES - 1):
             wait(INTERVAL_S)
-            sampler.sample(running)
+            sampler.sample(own())
     finally:
         sampler.close()
     info = _cpuinfo(roots)

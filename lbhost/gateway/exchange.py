@@ -52,6 +52,8 @@ class Exchange:
         self.path = path[:_LONGEST_PATH]
         self.began = time.monotonic()
         """Deadline and time to first token count from then."""
+        self.complete = self.began
+        """When all of the request was here; its place in the queue counts from then."""
         self.request_id = request_id_of(headers or [])
         self.status: int | None = None
         """Of the answer, once there is one."""

@@ -178,5 +178,8 @@ class Gateway:
 
     async def _write_board(self) -> None:
         while True:
-            self.traffic.write(self.dispatcher, self.server.connections)
+            try:
+                self.traffic.write(self.dispatcher, self.server.connections)
+            except Exception:  # noqa: BLE001 - the next one may do; without any we would look hung
+                log.get().exception("the board cannot be written")
             await asyncio.sleep(WRITE_S)

@@ -192,6 +192,8 @@ class BoardCollector(Collector):
         computed = progress.prompt_tokens
         yield "prompt_tokens_computed_total", "Prompt tokens this process computed", computed
         yield "steps_total", "Engine steps of this process", progress.steps
+        yield "wide_steps_total", "Of them on lent cores too", progress.wide_steps
+        yield "lent_cores", "Cores that it computes on beside its own", len(progress.lent)
         yield "restarts_total", "Times it was started again", identity.restarts
         yield "health_kills_total", "Times it was killed for hanging", identity.health_kills
         yield "requests_total", "Requests given to it", tally.requests

@@ -8,6 +8,7 @@ so every ancestor that can be seen counts.
 from __future__ import annotations
 
 import os.path
+import re
 from pathlib import Path
 
 import msgspec
@@ -114,7 +115,8 @@ def _mounts(roots: Roots) -> dict[str, tuple[str, Path]]:
 
 def _relocate(mount_point: str, roots: Roots) -> Path | None:
     """A mount point as seen from the roots; None if it lies outside of a tree that was given."""
-    path = Path(mount_point.encode().decode("unicode_escape"))  # spaces are written \040
+    # White space and backslashes are written as octal numbers, everything else as it is.
+    path = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount_point))
     if path.is_relative_to("/sys"):
         return roots.sysfs / path.relative_to("/sys")
     return path if roots.sysfs == Path("/sys") else None

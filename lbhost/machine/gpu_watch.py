@@ -2,7 +2,7 @@
 
 Owns the thread, which alone makes NVML calls and ends at once where there is no card. Readers get
 the last reading and never wait. A thread is safe here: the supervisor and the doctor never fork
-without exec (between the two runs nothing but prctl), and this thread starts no process.
+without exec (between the two run nothing but prctl and signal), and this thread starts no process.
 """
 
 from __future__ import annotations

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from lbhost.board import Board, CoreRow
-from lbhost.linux import cpu_s
+from lbhost.linux import ThreadUse, cpu_s, helpers
 from lbhost.machine import cpustat
 from lbhost.machine.coresensors import CoreSensors
 from lbhost.machine.gpu import Gpus
 from lbhost.machine.hostload import HostMeter
 from lbhost.machine.probe import Probe
-from lbhost.machine.topology import Topology
+from lbhost.machine.topology import CoreKind, Topology
 from lbhost.machine.tree import Roots
 
 INTERVAL_S = 0.25
@@ -34,12 +34,14 @@ REFRESH_LOST_S = 10.0
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """A worker whose own CPU use is not to count as others'."""
+    """A process of ours, whose CPU use is not to count as others'."""
 
     worker: int
     pid: int
     cpus: tuple[int, ...]
-    """CPUs it is pinned to; its use is taken to be spread evenly over them."""
+    """CPUs it runs on; its use is taken to be spread evenly over them."""
+    wide: bool = False
+    """Whether it has used lent CPUs since the last sample."""
 
 
 class Sampler:
@@ -54,6 +56,7 @@ class Sampler:
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         cpu_clock_s: Callable[[int], float | None] = cpu_s,
+        threads: Callable[[int], Mapping[int, ThreadUse]] = helpers,
     ) -> None:
         """Open the sensors.
 
@@ -61,9 +64,10 @@ class Sampler:
             board: with at least `topology.rows` core rows and a GPU row per GPU.
             clock_ns: CLOCK_MONOTONIC, for tests to replace.
             cpu_clock_s: CPU seconds used by a pid, None if it is gone.
+            threads: of a pid, but for the main one.
         """
         self._board = board
-        self._topology = topology
+        self._know(topology)
         self._gpus = gpus
         self._clock_ns = clock_ns
         self._cpu_clock_s = cpu_clock_s
@@ -73,7 +77,9 @@ class Sampler:
         self._meter = cpustat.UsageMeter(os.sysconf("SC_CLK_TCK"))
         self._sensors = CoreSensors(roots, topology)
         self._host = HostMeter(roots)
+        self._threads = threads
         self._cpu_used_s: dict[int, float] = {}
+        self._thread_used_s: dict[int, dict[int, float]] = {}
         self._refreshed_ns = clock_ns()
         self._round = 0
 
@@ -90,7 +96,7 @@ class Sampler:
         complete = self._sensors.read(now_ns / 1e9)
         unknown = cpustat.Usage()
         write = self._board.cores.write
-        for cpu in self._topology.cpus:
+        for cpu, core in self._cores.items():
             used = usage.get(cpu, unknown)
             sensed = self._sensors.reading(cpu)
             write(
@@ -109,6 +115,10 @@ class Sampler:
                     sensor=sensed.sensor,
                     sensor_cores=sensed.sensor_cores,
                     lasting=used.lasting,
+                    lead=cpu in self._leads,
+                    llc=core.llc,
+                    node=core.node,
+                    efficiency=core.kind is CoreKind.EFFICIENCY,
                 ),
             )
         self._board.host.write(0, self._host.read(now_ns))
@@ -126,11 +136,16 @@ class Sampler:
         gone = set(self._topology.cpus) - set(topology.cpus)
         rows = len(self._board.cores)
         cores = tuple(core for core in topology.cores if max(core.cpus) < rows)
-        self._topology = msgspec.structs.replace(topology, cores=cores)
+        self._know(msgspec.structs.replace(topology, cores=cores))
         self._sensors.close()
         self._sensors = CoreSensors(self._roots, self._topology)
         for cpu in gone:
             self._board.cores.write(cpu, CoreRow(sampled_ns=self._clock_ns()))
+
+    def _know(self, topology: Topology) -> None:
+        self._topology = topology
+        self._cores = {cpu: core for core in topology.cores for cpu in core.cpus}
+        self._leads = {topology.lead(core) for core in topology.usable}
 
     def close(self) -> None:
         """Let go of all files. The GPU reader stays the caller's."""
@@ -149,12 +164,37 @@ class Sampler:
             if now is not None:
                 used[worker.pid] = now
                 if before is not None and now >= before:  # else the pid is another process now
-                    delta = (now - before) / max(1, len(worker.cpus))
+                    lent = self._lent_use(worker)
+                    for cpu, seconds in lent.items():
+                        so_far = own.get(cpu, 0.0)
+                        own[cpu] = None if so_far is None else so_far + seconds
+                    delta = max(0.0, now - before - sum(lent.values()))
+                    delta /= max(1, len(worker.cpus))
             for cpu in worker.cpus:
                 so_far = own.get(cpu, 0.0)
                 own[cpu] = None if delta is None or so_far is None else so_far + delta
         self._cpu_used_s = used
+        for pid in self._thread_used_s.keys() - used.keys():
+            del self._thread_used_s[pid]
         return own
+
+    def _lent_use(self, worker: Watched) -> dict[int, float]:
+        """Seconds that a worker ran on CPUs that it is not pinned to, since the last sample.
+
+        A thread is taken to have run where it ran last. One that was not seen before is as old as
+        the first step on lent CPUs: none was computed before that sample.
+        """
+        if not worker.wide:
+            return {}
+        before = self._thread_used_s.get(worker.pid, {})
+        now = self._threads(worker.pid)
+        self._thread_used_s[worker.pid] = {thread: use.used_s for thread, use in now.items()}
+        found: dict[int, float] = {}
+        for thread, use in now.items():
+            if use.cpu not in worker.cpus:
+                ran_s = max(0.0, use.used_s - before.get(thread, 0.0))
+                found[use.cpu] = found.get(use.cpu, 0.0) + ran_s
+        return found
 
     def _sample_gpus(self) -> None:
         if self._gpus is None:

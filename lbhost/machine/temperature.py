@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from lbhost.config import DEFAULT_HOT_C
 from lbhost.machine import tree
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
@@ -22,6 +23,8 @@ Sources = dict[int, tuple[Path, ...]]
 _ZONE_TYPES = ("cpu", "soc", "x86_pkg_temp")
 _WHOLE = ("Package id ", "Physical id ")
 """coretemp's labels of a package's own sensor, newer and older."""
+_OWN_LIMITS = ("coretemp", "k10temp", "zenpower")
+"""Drivers whose limits are the chip's, where it throttles by itself."""
 _MOST_TRIPS = 16
 _BELOW_CRITICAL_C = 5.0
 _LEAST_HOT_C, _MOST_HOT_C = 60.0, 120.0
@@ -49,11 +52,16 @@ def limits(path: Path) -> Sensor:
     """The chip's own limits beside a temperature file: `temp1_max` and `temp1_crit` of hwmon, the
     passive and hot or critical trip points of a thermal zone. None where not given, or not sane.
 
-    Hot is 5 degrees under critical, where the chip switches off or throttles hard.
+    Hot is 5 degrees under critical, where the chip switches off or throttles hard. A board's
+    zone, or its mirror in hwmon, may only say where the board switches off: at 110 degrees on a
+    Raspberry Pi, which throttles from 80. There hot is never above the settings' default.
     """
     if path.name == "temp":
         warm, critical = _trips(path.parent)
+        most = DEFAULT_HOT_C
     else:
+        own = tree.text(path.with_name("name")) in _OWN_LIMITS
+        most = _MOST_HOT_C if own else DEFAULT_HOT_C
         warm, critical = (
             celsius(tree.integer(path.with_name(path.name.replace("_input", end))))
             for end in ("_max", "_crit")
@@ -61,6 +69,7 @@ def limits(path: Path) -> Sensor:
     hot = critical - _BELOW_CRITICAL_C if critical is not None else None
     if hot is None or not _LEAST_HOT_C <= hot <= _MOST_HOT_C:
         return Sensor()
+    hot = min(hot, most)
     if warm is None or not _LEAST_HOT_C - 20 <= warm < hot:
         warm = None
     return Sensor(warm, hot)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -36,6 +37,9 @@ class PhysicalCore(msgspec.Struct, frozen=True):
     """The kernel's number for it, unique inside its package only."""
     package: int = 0
     node: int = 0
+    llc: int = 0
+    """Cores with the same number share their last-level cache: its lowest CPU; the package's, where
+    /sys does not describe caches."""
     max_khz: int | None = None
     capacity: int | None = None
     """Relative speed, 1024 for the fastest, where the kernel knows it."""
@@ -80,6 +84,10 @@ class Topology(msgspec.Struct, frozen=True):
     def usable(self) -> tuple[PhysicalCore, ...]:
         """Cores of which at least one CPU is allowed."""
         return tuple(core for core in self.cores if not self.allowed.isdisjoint(core.cpus))
+
+    def lead(self, core: PhysicalCore) -> int | None:
+        """The CPU that a worker uses of this core; None if none is allowed."""
+        return min(self.allowed.intersection(core.cpus), default=None)
 
     @property
     def effective_cores(self) -> int:
@@ -202,11 +210,24 @@ def _cores(roots: Roots, online: Sequence[int]) -> tuple[list[PhysicalCore], boo
                 core_id=cpu if core_id is None else core_id,
                 package=max(0, package or 0),  # ARM without firmware tables says -1
                 node=nodes.get(cpu, 0),
+                llc=_last_cache(folder),
                 max_khz=tree.integer(folder / "cpufreq/cpuinfo_max_freq"),
                 capacity=tree.integer(folder / "cpu_capacity"),
             )
         )
     return cores, described
+
+
+def _last_cache(folder: Path) -> int:
+    """The lowest CPU of those that share a CPU's last-level cache."""
+    caches = tree.numbered(folder / "cache", "index")
+    levels = [
+        (tree.integer(cache / "level") or 0, cache / "shared_cpu_list") for _, cache in caches
+    ]
+    shared = cpulist.parse(tree.text(max(levels)[1])) if levels else None
+    shared = shared or cpulist.parse(tree.text(folder / "topology/package_cpus_list"))
+    shared = shared or cpulist.parse(tree.text(folder / "topology/core_siblings_list"))
+    return min(shared, default=0) if shared else 0
 
 
 def _with_kinds(roots: Roots, cores: Sequence[PhysicalCore]) -> tuple[PhysicalCore, ...]:

@@ -33,6 +33,17 @@ class Limits(msgspec.Struct, frozen=True):
 
     warm_c: float
     hot_c: float
+    chosen: bool = False
+    """By the operator: a chip's own limits do not count then."""
+
+
+def limits_of(warm_c: float | None, hot_c: float | None) -> Limits:
+    """The settings' limits; None: not set."""
+    return Limits(
+        DEFAULT_WARM_C if warm_c is None else warm_c,
+        DEFAULT_HOT_C if hot_c is None else hot_c,
+        chosen=warm_c is not None or hot_c is not None,
+    )
 
 
 class Change(enum.Enum):
@@ -54,9 +65,8 @@ class Domain(msgspec.Struct, frozen=True):
 
 
 def of_chip(core: CoreRow, limits: Limits) -> Limits:
-    """The chip's own limits, unless the settings differ from their defaults: then those."""
-    chosen = (limits.warm_c, limits.hot_c) != (DEFAULT_WARM_C, DEFAULT_HOT_C)
-    if chosen or core.hot_c is None:
+    """The chip's own limits, unless the operator has chosen some: then those."""
+    if limits.chosen or core.hot_c is None:
         return limits
     warm_c = core.warm_c if core.warm_c is not None else core.hot_c - 15.0
     return Limits(min(warm_c, core.hot_c - 1.0), core.hot_c)
@@ -84,7 +94,22 @@ def decide(
     known = {worker for domain in domains for worker in domain.workers}
     for worker in resting - known:
         changes[worker] = Change.WAKE
+    # A worker of several threads has a sensor on each core: one that has cooled wakes nobody.
+    for worker in _held(domains, resting):
+        if changes.get(worker) is Change.WAKE:
+            del changes[worker]
     return _some_left(changes, domains, ready, resting)
+
+
+def _held(domains: Sequence[Domain], resting: frozenset[int]) -> set[int]:
+    """Resting workers of whose sensors one is still too hot."""
+    hot = [d for d in domains if d.temp_c is not None and d.temp_c > _awake_c(d)]
+    return {worker for domain in hot for worker in resting.intersection(domain.workers)}
+
+
+def _awake_c(domain: Domain) -> float:
+    """The temperature from which down a domain's workers may come back."""
+    return domain.limits.warm_c if len(domain.workers) == 1 else domain.limits.hot_c
 
 
 def _alone(domain: Domain, ready: frozenset[int], resting: frozenset[int]) -> dict[int, Change]:

@@ -71,7 +71,7 @@ def _plan_gpus(
             f"--threads-per-worker {threads} is more than this process can run at once: "
             f"{_reason(topology)}"
         )
-    free = [(core.node, _first(topology, core)) for core in _ordered(topology)]
+    free = [(core.node, _lead(topology, core)) for core in _ordered(topology)]
     placements = []
     for gpu in gpus[:wanted]:
         near = [entry for entry in free if entry[0] == gpu.node]
@@ -107,9 +107,9 @@ def _groups(topology: Topology, size: int) -> Iterator[tuple[int, ...]]:
     for pool in pools.values():
         for start in range(0, len(pool) - size + 1, size):
             found = True
-            yield tuple(sorted(_first(topology, core) for core in pool[start : start + size]))
+            yield tuple(sorted(_lead(topology, core) for core in pool[start : start + size]))
     if not found and len(cores) >= size:
-        yield tuple(sorted(_first(topology, core) for core in cores[:size]))
+        yield tuple(sorted(_lead(topology, core) for core in cores[:size]))
 
 
 def _ordered(topology: Topology) -> list[PhysicalCore]:
@@ -144,8 +144,10 @@ def _node(topology: Topology, cpus: Sequence[int]) -> int | None:
     return nodes.pop() if len(nodes) == 1 else None
 
 
-def _first(topology: Topology, core: PhysicalCore) -> int:
-    return next(cpu for cpu in core.cpus if cpu in topology.allowed)
+def _lead(topology: Topology, core: PhysicalCore) -> int:
+    cpu = topology.lead(core)
+    assert cpu is not None, "only usable cores are asked for"
+    return cpu
 
 
 def _reason(topology: Topology) -> str:

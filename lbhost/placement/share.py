@@ -37,7 +37,7 @@ import math
 from collections.abc import Sequence
 
 from lbhost.board import CoreRow, GpuRow, HostRow
-from lbhost.placement.heat import Limits, of_chip
+from lbhost.placement.heat import Limits, limits_of, of_chip
 
 FLOOR = 0.05
 """Never 0: a worker that gets nothing would never be seen to have recovered."""
@@ -62,8 +62,8 @@ def share(
     gpu: GpuRow | None = None,
     siblings: Sequence[CoreRow | None] = (),
     nice: int,
-    warm_c: float,
-    hot_c: float,
+    warm_c: float | None,
+    hot_c: float | None,
 ) -> float:
     """What is left to a worker on these cores, from FLOOR to 1.
 
@@ -73,17 +73,17 @@ def share(
         gpu: the worker's GPU.
         siblings: rows of the other logical CPUs of the worker's physical cores.
         nice: the worker's niceness.
-        warm_c: temperature from which a core gets less.
-        hot_c: temperature at which it gets FLOOR; above warm_c.
+        warm_c: the setting: temperature from which a core gets less; None: not set.
+        hot_c: the setting: temperature at which it gets FLOOR; above warm_c; None: not set.
     """
     known = [core for core in cores if core is not None]
     least = fair(nice)
     cpu = min((_left(core, least) for core in known), default=1.0)
     cpu *= 1 - SMT_COST * max((_taken(core) for core in siblings if core is not None), default=0.0)
-    limits = Limits(warm_c, hot_c)
+    limits = limits_of(warm_c, hot_c)
     thermal = min((_thermal(core, limits, len(cores)) for core in known), default=1.0)
     quota = 1 - (host.throttled or 0.0) / 2 if host is not None else 1.0
-    return max(FLOOR, min(1.0, cpu * thermal * quota * _gpu(gpu, warm_c, hot_c)))
+    return max(FLOOR, min(1.0, cpu * thermal * quota * _gpu(gpu, limits)))
 
 
 def heat(temp_c: float | None, limits: Limits, floor: float = FLOOR) -> float:
@@ -142,8 +142,8 @@ def _busy(core: CoreRow) -> float:
     return 0.0 if core.idle is None else 1 - core.idle
 
 
-def _gpu(gpu: GpuRow | None, warm_c: float, hot_c: float) -> float:
+def _gpu(gpu: GpuRow | None, limits: Limits) -> float:
     if gpu is None:
         return 1.0
     slowed = not _GPU_BRAKES.isdisjoint(gpu.clock_limit.split(","))
-    return min(heat(gpu.temp_c, Limits(warm_c, hot_c)), GPU_SLOWED if slowed else 1.0)
+    return min(heat(gpu.temp_c, limits), GPU_SLOWED if slowed else 1.0)

@@ -6,12 +6,12 @@ What this shows informs; nothing that changes state may be decided by it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lbhost.board import Board, CoreRow, GatewayRow, GpuRow, HostRow, ProgressRow, TrafficRow
 from lbhost.config import Settings
 from lbhost.machine.topology import Topology
-from lbhost.placement.heat import Limits
+from lbhost.placement.heat import limits_of
 from lbhost.placement.share import core_heat, heat, share
 from lbhost.status import (
     CoreStatus,
@@ -115,10 +115,14 @@ class Assembly:
             spare=want.spare,
             ttft_error=traffic.ttft_error if fresh else None,
             completion_error=traffic.completion_error if fresh else None,
+            lent=list(progress.lent) if alive else [],
         )
 
-    def cores(self, topology: Topology, ledger: Ledger) -> list[CoreStatus]:
+    def cores(
+        self, topology: Topology, ledger: Ledger, workers: Sequence[WorkerStatus]
+    ) -> list[CoreStatus]:
         """Every logical CPU of the box."""
+        lent = {cpu: worker.id for worker in workers for cpu in worker.lent}
         found = []
         for cpu in topology.cpus:
             row = self._core(cpu) or CoreRow()
@@ -132,6 +136,7 @@ class Assembly:
                     throttle_s=row.throttle_s,
                     steal=row.steal,
                     worker=ledger.owners.get(cpu),
+                    lent_to=lent.get(cpu),
                 )
             )
         return found
@@ -189,7 +194,7 @@ class Assembly:
         )
 
     def _heat(self, cores: list[CoreRow], gpu: GpuRow | None, count: int) -> float | None:
-        limits = Limits(self._settings.warm_c, self._settings.hot_c)
+        limits = limits_of(self._settings.warm_c, self._settings.hot_c)
         if gpu is not None:
             return None if gpu.temp_c is None else heat(gpu.temp_c, limits)
         return _least(core_heat(core, limits, count) for core in cores if core.temp_c is not None)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from lbhost import log
-from lbhost.linux import die_with_parent
+from lbhost.linux import die_with_parent, ignore_stop_signals
 
 Exited = Callable[[str, bool], None]
 """Called once with how a process ended, for a person, and whether that was exit code 0."""
@@ -31,6 +31,12 @@ def describe_exit(status: int) -> str:
             return signal.Signals(number).name
         return f"signal {number}"
     return f"exit code {os.WEXITSTATUS(status)}"
+
+
+def _begin() -> None:
+    """In the child, before its program: an interpreter takes a while to get that far."""
+    die_with_parent()
+    ignore_stop_signals()
 
 
 class Children:
@@ -57,7 +63,7 @@ class Children:
             pass_fds=(fd,),
             env=dict(env),
             process_group=0,
-            preexec_fn=die_with_parent,
+            preexec_fn=_begin,
         )
         self._spawned[process.pid] = process
         try:

@@ -28,11 +28,27 @@ class ForkServers:
         self._forks: dict[int | None, int] = {}
         self._stopping = False
 
-    def ensure(self, nodes: Iterable[int | None]) -> None:
-        """Have one for each of these nodes; a new one starts at once."""
+    def ensure(self, nodes: Iterable[int | None], homes: Iterable[int | None]) -> None:
+        """Have one for each node that needs one; a new one starts at once.
+
+        Args:
+            nodes: where workers are to run.
+            homes: where workers are at home, those that are down too: a fork server of any other
+                node ends, since it holds a copy of the weights for nobody.
+        """
+        if self._stopping:
+            return
+        for node in self._services.keys() - set(homes):
+            service = self._services[node]
+            service.stop()
+            service.kill()  # it has nothing to lose, and may be in the middle of loading
+            if service.state == "stopped":
+                del self._services[node]
         for node in sorted(set(nodes), key=lambda node: -1 if node is None else node):
-            if node not in self._services and not self._stopping:
+            if node not in self._services:
                 self._services[node] = self._make(node)
+                self._services[node].start()
+            elif self._services[node].state == "stopped":
                 self._services[node].start()
 
     def of(self, node: int | None) -> Service | None:

@@ -93,11 +93,6 @@ def apply(state: WorkerState, event: Event) -> WorkerState:
         raise LifecycleError(state, event) from None
 
 
-def possible(state: WorkerState, event: Event) -> bool:
-    """Whether the event can happen in this state."""
-    return (state, event) in TABLE
-
-
 def on_exit(state: WorkerState, wanted: Wanted, *, budget_left: bool) -> Event:
     """Which event the end of a worker's process is.
 

@@ -18,12 +18,14 @@ def bind(host: str, port: int) -> socket.socket:
     A host name with an IPv4 address gets that one: people type 127.0.0.1 next.
 
     Raises:
-        StartupError: unknown host, port in use, not allowed.
+        StartupError: unknown or impossible host, port in use, not allowed.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise StartupError(f"cannot listen on {host}: {error.strerror or error}") from error
+    except UnicodeError as error:  # a label too long, or empty
+        raise StartupError(f"cannot listen on {host}: not a host name") from error
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

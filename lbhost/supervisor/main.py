@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lbhost import config, log
 from lbhost.config import Settings
-from lbhost.linux import become_subreaper
+from lbhost.linux import STOP_SIGNALS, become_subreaper, ignore_stop_signals
 from lbhost.status import Status
 from lbhost.supervisor import listener as listening
 from lbhost.supervisor.runtime import RuntimeDir
@@ -30,8 +30,10 @@ def serve(
         StartupError, UsageError: it cannot start; nothing is left behind.
     """
     log.configure(settings.log_format, settings.log_level, "supervisor")
-    # Until the loop takes over, SIGTERM ends us like Ctrl-C does: by way of the clean-up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Until the loop takes over, they all end us like Ctrl-C does: by way of the clean-up.
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     # The socket comes first: of two servers that start at once, one knows at once.
     path = Path(settings.runtime_dir or config.default_runtime_dir(environ))
     runtime = RuntimeDir.claim(path)
@@ -47,6 +49,7 @@ def serve(
                 prepared.sampler.close()
                 prepared.gpu_reader.close()
     finally:
+        ignore_stop_signals()  # we are ending; a second one must not stop the clean-up
         runtime.release()
 
 
@@ -58,4 +61,18 @@ async def _run(
     announce: Callable[[Status], None],
 ) -> None:
     supervisor = Supervisor(prepared, runtime, listener, endpoint, announce)
-    await supervisor.run()
+    try:
+        await supervisor.run()
+    finally:
+        _end_undisturbed()
+
+
+def _end_undisturbed() -> None:
+    """No stop signal counts any more. The loop's own end would give each its default action, by
+    which the next one (from a service manager to all processes) ends us before the clean-up.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    for number in STOP_SIGNALS:
+        asyncio.get_running_loop().remove_signal_handler(number)
+    ignore_stop_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -151,9 +151,10 @@ class Pool:
         )
 
     def _ensure_fork_servers(self) -> None:
-        homes = [want.home for want in self.desired.workers.values() if want.runs]
-        nodes = {home.node for home in homes if home is not None and home.gpu is None}
-        self._launcher.fork_servers.ensure(nodes)
+        wanted = [want for want in self.desired.workers.values() if not want.leaving]
+        at_home = {want.home.node for want in wanted if want.home and want.home.gpu is None}
+        running = {w.home.node for w in wanted if w.runs and w.home and w.home.gpu is None}
+        self._launcher.fork_servers.ensure(running, at_home)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -240,15 +241,21 @@ class Pool:
         self._publish(worker)
 
     def pin(self, worker: Worker) -> None:
-        """Hold a running worker's threads to its CPUs, if they have come to be elsewhere."""
+        """Hold a running worker's threads to its CPUs, if they have come to be elsewhere.
+
+        Threads that it has on lent CPUs are its own to pin.
+        """
         if worker.pid is None or worker.state is _S.STOPPING:
             return
         cpus = set(worker.place.cpus)
-        with contextlib.suppress(OSError):  # it has just ended, or a CPU went offline
-            if os.sched_getaffinity(worker.pid) == cpus:
+        with contextlib.suppress(OSError):  # it has just ended
+            elsewhere = os.sched_getaffinity(worker.pid)
+            if elsewhere == cpus:
                 return
-            for thread in os.listdir(f"/proc/{worker.pid}/task"):  # noqa: PTH208
-                os.sched_setaffinity(int(thread), cpus)
+            for thread in map(int, os.listdir(f"/proc/{worker.pid}/task")):  # noqa: PTH208
+                with contextlib.suppress(OSError):  # this one has, or a CPU went offline
+                    if os.sched_getaffinity(thread) == elsewhere:
+                        os.sched_setaffinity(thread, cpus)
 
     def _connect(self, worker: Worker) -> bool:
         if not self._launcher.connect(worker):

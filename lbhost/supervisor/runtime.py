@@ -1,7 +1,8 @@
 """The runtime dir: one running server a folder, closed to other users.
 
 Owns the folder's lock and its admin.sock's path. The lock is a flock, so that it is gone
-with its holder however that died; what a dead server left behind is cleaned up.
+with its holder however that died; what a dead server left behind is cleaned up. It is on the
+folder itself: files in it can be deleted, and systemd-tmpfiles leaves locked folders alone.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from pathlib import Path
 
 import msgspec
 
+from lbhost import log
 from lbhost.errors import StartupError
 
 SOCKET_NAME = "admin.sock"
 LOCK_NAME = "lock"
+"""Says who holds the folder; it is not what is locked."""
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _PATH_LIMIT = 107
 """Bytes of a unix socket's path that Linux takes."""
 
@@ -69,26 +73,26 @@ def require_free(path: Path) -> None:
         StartupError: one does; it is named.
     """
     try:
-        lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        folder = os.open(path, _FOLDER)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise StartupError(f"cannot open {path / LOCK_NAME}: {error.strerror}") from error
+        raise StartupError(f"cannot open {path}: {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise StartupError(_taken(path, _read(lock))) from None
+        raise StartupError(_taken(path)) from None
     finally:
-        os.close(lock)
+        os.close(folder)
 
 
 class RuntimeDir:
     """A claimed runtime dir. `release` it in the end."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, folder: int) -> None:
         self.path = path
         self.socket_path = path / SOCKET_NAME
-        self._lock = lock
+        self._folder = folder
 
     @classmethod
     def claim(cls, path: Path) -> RuntimeDir:
@@ -97,31 +101,45 @@ class RuntimeDir:
         Raises:
             StartupError: see `prepare`; or a running server holds it.
         """
-        path = prepare(path)
-        name = path / LOCK_NAME
         while True:
+            path = prepare(path)
             try:
-                lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                folder = os.open(path, _FOLDER)
+            except FileNotFoundError:
+                continue  # its last holder has just removed it
             except OSError as error:
-                raise StartupError(f"cannot open {name}: {error.strerror}") from error
+                raise StartupError(f"cannot open {path}: {error.strerror}") from error
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = _read(lock)
-                os.close(lock)
-                raise StartupError(_taken(path, holder)) from None
-            if _still_there(lock, name):
+                os.close(folder)
+                raise StartupError(_taken(path)) from None
+            if _still_there(folder, path):
                 break
-            os.close(lock)  # its last holder removed it between our open and our lock
-        (path / SOCKET_NAME).unlink(missing_ok=True)
-        claimed = cls(path, lock)
+            os.close(folder)  # its last holder removed it between our open and our lock
+        claimed = cls(path, folder)
+        try:
+            claimed.socket_path.unlink(missing_ok=True)
+        except OSError as error:
+            claimed.release()
+            raise StartupError(f"cannot remove {path / SOCKET_NAME}: {error.strerror}") from error
         claimed.announce("")
         return claimed
 
     def announce(self, endpoint: str) -> None:
-        """Write down who holds the lock, for the message of a second server."""
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, msgspec.json.encode(Holder(os.getpid(), endpoint)), 0)
+        """Write down who holds the folder, for the message of a second server.
+
+        The lock holds without that: on a full disk a second server is refused all the same.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            note = os.open(LOCK_NAME, flags, 0o600, dir_fd=self._folder)
+            try:
+                os.write(note, msgspec.json.encode(Holder(os.getpid(), endpoint)))
+            finally:
+                os.close(note)
+        except OSError as error:
+            log.get().warning("cannot write the lock file", path=str(self.path), error=str(error))
 
     def listen(self) -> socket.socket:
         """The admin API's listening socket, for this user alone.
@@ -132,6 +150,7 @@ class RuntimeDir:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
+            self.socket_path.unlink(missing_ok=True)  # a killed server's
             listener.bind(str(self.socket_path))
             listener.listen(128)
             listener.setblocking(False)
@@ -143,22 +162,27 @@ class RuntimeDir:
         return listener
 
     def release(self) -> None:
-        """Remove what is ours, the folder too if it is empty then."""
-        self.socket_path.unlink(missing_ok=True)
-        (self.path / LOCK_NAME).unlink(missing_ok=True)
-        os.close(self._lock)
+        """Remove what is ours, the folder too if it is empty then.
+
+        Nothing, if the folder was taken away: another server may have made one of its name.
+        """
         with contextlib.suppress(OSError):
-            self.path.rmdir()
+            if _still_there(self._folder, self.path):
+                self.socket_path.unlink(missing_ok=True)
+                (self.path / LOCK_NAME).unlink(missing_ok=True)
+                self.path.rmdir()
+        os.close(self._folder)
 
 
-def _read(lock: int) -> Holder | None:
+def _holder(path: Path) -> Holder | None:
     try:
-        return msgspec.json.decode(os.pread(lock, 4096, 0), type=Holder)
-    except msgspec.DecodeError:
+        return msgspec.json.decode((path / LOCK_NAME).read_bytes(), type=Holder)
+    except (OSError, msgspec.DecodeError):
         return None
 
 
-def _taken(path: Path, holder: Holder | None) -> str:
+def _taken(path: Path) -> str:
+    holder = _holder(path)
     who = "another server"
     if holder is not None:
         at = f" at {holder.endpoint}" if holder.endpoint else ""
@@ -166,8 +190,8 @@ def _taken(path: Path, holder: Holder | None) -> str:
     return f"{who} already runs on the runtime dir {path}: stop it, or choose another --runtime-dir"
 
 
-def _still_there(lock: int, name: Path) -> bool:
+def _still_there(folder: int, path: Path) -> bool:
     try:
-        return name.stat().st_ino == os.fstat(lock).st_ino
-    except FileNotFoundError:
+        return os.path.samestat(path.lstat(), os.fstat(folder))
+    except OSError:
         return False

@@ -35,8 +35,12 @@ class Owner(Protocol):
     def service_down(self, service: Service) -> None:
         """Its process is gone, however it went."""
 
-    def service_hopeless(self, service: Service, why: str) -> None:
-        """It cannot start at all. Only said before it was ever ready."""
+    def service_hopeless(self, service: Service, why: str) -> bool:
+        """It cannot start at all. Only said before it was ever ready.
+
+        Returns:
+            Whether that is the end of everything; else it is tried again like after any crash.
+        """
 
 
 class Service:
@@ -106,7 +110,9 @@ class Service:
         return self._link is not None and self._link.send(message, fds)
 
     def ready(self) -> None:
-        """It has said that it can work."""
+        """It has said that it can work. Too late if it was told to end meanwhile."""
+        if self.state != "starting":
+            return
         self.state = "ready"
         self._ever_ready = True
         self._ready_at_s = time.monotonic()
@@ -210,8 +216,7 @@ class Service:
         self.state = "backoff"
         self.last_exit = why
         hopeless = self._complaint is not None or self._past.streak >= NEVER_READY_LIMIT
-        if not self._ever_ready and hopeless:
-            self._owner.service_hopeless(self, why)
+        if not self._ever_ready and hopeless and self._owner.service_hopeless(self, why):
             return
         self.restarts += 1
         self._retry = asyncio.get_running_loop().call_later(delay, self.start)

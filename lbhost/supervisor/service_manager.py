@@ -1,12 +1,12 @@
 """What the service manager (systemd) is told: ready, stopping, alive. The sd_notify protocol.
 
 A datagram of `NAME=value` lines to the unix socket in $NOTIFY_SOCKET. Without one nothing is
-said. Never waits and never fails: who does not listen misses it.
+said. Never waits and never fails: what its full queue does not take is said again with the next
+sign of life, since a READY that is lost would be waited for for ever.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -23,20 +23,23 @@ class ServiceManager:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         ours = environ.get("WATCHDOG_PID") in {None, str(os.getpid())}
         self._watched = ours and environ.get("WATCHDOG_USEC", "0") != "0"
+        self._unsaid = ""
 
     def ready(self, status: str) -> None:
         """Requests are answered from now on."""
-        self._tell(f"READY=1\nSTATUS={status}")
+        self._say(f"READY=1\nSTATUS={status}")
 
     def stopping(self, limit_s: float) -> None:
         """The end has begun and takes at most so long, whatever TimeoutStopSec= says."""
-        self._tell(
+        self._say(
             "STOPPING=1\nSTATUS=running requests may finish\n"
             f"EXTEND_TIMEOUT_USEC={round(limit_s * 1e6)}"
         )
 
     def alive(self) -> None:
         """The loop goes round. Said every tick, which is far more often than it is asked for."""
+        if self._unsaid:
+            self._say(self._unsaid)
         if self._watched:
             self._tell("WATCHDOG=1")
 
@@ -46,9 +49,16 @@ class ServiceManager:
             self._socket.close()
             self._socket = None
 
-    def _tell(self, message: str) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # nobody listens, or too slowly
-                self._socket.sendto(
-                    message.encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, self._address
-                )
+    def _say(self, message: str) -> None:
+        self._unsaid = "" if self._tell(message) else message
+
+    def _tell(self, message: str) -> bool:
+        """False if nobody listens, or too slowly."""
+        if self._socket is None:
+            return True
+        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        try:
+            self._socket.sendto(message.encode(), flags, self._address)
+        except OSError:
+            return False
+        return True

@@ -12,18 +12,23 @@ from pathlib import Path
 
 import msgspec
 
-from lbhost import llama, model
+from lbhost import llama, log, model
 from lbhost.board import Board
 from lbhost.config import Settings
 from lbhost.machine import gpu, topology
 from lbhost.machine.gpu import GpuInfo, Gpus
 from lbhost.machine.gpu_watch import GpuWatch
+from lbhost.machine.hostload import available_bytes
 from lbhost.machine.sampler import Sampler
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
 from lbhost.placement import memory
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
+from lbhost.supervisor.launcher import environment, with_huge_pages
+from lbhost.tuning import first_start, identity
+from lbhost.tuning.shapes import candidates, slots_of
+from lbhost.tuning.trial import Load
 from lbhost.weights import FilePart, identify, unchanged
 
 LEAST_CAPACITY = 64
@@ -71,11 +76,15 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         info = llama.inspect(file.path)
     roots = Roots.from_environ(environ)
     reader = GpuWatch(roots)
+    if not reader.answered:
+        log.get().warning("NVIDIA's driver does not answer: its cards are left out")
     box = topology.discover(roots)
     capable = llama.supports_gpu()
     gpus = gpu.visible(reader.gpus, environ)
-    placements = plan(box, settings.workers, settings.threads_per_worker, gpus, capable)
-    raise_file_limit()
+    if not (capable and gpus):
+        settings = _shaped(settings, environ, box, roots, info, files)
+    placements = plan(box, settings.workers, settings.threads, gpus, capable)
+    raise_file_limit(settings.max_connections)
     capacity = max(LEAST_CAPACITY, SPARE_FACTOR * len(placements))
     board = Board.create(workers=capacity, cores=box.rows, gpus=len(reader.gpus))
     sampler = Sampler(board, box, roots, reader)
@@ -97,6 +106,31 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     )
 
 
+def _shaped(
+    settings: Settings,
+    environ: Mapping[str, str],
+    box: Topology,
+    roots: Roots,
+    info: llama.ModelInfo,
+    files: tuple[FilePart, ...],
+) -> Settings:
+    """The settings with the measured width of workers, where they leave it open."""
+    if settings.workers != "auto" or settings.threads_per_worker or not settings.probe:
+        return settings
+    found = candidates(box, settings.slots)
+    subject = first_start.Subject(
+        identity=identity.of(files, box, roots, settings.slots),
+        load=Load(info.path, files, found[0].placements[0].node),
+        weights_bytes=info.weights_bytes,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        available_bytes=available_bytes(roots),
+    )
+    child = with_huge_pages(environment(environ))
+    threads = first_start.shape(subject, found, environ, child).threads
+    slots = slots_of(settings.slots, threads)
+    return msgspec.structs.replace(settings, threads_per_worker=threads, slots=slots)
+
+
 def _context(
     settings: Settings, info: llama.ModelInfo, placements: Sequence[Placement], board: Board
 ) -> int:
@@ -115,9 +149,10 @@ def _context(
     )
 
 
-def raise_file_limit() -> None:
+def raise_file_limit(connections: int) -> None:
     """As many descriptors as the hard limit allows: a connection is one, in the gateway."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    enough = max(65536, 2 * connections)
+    wanted = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

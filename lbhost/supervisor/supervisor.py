@@ -18,6 +18,7 @@ import msgspec
 from lbhost import __version__, control, log
 from lbhost.board import WorkerState
 from lbhost.errors import ConflictError, InvalidRequestError, StartupError
+from lbhost.linux import STOP_SIGNALS
 from lbhost.machine.sampler import INTERVAL_S, Watched
 from lbhost.placement.memory import gib
 from lbhost.status import Status
@@ -52,9 +53,7 @@ GATEWAY_LAST_S = 5.0
 """What the gateway gets beyond the grace to end its streams."""
 LAST_S = 3.0
 SAME_STOP_S = 1.0
-"""SIGTERMs so soon after the first are the same request to stop."""
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""SIGTERMs and SIGHUPs so soon after the first signal are the same request to stop."""
 
 Announce = Callable[[Status], None]
 """Gets the first status in which requests are answered."""
@@ -93,6 +92,8 @@ class Supervisor:
         self._manager = ServiceManager(os.environ)
         self._assembly = Assembly(prepared.settings, prepared.board)
         self._reread_at_s = self._began_s
+        self._wide_steps: dict[int, int] = {}
+        """By pid, as of the last sample."""
         self._build()
 
     def _build(self) -> None:
@@ -102,7 +103,7 @@ class Supervisor:
         self.homes = Homes(
             made.topology,
             made.reread,
-            self._settings.threads_per_worker,
+            self._settings.threads,
             made.gpus,
             made.gpu_capable,
             len(self._board.cores),
@@ -147,7 +148,7 @@ class Supervisor:
             StartupError: the server cannot start; nothing is left behind.
         """
         loop = asyncio.get_running_loop()
-        for number in _STOP_SIGNALS:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP for us
                 loop.add_signal_handler(number, self.request_stop, number)
         loop.add_signal_handler(signal.SIGCHLD, self._children.sweep)
@@ -212,11 +213,17 @@ class Supervisor:
             await asyncio.sleep(INTERVAL_S)
 
     def _watched(self) -> list[Watched]:
-        return [
-            Watched(w.id, w.pid, w.place.cpus)
-            for w in self.pool.workers.values()
-            if w.pid is not None
-        ]
+        found, wide_steps = [], {}
+        for worker in self.pool.workers.values():
+            if worker.pid is None:
+                continue
+            row = self._board.progress.read(worker.id)
+            steps = row.wide_steps if row is not None and row.epoch == worker.epoch else 0
+            wide_steps[worker.pid] = steps
+            wide = steps != self._wide_steps.get(worker.pid, 0)
+            found.append(Watched(worker.id, worker.pid, worker.place.cpus, wide))
+        self._wide_steps = wide_steps
+        return found
 
     def _look_at_gateway(self, now: float, *, looked: bool) -> None:
         if not looked:
@@ -272,11 +279,13 @@ class Supervisor:
     def request_stop(self, number: int) -> None:
         """What a stop signal does: note it, and wake the loop.
 
-        A second one ends the waiting, but not a SIGTERM that belongs to the first: service
-        managers and scripts send it to the process and then to its group.
+        A second one ends the waiting, but not one that belongs to the first: service managers
+        and scripts send SIGTERM to the process and then to its group, or SIGHUP after it
+        (systemd's SendSIGHUP=); a closed terminal's SIGHUP comes from the kernel and from the
+        shell. Only a person presses Ctrl-C twice.
         """
         now = time.monotonic()
-        if number == signal.SIGTERM and self.signals and now - self._stop_asked_s < SAME_STOP_S:
+        if number != signal.SIGINT and self.signals and now - self._stop_asked_s < SAME_STOP_S:
             return
         if not self.signals:
             self._stop_asked_s = now
@@ -340,9 +349,12 @@ class Supervisor:
         """The loop may be waiting for that."""
         self._wake.set()
 
-    def service_hopeless(self, service: Service, why: str) -> None:
-        """It never came up."""
-        self._give_up(why)
+    def service_hopeless(self, service: Service, why: str) -> bool:
+        """It never came up: at the start that is the server's end. Later on it is a fork server of
+        a node that came to have workers, and the other nodes' go on."""
+        if not self._announced:
+            self._give_up(why)
+        return not self._announced
 
     def _first(self, node: int | None) -> tuple[control.Configure, Sequence[int]]:
         made = self.prepared
@@ -366,6 +378,7 @@ class Supervisor:
     def status(self) -> Status:
         """Everything there is to know."""
         made, assembly = self.prepared, self._assembly
+        workers = assembly.workers(self.pool, self.homes.topology)
         return Status(
             version=__version__,
             pid=os.getpid(),
@@ -377,11 +390,11 @@ class Supervisor:
             policy=self._settings.policy.value,
             uptime_s=time.monotonic() - self._began_s,
             rolling=self.operations.rolling,
-            workers=assembly.workers(self.pool, self.homes.topology),
+            workers=workers,
             gateway=self.gateway.status(),
             template=self.fork_servers.worst(),
             traffic=assembly.traffic(),
-            cores=assembly.cores(made.topology, self.pool.ledger()),
+            cores=assembly.cores(self.homes.topology, self.pool.ledger(), workers),
             gpus=assembly.gpus(),
             host=assembly.host(),
             fork_servers=self.fork_servers.status(),

@@ -31,7 +31,7 @@ class Thermal:
 
     def __init__(self, board: Board, settings: Settings) -> None:
         self._board = board
-        self._limits = Limits(settings.warm_c, settings.hot_c)
+        self._limits = heat.limits_of(settings.warm_c, settings.hot_c)
         self._changed_s: dict[str, float] = {}
 
     def events(self, places: Collection[Place], now_s: float) -> dict[int, tuple[Event, str]]:

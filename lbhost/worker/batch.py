@@ -60,6 +60,15 @@ class Speeds(msgspec.Struct, frozen=True):
             return None
         return self.step_base_s + sequences * self.step_seq_s
 
+    def times(self, *, prefill: float, decode: float) -> Speeds:
+        """So many times as fast."""
+        base_s, seq_s = self.step_base_s, self.step_seq_s
+        return Speeds(
+            None if self.prefill_tok_s is None else self.prefill_tok_s * prefill,
+            None if base_s is None else base_s / decode,
+            None if seq_s is None else seq_s / decode,
+        )
+
 
 class Prefill(msgspec.Struct, frozen=True):
     """A prompt that is not computed yet."""

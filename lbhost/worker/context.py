@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lbhost.errors import StartupError
 from lbhost.llama import Model
-from lbhost.llamacpp import api
+from lbhost.llamacpp import api, collect_errors, tell
 from lbhost.worker.batch import TILE
 
 CPU_CHUNK = 2 * TILE
@@ -34,6 +34,7 @@ vector of AVX-512 straddles two lines, and prefill takes 15% longer."""
 
 _FLASH_AUTO, _FLASH_OFF = -1, 0
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
+_ABORTED = 2
 _NEVER = api.ggml_abort_callback(0)
 
 
@@ -135,6 +136,10 @@ class Context:
         )
         self._used = 0
 
+    def set_threads(self, count: int) -> None:
+        """Threads of the decodes from now on; costs some microseconds."""
+        api.llama_set_n_threads(self._ctx, count, count)
+
     def clear(self) -> None:
         """Empty the batch; the KV stays."""
         self._used = 0
@@ -167,12 +172,16 @@ class Context:
     def decode(self) -> Decoded:
         """Compute the batch. Blocks for as long as that takes."""
         self._batch.n_tokens = self._used
-        code = api.llama_decode(self._ctx, self._batch)
+        with collect_errors() as errors:
+            code = api.llama_decode(self._ctx, self._batch)
+        if code != _ABORTED:  # clients leave all the time: to llama.cpp that is three errors
+            for line in errors:
+                tell(line)
         if code == 0:
             return Decoded.OK
         if code == 1:
             return Decoded.NO_ROOM
-        return Decoded.ABORTED if code == 2 else Decoded.FAILED
+        return Decoded.ABORTED if code == _ABORTED else Decoded.FAILED
 
     def logits(self, index: int) -> NDArray[numpy.float32]:
         """The logits at a batch index, in llama.cpp's own buffer: gone with the next decode."""

@@ -24,11 +24,13 @@ from lbhost.errors import WireError
 from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
 from lbhost.worker.batch import Prefill, Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
+from lbhost.worker.crew import Crew
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
 from lbhost.worker.slot_choice import SlotView, choose, common_prefix
 from lbhost.worker.speed import SpeedMeter
+from lbhost.worker.widths import Phase, Widths
 
 MAX_WAITING = 256
 """Requests that may wait in the worker; the gateway sends no more than there are slots."""
@@ -60,6 +62,11 @@ class Load(msgspec.Struct, frozen=True):
     tokens_out: int
     prompt_tokens: int
     speeds: Speeds
+    """Of the own threads."""
+    wide_steps: int
+    """How many of the steps were computed with lent CPUs too."""
+    lent: tuple[int, ...]
+    """Lent CPUs that the newest step took."""
 
 
 class Engine:
@@ -69,6 +76,7 @@ class Engine:
         target_s: inter-token target; see batch.plan.
         clock: wall time. cpu_clock: the engine's own CPU time (for GPUs: wall time again).
         before_step: called with the expected seconds of a step just before it is computed.
+        crew: the worker's threads; without one nothing can be lent.
         fallback_token_s: a token's expected time while nothing is measured.
     """
 
@@ -83,6 +91,7 @@ class Engine:
         cpu_clock: Callable[[], float] = time.thread_time,
         before_step: Callable[[float], None] | None = None,
         fallback_token_s: float = 0.01,
+        crew: Crew | None = None,
     ) -> None:
         self._context = context
         self._samplers = samplers
@@ -98,6 +107,10 @@ class Engine:
         self._computing: set[Key] = set()
         self._out: list[Out] = []
         self._meter = SpeedMeter()
+        self._crew = crew or Crew(1, lambda _: None)
+        self._widths = Widths(self._crew.own)
+        self._wide_steps = 0
+        self._lent: tuple[int, ...] = ()
         self._uses = 0
         self._steps = 0
         self._tokens_out = 0
@@ -151,6 +164,10 @@ class Engine:
         for request in list(self._requests.values()):
             self._end(request, FinishReason.CANCELLED)
 
+    def lend(self, cpus: tuple[int, ...]) -> None:
+        """From the next step on these CPUs may be used beside the worker's own."""
+        self._crew.lend(cpus)
+
     def take(self) -> list[Out]:
         """What is to be sent, without computing anything."""
         out, self._out = self._out, []
@@ -180,6 +197,10 @@ class Engine:
             EngineFailureError: MAX_FAILURES decodes failed one after the other.
         """
         self._admit()
+        phase = self._phase()
+        self._crew.use(
+            self._widths.choose(phase, self._crew.widest, known=self._knows_own_speed(phase))
+        )
         entries = self._entries()
         if not entries:
             return self.take()
@@ -189,7 +210,7 @@ class Engine:
             self._before_step(
                 predict_s(decoding, prefill, self._meter.speeds, self._fallback_token_s)
             )
-        result = self._compute(entries, decoding, prefill)
+        result = self._compute(entries, phase, decoding, prefill)
         self._steps += 1
         if result is Decoded.OK:
             self._failures = 0
@@ -200,7 +221,28 @@ class Engine:
             self._fail(entries, result)
         return self.take()
 
-    def _compute(self, entries: list[Entry], decoding: int, prefill: int) -> Decoded:
+    def _phase(self) -> Phase:
+        """What the next step mostly computes."""
+        requests = [slot.request for slot in self._slots if slot.request is not None]
+        prefilling = any(not request.next_token for request in requests)
+        return Phase.PREFILL if prefilling else Phase.DECODE
+
+    def _knows_own_speed(self, phase: Phase) -> bool:
+        speeds = self._meter.speeds
+        known = speeds.prefill_tok_s if phase is Phase.PREFILL else speeds.step_base_s
+        return known is not None
+
+    def _speeds(self) -> Speeds:
+        """With the threads of the next step."""
+        width = self._crew.width
+        if width == self._crew.own:
+            return self._meter.speeds
+        return self._meter.speeds.times(
+            prefill=self._widths.gain(Phase.PREFILL, width),
+            decode=self._widths.gain(Phase.DECODE, width),
+        )
+
+    def _compute(self, entries: list[Entry], phase: Phase, decoding: int, prefill: int) -> Decoded:
         context = self._context
         fillers = self._fillers(entries)
         context.clear()
@@ -210,12 +252,22 @@ class Engine:
                 part.slot.index, at, part.packed, output=part.output, padding=part.padding
             )
         self._computing = {entry.request.key for entry in entries}
-        began = self._cpu_clock()
+        crew, sequences = self._crew, decoding + len(fillers)
+        crew.before()
+        began, began_s = self._cpu_clock(), self._clock()
         result = context.decode()
+        cpu_s, wall_s = self._cpu_clock() - began, self._clock() - began_s
+        crew.after()
         self._computing = set()
         if result is Decoded.OK:
-            self._meter.observe(decoding + len(fillers), prefill, self._cpu_clock() - began)
+            own_s = predict_s(sequences, prefill, self._meter.speeds, self._fallback_token_s)
+            if self._knows_own_speed(phase):
+                self._widths.observe(phase, crew.width, own_s, wall_s)
+            if crew.width == crew.own:
+                self._meter.observe(sequences, prefill, cpu_s)
+            self._wide_steps += crew.width > crew.own
             self._prompt_tokens += prefill
+        self._lent = crew.lent
         for filler in fillers:
             self._cut_back(filler.slot)
         return result
@@ -303,7 +355,7 @@ class Engine:
         chunks = plan(
             decoding,
             prefills,
-            self._meter.speeds,
+            self._speeds(),
             self._target_s,
             self._context.batch_size,
             tiled=self._context.tiled,
@@ -451,4 +503,6 @@ class Engine:
             tokens_out=self._tokens_out,
             prompt_tokens=self._prompt_tokens,
             speeds=self._meter.speeds,
+            wide_steps=self._wide_steps,
+            lent=self._lent if self._requests else (),
         )

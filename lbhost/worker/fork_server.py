@@ -47,7 +47,7 @@ def main() -> int:
 def _load_and_fork(link: socket.socket, configure: control.Configure, board: Board) -> int:
     began = time.monotonic()
     if configure.node is not None:
-        _settle_on(configure.node)
+        settle_on(configure.node)
     try:
         with unchanged(configure.weights):
             model = Model(configure.model_path)
@@ -80,7 +80,7 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
                 log.get().warning("unexpected control message", message=type(message).__name__)
 
 
-def _settle_on(node: int) -> None:
+def settle_on(node: int) -> None:
     """Load on the node where the workers will read: memory from there, CPUs from there."""
     bind_memory(node)
     own = cpulist.parse(tree.text(Roots.from_environ(os.environ).node_cpus(node)))
@@ -93,9 +93,15 @@ def _fork_worker(
 ) -> None:
     """Fork twice, so that the worker becomes the supervisor's child and waitable there.
 
-    Returns in the fork server only.
+    Returns in the fork server only. A fork that the kernel refuses (no memory, too many processes)
+    shows at the supervisor as a link that ends without a word; the weights are kept for the next.
     """
-    between = os.fork()
+    try:
+        between = os.fork()
+    except OSError as error:
+        log.get().error("cannot fork a worker", error=str(error))
+        worker_link.close()
+        return
     if between:
         worker_link.close()
         os.waitpid(between, 0)
@@ -107,9 +113,10 @@ def _fork_worker(
             code = 0
             return
         link.close()
-        control.send(worker_link, control.Hello(os.getpid()))
-        while os.getppid() == parent:  # not the supervisor's child yet, see die_with_parent
+        # Not the supervisor's child yet: it could not wait for us, nor could die_with_parent.
+        while os.getppid() == parent:
             time.sleep(0.0002)
+        control.send(worker_link, control.Hello(os.getpid()))
         code = serve(worker_link)
     except BrokenPipeError:
         code = 0  # the supervisor is gone

@@ -17,6 +17,7 @@ from lbhost import control, log, wire
 from lbhost.board import Board, ProgressRow
 from lbhost.config import Settings
 from lbhost.worker.context import Context
+from lbhost.worker.crew import Crew
 from lbhost.worker.engine import Engine, EngineFailureError, Out
 from lbhost.worker.links import DataLink
 from lbhost.worker.sampling import Samplers
@@ -66,6 +67,7 @@ class Loop:
             cpu_clock=time.monotonic if model.gpu else time.thread_time,
             before_step=self._before_step,
             fallback_token_s=model.weights_bytes / 1e10,
+            crew=Crew(fork.placement.threads, context.set_threads),
         )
         self._links: dict[int, DataLink] = {}
         self._next_link = 0
@@ -175,6 +177,9 @@ class Loop:
         for link, request in inbox:
             if request is None:
                 self._engine.cancel_link(link)
+                self._engine.lend(())  # who lent it cannot ask for it back any more
+            elif isinstance(request, wire.Lend):
+                self._engine.lend(request.cpus)
             elif isinstance(request, wire.Cancel):
                 self._engine.cancel(link, request.request)
             elif self._draining:
@@ -257,5 +262,7 @@ class Loop:
             rss_bytes=self._rss,
             tokens_out=load.tokens_out,
             prompt_tokens=load.prompt_tokens,
+            wide_steps=load.wide_steps,
+            lent=load.lent,
         )
         self._progress.write(self._worker, row)

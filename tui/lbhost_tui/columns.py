@@ -61,8 +61,11 @@ def state(name: str) -> Parts:
 
 
 def place(worker: WorkerStatus) -> str:
-    """Where a worker runs: its CPU numbers, or its GPU."""
-    return f"gpu{worker.gpu}" if worker.gpu is not None else fmt.cpus(worker.cores)
+    """Where a worker runs: its CPU numbers and those it is lent now ("0 +1-3"), or its GPU."""
+    if worker.gpu is not None:
+        return f"gpu{worker.gpu}"
+    lent = f" +{fmt.cpus(worker.lent)}" if worker.lent else ""
+    return fmt.cpus(worker.cores) + lent
 
 
 def bar(fraction: float | None, width: int, role: Role) -> Parts:

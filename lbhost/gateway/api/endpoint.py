@@ -60,7 +60,7 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises LbhostError only before anything was sent."""
         exchange: Exchange = scope["state"]["exchange"]
-        answer = _Answer(exchange, send)
+        answer = Answer(exchange, send)
         exchange.ended_as = "error"
         try:
             check_media_type(scope)
@@ -77,15 +77,17 @@ class Completions:
                 self._dispatcher.cancel(answer.job)
                 exchange.details = answer.details(answer.job)
 
-    async def _answer(self, answer: _Answer, body: bytes, receive: Receive) -> None:
+    async def _answer(self, answer: Answer, body: bytes, receive: Receive) -> None:
         client = _Client(receive)
         try:
             taken = await self._prepare(body, client, answer.exchange)
             del body
-            job = answer.job = self._dispatcher.submit(taken.work, answer.exchange.began)
+            exchange = answer.exchange
+            job = answer.job = self._dispatcher.submit(
+                taken.work, exchange.began, exchange.complete
+            )
             client.on_gone(lambda: self._dispatcher.cancel(job))
-            name = answer.exchange.request_id
-            reply = self._reply(name, self._model, taken.include_usage)
+            reply = self._reply(exchange.request_id, self._model, taken.include_usage)
             if taken.work.stream:
                 await answer.stream(job, reply)
             else:
@@ -150,7 +152,7 @@ class _Client:
             self._then()
 
 
-class _Answer:
+class Answer:
     """One response on its way out."""
 
     def __init__(self, exchange: Exchange, send: Send) -> None:
@@ -177,7 +179,9 @@ class _Answer:
         pinger = _Pinger(job)
         opened = False
         try:
-            while True:
+            # The job may end while a slow client keeps `send` waiting: only what was sent counts.
+            ended = False
+            while not ended:
                 await job.wait()
                 if job.cancelled:
                     raise _ClientGoneError
@@ -196,13 +200,12 @@ class _Answer:
                     event += reply.failing(job.error)
                 elif not event:
                     event = reply.ping()
+                ended = job.over
                 if self.exchange.status is None:
                     await self._start(job, _STREAM_HEADERS)
                 await self._send(
-                    {"type": "http.response.body", "body": event, "more_body": not job.over}
+                    {"type": "http.response.body", "body": event, "more_body": not ended}
                 )
-                if job.over and not job.untaken:
-                    return
                 pinger.sent()
         finally:
             pinger.stop()

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -35,7 +37,11 @@ from lbhost.gateway.http.budget import BodyHold, Budget
 MAX_HEADER_FIELDS = 128
 
 WRITE_TIMEOUT_S = 30.0
-"""How long a client may leave everything unread before its connection is dropped."""
+"""Within this a client that the server waits for must take some of what it has not read, or its
+connection is dropped."""
+
+LEAST_READ_BYTES = 16 * 1024
+"""So much of it, or all: whoever reads slower only holds a place."""
 
 LINGER_S = 1.0
 """How long a refused client may go on sending into the void, so that it reads the answer:
@@ -92,6 +98,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """Of the request that is being received or answered."""
         self._client_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._unread = 0
+        """Bytes that waited for the client when its time to read began."""
 
     # --- connection ------------------------------------------------------------------
 
@@ -197,6 +205,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._enter(Phase.BODY)
         self._arm(min(self._settings.body_timeout_s, self._settings.request_timeout_s))
         super().on_headers_complete()
+        self.cycle.transport = _AnswerTransport(self.transport, self._lingers)
+
+    def _lingers(self) -> bool:
+        """Whether the answer has gone out before the body was there."""
+        return self._phase is Phase.BODY and bool(self.cycle.response_complete)
 
     def on_chunk_header(self) -> None:
         """httptools': a chunk's size line is complete, the last one's of size 0 too."""
@@ -222,6 +235,8 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._disarm()
         self._enter(Phase.ANSWER)
+        assert self._exchange is not None
+        self._exchange.complete = time.monotonic()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -309,7 +324,18 @@ class LimitedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
+            self._await_reading()
+
+    def _await_reading(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self._on_slow_reader)
+
+    def _on_slow_reader(self) -> None:
+        self._write_timer = None
+        if self._unread - self.transport.get_write_buffer_size() < LEAST_READ_BYTES:
+            self.transport.abort()
+        else:
+            self._await_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -363,6 +389,24 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._client_timer = self.loop.call_later(LINGER_S, self.transport.close)
+
+
+class _AnswerTransport(asyncio.Transport):
+    """What an answer writes to: closes the connection, unless that is to linger first.
+
+    uvicorn closes at once where the client asked for it: an upload's refusal would be lost.
+    """
+
+    def __init__(self, transport: asyncio.Transport, lingers: Callable[[], bool]) -> None:
+        super().__init__()
+        self.write = transport.write  # type: ignore[method-assign]
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self._close = transport.close
+        self._lingers = lingers
+
+    def close(self) -> None:
+        if not self._lingers():
+            self._close()
 
 
 def _trailers() -> LbhostError:

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 import setproctitle
 
-from lbhost import log
+from lbhost import log, stream
 from lbhost.errors import LbhostError, ModelFileError, PromptError
 from lbhost.gateway.prompt.helper_messages import (
     LENGTH,
@@ -59,6 +59,7 @@ def main(load: Callable[[str], Vocabulary] = Vocab.load) -> int:
     parser = argparse.ArgumentParser(prog="python -m lbhost.gateway.prompt.helper")
     parser.add_argument("--fd", type=int, required=True)
     link = socket.socket(fileno=parser.parse_args().fd)
+    stream.protect()
     setproctitle.setproctitle("lbhost prompt helper")
     data = _receive(link)
     if data is None:

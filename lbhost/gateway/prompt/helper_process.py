@@ -103,12 +103,20 @@ class HelperProcess:
         return messages.answer(await self._reader.readexactly(size))
 
     async def end(self) -> None:
-        """Kill and reap it, and close the link."""
+        """Kill and reap it, and close the link; being cancelled meanwhile waits for that."""
         if self._writer is not None:
             self._writer.transport.abort()
-        if self._process is not None:
-            self._process.kill()
-            await self._reaped()
+        if self._process is None:
+            return
+        self._process.kill()
+        cancelled: asyncio.CancelledError | None = None
+        while self._process.returncode is None:
+            try:
+                await self._reaped()
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     async def _how_it_ended(self) -> str:
         """For a person. A process that only closed its link is killed for it."""

@@ -18,9 +18,11 @@ from lbhost import log
 from lbhost.errors import (
     DeadlineError,
     HelperGoneError,
+    LbhostError,
     NotReadyError,
     PromptError,
     QueueFullError,
+    WireError,
 )
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.metrics import Metrics
@@ -178,8 +180,9 @@ class Helpers:
                 ended = "prepared"
                 _settle(waiting, answer.taken)
             elif isinstance(answer, Refused):
+                error = _refusal(answer)
                 ended = "refused"
-                _settle(waiting, answer.as_error())
+                _settle(waiting, error)
             else:
                 raise HelperGoneError("it answered something else")
         except HelperGoneError as error:
@@ -211,6 +214,14 @@ class Helpers:
         await asyncio.wait({asking}, timeout=max(0.0, ABANDONED_S + began - time.monotonic()))
         if not asking.done():
             raise HelperGoneError("it worked for a caller who left")
+
+
+def _refusal(answer: Refused) -> LbhostError:
+    """Why a body is not good. Raises HelperGoneError: the helper itself is not."""
+    try:
+        return answer.as_error()
+    except WireError as error:
+        raise HelperGoneError(error.message) from error
 
 
 def _settle(waiting: _Waiting, outcome: Taken | Exception) -> None:

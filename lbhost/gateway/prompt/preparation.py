@@ -59,6 +59,11 @@ class Preparation:
                 f"this prompt is {len(tokens)} tokens",
                 param=generation.prompt_param,
             )
+        if len(tokens) > wire.MAX_PROMPT_TOKENS:
+            raise ContextLengthError(
+                f"a prompt has at most {wire.MAX_PROMPT_TOKENS} tokens, not {len(tokens)}",
+                param=generation.prompt_param,
+            )
         wanted = generation.max_tokens
         if wanted is not None and wanted > room:
             raise ContextLengthError(

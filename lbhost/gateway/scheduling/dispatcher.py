@@ -38,6 +38,7 @@ from lbhost.gateway.scheduling.deadlines import Deadlines
 from lbhost.gateway.scheduling.deltas import TextDelta
 from lbhost.gateway.scheduling.job import Job, JobState, Work
 from lbhost.gateway.scheduling.job_queue import JobQueue
+from lbhost.gateway.scheduling.lender import LOOK_S, Lender
 from lbhost.gateway.scheduling.observer import GuardedObserver, Observer, tell_later
 from lbhost.gateway.scheduling.pace import Pace
 from lbhost.gateway.scheduling.router import Router
@@ -91,7 +92,9 @@ class Dispatcher:
         self._jobs: dict[int, Job] = {}
         self._attempts: dict[int, Attempt] = {}
         self._deadlines = Deadlines(self._on_deadline, clock)
+        self._lender = Lender(sessions, enabled=settings.lend, clock=clock)
         self._poll: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
         self._numbers = 0
         self._ready_at = -1e9
         self._idle = asyncio.Event()
@@ -137,8 +140,9 @@ class Dispatcher:
         for link in self._sessions.links():
             link.close()
         self._deadlines.close()
-        if self._poll is not None:
-            self._poll.cancel()
+        for timer in (self._poll, self._look):
+            if timer is not None:
+                timer.cancel()
 
     # --- the HTTP side ---------------------------------------------------------------
 
@@ -163,12 +167,14 @@ class Dispatcher:
                 f"{depth} requests are waiting already", retry_after_s=self._wait_estimate_s()
             )
 
-    def submit(self, work: Work, arrived: float) -> Job:
+    def submit(self, work: Work, arrived: float, complete: float | None = None) -> Job:
         """Queue a request, and send it if a worker has room.
 
         Args:
-            arrived: time.monotonic() of its first byte here. Its deadline, its time to first
-                token and its place in the queue count from then, whatever was done with it since.
+            arrived: time.monotonic() of its head here. Its deadline and its time to first token
+                count from then, whatever was done with it since.
+            complete: time.monotonic() of its last byte, if that is later. Its place in the queue
+                counts from then: nobody gets ahead by sending slowly.
 
         Raises:
             DeadlineError: all its time is gone already.
@@ -184,7 +190,8 @@ class Dispatcher:
         self._numbers += 1
         job = Job(self._numbers, work, arrived)
         job.expected_tokens = self._router.expected_tokens(work)
-        job.order = job.arrived + min(self._router.lonely_cost_s(job), MAX_OVERTAKEN_S)
+        since = arrived if complete is None else complete
+        job.order = since + min(self._router.lonely_cost_s(job), MAX_OVERTAKEN_S)
         self._jobs[job.number] = job
         self._idle.clear()
         self._enqueue(job)
@@ -214,13 +221,24 @@ class Dispatcher:
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None
-        for attempt in self._decide(time.monotonic_ns()):
+        attempts = self._decide(time.monotonic_ns())
+        self._settle_cores()
+        for attempt in attempts:
             self._send(attempt)
         if self._queue:
             self._give_up_hopeless()
         if self._queue:
             self._poll = asyncio.get_running_loop().call_later(POLL_S, self._pump)
         self._pace.waiting(bool(self._queue), self._clock())
+
+    def _settle_cores(self) -> None:
+        """Ask back what is about to be needed, lend what is not; again as long as anything runs."""
+        self._lender.settle()
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        if self._sessions.in_flight:
+            self._look = asyncio.get_running_loop().call_later(LOOK_S, self._settle_cores)
 
     def _decide(self, now_ns: int) -> list[Attempt]:
         """Which queued jobs go where, now. Their slots are taken when this returns.
@@ -352,6 +370,7 @@ class Dispatcher:
 
     def _on_lost(self, link: WorkerLink) -> None:
         attempts = self._sessions.leave(link)
+        self._lender.forget(link)
         if attempts:
             attempts[0].session.tally.errors += len(attempts)
         for attempt in attempts:

@@ -49,7 +49,7 @@ class Job:
         self.number = number
         self.work = work
         self.arrived = arrived
-        """time.monotonic() of its first byte at this server."""
+        """time.monotonic() of its head at this server."""
         self.chain = prefix_index.chain(work.prompt)
         self.long = work.prompt_tokens >= policy.LONG_PROMPT
         self.order = 0.0

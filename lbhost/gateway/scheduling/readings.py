@@ -7,20 +7,24 @@ Reads only; owns nothing but the copies.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import msgspec
 
 from lbhost import board
 from lbhost.config import Settings
-from lbhost.placement.share import share
+from lbhost.placement.heat import limits_of
+from lbhost.placement.share import core_heat, share
 
 FRESH_NS = 5_000_000
 """How long a copy of a worker's row is good."""
 
 HARDWARE_FRESH_NS = 100_000_000
 """How long what the sampler wrote is good; it writes every 250 ms."""
+
+HOT = 0.75
+"""What heat leaves of a core from which on it is not lent."""
 
 Siblings: TypeAlias = Callable[[Iterable[int]], tuple[int, ...]]
 """The other logical CPUs of some CPUs' physical cores."""
@@ -79,6 +83,23 @@ class Readings:
         """All workers that exist, by id."""
         found = ((i, self.worker(i)) for i in range(self.rows))
         return [(i, worker) for i, worker in found if worker is not None]
+
+    def cores(self) -> Iterator[tuple[int, board.CoreRow]]:
+        """All logical CPUs of which anything is known, freshly read."""
+        for number in range(len(self._board.cores)):
+            row = self._core(number)
+            if row is not None:
+                yield number, row
+
+    def hot(self, core: board.CoreRow) -> bool:
+        """Whether heat takes a quarter or more of what the core could do alone."""
+        limits = limits_of(self._settings.warm_c, self._settings.hot_c)
+        return core_heat(core, limits, 1) <= HOT
+
+    def quota_cpus(self) -> float | None:
+        """CPUs' worth of time that the cgroup allows; None without a quota."""
+        host = self._board.host.read(0)
+        return None if host is None else host.quota_cpus
 
     def _hardware_of(self, identity: board.IdentityRow, now: int) -> _Hardware:
         key = identity.cpus if identity.gpu < 0 else identity.gpu

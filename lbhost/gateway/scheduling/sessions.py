@@ -276,6 +276,10 @@ class Sessions:
                 return speeds
         return policy.ASSUMED_SPEEDS
 
+    def all(self) -> list[Session]:
+        """Those of former processes included, as long as they have a link."""
+        return list(self._sessions.values())
+
     def links(self) -> list[WorkerLink]:
         return list(self._sessions)
 

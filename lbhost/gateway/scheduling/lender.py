@@ -1,0 +1,127 @@
+"""Carries out what lending.py decides: which session has been lent what, and who must be told.
+
+Lives where the exact counts of requests are. A core is asked back before its owner gets a request,
+so that the two overlap by one step of the borrower at most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from lbhost import wire
+from lbhost.board import CoreRow, WorkerState
+from lbhost.gateway.scheduling.lending import Core, Home, Lent, lend
+from lbhost.gateway.scheduling.sessions import Session, Sessions
+from lbhost.gateway.scheduling.worker_link import WorkerLink
+
+LOOK_S = 0.25
+"""The cores' readings are looked at so often; the sampler writes them as often."""
+
+USED = 0.35
+"""A core of which others have used so much over the last second or so is not lent…"""
+
+FREE = 0.2
+"""…until it is less than this again. The gateway and its clients run somewhere too."""
+
+WEIGHT = 0.25
+"""Of the newest reading in what is believed of a core."""
+
+
+class Lender:
+    """See the module. `settle` is to be called whenever requests were placed or have ended."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        *,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sessions = sessions
+        self._readings = sessions.readings
+        self._enabled = enabled
+        self._clock = clock
+        self._lent: dict[Session, Lent] = {}
+        self._used: dict[int, float] = {}
+        self._closed: set[int] = set()
+        self._cores: list[Core] = []
+        self._limit: int | None = None
+        self._looked = -1e9
+        self._known: object = None
+        """What the last decision was made from."""
+
+    def settle(self) -> None:
+        """Decide, and tell those for whom something changes; who gives back is told first."""
+        if not self._enabled:
+            return
+        self._look()
+        sessions = self._sessions.all()
+        homes, borrowers = self._homes(sessions)
+        known = (tuple(homes), tuple(self._cores), self._limit)
+        if known == self._known:
+            return
+        self._known = known
+        before = {session.worker: cpus for session, cpus in self._lent.items()}
+        found = lend(homes, self._cores, limit=self._limit, before=before)
+        wanted = {session: found.get(session.worker, ()) for session in borrowers}
+        for session in self._lent.keys() - wanted.keys():
+            wanted[session] = ()
+        changed = [s for s, cpus in wanted.items() if cpus != self._lent.get(s, ())]
+        # What one gets, another may have to give back: they are told in this order.
+        for session in sorted(changed, key=lambda s: len(wanted[s]) - len(self._lent.get(s, ()))):
+            session.link.send(wire.encode(wire.Lend(wanted[session])))
+        self._lent = {session: cpus for session, cpus in wanted.items() if cpus}
+
+    def forget(self, link: WorkerLink) -> None:
+        """It is gone, and with it what was lent over it."""
+        self._lent = {session: cpus for session, cpus in self._lent.items() if session.link != link}
+
+    def _homes(self, sessions: list[Session]) -> tuple[list[Home], list[Session]]:
+        """All workers of this box, and the sessions of those that compute.
+
+        A worker without requests lends its cores; one that is draining or has lost its link, too,
+        once it has no requests. One that starts needs them.
+        """
+        attempts: dict[int, int] = {}
+        for session in sessions:
+            attempts[session.worker] = attempts.get(session.worker, 0) + len(session.attempts)
+        homes: list[Home] = []
+        current: list[Session] = []
+        for worker, reading in self._readings.present():
+            identity = reading.identity
+            if identity.gpu >= 0:
+                continue
+            now = self._sessions.current(worker)
+            busy = attempts.get(worker, 0) > 0
+            computing = now is not None and bool(now.attempts)
+            starting = identity.state is WorkerState.STARTING
+            homes.append(Home(worker, identity.cpus, computing, idle=not (busy or starting)))
+            if computing and now is not None:
+                current.append(now)
+        return homes, current
+
+    def _look(self) -> None:
+        """Take in the cores' readings, if they may have changed."""
+        now = self._clock()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        cores = []
+        for cpu, row in self._readings.cores():
+            if row.lead:
+                shut = self._is_used(cpu, row) or self._readings.hot(row)
+                cores.append(Core(cpu, row.llc, row.node, row.efficiency, open=not shut))
+        self._cores = cores
+        quota = self._readings.quota_cpus()
+        self._limit = None if quota is None else int(quota)
+
+    def _is_used(self, cpu: int, row: CoreRow) -> bool:
+        before, now = self._used.get(cpu, 0.0), row.others
+        used = before if now is None else before + WEIGHT * (now - before)
+        self._used[cpu] = used
+        if used > USED:
+            self._closed.add(cpu)
+        elif used < FREE:
+            self._closed.discard(cpu)
+        return cpu in self._closed

@@ -1,0 +1,81 @@
+"""Which number of threads a step gets: what pays is kept, what does not is left, all is retried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lbhost.worker.widths import LOOK_AGAIN, Phase, Widths
+
+
+def run(
+    widths: Widths,
+    gains: Mapping[int, float],
+    steps: int,
+    *,
+    widest: int | None = None,
+    phase: Phase = Phase.DECODE,
+) -> list[int]:
+    """So many steps on a box where a width is so many times as fast as the own threads."""
+    taken = []
+    for _ in range(steps):
+        width = widths.choose(phase, widest or max(gains), known=True)
+        widths.observe(phase, width, 1.0, 1.0 / gains[width])
+        taken.append(width)
+    return taken
+
+
+def test_the_own_threads_compute_alone_until_their_speed_is_known() -> None:
+    assert Widths().choose(Phase.PREFILL, 8, known=False) == 1
+    assert Widths(2).choose(Phase.PREFILL, 8, known=False) == 2
+    assert Widths().choose(Phase.PREFILL, 1, known=True) == 1
+
+
+def test_what_pays_is_tried_and_kept() -> None:
+    assert run(Widths(), {1: 1.0, 2: 1.5, 3: 1.9, 4: 2.2}, 10)[3:] == [4] * 7
+
+
+def test_it_stops_widening_where_nothing_is_won() -> None:
+    taken = run(Widths(), {1: 1.0, 2: 1.5, 3: 1.51, 4: 3.0}, 30)
+    assert taken[:3] == [2, 3, 2]
+    assert set(taken[2:]) == {2}
+
+
+def test_prompts_and_single_tokens_have_widths_of_their_own() -> None:
+    widths = Widths()
+    assert run(widths, {1: 1.0, 2: 0.8}, 10)[1:] == [1] * 9
+    assert run(widths, {1: 1.0, 2: 1.8}, 10, phase=Phase.PREFILL) == [2] * 10
+    assert widths.gain(Phase.PREFILL, 2) > 1.5 > 1.0 > widths.gain(Phase.DECODE, 2)
+
+
+def test_a_neighbour_that_comes_makes_it_narrow_and_one_that_goes_wide_again() -> None:
+    widths = Widths()
+    run(widths, {1: 1.0, 2: 1.6}, 200)
+    narrow = run(widths, {1: 1.0, 2: 0.5}, 20 * LOOK_AGAIN)
+    assert narrow[-LOOK_AGAIN // 2 :].count(1) >= LOOK_AGAIN // 2 - 1
+    wide = run(widths, {1: 1.0, 2: 1.6}, 60 * LOOK_AGAIN)
+    assert wide[-LOOK_AGAIN // 2 :].count(2) >= LOOK_AGAIN // 2 - 1
+
+
+def test_a_disturbed_core_of_its_own_does_not_make_a_second_one_look_useless() -> None:
+    assert run(Widths(), {1: 0.5, 2: 0.9}, 300)[-5:] == [2] * 5
+
+
+def test_fewer_cores_than_before_are_fine() -> None:
+    widths = Widths()
+    run(widths, {1: 1.0, 2: 1.5, 3: 2.0}, 20)
+    assert run(widths, {1: 1.0, 2: 1.5}, 5, widest=2) == [2] * 5
+    assert run(widths, {1: 1.0}, 3, widest=1) == [1] * 3
+
+
+def test_a_worker_of_several_threads_is_never_narrower() -> None:
+    widths = Widths(2)
+    taken = run(widths, {2: 1.0, 3: 1.4, 4: 1.2}, 5 * LOOK_AGAIN)
+    assert min(taken) == 2
+    assert taken[-10:-5] == [3] * 5
+
+
+def test_steps_that_took_no_time_are_not_believed() -> None:
+    widths = Widths()
+    widths.observe(Phase.DECODE, 2, 1.0, 0.0)
+    widths.observe(Phase.DECODE, 2, 0.0, 1.0)
+    assert widths.gain(Phase.DECODE, 2) == 1.0

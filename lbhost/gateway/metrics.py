@@ -205,12 +205,23 @@ class BoardCollector(Collector):
 
 def _accuracy(accuracy: Accuracy) -> Iterator[tuple[str, str, float | None]]:
     """How good the router's predictions for a worker were."""
-    now = time.monotonic()
-    for what, text, errors, factor in (
-        ("ttft", "the time to the first token", accuracy.ttft, accuracy.ttft_factor),
-        ("completion", "the time to the last token", accuracy.completion, accuracy.output_factor),
+    for what, text, errors in (
+        ("ttft", "the time to the first token", accuracy.ttft),
+        ("completion", "the time to the last token", accuracy.completion),
     ):
         name = f"{what}_prediction"
         yield f"{name}_error_ratio", f"Median relative error's size of {text}", errors.absolute
         yield f"{name}_bias_ratio", f"Median relative error of {text}", errors.signed
-        yield f"{name}_factor", f"What corrects predictions of {text}", factor.at(now)
+    now = time.monotonic()
+    for when, factors in (("narrow", accuracy.narrow), ("wide", accuracy.wide)):
+        text = "with lent cores" if when == "wide" else "without lent cores"
+        yield (
+            f"{when}_ttft_factor",
+            f"Corrects the time to the first token {text}",
+            factors.ttft.at(now),
+        )
+        yield (
+            f"{when}_output_factor",
+            f"Corrects the time between tokens {text}",
+            factors.output.at(now),
+        )

@@ -3,8 +3,9 @@
 A worker's predictions err in common: a neighbour that the sampler does not see, an order of
 prompts that turns out otherwise, requests that come later. So each worker has two factors,
 observed over predicted, of the time to the first token and of the time between tokens, which
-its next predictions are multiplied with. They move slowly, are bounded, and fade to 1 when
-nothing new comes, so that a worker that looked bad is tried again. Owns no clock.
+its next predictions are multiplied with; and two more for times in which it is lent cores, as
+its speeds are those of its own. They move slowly, are bounded, and fade to 1 when nothing new
+comes, so that a worker that looked bad is tried again. Owns no clock.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterable
 
 import msgspec
 
@@ -20,6 +22,9 @@ WEIGHT = 0.1
 
 MOST = 2.0
 """A factor is at most this and at least one over it: what is further off has another cause."""
+
+WIDE_LEAST = 1 / 8
+"""The least factor where cores are lent: prompts have been seen to gain that much from them."""
 
 OUTLIER = 0.5
 """A request moves a factor as if it were off by exp(0.5) = 1.65 at most."""
@@ -45,6 +50,8 @@ class Forecast(msgspec.Struct, frozen=True):
     ttft_factor: float = 1.0
     output_factor: float = 1.0
     """Both are in the above already."""
+    wide: bool = False
+    """Whether cores were there to be lent."""
 
     @property
     def seconds(self) -> float:
@@ -55,8 +62,9 @@ class Forecast(msgspec.Struct, frozen=True):
 class Factor:
     """Observed over predicted, slowly."""
 
-    def __init__(self, start: float = 1.0) -> None:
+    def __init__(self, start: float = 1.0, least: float = 1 / MOST) -> None:
         self._log = math.log(start)
+        self._least, self._most = math.log(least), math.log(MOST)
         self._seen = 0
         self._newest: float | None = None
 
@@ -71,9 +79,8 @@ class Factor:
         old = self._faded(now)
         off = math.log(observed / uncorrected) - old
         weight = max(WEIGHT, 1 / (self._seen + 2))
-        bound = math.log(MOST)
         new = old + weight * min(OUTLIER, max(-OUTLIER, off))
-        self._log = min(bound, max(-bound, new))
+        self._log = min(self._most, max(self._least, new))
         self._seen += 1
         self._newest = now
 
@@ -115,19 +122,32 @@ class Errors:
         return self._medians
 
 
+class Factors:
+    """The two of one situation."""
+
+    def __init__(self, ttft: float = 1.0, output: float = 1.0, least: float = 1 / MOST) -> None:
+        self.ttft = Factor(ttft, least)
+        self.output = Factor(output, least)
+
+
 class Accuracy:
     """Of the predictions for one worker id, over all its processes."""
 
-    def __init__(self, ttft_factor: float = 1.0, output_factor: float = 1.0) -> None:
-        self.ttft_factor = Factor(ttft_factor)
-        self.output_factor = Factor(output_factor)
+    def __init__(self, narrow: Factors | None = None, wide: Factors | None = None) -> None:
+        self.narrow = narrow or Factors()
+        self.wide = wide or Factors(least=WIDE_LEAST)
         self.ttft = Errors()
         self.completion = Errors()
+
+    def factors(self, wide: bool) -> Factors:
+        """Those for a time with or without cores to lend."""
+        return self.wide if wide else self.narrow
 
     def began(self, forecast: Forecast, ttft_s: float, now: float) -> None:
         """A request's first token came so long after it was given to the worker."""
         self.ttft.add(forecast.ttft_s, ttft_s)
-        self.ttft_factor.add(ttft_s, forecast.ttft_s / forecast.ttft_factor, now)
+        uncorrected = forecast.ttft_s / forecast.ttft_factor
+        self.factors(forecast.wide).ttft.add(ttft_s, uncorrected, now)
 
     def ended(
         self, forecast: Forecast, ttft_s: float, total_s: float, tokens: int, now: float
@@ -136,4 +156,21 @@ class Accuracy:
         self.completion.add(forecast.seconds, total_s)
         if tokens >= LEAST_TOKENS:
             between_s = (total_s - ttft_s) / (tokens - 1)
-            self.output_factor.add(between_s, forecast.output_s / forecast.output_factor, now)
+            uncorrected = forecast.output_s / forecast.output_factor
+            self.factors(forecast.wide).output.add(between_s, uncorrected, now)
+
+
+def like(others: Iterable[Accuracy], now: float) -> Accuracy:
+    """For a worker of which nothing is known: it begins with what is usual here."""
+    known = list(others)
+    if not known:
+        return Accuracy()
+    narrow, wide = (
+        Factors(
+            statistics.median(one.factors(wide).ttft.at(now) for one in known),
+            statistics.median(one.factors(wide).output.at(now) for one in known),
+            least,
+        )
+        for wide, least in ((False, 1 / MOST), (True, WIDE_LEAST))
+    )
+    return Accuracy(narrow, wide)

@@ -253,7 +253,8 @@ class Dispatcher:
         if usable:
             self._ready_at = self._clock()
         attempts: list[Attempt] = []
-        views = [session.view(reading, now_ns) for session, reading in usable] if room else []
+        wide = self._sessions.wide
+        views = [s.view(reading, now_ns, wide=wide) for s, reading in usable] if room else []
         for job in self._queue.walk(lambda: policy.room_for_long(views)):
             if not room:
                 break
@@ -261,10 +262,10 @@ class Dispatcher:
             if index is None:
                 continue
             session, reading = usable[index]
-            forecast = self._router.forecast(job, session, views[index])
+            forecast = self._router.forecast(job, session, views[index], wide=wide)
             attempts.append(self._assign(job, session, now_ns))
             attempts[-1].forecast = forecast
-            views[index] = session.view(reading, now_ns)
+            views[index] = session.view(reading, now_ns, wide=wide)
             room -= 1
         return attempts
 

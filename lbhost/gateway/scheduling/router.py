@@ -60,18 +60,21 @@ class Router:
         self._turn += index is not None
         return index
 
-    def forecast(self, job: Job, session: Session, view: policy.WorkerView) -> Forecast | None:
+    def forecast(
+        self, job: Job, session: Session, view: policy.WorkerView, *, wide: bool
+    ) -> Forecast | None:
         """What to expect of a job that goes to the session now; None where nothing is known.
 
         Args:
             view: of the session, for a job of which nothing is cached.
+            wide: as the view was made.
         """
         foreseen = policy.foresee(_need(job), _seen_by(job, session, view))
         if foreseen is None:
             return None
         ttft_s, output_s = foreseen
         tokens = job.expected_tokens
-        return Forecast(ttft_s, output_s, tokens, view.ttft_factor, view.output_factor)
+        return Forecast(ttft_s, output_s, tokens, view.ttft_factor, view.output_factor, wide)
 
     def began(self, attempt: Attempt, now: float) -> None:
         """An attempt's first token has come."""

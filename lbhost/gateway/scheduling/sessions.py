@@ -7,12 +7,11 @@ of its slots until the worker says that it ended, or the link does. Decides noth
 from __future__ import annotations
 
 import enum
-import statistics
 import time
 
 from lbhost import board
 from lbhost.gateway.scheduling import policy
-from lbhost.gateway.scheduling.accuracy import Accuracy, Forecast
+from lbhost.gateway.scheduling.accuracy import Accuracy, Forecast, like
 from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
@@ -136,12 +135,17 @@ class Session:
         silent = now_ns - max(progress.heartbeat_ns, self.busy_since_ns)
         return silent <= max(STALE_NS, STALE_STEPS * progress.predicted_step_s * 1e9)
 
-    def view(self, reading: WorkerReading, now_ns: int) -> policy.WorkerView:
-        """As the policy wants it, for a job of which nothing is cached."""
+    def view(self, reading: WorkerReading, now_ns: int, *, wide: bool = False) -> policy.WorkerView:
+        """As the policy wants it, for a job of which nothing is cached.
+
+        Args:
+            wide: whether cores of idle workers are there to be lent.
+        """
         identity, progress = reading.identity, reading.progress
         now = now_ns / 1e9
         ready_for_s = max(0.0, now - identity.started_ns / 1e9)
         left = self.prefills(progress)
+        factors = self.accuracy.factors(wide)
         return policy.WorkerView(
             worker=self.worker,
             epoch=self.epoch,
@@ -154,8 +158,8 @@ class Session:
             share=reading.share,
             idle=reading.idle,
             penalty=policy.penalty(self.error_rate.at(now), ready_for_s),
-            ttft_factor=self.accuracy.ttft_factor.at(now),
-            output_factor=self.accuracy.output_factor.at(now),
+            ttft_factor=factors.ttft.at(now),
+            output_factor=factors.output.at(now),
         )
 
 
@@ -198,12 +202,8 @@ class Sessions:
         """Of the predictions for a worker id. A new one starts with what is usual here."""
         found = self._accuracies.get(worker)
         if found is None:
-            now = time.monotonic()
-            known = self._accuracies.values()
-            found = self._accuracies[worker] = Accuracy(
-                _middle([one.ttft_factor.at(now) for one in known]),
-                _middle([one.output_factor.at(now) for one in known]),
-            )
+            found = like(self._accuracies.values(), time.monotonic())
+            self._accuracies[worker] = found
         return found
 
     def current(self, worker: int) -> Session | None:
@@ -257,6 +257,12 @@ class Sessions:
         )
 
     @property
+    def wide(self) -> bool:
+        """Whether a worker is idle and stays so when the next request comes: it lends its cores."""
+        idle = sum(not session.attempts for session in self._current.values())
+        return idle > 1
+
+    @property
     def slots(self) -> int:
         return sum(session.slots for session in self._current.values())
 
@@ -282,10 +288,6 @@ class Sessions:
 
     def links(self) -> list[WorkerLink]:
         return list(self._sessions)
-
-
-def _middle(factors: list[float]) -> float:
-    return statistics.median(factors) if factors else 1.0
 
 
 def _speeds(progress: board.ProgressRow) -> policy.Speeds | None:

@@ -290,6 +290,7 @@ class Dispatcher:
             sampling=work.sampling,
             stop=work.stop,
             ignore_eos=work.ignore_eos,
+            rank=work.rank,
         )
         self._deadlines.set(job, job.arrived + self._settings.request_timeout_s)
         attempt.session.link.send(wire.encode(submit))

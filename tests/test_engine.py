@@ -218,6 +218,50 @@ def test_a_busy_slots_long_prefix_is_copied() -> None:
     assert bench.result(1).tokens == continuation([*common, 1], 20, 64)
 
 
+def prompt_of(length: int, first: int) -> list[int]:
+    """Some prompt; two with different first tokens share nothing."""
+    return [first, *(1 + i % 900 for i in range(length - 1))]
+
+
+def test_a_short_prompt_goes_before_the_rest_of_a_long_one_that_is_half_done() -> None:
+    bench = Bench(FakeContext(n_ctx=2048, batch_size=64))
+    bench.submit(submit(1, prompt_of(1000, 1), 1))
+    while len(bench.context.kv[0]) < 800:
+        bench.step()
+    bench.now += 3600
+    bench.submit(submit(2, prompt_of(63, 2), 1))
+    bench.step()
+    assert bench.finish(2).prompt_tokens == 63
+    assert len(bench.context.kv[0]) < 1000
+
+
+def test_a_long_prompt_keeps_its_part_under_a_stream_of_short_ones() -> None:
+    bench = Bench(FakeContext(n_ctx=2048, batch_size=64))
+    bench.submit(submit(0, prompt_of(1000, 999), 1))
+    steps = 0
+    while 0 not in {request for _, request in bench.results}:
+        steps += 1
+        bench.submit(submit(steps, prompt_of(50, 1 + steps % 900), 1))
+        bench.step()
+    short = sum(count for batch in bench.context.batches for slot, count in batch if slot)
+    assert 2 * 1000 < short < 3 * (1000 + 64) + 64
+
+
+def test_what_a_prompt_is_owed_is_not_paid_by_an_aborted_step() -> None:
+    bench = Bench(FakeContext(n_ctx=2048, batch_size=64))
+    bench.submit(submit(1, prompt_of(1000, 1), 1))
+    for number in range(2, 5):
+        bench.submit(submit(number, prompt_of(64, number), 1))
+    for _ in range(3):
+        bench.step()
+    bench.context.results = [Decoded.ABORTED]
+    bench.submit(submit(5, prompt_of(64, 5), 1))
+    for _ in range(2):
+        bench.step()
+        assert bench.context.batches[-1] == [(0, 64)]
+    assert len(bench.context.kv[0]) == 64
+
+
 def test_a_cancelled_request_ends_at_once_wherever_it_is() -> None:
     bench = Bench(FakeContext(slots=2))
     bench.submit(submit(1, PROMPT, 50))  # will decode

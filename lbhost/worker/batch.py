@@ -1,8 +1,8 @@
 """Which tokens the next step computes: pure functions of what runs and how fast it goes.
 
 A step carries one token of every decoding sequence and chunks of prompts (prefill). Chunks
-are sized so that a step with running decodes stays under the inter-token target; among
-prompts the one that is soonest done goes first, and none waits forever.
+are sized so that a step with running decodes stays under the inter-token target; whose turn
+it is, is said in lbhost/order.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Sequence
 
 import msgspec
+
+from lbhost.order import Overtaken, Prompt, turns
 
 MIN_CHUNK = 16
 """Tokens. Smaller chunks pay the step's fixed cost for next to no progress."""
@@ -37,11 +39,6 @@ FIRST_CHUNK = 32
 
 MAX_GAP = 3
 """Slots in a row that are filled: more of them cost as much as starting anew."""
-
-PATIENCE = 4.0
-"""A prompt is overtaken by shorter ones for this many times its own prefill time at most."""
-
-_GUESS_TOK_S = 100.0
 
 
 class Speeds(msgspec.Struct, frozen=True):
@@ -70,25 +67,18 @@ class Speeds(msgspec.Struct, frozen=True):
         )
 
 
-class Prefill(msgspec.Struct, frozen=True):
-    """A prompt that is not computed yet."""
-
-    slot: int
-    remaining: int
-    """Tokens."""
-    arrived_s: float
-
-
 class Chunk(msgspec.Struct, frozen=True):
-    """So many of a slot's next prompt tokens go into the step."""
+    """So many of a prompt's next tokens go into the step."""
 
-    slot: int
+    number: int
+    """The prompt's; see order.Prompt."""
     count: int
 
 
 def plan(
     decoding: int,
-    prefills: Sequence[Prefill],
+    prompts: Sequence[Prompt],
+    overtaken: Overtaken,
     speeds: Speeds,
     target_s: float,
     room: int,
@@ -99,22 +89,34 @@ def plan(
 
     Args:
         decoding: sequences that get one token each.
-        prefills: all prompts with tokens left to compute.
+        prompts: all that have tokens left to compute.
+        overtaken: what the oldest of them is owed; see order.after.
         target_s: inter-token target. With nothing decoding it bounds how long a request
             that arrives during the step waits.
         room: tokens that one batch holds.
         tiled: whether attention is computed in tiles.
     """
     left = prefill_budget(decoding, speeds, target_s, room, tiled=tiled)
-    least = NEARLY_A_TILE if tiled and left >= TILE else MIN_CHUNK
-    chunks: list[Chunk] = []
-    for prefill in sorted(prefills, key=lambda p: (_due_s(p, speeds), p.slot)):
-        count = min(prefill.remaining, left)
-        if count < min(least, prefill.remaining):
+    whole = tiled and left >= TILE
+    least = NEARLY_A_TILE if whole else MIN_CHUNK
+    riding = _riding(decoding) if whole else 0
+    left -= riding
+    room -= decoding
+    remaining = {prompt.number: prompt.remaining for prompt in prompts}
+    counts: dict[int, int] = {}
+    for turn in turns(prompts, overtaken, max(1, min(left, TILE))):
+        begun = counts.get(turn.number, 0)
+        rides = 0 if begun else riding
+        most = min(turn.most + rides, remaining[turn.number] - begun)
+        count = min(most, left + rides, room)
+        if count < min(least, most):
+            continue
+        counts[turn.number] = begun + count
+        left -= max(0, count - rides)
+        room -= count
+        if left <= 0:
             break
-        chunks.append(Chunk(prefill.slot, count))
-        left -= count
-    return chunks
+    return [Chunk(number, count) for number, count in counts.items()]
 
 
 def prefill_budget(
@@ -148,12 +150,6 @@ def _riding(decoding: int) -> int:
     of every sequence together, and then the rest of the chunk.
     """
     return 1 if decoding else 0
-
-
-def _due_s(prefill: Prefill, speeds: Speeds) -> float:
-    """When a prompt's patience ends: soon for short ones, and nobody's moves away."""
-    speed = speeds.prefill_tok_s or _GUESS_TOK_S
-    return prefill.arrived_s + PATIENCE * prefill.remaining / speed
 
 
 def gaps(slots: Sequence[int]) -> list[int]:

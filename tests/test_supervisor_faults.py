@@ -228,12 +228,3 @@ async def test_a_fork_server_that_refuses_is_asked_ever_more_seldom(
         assert running.worker(1).state is S.READY
         running.tell("template", "")
         await running.state(0, S.READY)
-
-
-async def test_the_lock_file_of_a_running_server_never_looks_old(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with box(tmp_path, monkeypatch) as running:
-        lock = tmp_path / "run/lock"
-        os.utime(lock, (1, 1))
-        await running.until(lambda: lock.stat().st_mtime > 1, "it is touched")

@@ -39,7 +39,7 @@ class Watched(msgspec.Struct, frozen=True):
     worker: int
     pid: int
     cpus: tuple[int, ...]
-    """CPUs it runs on; its use is taken to be spread evenly over them, but for lent ones."""
+    """CPUs it runs on; its use is taken to be spread evenly over them."""
     wide: bool = False
     """Whether it has used lent CPUs since the last sample."""
 
@@ -114,6 +114,7 @@ class Sampler:
                     hot_c=sensed.hot_c,
                     sensor=sensed.sensor,
                     sensor_cores=sensed.sensor_cores,
+                    lasting=used.lasting,
                     lead=cpu in self._leads,
                     llc=core.llc,
                     node=core.node,

@@ -18,6 +18,7 @@ from fake_engine import (
     lively,
     submit,
 )
+from lbhost import order
 from lbhost.wire import Delta, Finish, FinishReason, Submit
 from lbhost.worker.context import Decoded
 from lbhost.worker.engine import MAX_FAILURES, Engine, EngineFailureError
@@ -262,6 +263,29 @@ def test_what_a_prompt_is_owed_is_not_paid_by_an_aborted_step() -> None:
         bench.step()
         assert bench.context.batches[-1] == [(0, 64)]
     assert len(bench.context.kv[0]) == 64
+
+
+def test_a_lower_rank_gets_slots_and_prefill_first() -> None:
+    bench = Bench(FakeContext(slots=2, n_ctx=2048, batch_size=64))
+    for number, rank in enumerate((order.FLEX, order.DEFAULT, order.PRIORITY)):
+        length = 100 * (number + 1)
+        bench.submit(submit(number, prompt_of(length, number + 1), 1, rank=rank))
+    bench.run()
+    ends = [request for _, request in bench.results]
+    assert ends == [2, 1, 0]
+    assert bench.context.batches[0] == [(0, 64)]
+
+
+def test_flex_gives_way_between_two_steps() -> None:
+    bench = Bench(FakeContext(n_ctx=2048, batch_size=64))
+    bench.submit(submit(1, prompt_of(500, 1), 1, rank=order.FLEX))
+    for _ in range(3):
+        bench.step()
+    bench.submit(submit(2, prompt_of(640, 2), 1))
+    for _ in range(10):
+        bench.step()
+    assert bench.finish(2).prompt_tokens == 640
+    assert len(bench.context.kv[0]) == 3 * 64
 
 
 def gaps_beside_a_long_prompt(bench: Bench, step_s: Callable[[list[int]], float]) -> list[float]:

@@ -135,7 +135,7 @@ class VirtualWorker:
         self._loop = loop
         self._cores = cores
         self._planner = planner
-        self._meter = SpeedMeter()
+        self._meter = SpeedMeter(tiled=True)
         self._widths = Widths()
         self._lent: tuple[int, ...] = ()
         self._wide_steps = 0
@@ -378,7 +378,7 @@ class VirtualWorker:
         self.waiting.clear()
         self.prefill_pending = 0
         self._lent = ()
-        self._meter, self._widths = SpeedMeter(), Widths()
+        self._meter, self._widths = SpeedMeter(tiled=True), Widths()
         self._identity = msgspec.structs.replace(self._identity, state=board.WorkerState.BACKOFF)
         self._read_s = -1.0
         link, self.link = self.link, None

@@ -31,6 +31,14 @@ class Policy(enum.StrEnum):
     IDLE_CPU = "idle-cpu"
 
 
+class FlashAttention(enum.StrEnum):
+    """`auto` is on where it pays with this build of llama.cpp, or what `lbhost tune` found."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class LogFormat(enum.StrEnum):
     """`auto` is text on a terminal and JSON elsewhere."""
 
@@ -106,16 +114,33 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = ""
     workers: Annotated[
         Count | str,
-        says("How many workers; `auto`: one per physical core this process may use, or per GPU."),
+        says(
+            "How many workers; `auto`: one per GPU, or else as many as the cores this process may "
+            "use have room for."
+        ),
     ] = "auto"
     threads_per_worker: Annotated[
-        int,
-        Meta(ge=1, le=256),
-        says("CPU threads of each worker; more than one makes a worker span several cores."),
-    ] = 1
-    lend: Annotated[
-        bool, says("Lend cores that no request needs to workers that have one (true, false).")
+        Annotated[int, Meta(ge=1, le=256)] | None,
+        says(
+            "CPU threads of each worker; more than one makes a worker span several cores. Default: "
+            "1, or with --workers auto what was measured to be faster."
+        ),
+    ] = None
+    probe: Annotated[
+        bool,
+        says(
+            "Measure once, in some seconds, how many workers of how many threads suit this model "
+            "and box, where neither --workers nor --threads-per-worker says. Wider workers get "
+            "more slots in proportion."
+        ),
     ] = True
+    tuned: Annotated[
+        bool, says("Use what `lbhost tune` has chosen for this model on this box, if it has.")
+    ] = True
+    flash_attention: Annotated[
+        FlashAttention, says("Flash attention of CPU workers; auto: where it pays.")
+    ] = FlashAttention.AUTO
+    lend: Annotated[bool, says("Lend cores that no request needs to workers that have one.")] = True
     slots: Annotated[int, Meta(ge=1, le=64), says("Sequences that each worker runs at once.")] = 4
     ctx_size: Annotated[
         Annotated[int, Meta(ge=64, le=1_048_576)] | None,
@@ -190,6 +215,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     restart_window_s: Annotated[Seconds, says("See restart_budget.")] = 60.0
     log_format: Annotated[LogFormat, says("Text for people or JSON for machines.")] = LogFormat.AUTO
     log_level: Annotated[LogLevel, says("Least severe messages to write.")] = LogLevel.INFO
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each worker."""
+        return self.threads_per_worker or 1
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, str) and self.workers != "auto":

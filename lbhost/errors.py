@@ -239,6 +239,10 @@ class ModelChangedError(ModelFileError):
     """The model's file is another one than when the server started."""
 
 
+class TuningError(LbhostError):
+    """A measurement of the box could not be made. `serve` goes on without; `tune` exits with 1."""
+
+
 class ServerGoneError(LbhostError):
     """A client command found no running server on the runtime dir. Exits with 1."""
 

@@ -118,9 +118,7 @@ def examine(
         problems.append(Finding(Level.PROBLEM, model_error))
     placements: list[Placement] = []
     try:
-        placements = plan(
-            box.topology, settings.workers, settings.threads_per_worker, box.gpus, gpu_capable
-        )
+        placements = plan(box.topology, settings.workers, settings.threads, box.gpus, gpu_capable)
     except UsageError as error:
         problems.append(Finding(Level.PROBLEM, error.message))
     n_ctx = need = None

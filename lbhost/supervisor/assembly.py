@@ -71,6 +71,7 @@ class Assembly:
                 host=host,
                 gpu=gpu,
                 siblings=[self._core(i) for i in topology.siblings(cpus)],
+                nice=self._settings.nice,
                 warm_c=self._settings.warm_c,
                 hot_c=self._settings.hot_c,
             )
@@ -114,6 +115,8 @@ class Assembly:
             retry_in_s=None if retry is None else max(0.0, retry - time.monotonic()),
             heat=self._heat(known, gpu, len(cores)),
             spare=want.spare,
+            ttft_error=traffic.ttft_error if fresh else None,
+            completion_error=traffic.completion_error if fresh else None,
             lent=list(progress.lent) if alive else [],
         )
 

@@ -103,7 +103,7 @@ class Supervisor:
         self.homes = Homes(
             made.topology,
             made.reread,
-            self._settings.threads_per_worker,
+            self._settings.threads,
             made.gpus,
             made.gpu_capable,
             len(self._board.cores),

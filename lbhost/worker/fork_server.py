@@ -20,6 +20,7 @@ import setproctitle
 
 from lbhost import control, log
 from lbhost.board import Board
+from lbhost.config import FlashAttention
 from lbhost.errors import LbhostError
 from lbhost.linux import bind_memory
 from lbhost.llama import Model
@@ -47,10 +48,13 @@ def main() -> int:
 def _load_and_fork(link: socket.socket, configure: control.Configure, board: Board) -> int:
     began = time.monotonic()
     if configure.node is not None:
-        _settle_on(configure.node)
+        settle_on(configure.node)
     try:
         with unchanged(configure.weights):
             model = Model(configure.model_path)
+        flash = configure.settings.flash_attention
+        if flash is not FlashAttention.AUTO:
+            model.flash_attention = flash is FlashAttention.ON
     except LbhostError as error:
         control.send(link, control.Failed(error.message))
         return 1
@@ -80,7 +84,7 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
                 log.get().warning("unexpected control message", message=type(message).__name__)
 
 
-def _settle_on(node: int) -> None:
+def settle_on(node: int) -> None:
     """Load on the node where the workers will read: memory from there, CPUs from there."""
     bind_memory(node)
     own = cpulist.parse(tree.text(Roots.from_environ(os.environ).node_cpus(node)))

@@ -79,6 +79,7 @@ class Core:
                     [self.row],
                     warm_c=self._settings.warm_c,
                     hot_c=self._settings.hot_c,
+                    nice=self._settings.nice,
                 )
             self._sampled_s = now
         return self._share

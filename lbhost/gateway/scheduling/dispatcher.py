@@ -258,7 +258,8 @@ class Dispatcher:
         if usable:
             self._ready_at = self._clock()
         attempts: list[Attempt] = []
-        views = [session.view(reading, now_ns) for session, reading in usable] if room else []
+        wide = self._sessions.wide
+        views = [s.view(reading, now_ns, wide=wide) for s, reading in usable] if room else []
         for job in self._queue.walk(lambda: policy.room_for_long(views)):
             if not room:
                 break
@@ -266,8 +267,10 @@ class Dispatcher:
             if index is None:
                 continue
             session, reading = usable[index]
+            forecast = self._router.forecast(job, session, views[index], wide=wide)
             attempts.append(self._assign(job, session, now_ns))
-            views[index] = session.view(reading, now_ns)
+            attempts[-1].forecast = forecast
+            views[index] = session.view(reading, now_ns, wide=wide)
             room -= 1
         return attempts
 
@@ -292,6 +295,7 @@ class Dispatcher:
             sampling=work.sampling,
             stop=work.stop,
             ignore_eos=work.ignore_eos,
+            rank=work.rank,
         )
         self._deadlines.set(job, job.arrived + self._settings.request_timeout_s)
         attempt.session.link.send(wire.encode(submit))
@@ -326,6 +330,8 @@ class Dispatcher:
                 continue
             job = attempt.job
             if delta.tokens:
+                if attempt.first_token is None:
+                    self._router.began(attempt, now)
                 self._observer.tokens(attempt, len(delta.tokens), now)
                 attempt.last_token = now
                 if not job.over and job.first_token is None:
@@ -366,7 +372,7 @@ class Dispatcher:
             why = finish.error or "unknown reason"
             self._end(job, error=EngineError(f"the engine gave up on this request: {why}"))
         else:
-            self._router.learn(finish)
+            self._router.learn(attempt, finish, now)
             self._end(job, finish=finish)
 
     def _on_lost(self, link: WorkerLink) -> None:

@@ -137,6 +137,7 @@ class Readings:
                 host=self._board.host.read(0),
                 gpu=gpu,
                 siblings=[self._core(n) for n in self._siblings(cpus)],
+                nice=self._settings.nice,
                 warm_c=self._settings.warm_c,
                 hot_c=self._settings.hot_c,
             ),

@@ -1,0 +1,154 @@
+"""Which shapes of workers there are to choose from, and which measured one to take. Pure.
+
+A shape is so many workers of so many threads. One thread each is the shape to beat: a neighbour on
+one core then slows one worker and not all. So a wider shape must earn its place at full load, and
+by more than noise gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from lbhost.errors import UsageError
+from lbhost.machine.topology import Topology
+from lbhost.placement.placement import Placement
+from lbhost.placement.plan import plan
+
+WIN = 1.1
+"""So many times as fast a wider shape must be. Two rounds of the starter model on two
+quiet cores differ by 3%, on busy ones by 20%."""
+PROMPT_TOKENS, OUTPUT_TOKENS = 128, 64
+"""The request that prefill and decode are weighed by: a short chat turn."""
+MOST_SLOTS = 64
+SLOT_TOKENS = 256
+"""Context of a measured slot. Short: how wide a worker should be is decided by the weights."""
+_ENOUGH_CORES = 0.75
+"""A shape that leaves more than a quarter of the cores unused is none."""
+
+
+class Shape(msgspec.Struct, frozen=True, order=True):
+    """So many workers of so many threads."""
+
+    threads: int
+    workers: int
+
+    def __str__(self) -> str:
+        return f"{self.workers} x {self.threads}"
+
+
+class Speeds(msgspec.Struct, frozen=True):
+    """What all workers of a shape did at once, tokens per second."""
+
+    prefill: float
+    decode: float
+    waited: float = 0.0
+    """Part of the time in which a worker was ready to run and had no CPU: another program's doing,
+    and taken out of the speeds."""
+
+    @property
+    def requests_s(self) -> float:
+        """Requests of PROMPT_TOKENS and OUTPUT_TOKENS a second at full load."""
+        if self.prefill <= 0 or self.decode <= 0:
+            return 0.0
+        return 1 / (PROMPT_TOKENS / self.prefill + OUTPUT_TOKENS / self.decode)
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A shape, and the part of it that is measured."""
+
+    shape: Shape
+    placements: tuple[Placement, ...]
+    """Workers on one NUMA node: each has its own memory bus, and its own copy of the weights."""
+    slots: int
+    """Of each worker. All shapes hold the same number of sequences, as far as a worker can."""
+
+
+def slots_of(slots: int, threads: int) -> int:
+    """Slots of a worker so wide, where one of a single thread has `slots`.
+
+    A worker reads its weights once for all of its sequences: a shape of fewer workers with no more
+    slots each would only ever be the smaller server.
+    """
+    return max(slots, min(MOST_SLOTS, slots * threads))
+
+
+def candidates(topology: Topology, slots: int, *, thorough: bool = False) -> list[Candidate]:
+    """The shapes that fit a box, one thread each first, then wider ones.
+
+    Args:
+        slots: sequences of a worker of one thread.
+        thorough: every power of two, instead of one thread, two, half of the cores and all.
+    """
+    cores = topology.effective_cores
+    narrow = plan(topology, "auto", 1)
+    found: list[Candidate] = []
+    for threads in _widths(cores, thorough=thorough):
+        try:
+            places = plan(topology, "auto", threads)
+        except UsageError:
+            continue
+        measured = tuple(place for place in places if place.node == narrow[0].node)
+        if not measured or len(places) * threads < _ENOUGH_CORES * len(narrow):
+            continue
+        shape = Shape(threads=threads, workers=len(places))
+        found.append(Candidate(shape, measured, slots_of(slots, threads)))
+    return found
+
+
+def _widths(cores: int, *, thorough: bool) -> list[int]:
+    if not thorough:
+        return sorted({1, min(2, cores), max(1, cores // 2), cores})
+    powers = itertools.takewhile(lambda width: width < cores, (2**i for i in range(16)))
+    return sorted({*powers, max(1, cores // 2), cores})
+
+
+Rounds = Mapping[Shape, Sequence[Speeds]]
+"""One reading a round; shapes that had lost were measured in fewer."""
+
+
+def choose(rounds: Rounds) -> Shape:
+    """The fewest threads that no wider shape beats.
+
+    What ties goes to fewer threads, and one lucky reading does not win.
+
+    Raises:
+        ValueError: nothing was measured.
+    """
+    if not rounds or not all(rounds.values()):
+        raise ValueError("no shape was measured")
+    best, *wider = sorted(rounds)
+    for shape in wider:
+        if _beats(rounds[shape], rounds[best]):
+            best = shape
+    return best
+
+
+def contenders(rounds: Rounds) -> list[Shape]:
+    """The shapes for which another round can still change what `choose` says, and the narrowest.
+
+    Only one left means that it is settled.
+    """
+    narrowest, *wider = sorted(rounds)
+    return [narrowest, *(s for s in wider if _beats(rounds[s], rounds[narrowest]))]
+
+
+def _beats(wide: Sequence[Speeds], narrow: Sequence[Speeds]) -> bool:
+    """WIN times as fast in every round that there was; of four and more, in three of four."""
+    if len(wide) < len(narrow):
+        return False  # it had lost before
+    both = zip(wide, narrow, strict=False)
+    ratios = sorted(a.requests_s / b.requests_s if b.requests_s else 0.0 for a, b in both)
+    return ratios[len(ratios) // 4] >= WIN
+
+
+def speed(readings: Sequence[Speeds]) -> Speeds:
+    """The middle of some readings."""
+    return Speeds(
+        prefill=statistics.median(r.prefill for r in readings),
+        decode=statistics.median(r.decode for r in readings),
+        waited=statistics.median(r.waited for r in readings),
+    )

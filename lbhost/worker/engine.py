@@ -376,7 +376,9 @@ class Engine:
     def _prompts(self) -> list[Prompt]:
         """Those with tokens left to compute."""
         return [
-            Prompt(request.number, request.prompt_tokens - len(slot.tokens) // 4)
+            Prompt(
+                request.number, request.prompt_tokens - len(slot.tokens) // 4, request.submit.rank
+            )
             for slot in self._slots
             if (request := slot.request) is not None and not request.next_token
         ]

@@ -5,6 +5,7 @@ Owns what routing remembers of past requests. Assigns nothing; see dispatcher.py
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from random import Random
 
@@ -12,7 +13,7 @@ import msgspec
 
 from lbhost import wire
 from lbhost.config import Settings
-from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling import policy, prospects
 from lbhost.gateway.scheduling.accuracy import Forecast
 from lbhost.gateway.scheduling.job import Job, Work
 from lbhost.gateway.scheduling.lengths import Lengths
@@ -101,6 +102,25 @@ class Router:
         if work.ignore_eos:
             return work.max_tokens
         return self._lengths.expected(work.max_tokens)
+
+    def trusted(self) -> bool:
+        """Whether enough was measured here to act on predictions."""
+        return prospects.trusted(self._sessions.accuracies())
+
+    def best_factor(self) -> float:
+        """What the luckiest worker's predictions are multiplied with; at most 1."""
+        now = time.monotonic()
+        return min(
+            [
+                1.0,
+                *(
+                    factor.at(now)
+                    for one in self._sessions.accuracies()
+                    for which in (one.narrow, one.wide)
+                    for factor in (which.ttft, which.output)
+                ),
+            ]
+        )
 
     def lonely_cost_s(self, job: Job) -> float:
         """Seconds that an idle, undisturbed worker would take."""

@@ -206,6 +206,10 @@ class Sessions:
             self._accuracies[worker] = found
         return found
 
+    def accuracies(self) -> list[Accuracy]:
+        """Of all worker ids that there have been."""
+        return list(self._accuracies.values())
+
     def current(self, worker: int) -> Session | None:
         return self._current.get(worker)
 

@@ -24,6 +24,7 @@ import msgspec
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lbhost import __version__, config, report
 from lbhost.client import AdminClient
@@ -394,6 +395,62 @@ def _dashboard() -> Callable[..., int]:
     except (ImportError, AttributeError) as error:
         raise LbhostError(f"the dashboard {found.value} cannot be loaded: {error}") from error
     return run_dashboard
+
+
+@app.command
+def tune(
+    model: Annotated[str | None, Parameter(help="As for serve.", show_default=False)] = None,
+    /,
+    *,
+    max_kl: Annotated[
+        float,
+        Parameter(
+            help="Most that other weights may lose: KL divergence in nats a token.",
+            validator=Number(gte=0, lte=10),
+        ),
+    ] = 0.01,
+    forget: Annotated[
+        bool, Parameter(negative="", help="Remove what was chosen for the model.")
+    ] = False,
+    json: AsJson = False,
+    file: Annotated[
+        str | None, Parameter(name="--config", help="Settings from here.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure what suits a model on this box, and have `serve` use it: a minute or two.
+
+    Tries weight formats (none that loses more than --max-kl), workers x threads, and flash
+    attention. Best while nothing else runs here.
+    """
+    from lbhost.supervisor.launcher import environment, with_huge_pages
+    from lbhost.tuning import command, table, tuned
+
+    flags = {} if model is None else {"model": model}
+    settings = config.load(flags, os.environ, Path(file) if file else None)
+    if forget:
+        count = command.forget(settings, os.environ)
+        print("forgotten" if count else "nothing was chosen for this model")
+        return
+    asked = command.plan(settings, os.environ, max_kl)
+    print(table.announcement(asked, str(tuned.folder(os.environ))), file=sys.stderr)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task("starting", total=1.0)
+        choice = command.run(
+            asked,
+            os.environ,
+            with_huge_pages(environment(os.environ)),
+            lambda part, what: bar.update(task, completed=part, description=what),
+        )
+    if json:
+        print(table.as_json(choice))
+    else:
+        _console().print(table.view(choice))
 
 
 @app.command

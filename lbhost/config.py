@@ -31,6 +31,14 @@ class Policy(enum.StrEnum):
     IDLE_CPU = "idle-cpu"
 
 
+class FlashAttention(enum.StrEnum):
+    """`auto` is on where it pays with this build of llama.cpp, or what `lbhost tune` found."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class LogFormat(enum.StrEnum):
     """`auto` is text on a terminal and JSON elsewhere."""
 
@@ -126,6 +134,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "more slots in proportion."
         ),
     ] = True
+    tuned: Annotated[
+        bool, says("Use what `lbhost tune` has chosen for this model on this box, if it has.")
+    ] = True
+    flash_attention: Annotated[
+        FlashAttention, says("Flash attention of CPU workers; auto: where it pays.")
+    ] = FlashAttention.AUTO
     lend: Annotated[bool, says("Lend cores that no request needs to workers that have one.")] = True
     slots: Annotated[int, Meta(ge=1, le=64), says("Sequences that each worker runs at once.")] = 4
     ctx_size: Annotated[

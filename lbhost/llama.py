@@ -12,6 +12,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """Of an f16 KV cache, all layers; an upper bound for models with sliding windows."""
     recurrent: bool
     """Whether any layer keeps a state that cannot be cut at a position (Mamba, RWKV, hybrids)."""
+    parameters: int = 0
+    format_number: int = -1
+    """The weights' format, one of llama.cpp's `llama_ftype`; -1 if the file does not say."""
 
 
 def inspect(path: str | Path) -> ModelInfo:
@@ -77,6 +81,7 @@ def inspect(path: str | Path) -> ModelInfo:
     kv_heads = header.numbers(f"{arch}.attention.head_count_kv", n_layer) or heads
     key = header.number(f"{arch}.attention.key_length") or n_embd // n_head
     value = header.number(f"{arch}.attention.value_length") or n_embd // n_head
+    number = header.number("general.file_type")
     info = ModelInfo(
         path=str(path),
         name=header.text("general.name") or path.stem,
@@ -89,6 +94,8 @@ def inspect(path: str | Path) -> ModelInfo:
         n_head=n_head,
         kv_bytes_per_token=sum(kv_heads) * (key + value) * 2,
         recurrent=recurrent,
+        parameters=sum(part.parameters for part in files),
+        format_number=-1 if number is None else number,
     )
     for part in files:
         part.close()
@@ -157,11 +164,19 @@ class _Gguf:
         sizes = [length(self._ctx, i) for i in range(count)]
         end = max((data + offset(self._ctx, i) + sizes[i] for i in range(count)), default=0)
         self.tensor_bytes = sum(sizes)
+        self.parameters = int(sum(n * self._per_byte(i) for i, n in enumerate(sizes)))
         if end > size:
             self.close()
             raise ModelFileError(
                 f"{path}: truncated: {size} bytes of at least {end}; download it again"
             )
+
+    def _per_byte(self, tensor: int) -> Fraction:
+        """Numbers in a byte of this tensor."""
+        of = (ctypes.c_void_p, ctypes.c_int64)
+        kind = ggml("gguf_get_tensor_type", ctypes.c_int, *of)(self._ctx, tensor)
+        block = ggml("ggml_blck_size", ctypes.c_int64, ctypes.c_int)(kind)
+        return Fraction(block, ggml("ggml_type_size", ctypes.c_size_t, ctypes.c_int)(kind))
 
     def close(self) -> None:
         ggml("gguf_free", None, ctypes.c_void_p)(self._ctx)

@@ -109,6 +109,9 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The same of the time to the last token."""
     lent: list[int] = []
     """Cores of others that it computes on now, beside its own."""
+    step_base_s: float | None = None
+    step_seq_s: float | None = None
+    """A decode step of n sequences takes step_base_s + n * step_seq_s of its own core."""
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lbhost.order import Overtaken, Prompt
 from lbhost.worker.batch import (
     FIRST_CHUNK,
-    MIN_CHUNK,
+    STRETCH,
     TILE,
     Chunk,
     Speeds,
@@ -17,7 +17,7 @@ from lbhost.worker.batch import (
     padding,
     plan,
     predict_s,
-    prefill_budget,
+    prefill_size,
 )
 
 NOBODY = Overtaken()
@@ -28,46 +28,124 @@ def test_nothing_to_prefill_is_an_empty_plan() -> None:
     assert plan(3, [], NOBODY, FAST, 0.15, 128) == []
 
 
+LONG = [Prompt(0, 1000)]
+
+
+def size(
+    decoding: int,
+    prompts: list[Prompt] = LONG,
+    speeds: Speeds = FAST,
+    target_s: float = 0.15,
+    *,
+    room: int = 144,
+    tiled: bool = False,
+) -> int:
+    return prefill_size(decoding, prompts, speeds, target_s, room, tiled=tiled)
+
+
 def test_a_chunk_fills_what_the_decodes_leave_of_the_target() -> None:
     # 0.15 s less 0.005 + 4 * 0.005 s of decoding is 0.125 s, 50 tokens, in blocks 48
-    assert plan(4, [Prompt(4, 1000)], NOBODY, FAST, 0.15, 128) == [Chunk(4, 48)]
-
-
-def test_a_slow_worker_still_gets_on_with_its_prompts() -> None:
-    slow = Speeds(prefill_tok_s=10.0, step_base_s=0.1, step_seq_s=0.1)
-    assert prefill_budget(4, slow, 0.15, 128) == MIN_CHUNK
+    assert size(4) == 48
+    assert plan(4, LONG, NOBODY, FAST, 0.15, 128) == [Chunk(0, 48)]
 
 
 def test_before_anything_is_measured_chunks_beside_decodes_are_small() -> None:
-    assert prefill_budget(1, Speeds(), 0.15, 128) == FIRST_CHUNK
-    assert prefill_budget(0, Speeds(), 0.15, 128) == 128
+    assert size(1, speeds=Speeds()) == FIRST_CHUNK
+    assert size(0, speeds=Speeds(), room=128) == 128
 
 
 def test_alone_a_prompt_still_leaves_room_for_a_newcomer_within_the_target() -> None:
-    assert prefill_budget(0, FAST, 0.15, 128) == 64
-    assert prefill_budget(0, FAST, 0.25, 128) == 96
-    assert prefill_budget(0, FAST, 10.0, 128) == 128
+    assert size(0) == 64
+    assert size(0, target_s=0.35) == 128
+    assert size(0, speeds=Speeds(prefill_tok_s=50.0)) == 64
 
 
 def test_attention_in_tiles_gets_whole_tiles_and_the_token_that_rides_along() -> None:
-    # 50 tokens fit the target
-    assert prefill_budget(4, FAST, 0.15, 140, tiled=True) == 65
-    assert prefill_budget(0, FAST, 0.15, 140, tiled=True) == 64
-    assert prefill_budget(4, FAST, 0.28, 140, tiled=True) == 129
-    assert prefill_budget(4, FAST, 10.0, 140, tiled=True) == 129
-    # 30 fit: far from a tile
-    assert prefill_budget(4, FAST, 0.1, 140, tiled=True) == 16
+    assert size(4, tiled=True) == 32
+    assert size(4, target_s=0.19, tiled=True) == 65
+    assert size(0, tiled=True) == 64
+    assert size(4, target_s=10.0, tiled=True) == 129
     # no room for a tile beside so many decodes
-    assert prefill_budget(70, FAST, 10.0, 128, tiled=True) == 58
+    assert size(70, target_s=10.0, room=128, tiled=True) == 32
+    assert size(120, room=128) == 8
+
+
+STARTER = Speeds(316.0, 0.0017, 0.0055, 316.0, 0.0, 1.3)
+"""The starter model on a core of an EPYC: a tile takes 0.2 s."""
+
+SMOOTH = Speeds(316.0, 0.0017, 0.0055, 316.0, 0.0, 1.0)
+"""The same if small chunks cost no more."""
+
+LARGE = Speeds(49.0, 0.03, 0.033, 49.0, 0.0, 1.15)
+"""A model of 1B parameters: a step that decodes four takes longer than the target."""
+
+
+def test_small_chunks_that_cost_no_more_keep_the_target() -> None:
+    for decoding in (1, 2, 3, 4):
+        tokens = size(decoding, speeds=SMOOTH, tiled=True)
+        assert predict_s(decoding, tokens, SMOOTH, 1.0) <= 0.15
+
+
+def test_the_target_is_exceeded_where_that_serves_everybody_sooner() -> None:
+    burst = [Prompt(n, 128) for n in range(3)]
+    assert size(1, burst, STARTER, tiled=True) == 65
+    assert size(1, burst, SMOOTH, tiled=True) == 32
+
+
+def test_a_model_that_cannot_keep_the_target_does_not_compute_in_the_smallest_chunks() -> None:
+    assert (LARGE.decode_s(4) or 0) > 0.15
+    assert size(3, [Prompt(0, 128)], LARGE, tiled=True) == 32
+    assert size(1, [Prompt(n, 128) for n in range(3)], LARGE, tiled=True) >= 32
+
+
+def test_where_chunks_cost_much_as_such_they_are_larger() -> None:
+    cheap = Speeds(300.0, 0.002, 0.006, 300.0, 0.0)
+    dear = Speeds(300.0, 0.002, 0.006, 300.0, 40.0)
+    assert size(2, speeds=cheap) == 32
+    assert size(2, speeds=dear) >= 64
+
+
+def test_a_target_that_no_chunk_keeps_does_not_make_chunks_small() -> None:
+    slow = Speeds(50.0, 0.002, 0.006, 50.0, 10.0)
+    assert size(4, speeds=slow, target_s=0.1) >= 64
+
+
+@settings(deadline=None)
+@given(
+    decoding=st.integers(1, 16),
+    remaining=st.lists(st.integers(1, 3000), min_size=1, max_size=8),
+    loose=st.floats(1, 4),
+    chunk_tok_s=st.floats(10, 5000),
+    seq_s=st.floats(0.001, 0.2),
+    target_s=st.floats(0.02, 1),
+)
+def test_no_size_serves_everybody_sooner_within_the_same_limit(
+    decoding: int,
+    remaining: list[int],
+    loose: float,
+    chunk_tok_s: float,
+    seq_s: float,
+    target_s: float,
+) -> None:
+    """Of the sizes that keep the limit, the largest is taken or a still larger one: for the
+    prompts and for what decodes, steps that are within it had better be few."""
+    speeds = Speeds(chunk_tok_s, 0.002, seq_s, chunk_tok_s, 0.0, loose)
+    prompts = [Prompt(number, tokens) for number, tokens in enumerate(remaining)]
+    chosen = size(decoding, prompts, speeds, target_s, tiled=True)
+    limit_s = max(target_s, STRETCH * (speeds.decode_s(decoding + len(prompts)) or 0.0))
+    for other in (16, 32, 65):
+        within = predict_s(decoding, other, speeds, 1.0) <= limit_s
+        if within and other < min(remaining):
+            assert chosen >= other
 
 
 def test_what_a_tile_leaves_is_for_prompts_that_it_ends() -> None:
     first, short, long = Prompt(0, 30), Prompt(1, 31), Prompt(1, 500)
-    assert plan(4, [first, short], NOBODY, FAST, 0.15, 140, tiled=True) == [
+    assert plan(0, [first, short], NOBODY, FAST, 0.15, 140, tiled=True) == [
         Chunk(0, 30),
         Chunk(1, 31),
     ]
-    assert plan(4, [first, long], NOBODY, FAST, 0.15, 140, tiled=True) == [Chunk(0, 30)]
+    assert plan(0, [first, long], NOBODY, FAST, 0.15, 140, tiled=True) == [Chunk(0, 30)]
 
 
 @pytest.mark.parametrize(

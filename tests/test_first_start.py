@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -37,8 +39,11 @@ def starter() -> Load:
     return Load(str(path), identify([path]))
 
 
-def gauge(load: Load, within_s: float = PATIENCE_S) -> Gauge:
-    return Gauge(load, os.environ, within_s)
+@contextmanager
+def gauge(load: Load) -> Iterator[Gauge]:
+    with Gauge(os.environ) as made:
+        assert made.load(load, PATIENCE_S).weights_bytes > 0
+        yield made
 
 
 def subject(load: Load, available_bytes: int | None = None) -> Subject:
@@ -57,7 +62,6 @@ def measuring() -> list[int]:
 def test_all_workers_of_a_shape_are_measured_at_once_and_gone_after() -> None:
     places = tuple(Placement((cpu,), 1) for cpu in CPUS[:2])
     with gauge(starter()) as measured:
-        assert measured.loaded.weights_bytes > 0
         speeds = measured.measure(Trial(places, slots=2, window_s=0.01), PATIENCE_S)
         assert speeds.prefill > 0
         assert speeds.decode > 0
@@ -102,9 +106,35 @@ def test_what_takes_too_long_is_ended() -> None:
 
 def test_a_measuring_process_that_dies_is_an_error() -> None:
     with gauge(starter()) as measured:
-        os.kill(measured._process.pid, signal.SIGKILL)
+        os.kill(measuring()[0], signal.SIGKILL)
         with pytest.raises(TuningError, match=r"has ended|is gone"):
             measured.measure(Trial((Placement((CPUS[0],), 1),), slots=1, window_s=0.01), PATIENCE_S)
+
+
+STOPPED_WHILE_IT_FORKS = """
+import os, signal, sys
+from lbhost.tuning.gauge import Gauge
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+try:
+    with Gauge(os.environ) as gauge:
+        gauge._link.recv(1)
+except KeyboardInterrupt:
+    sys.exit(0 if gauge_is_gone() else 2)
+"""
+
+
+def test_a_stop_signal_while_the_process_is_made_is_not_lost() -> None:
+    gone = "def gauge_is_gone():\n  try: os.waitpid(-1, os.WNOHANG)\n"
+    gone += "  except ChildProcessError: return True\n  return False\n"
+    done = subprocess.run(
+        [sys.executable, "-c", gone + STOPPED_WHILE_IT_FORKS],
+        timeout=PATIENCE_S,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- the choice at a start --------------------------------------------------------------

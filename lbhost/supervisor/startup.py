@@ -14,7 +14,7 @@ import msgspec
 
 from lbhost import llama, log, model
 from lbhost.board import Board
-from lbhost.config import Settings
+from lbhost.config import FlashAttention, Settings
 from lbhost.machine import gpu, topology
 from lbhost.machine.gpu import GpuInfo, Gpus
 from lbhost.machine.gpu_watch import GpuWatch
@@ -26,7 +26,7 @@ from lbhost.placement import memory
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
 from lbhost.supervisor.launcher import environment, with_huge_pages
-from lbhost.tuning import first_start, identity
+from lbhost.tuning import first_start, identity, tuned
 from lbhost.tuning.shapes import candidates, slots_of
 from lbhost.tuning.trial import Load
 from lbhost.weights import FilePart, identify, unchanged
@@ -72,8 +72,6 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     """
     file = model.resolve(settings.model, settings.alias)
     files = identify(llama.parts(Path(file.path)))
-    with unchanged(files):
-        info = llama.inspect(file.path)
     roots = Roots.from_environ(environ)
     reader = GpuWatch(roots)
     if not reader.answered:
@@ -81,7 +79,12 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     box = topology.discover(roots)
     capable = llama.supports_gpu()
     gpus = gpu.visible(reader.gpus, environ)
-    if not (capable and gpus):
+    on_cpus = not (capable and gpus)
+    if on_cpus and settings.tuned:
+        file, files, settings = _as_tuned(file, files, settings, environ, box, roots)
+    with unchanged(files):
+        info = llama.inspect(file.path)
+    if on_cpus:
         settings = _shaped(settings, environ, box, roots, info, files)
     placements = plan(box, settings.workers, settings.threads, gpus, capable)
     raise_file_limit(settings.max_connections)
@@ -104,6 +107,38 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         reread=topology.Reread(roots),
         weights=files,
     )
+
+
+def _as_tuned(
+    file: model.ModelFile,
+    files: tuple[FilePart, ...],
+    settings: Settings,
+    environ: Mapping[str, str],
+    box: Topology,
+    roots: Roots,
+) -> tuple[model.ModelFile, tuple[FilePart, ...], Settings]:
+    """The same with what `lbhost tune` has chosen, where the settings leave it open."""
+    case = identity.of(files, box, roots, tuned.ANY_SLOTS)
+    choice = tuned.find(environ, case)
+    if choice is None:
+        return file, files, settings
+    changes: dict[str, object] = {}
+    if settings.workers == "auto" and not settings.threads_per_worker:
+        threads = choice.shape.threads
+        changes = {"threads_per_worker": threads, "slots": slots_of(settings.slots, threads)}
+    if choice.flash_attention is not None and settings.flash_attention is FlashAttention.AUTO:
+        flash = FlashAttention.ON if choice.flash_attention else FlashAttention.OFF
+        changes["flash_attention"] = flash
+    if choice.file is not None:
+        path = tuned.path(environ, choice.file)
+        file = msgspec.structs.replace(file, path=str(path))
+        files = identify([path])
+    log.get().info(
+        "using what `lbhost tune` chose (--no-tuned does not, `lbhost tune --forget` removes it)",
+        weights=choice.file.format if choice.file else "as they are",
+        **{key: str(value) for key, value in changes.items()},
+    )
+    return file, files, msgspec.structs.replace(settings, **changes)
 
 
 def _shaped(

@@ -97,7 +97,8 @@ def _measure(
         seconds=round(seconds + 1),
     )
     within_s = PATIENCE_S + subject.weights_bytes / READ_BYTES_S
-    with Gauge(subject.load, process_environ, within_s) as gauge:
+    with Gauge(process_environ) as gauge:
+        gauge.load(subject.load, within_s)
         return _rounds(gauge, found)
 
 

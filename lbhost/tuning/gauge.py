@@ -4,66 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from signal import SIGKILL
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TypeVar
 
 import msgspec
 
 from lbhost.errors import TuningError
-from lbhost.linux import die_with_parent
+from lbhost.linux import STOP_SIGNALS, die_with_parent
 from lbhost.tuning.shapes import Speeds
-from lbhost.tuning.trial import Answer, Failed, Load, Loaded, Measured, Trial, receive_answer, send
+from lbhost.tuning.trial import (
+    Failed,
+    Judge,
+    Judged,
+    Load,
+    Loaded,
+    Measured,
+    Rewrite,
+    Rewritten,
+    Trial,
+    receive_answer,
+    send,
+)
 
 MODULE = "lbhost.tuning.measuring"
-_A = TypeVar("_A", bound=Answer)
+_A = TypeVar("_A", Loaded, Measured, Judged, Rewritten)
 
 
 class Gauge:
-    """A model's weights in a process of their own, to be measured.
+    """A process that holds a model's weights, to be measured.
 
     Must be used in the main thread: the process ends with the thread that made it. Nothing of it is
-    left after the `with` block, however that ends.
+    left after the `with` block, however that ends. Questions raise TuningError when it cannot be
+    done, or not in time; the gauge is of no use after the latter.
     """
 
-    def __init__(self, load: Load, environ: Mapping[str, str], within_s: float) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         """
         Args:
             environ: of the process; what a fork server gets.
-            within_s: the weights must be loaded in this time.
         """
-        self._load = load
         self._environ = environ
-        self._within_s = within_s
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Gauge:
-        """Raises TuningError: the model cannot be loaded, or not in time."""
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", MODULE, "--control-fd", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    env=dict(self._environ),
-                    process_group=0,  # the terminal's Ctrl-C is ours to pass on
-                    preexec_fn=die_with_parent,
-                )
+            with theirs, _undisturbed() as before:
+                self._process = self._spawn(theirs.fileno(), before)
         except OSError as error:
             self._link.close()
             raise TuningError(f"no measuring process: {error.strerror}") from error
-        except BaseException:
-            self._link.close()
-            raise
-        try:
-            self.loaded = self._expect(self._load, Loaded, self._within_s)
-        except BaseException:
+        except BaseException:  # a stop signal that came meanwhile
             self._end()
             raise
         return self
@@ -76,31 +72,74 @@ class Gauge:
     ) -> None:
         self._end()
 
+    def _spawn(self, fd: int, mask: set[int]) -> subprocess.Popen[bytes]:
+        def in_child() -> None:
+            die_with_parent()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+        return subprocess.Popen(
+            [sys.executable, "-m", MODULE, "--control-fd", str(fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(fd,),
+            env=dict(self._environ),
+            process_group=0,  # the terminal's Ctrl-C is ours to pass on
+            preexec_fn=in_child,
+        )
+
+    def _end(self) -> None:
+        """The whole group: the workers are in it too."""
+        with _undisturbed():
+            self._link.close()
+            if self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                self._process = None
+
+    def load(self, load: Load, within_s: float) -> Loaded:
+        """Load the weights; first of all, and once."""
+        self.loaded = self._expect(load, Loaded, within_s)
+        return self.loaded
+
     def measure(self, trial: Trial, within_s: float) -> Speeds:
-        """Raises TuningError: it cannot be done, or not in time; the gauge is of no use then."""
+        """How fast workers of the loaded model are."""
         return self._expect(trial, Measured, within_s).speeds
 
+    def judge(self, judge: Judge, within_s: float) -> Judged:
+        """What the loaded model's answers have lost."""
+        return self._expect(judge, Judged, within_s)
+
+    def rewrite(self, task: Rewrite, within_s: float) -> None:
+        """Write a model in another format, with threads: nothing can be measured here after."""
+        self._expect(task, Rewritten, within_s)
+
     def _expect(self, question: msgspec.Struct, kind: type[_A], within_s: float) -> _A:
-        answer = self._ask(question, within_s)
+        self._link.settimeout(max(0.001, within_s))
+        try:
+            send(self._link, question)
+            answer = receive_answer(self._link)
+        except TimeoutError as error:
+            raise TuningError("it takes too long") from error
+        except OSError as error:
+            raise TuningError(f"the measuring process is gone: {error.strerror}") from error
         if isinstance(answer, Failed):
             raise TuningError(answer.message)
         if not isinstance(answer, kind):
             raise TuningError(f"the measuring process answered {type(answer).__name__}")
         return answer
 
-    def _ask(self, question: msgspec.Struct, within_s: float) -> Answer:
-        self._link.settimeout(max(0.001, within_s))
-        try:
-            send(self._link, question)
-            return receive_answer(self._link)
-        except TimeoutError as error:
-            raise TuningError("it takes too long") from error
-        except OSError as error:
-            raise TuningError(f"the measuring process is gone: {error.strerror}") from error
 
-    def _end(self) -> None:
-        """The whole group: the workers are in it too."""
-        self._link.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, SIGKILL)
-        self._process.wait()
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[set[int]]:
+    """Stop signals wait until the end of the block. Gives the mask that was there before.
+
+    Their handlers raise, and Python drops what is raised while its hooks for a fork run: the signal
+    would be lost.
+    """
+    before: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

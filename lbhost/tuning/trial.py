@@ -7,7 +7,6 @@ file means that the other side is gone.
 from __future__ import annotations
 
 import socket
-from typing import TypeAlias
 
 import msgspec
 
@@ -20,7 +19,7 @@ MAX_PACKET = 64 * 1024
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """First question: have this model's weights in memory."""
+    """Have this model's weights in memory; once."""
 
     path: str
     parts: tuple[FilePart, ...]
@@ -40,6 +39,22 @@ class Trial(msgspec.Struct, frozen=True, tag="trial"):
     """None: as `serve` would have it by itself."""
 
 
+class Rewrite(msgspec.Struct, frozen=True, tag="rewrite"):
+    """Write a model's weights in another format."""
+
+    source: str
+    target: str
+    format_number: int
+    threads: int
+
+
+class Judge(msgspec.Struct, frozen=True, tag="judge"):
+    """What does the loaded model say to the fixed text?"""
+
+    logits: str
+    """A file. Written if it is not there; else compared with."""
+
+
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Answer to Load."""
 
@@ -53,14 +68,23 @@ class Measured(msgspec.Struct, frozen=True, tag="measured"):
     speeds: Speeds
 
 
+class Rewritten(msgspec.Struct, frozen=True, tag="rewritten"):
+    """Answer to Rewrite."""
+
+
+class Judged(msgspec.Struct, frozen=True, tag="judged"):
+    """Answer to Judge; a model does not differ from what it has just written itself."""
+
+    kl: float
+    """Mean KL divergence from the other one, nats a token."""
+    agreement: float
+    """Part of the tokens of which both have the same first choice."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """Answer to anything: it cannot be done, and why."""
 
     message: str
-
-
-Question: TypeAlias = Load | Trial
-Answer: TypeAlias = Loaded | Measured | Failed
 
 
 def send(link: socket.socket, message: msgspec.Struct) -> None:
@@ -68,13 +92,13 @@ def send(link: socket.socket, message: msgspec.Struct) -> None:
     link.send(msgspec.msgpack.encode(message))
 
 
-def receive_question(link: socket.socket) -> Question | None:
+def receive_question(link: socket.socket) -> Load | Trial | Rewrite | Judge | None:
     """The next one; None when the other side is gone."""
     data = link.recv(MAX_PACKET)
-    return msgspec.msgpack.decode(data, type=Load | Trial) if data else None
+    return msgspec.msgpack.decode(data, type=Load | Trial | Rewrite | Judge) if data else None
 
 
-def receive_answer(link: socket.socket) -> Answer:
+def receive_answer(link: socket.socket) -> Loaded | Measured | Rewritten | Judged | Failed:
     """The answer.
 
     Raises:
@@ -84,4 +108,4 @@ def receive_answer(link: socket.socket) -> Answer:
     data = link.recv(MAX_PACKET)
     if not data:
         raise TuningError("the measuring process has ended")
-    return msgspec.msgpack.decode(data, type=Loaded | Measured | Failed)
+    return msgspec.msgpack.decode(data, type=Loaded | Measured | Rewritten | Judged | Failed)

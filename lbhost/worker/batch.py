@@ -1,8 +1,8 @@
 """Which tokens the next step computes: pure functions of what runs and how fast it goes.
 
-A step carries one token of every decoding sequence and chunks of prompts (prefill). Chunks
-are sized so that a step with running decodes stays under the inter-token target; whose turn
-it is, is said in lbhost/order.py.
+A step carries one token of every decoding sequence and chunks of prompts (prefill). How many
+prompt tokens: what serves everybody soonest by the measured speeds, while streams that stand
+still beyond the inter-token target weigh heavily. Whose turn it is, is said in lbhost/order.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ import msgspec
 from lbhost.order import Overtaken, Prompt, turns
 
 MIN_CHUNK = 16
-"""Tokens. Smaller chunks pay the step's fixed cost for next to no progress."""
+"""Tokens. The matrix kernels work on blocks of up to 16 rows."""
 
 MIN_ALONE = 64
 """Tokens, with nothing decoding: from here on bigger chunks are hardly faster."""
-
-ROUND_TO = 16
-"""Tokens. The matrix kernels work on blocks of up to 16 rows."""
 
 TILE = 64
 """Tokens of one sequence that flash attention on a CPU computes in one go (GGML_FA_TILE_Q).
@@ -30,9 +27,14 @@ What is left over goes one by one: chunks of 63 reached 404 tok/s where those of
 NEARLY_A_TILE = 48
 """Tokens from which a whole tile takes no longer than going one by one."""
 
-WORTH_A_TILE = 36
-"""Where so many tokens fit the inter-token target, a step takes a tile and the longer time.
-Smaller chunks would make prefill look slower, and so themselves yet smaller."""
+STRETCH = 6.0
+"""The inter-token target is at least so many steps that decode all that is there: a model of which
+one such step takes as long as the target would otherwise compute its prompts in the smallest
+chunks, and every one of them drags all decodes along."""
+
+LATE = 1.0
+"""A second by which a step exceeds that counts, for each stream, as so many of waiting. With 3
+nothing exceeds it, and the starter model gives a tenth fewer tokens/s in small chunks."""
 
 FIRST_CHUNK = 32
 """Tokens beside running decodes while no speed is known yet."""
@@ -48,6 +50,13 @@ class Speeds(msgspec.Struct, frozen=True):
     step_base_s: float | None = None
     step_seq_s: float | None = None
     """A decode step of n sequences takes step_base_s + n * step_seq_s."""
+    chunk_tok_s: float | None = None
+    """A chunk takes chunk_work / chunk_tok_s beside the step's decodes; prefill_tok_s is what the
+    chunks of late came to, whatever their sizes."""
+    chunk_base: float = 0.0
+    """Tokens that could be computed in the time that a chunk costs as such."""
+    loose: float | None = None
+    """A token outside of tiles takes as long as so many in one; None: there are no tiles."""
 
     def decode_s(self, sequences: int) -> float | None:
         """Seconds of a step that decodes so many sequences."""
@@ -57,6 +66,23 @@ class Speeds(msgspec.Struct, frozen=True):
             return None
         return self.step_base_s + sequences * self.step_seq_s
 
+    def chunk_s(self, tokens: int) -> float | None:
+        """Seconds that so many prompt tokens add to a step."""
+        if tokens == 0:
+            return 0.0
+        if self.chunk_tok_s is not None:
+            return self.chunk_work(tokens) / self.chunk_tok_s
+        return tokens / self.prefill_tok_s if self.prefill_tok_s else None
+
+    def chunk_work(self, tokens: int) -> float:
+        """What a chunk costs, in tokens of a large one."""
+        if self.loose is None:
+            return tokens + self.chunk_base
+        tiles, rest = divmod(tokens, TILE)
+        if rest >= NEARLY_A_TILE:
+            tiles, rest = tiles + 1, 0
+        return self.chunk_base + tiles * TILE + self.loose * rest
+
     def times(self, *, prefill: float, decode: float) -> Speeds:
         """So many times as fast."""
         base_s, seq_s = self.step_base_s, self.step_seq_s
@@ -64,6 +90,9 @@ class Speeds(msgspec.Struct, frozen=True):
             None if self.prefill_tok_s is None else self.prefill_tok_s * prefill,
             None if base_s is None else base_s / decode,
             None if seq_s is None else seq_s / decode,
+            None if self.chunk_tok_s is None else self.chunk_tok_s * prefill,
+            self.chunk_base,
+            self.loose,
         )
 
 
@@ -96,7 +125,9 @@ def plan(
         room: tokens that one batch holds.
         tiled: whether attention is computed in tiles.
     """
-    left = prefill_budget(decoding, speeds, target_s, room, tiled=tiled)
+    if not prompts:
+        return []
+    left = prefill_size(decoding, prompts, speeds, target_s, room, tiled=tiled)
     whole = tiled and left >= TILE
     least = NEARLY_A_TILE if whole else MIN_CHUNK
     riding = _riding(decoding) if whole else 0
@@ -119,24 +150,60 @@ def plan(
     return [Chunk(number, count) for number, count in counts.items()]
 
 
-def prefill_budget(
-    decoding: int, speeds: Speeds, target_s: float, room: int, *, tiled: bool = False
+def prefill_size(
+    decoding: int,
+    prompts: Sequence[Prompt],
+    speeds: Speeds,
+    target_s: float,
+    room: int,
+    *,
+    tiled: bool = False,
 ) -> int:
-    """Prompt tokens that fit a step which decodes so many sequences within the target."""
+    """Prompt tokens of the next step; see `plan` for the arguments."""
+    sizes = _sizes(decoding, room, tiled=tiled)
     decode_s = speeds.decode_s(decoding)
-    if speeds.prefill_tok_s is None or decode_s is None:
+    token_s = speeds.chunk_s(1)
+    if token_s is None or decode_s is None:
         # Alone, a short first prompt is computed in one piece: nobody waits for it.
-        fitting = FIRST_CHUNK if decoding else room
-    else:
-        fitting = int((target_s - decode_s) * speeds.prefill_tok_s)
-    if tiled:
-        riding = _riding(decoding)
-        tiles = max(fitting + TILE - WORTH_A_TILE, 0 if decoding else TILE) // TILE
-        tiles = min(tiles, (room - decoding - riding) // TILE)
-        if tiles > 0:
-            return tiles * TILE + riding
-    rounded = max(MIN_CHUNK if decoding else MIN_ALONE, fitting // ROUND_TO * ROUND_TO)
-    return max(0, min(rounded, room - decoding))
+        return _largest(sizes, FIRST_CHUNK if decoding else room)
+    if decoding:
+        soon_s = speeds.decode_s(decoding + len(prompts)) or 0.0
+        limit_s = max(target_s, STRETCH * soon_s)
+        ends = list(itertools.accumulate(sorted(prompt.remaining for prompt in prompts)))
+        return min(sizes, key=lambda size: _badness(size, decoding, ends, speeds, limit_s))
+    fitting = [size for size in sizes if (speeds.chunk_s(size) or 0.0) <= target_s]
+    return max([*fitting, _largest(sizes, MIN_ALONE)])
+
+
+def _sizes(decoding: int, room: int, *, tiled: bool) -> list[int]:
+    """The sizes to choose from, in rising order."""
+    riding = _riding(decoding) if tiled else 0
+    small = range(MIN_CHUNK, NEARLY_A_TILE if tiled else TILE, MIN_CHUNK)
+    whole = range(TILE + riding, room + 1, TILE)
+    room = max(0, room - decoding)
+    return [size for size in [*small, *whole] if size <= room] or [room]
+
+
+def _largest(sizes: Sequence[int], limit: int) -> int:
+    return max((size for size in sizes if size <= limit), default=sizes[0])
+
+
+def _badness(
+    size: int, decoding: int, ends: Sequence[int], speeds: Speeds, limit_s: float
+) -> float:
+    """Seconds that all wait, together, until the prompts are through, if every step takes `size`
+    prompt tokens. Streams wait while prompts are computed, and more for a step beyond the limit.
+
+    Args:
+        ends: prompt tokens to compute until each prompt is done, in rising order.
+        limit_s: seconds that a step may take for the streams.
+    """
+    size = min(size, ends[-1])
+    chunk_s = speeds.chunk_s(size) or 0.0
+    step_s = chunk_s + (speeds.decode_s(decoding) or 0.0)
+    first_tokens_s = step_s * sum(max(1.0, end / size) for end in ends)
+    late_s = LATE * max(0.0, step_s - limit_s)
+    return first_tokens_s + decoding * ends[-1] / size * (chunk_s + late_s)
 
 
 def padding(count: int, decoding: int) -> int:
@@ -171,5 +238,5 @@ def predict_s(decoding: int, prefill: int, speeds: Speeds, fallback_token_s: flo
     decode_s = speeds.decode_s(decoding)
     if decode_s is None:
         decode_s = decoding * fallback_token_s
-    token_s = 1 / speeds.prefill_tok_s if speeds.prefill_tok_s else fallback_token_s
-    return decode_s + prefill * token_s
+    chunk_s = speeds.chunk_s(prefill)
+    return decode_s + (prefill * fallback_token_s if chunk_s is None else chunk_s)

@@ -107,7 +107,7 @@ class Engine:
         self._requests: dict[Key, Request] = {}
         self._computing: set[Key] = set()
         self._out: list[Out] = []
-        self._meter = SpeedMeter()
+        self._meter = SpeedMeter(tiled=context.tiled)
         self._crew = crew or Crew(1, lambda _: None)
         self._widths = Widths(self._crew.own)
         self._wide_steps = 0

@@ -20,6 +20,7 @@ import setproctitle
 
 from lbhost import control, log
 from lbhost.board import Board
+from lbhost.config import FlashAttention
 from lbhost.errors import LbhostError
 from lbhost.linux import bind_memory
 from lbhost.llama import Model
@@ -51,6 +52,9 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
     try:
         with unchanged(configure.weights):
             model = Model(configure.model_path)
+        flash = configure.settings.flash_attention
+        if flash is not FlashAttention.AUTO:
+            model.flash_attention = flash is FlashAttention.ON
     except LbhostError as error:
         control.send(link, control.Failed(error.message))
         return 1

@@ -44,7 +44,7 @@ from lbhost.gateway.scheduling.observer import GuardedObserver, Observer, tell_l
 from lbhost.gateway.scheduling.pace import Pace
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Session, Sessions
-from lbhost.gateway.scheduling.worker_link import WorkerLink
+from lbhost.gateway.scheduling.worker_link import OpenLink, WorkerLink
 
 MAX_ATTEMPTS = 3
 """Workers that may be lost under a request before it is given up."""
@@ -83,12 +83,17 @@ class Dispatcher:
         *,
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        router: Router | None = None,
+        open_link: OpenLink = WorkerLink.open,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._observer = GuardedObserver(observer)
-        self._router = Router(settings, sessions, rng or Random())
+        self._router = router or Router(settings, sessions, rng or Random())
         self._clock = clock
+        self._clock_ns = clock_ns
+        self._open_link = open_link
         self._queue = JobQueue()
         self._pace = Pace()
         self._admission = Admission(settings, self._queue, self._pace, self._router, clock)
@@ -130,7 +135,7 @@ class Dispatcher:
 
     async def attach(self, fd: int, worker: int, epoch: int) -> None:
         """A data link has come. Raises OSError if the descriptor is none."""
-        link = await WorkerLink.open(fd, worker, epoch, self._on_step, self._on_lost)
+        link = await self._open_link(fd, worker, epoch, self._on_step, self._on_lost)
         old = self._sessions.current(worker)
         if old is not None and old.epoch == epoch:
             old.link.close()
@@ -226,7 +231,7 @@ class Dispatcher:
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None
-        attempts = self._decide(time.monotonic_ns())
+        attempts = self._decide(self._clock_ns())
         self._settle_cores()
         for attempt in attempts:
             self._send(attempt)
@@ -359,7 +364,7 @@ class Dispatcher:
         self._observer.released(attempt, finish)
         reason = finish.reason
         if reason is wire.FinishReason.REJECTED:
-            session.held_until_ns = time.monotonic_ns() + int(REJECT_HOLD_S * 1e9)
+            session.held_until_ns = self._clock_ns() + int(REJECT_HOLD_S * 1e9)
         elif reason is not wire.FinishReason.CANCELLED:
             session.count_outcome(reason is wire.FinishReason.ERROR, now)
         if reason is not wire.FinishReason.REJECTED:
@@ -450,7 +455,7 @@ class Dispatcher:
     # --- estimates -------------------------------------------------------------------
 
     def _outlook(self) -> Outlook:
-        outlook = self._sessions.outlook(time.monotonic_ns())
+        outlook = self._sessions.outlook(self._clock_ns())
         if outlook is Outlook.OPEN:
             self._ready_at = self._clock()
         return outlook

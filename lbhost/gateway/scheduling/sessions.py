@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import time
+from collections.abc import Iterator
 
 from lbhost import board
 from lbhost.gateway.scheduling import policy
@@ -15,7 +16,7 @@ from lbhost.gateway.scheduling.accuracy import Accuracy, Forecast, like
 from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
-from lbhost.gateway.scheduling.readings import Readings, WorkerReading
+from lbhost.gateway.scheduling.readings import WorkerReading, WorkerReadings
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 
 STALE_NS = 1_000_000_000
@@ -180,7 +181,7 @@ _ABOUT_TO = {board.WorkerState.READY, board.WorkerState.RESTING, board.WorkerSta
 class Sessions:
     """All sessions. At most one per worker gets new requests; older ones finish theirs."""
 
-    def __init__(self, readings: Readings, slots: int) -> None:
+    def __init__(self, readings: WorkerReadings, slots: int) -> None:
         self.readings = readings
         self._slots = slots
         self._sessions: dict[WorkerLink, Session] = {}
@@ -239,15 +240,16 @@ class Sessions:
 
     def usable(self, now_ns: int) -> list[tuple[Session, WorkerReading]]:
         """The sessions that may get requests, full ones included, by worker id."""
-        found: list[tuple[Session, WorkerReading]] = []
+        return list(self._usable(now_ns))
+
+    def _usable(self, now_ns: int) -> Iterator[tuple[Session, WorkerReading]]:
         for worker, session in sorted(self._current.items()):
             reading = self.readings.worker(worker)
             if reading is not None and session.usable(reading, now_ns):
-                found.append((session, reading))
-        return found
+                yield session, reading
 
     def outlook(self, now_ns: int) -> Outlook:
-        if self.usable(now_ns):
+        if any(self._usable(now_ns)):
             return Outlook.OPEN
         states = [reading.identity.state for _, reading in self.readings.present()]
         return Outlook.CLOSED if _ABOUT_TO.isdisjoint(states) else Outlook.SOON

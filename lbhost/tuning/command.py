@@ -1,0 +1,91 @@
+"""`lbhost tune`: from settings to a kept choice. Prints progress, leaves what to say to others."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lbhost import llama, model
+from lbhost.config import Settings
+from lbhost.errors import TuningError
+from lbhost.machine import gpu, topology
+from lbhost.machine.gpu_watch import GpuWatch
+from lbhost.machine.hostload import available_bytes
+from lbhost.machine.tree import Roots
+from lbhost.tuning import identity, tuned
+from lbhost.tuning.shapes import candidates
+from lbhost.tuning.tuned import Tuned
+from lbhost.tuning.tuner import Plan, Tell, Tuner
+from lbhost.weights import identify, unchanged
+
+
+def plan(settings: Settings, environ: Mapping[str, str], max_kl: float) -> Plan:
+    """What is to be tried for the model and box that `serve` would have.
+
+    Raises:
+        StartupError, UsageError: as `serve` would.
+        TuningError: `serve` would run on GPUs.
+    """
+    path = Path(model.resolve(settings.model).path)
+    files = identify(llama.parts(path))
+    with unchanged(files):
+        info = llama.inspect(path)
+    roots = Roots.from_environ(environ)
+    box = topology.discover(roots)
+    _refuse_gpus(roots, environ)
+    return Plan(
+        identity=identity.of(files, box, roots, tuned.ANY_SLOTS),
+        path=path,
+        parts=files,
+        info=info,
+        shapes=tuple(candidates(box, settings.slots, thorough=True)),
+        max_kl=max_kl,
+        available_bytes=available_bytes(roots),
+    )
+
+
+def _refuse_gpus(roots: Roots, environ: Mapping[str, str]) -> None:
+    reader = GpuWatch(roots)
+    try:
+        if llama.supports_gpu() and gpu.visible(reader.gpus, environ):
+            raise TuningError(
+                "serve runs on the GPUs here, and tuning is for CPUs (CUDA_VISIBLE_DEVICES= hides "
+                "the GPUs)"
+            )
+    finally:
+        reader.close()
+
+
+def run(
+    asked: Plan, environ: Mapping[str, str], process_environ: Mapping[str, str], tell: Tell
+) -> Tuned:
+    """Measure, choose and keep. SIGTERM and SIGHUP end it as Ctrl-C does: with nothing left.
+
+    Raises:
+        TuningError
+        KeyboardInterrupt
+    """
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before: list[tuple[signal.Signals, Callable[..., object] | int | None]] = [
+        (number, signal.signal(number, signal.default_int_handler)) for number in numbers
+    ]
+    try:
+        return Tuner(asked, environ, process_environ, tell).run()
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def forget(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Remove what was chosen for the model; how many choices there were.
+
+    Raises:
+        StartupError: there is no such model.
+        TuningError: a file cannot be removed.
+    """
+    path = Path(model.resolve(settings.model).path)
+    try:
+        return tuned.forget(environ, path)
+    except OSError as error:
+        raise TuningError(f"cannot remove {error.filename}: {error.strerror}") from error

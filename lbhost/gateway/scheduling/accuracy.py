@@ -68,6 +68,11 @@ class Factor:
         self._seen = 0
         self._newest: float | None = None
 
+    @property
+    def latest(self) -> float:
+        """As it was after the newest request, before it faded."""
+        return math.exp(self._log)
+
     def at(self, now: float) -> float:
         """What predictions are to be multiplied with."""
         return math.exp(self._faded(now))
@@ -160,15 +165,15 @@ class Accuracy:
             self.factors(forecast.wide).output.add(between_s, uncorrected, now)
 
 
-def like(others: Iterable[Accuracy], now: float) -> Accuracy:
+def like(others: Iterable[Accuracy]) -> Accuracy:
     """For a worker of which nothing is known: it begins with what is usual here."""
     known = list(others)
     if not known:
         return Accuracy()
     narrow, wide = (
         Factors(
-            statistics.median(one.factors(wide).ttft.at(now) for one in known),
-            statistics.median(one.factors(wide).output.at(now) for one in known),
+            statistics.median(one.factors(wide).ttft.latest for one in known),
+            statistics.median(one.factors(wide).output.latest for one in known),
             least,
         )
         for wide, least in ((False, 1 / MOST), (True, WIDE_LEAST))

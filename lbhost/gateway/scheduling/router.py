@@ -5,7 +5,6 @@ Owns what routing remembers of past requests. Assigns nothing; see dispatcher.py
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from random import Random
 
@@ -109,12 +108,11 @@ class Router:
 
     def best_factor(self) -> float:
         """What the luckiest worker's predictions are multiplied with; at most 1."""
-        now = time.monotonic()
         return min(
             [
                 1.0,
                 *(
-                    factor.at(now)
+                    factor.latest
                     for one in self._sessions.accuracies()
                     for which in (one.narrow, one.wide)
                     for factor in (which.ttft, which.output)

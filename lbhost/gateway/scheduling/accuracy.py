@@ -26,8 +26,9 @@ MOST = 2.0
 WIDE_LEAST = 1 / 8
 """The least factor where cores are lent: prompts have been seen to gain that much from them."""
 
-OUTLIER = 0.5
-"""A request moves a factor as if it were off by exp(0.5) = 1.65 at most."""
+OUTLIER = 0.2
+"""A request moves a factor as if it were off by exp(0.2) = 1.22 at most, so that factors follow the
+usual and not the mean: at a high load a few requests take many times as long as the others."""
 
 HALF_LIFE_S = 120.0
 """A factor's logarithm halves in so long without anything new."""

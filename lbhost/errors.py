@@ -185,6 +185,20 @@ class QueueFullError(LbhostError):
     retryable = True
 
 
+class TooLateError(QueueFullError):
+    """By what is waiting already the request would not be done, or not even begun, in time."""
+
+    code = "too_late"
+
+
+class TooSlowError(LbhostError):
+    """Even alone the request would not be done in time: a later attempt would not either."""
+
+    status = 503
+    type = "server_error"
+    code = "deadline_unreachable"
+
+
 class NotReadyError(LbhostError):
     """No worker can take requests, or the server is shutting down."""
 

@@ -7,6 +7,7 @@ reads what it was sent. It also plays the supervisor's part for its board row (`
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import threading
@@ -151,7 +152,9 @@ class FakeWorker:
 
     def _wake(self) -> None:
         if not self.gone.is_set():
-            self._waker.send(b"x")
+            # Its thread may end, and close this, at this very moment.
+            with contextlib.suppress(OSError):
+                self._waker.send(b"x")
 
     def _run(self) -> None:
         frames = wire.Frames()

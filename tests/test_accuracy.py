@@ -85,9 +85,9 @@ def test_times_with_lent_cores_have_factors_of_their_own() -> None:
         accuracy.began(Forecast(factor, 0.02, 2, factor, wide=True), 0.3, 0.0)
     assert accuracy.wide.ttft.at(0.0) == pytest.approx(0.3, rel=0.05)
     assert accuracy.narrow.ttft.at(0.0) == 1.0
-    newcomer = like([accuracy, accuracy, Accuracy()], 0.0)
+    newcomer = like([accuracy, accuracy, Accuracy()])
     assert newcomer.wide.ttft.at(0.0) == pytest.approx(0.3, rel=0.05)
-    assert like([], 0.0).wide.ttft.at(0.0) == 1.0
+    assert like([]).wide.ttft.at(0.0) == 1.0
 
 
 def test_few_tokens_say_nothing_of_the_time_between_them() -> None:

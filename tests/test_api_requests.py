@@ -40,9 +40,44 @@ def test_null_means_the_default() -> None:
         "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature",
         "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty",
         "repeat_penalty", "logit_bias", "stop", "ignore_eos", "n", "logprobs", "response_format",
-        "tools", "tool_choice",
+        "tools", "tool_choice", "service_tier",
     ]  # fmt: skip
     assert chat(**dict.fromkeys(names)) == chat()
+
+
+@pytest.mark.parametrize(
+    ("tier", "rank", "answered"),
+    [
+        (None, 1, None),
+        ("auto", 1, "default"),
+        ("default", 1, "default"),
+        ("priority", 0, "priority"),
+        ("flex", 2, "flex"),
+    ],
+)
+@pytest.mark.parametrize("kind", list(Kind))
+def test_classes_become_ranks_and_are_named_in_the_answer(
+    kind: Kind, tier: str | None, rank: int, answered: str | None
+) -> None:
+    own = (
+        {"prompt": "hi"}
+        if kind is Kind.COMPLETION
+        else {"messages": [{"role": "user", "content": "hi"}]}
+    )
+    parsed = DIALECTS[kind].parse(msgspec.json.encode({**own, "service_tier": tier}), N_VOCAB)
+    assert (parsed.generation.rank, parsed.tier) == (rank, answered)
+    finish = wire.Finish(wire.FinishReason.STOP)
+    reply = DIALECTS[kind].reply("id", "toy", False, parsed.tier)
+    assert json.loads(reply.whole("", finish)).get("service_tier") == answered
+    chunk = json.loads(reply.text("a").removeprefix(b"data: "))
+    assert chunk.get("service_tier") == answered
+
+
+@pytest.mark.parametrize("tier", ["scale", "", "FLEX", 1])
+def test_unknown_classes_are_refused_by_name(tier: object) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(service_tier=tier)
+    assert caught.value.param == "service_tier"
 
 
 def test_sampling_parameters_reach_the_wire() -> None:

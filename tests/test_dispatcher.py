@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from fake_worker import FakeWorker, Script
-from lbhost import log, wire
+from lbhost import log, order, wire
 from lbhost.board import Board, CoreRow, Wanted, WorkerState
 from lbhost.config import Settings
 from lbhost.errors import (
@@ -21,11 +21,14 @@ from lbhost.errors import (
     EngineError,
     NotReadyError,
     QueueFullError,
+    TooLateError,
+    TooSlowError,
     WorkerLostError,
 )
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.recorder import Recorder
 from lbhost.gateway.scheduling import dispatcher as dispatch
+from lbhost.gateway.scheduling import prospects
 from lbhost.gateway.scheduling.deltas import TextDelta, text_of
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.job import Job, JobState, Work
@@ -304,6 +307,117 @@ async def test_a_long_request_that_cannot_be_placed_does_not_block_short_ones() 
         fake.release()
         for job in (first, second, short):
             await over(job)
+
+
+# --- classes ----------------------------------------------------------------------------
+
+
+async def test_priority_overtakes_and_flex_gets_what_nobody_else_wants() -> None:
+    async with bench(slots=2) as b:
+        (fake,) = b.workers
+        fake.hold()
+        running = [b.submit(10, 1), b.submit(11, 1)]
+        flex = b.submit(12, 1, rank=order.FLEX, ago_s=50.0)
+        usual = b.submit(13, 1)
+        priority = b.submit(14, 1, rank=order.PRIORITY)
+        old = b.submit(15, 1, ago_s=dispatch.PRIORITY_AHEAD_S + 10.0)
+        fake.release()
+        for job in (*running, flex, usual, priority, old):
+            await over(job)
+        sent = [(len(s.prompt) // 4, s.rank) for s in fake.submits]
+        assert sent == [(10, 1), (11, 1), (15, 1), (14, 0), (13, 1), (12, 2)]
+
+
+async def test_flex_leaves_slots_to_those_who_come_later() -> None:
+    async with bench(2, slots=4) as b:
+        for fake in b.workers:
+            fake.hold()
+        flex = [b.submit(10, 1, rank=order.FLEX) for _ in range(8)]
+        assert sum(job.state is JobState.RUNNING for job in flex) == 6
+        usual = [b.submit(20, 1) for _ in range(2)]
+        assert {job.state for job in usual} == {JobState.RUNNING}
+        for fake in b.workers:
+            fake.release()
+        for job in (*flex, *usual):
+            await over(job)
+
+
+async def test_a_box_with_one_slot_serves_flex() -> None:
+    async with bench(slots=1) as b:
+        await over(b.submit(10, 1, rank=order.FLEX))
+        assert len(b.workers[0].submits) == 1
+
+
+async def test_flex_fills_half_of_the_queue_and_waits_beyond_the_queues_time_limit() -> None:
+    async with bench(slots=1, queue_size=4, queue_timeout_s=0.05) as b:
+        (fake,) = b.workers
+        fake.hold()
+        running = b.submit(10, 1)
+        flex = [b.submit(10, 1, rank=order.FLEX) for _ in range(2)]
+        with pytest.raises(QueueFullError):
+            b.submit(10, 1, rank=order.FLEX)
+        usual = b.submit(10, 1)
+        await over(usual)
+        assert isinstance(usual.error, DeadlineError)
+        fake.release()
+        for job in (running, *flex):
+            await over(job)
+            assert job.error is None
+
+
+# --- what cannot be done in time --------------------------------------------------------
+
+
+async def test_what_cannot_be_done_in_time_is_refused_once_predictions_have_proved_good() -> None:
+    script = Script(speeds=(100.0, 0.001, 0.001))
+    async with bench(1, script, slots=1, request_timeout_s=100.0, queue_timeout_s=20.0) as b:
+        (fake,) = b.workers
+        await until(lambda: b.sessions.speeds() == script.speeds, "its speeds are seen")
+        endless = {"max_tokens": 1_000_000, "ignore_eos": True}
+        fake.hold()
+        first = b.submit(10, **endless)
+        assert first.state is JobState.RUNNING
+        b.dispatcher.cancel(first)
+        fake.release()
+        for _ in range(prospects.LEAST_SEEN):
+            b.sessions.accuracy(0).completion.add(1.0, 1.0)
+        with pytest.raises(TooSlowError):
+            b.submit(10, **endless)
+        assert b.dispatcher.active == 0
+        assert await over(b.submit(10)) == "one two three four five"
+
+
+async def test_a_queue_that_will_not_be_done_in_time_is_not_joined() -> None:
+    now = time.monotonic()
+
+    def takes_two_seconds(_: wire.Submit) -> list[str]:
+        nonlocal now
+        now += 2.0
+        return ["word"]
+
+    script = Script(answer=takes_two_seconds)
+    async with bench(1, script, slots=1, queue_timeout_s=20.0, clock=lambda: now) as b:
+        (fake,) = b.workers
+        for job in [b.submit() for _ in range(10)]:
+            await over(job)
+        for _ in range(prospects.LEAST_SEEN):
+            b.sessions.accuracy(0).completion.add(1.0, 1.0)
+        fake.hold()
+        # Two seconds each, and half as many again as the margin: 15 may wait, or somewhat more.
+        waiting = [b.submit() for _ in range(11)]
+        refused: list[TooLateError] = []
+        while not refused:
+            assert len(waiting) < 40
+            try:
+                waiting.append(b.submit())
+            except TooLateError as error:
+                refused.append(error)
+        assert refused[0].retry_after_s is not None
+        assert 1 <= refused[0].retry_after_s <= 40
+        # One that goes before them is in time.
+        waiting.append(b.submit(rank=order.PRIORITY))
+        for job in waiting:
+            b.dispatcher.cancel(job)
 
 
 # --- cancellation -----------------------------------------------------------------------

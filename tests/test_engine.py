@@ -238,6 +238,19 @@ def test_a_short_prompt_goes_before_the_rest_of_a_long_one_that_is_half_done() -
     assert len(bench.context.kv[0]) < 1000
 
 
+def test_flex_gives_way_between_two_steps_and_priority_goes_first() -> None:
+    bench = Bench(FakeContext(n_ctx=2048, batch_size=64))
+    flex = msgspec.structs.replace(submit(1, prompt_of(128, 1), 1), rank=order.FLEX)
+    bench.submit(flex)
+    bench.step()
+    bench.submit(submit(2, prompt_of(600, 2), 1))
+    priority = msgspec.structs.replace(submit(3, prompt_of(700, 3), 1), rank=order.PRIORITY)
+    bench.submit(priority)
+    while {request for _, request in bench.results} != {1, 2, 3}:
+        bench.step()
+    assert [request for _, request in bench.results] == [3, 2, 1]
+
+
 def test_a_long_prompt_keeps_its_part_under_a_stream_of_short_ones() -> None:
     bench = Bench(FakeContext(n_ctx=2048, batch_size=64))
     bench.submit(submit(0, prompt_of(1000, 999), 1))

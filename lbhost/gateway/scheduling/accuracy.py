@@ -26,8 +26,9 @@ MOST = 2.0
 WIDE_LEAST = 1 / 8
 """The least factor where cores are lent: prompts have been seen to gain that much from them."""
 
-OUTLIER = 0.5
-"""A request moves a factor as if it were off by exp(0.5) = 1.65 at most."""
+OUTLIER = 0.2
+"""A request moves a factor as if it were off by exp(0.2) = 1.22 at most, so that factors follow the
+usual and not the mean: at a high load a few requests take many times as long as the others."""
 
 HALF_LIFE_S = 120.0
 """A factor's logarithm halves in so long without anything new."""
@@ -67,6 +68,11 @@ class Factor:
         self._least, self._most = math.log(least), math.log(MOST)
         self._seen = 0
         self._newest: float | None = None
+
+    @property
+    def latest(self) -> float:
+        """As it was after the newest request, before it faded."""
+        return math.exp(self._log)
 
     def at(self, now: float) -> float:
         """What predictions are to be multiplied with."""
@@ -160,15 +166,15 @@ class Accuracy:
             self.factors(forecast.wide).output.add(between_s, uncorrected, now)
 
 
-def like(others: Iterable[Accuracy], now: float) -> Accuracy:
+def like(others: Iterable[Accuracy]) -> Accuracy:
     """For a worker of which nothing is known: it begins with what is usual here."""
     known = list(others)
     if not known:
         return Accuracy()
     narrow, wide = (
         Factors(
-            statistics.median(one.factors(wide).ttft.at(now) for one in known),
-            statistics.median(one.factors(wide).output.at(now) for one in known),
+            statistics.median(one.factors(wide).ttft.latest for one in known),
+            statistics.median(one.factors(wide).output.latest for one in known),
             least,
         )
         for wide, least in ((False, 1 / MOST), (True, WIDE_LEAST))

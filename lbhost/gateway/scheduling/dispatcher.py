@@ -7,7 +7,9 @@ when the worker says that the attempt ended or its link does.
 
 Late binding: a job stays here until a worker has a free slot for it. The queue is ordered by
 arrival plus predicted cost (at most MAX_OVERTAKEN_S of it), so that short requests pass long
-ones and nothing waits for ever. Behind a job that cannot be placed now, others may go first.
+ones and nothing waits for ever. Priority gets a head start; flex gets what nobody else wants, some
+slots left over, and may wait as long as it may take. Behind a job that cannot be placed now,
+others may go first.
 Every wait has a limit: in the queue and in a worker the job's deadline, at the end the grace.
 
 Which workers are READY is read from the board. That is routing only: a worker that has just
@@ -17,12 +19,11 @@ begun to drain refuses what still comes, and the request goes elsewhere.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from random import Random
 
-from lbhost import wire
+from lbhost import order, wire
 from lbhost.config import Settings
 from lbhost.errors import (
     ClientTimeoutError,
@@ -30,10 +31,10 @@ from lbhost.errors import (
     EngineError,
     LbhostError,
     NotReadyError,
-    QueueFullError,
     WorkerLostError,
 )
 from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling.admission import Admission
 from lbhost.gateway.scheduling.deadlines import Deadlines
 from lbhost.gateway.scheduling.deltas import TextDelta
 from lbhost.gateway.scheduling.job import Job, JobState, Work
@@ -51,6 +52,10 @@ MAX_ATTEMPTS = 3
 MAX_OVERTAKEN_S = 20.0
 """A request is passed only by those that arrive less than this after it."""
 
+PRIORITY_AHEAD_S = 30.0
+"""A priority request goes before all that arrived less than this earlier: it passes nearly
+everybody, and the oldest still come to their turn however many of its kind there are."""
+
 POLL_S = 0.02
 """While something is queued, the board is looked at so often: a worker may have become READY."""
 
@@ -59,9 +64,6 @@ NOT_READY_GRACE_S = 2.0
 
 REJECT_HOLD_S = 0.05
 """A worker that refused a request is left alone so long: its state is about to change."""
-
-MAX_RETRY_AFTER_S = 120.0
-"""Nobody is told to stay away for longer: OpenAI's client does not obey more than this."""
 
 MAX_UNTAKEN = 1 << 20
 """Characters of a stream that may wait for a client that reads too slowly; then it is cut off.
@@ -94,6 +96,7 @@ class Dispatcher:
         self._open_link = open_link
         self._queue = JobQueue()
         self._pace = Pace()
+        self._admission = Admission(settings, self._queue, self._pace, self._router, clock)
         self._jobs: dict[int, Job] = {}
         self._attempts: dict[int, Attempt] = {}
         self._deadlines = Deadlines(self._on_deadline, clock)
@@ -166,11 +169,7 @@ class Dispatcher:
             raise NotReadyError("the server is shutting down", retry_after_s=2)
         if self._outlook() is Outlook.CLOSED and not self._just_ready():
             raise NotReadyError("no worker is ready", retry_after_s=1)
-        depth = len(self._queue)
-        if depth + preparing >= self._settings.queue_size:
-            raise QueueFullError(
-                f"{depth} requests are waiting already", retry_after_s=self._wait_estimate_s()
-            )
+        self._admission.check_depth(preparing)
 
     def submit(self, work: Work, arrived: float, complete: float | None = None) -> Job:
         """Queue a request, and send it if a worker has room.
@@ -183,20 +182,26 @@ class Dispatcher:
 
         Raises:
             DeadlineError: all its time is gone already.
-            NotReadyError, QueueFullError: as check_open.
+            TooLateError, TooSlowError: it cannot be done in time, by all that was measured.
+            NotReadyError, QueueFullError: as check_open; flex may fill only a part of the queue.
         """
         self.check_open()
+        self._admission.check_class(work)
         waited = self._clock() - arrived
         if waited >= self._settings.request_timeout_s:
             raise DeadlineError(
                 f"{waited:.1f} s went before it could be queued, which is over the limit",
-                retry_after_s=self._wait_estimate_s(),
+                retry_after_s=self._admission.wait_s(),
             )
         self._numbers += 1
         job = Job(self._numbers, work, arrived)
         job.expected_tokens = self._router.expected_tokens(work)
         since = arrived if complete is None else complete
-        job.order = since + min(self._router.lonely_cost_s(job), MAX_OVERTAKEN_S)
+        alone_s = self._router.lonely_cost_s(job)
+        job.order = since + min(alone_s, MAX_OVERTAKEN_S)
+        if work.rank == order.PRIORITY:
+            job.order -= PRIORITY_AHEAD_S
+        self._admission.check_time(job, alone_s)
         self._jobs[job.number] = job
         self._idle.clear()
         self._enqueue(job)
@@ -260,7 +265,9 @@ class Dispatcher:
         attempts: list[Attempt] = []
         wide = self._sessions.wide
         views = [s.view(reading, now_ns, wide=wide) for s, reading in usable] if room else []
-        for job in self._queue.walk(lambda: policy.room_for_long(views)):
+        for job in self._queue.walk(
+            lambda: policy.room_for_long(views), lambda: policy.room_for_flex(views)
+        ):
             if not room:
                 break
             index = self._router.choose(job, usable, views)
@@ -306,7 +313,9 @@ class Dispatcher:
         job.queued = self._clock()
         self._queue.add(job)
         latest = job.arrived + self._settings.request_timeout_s
-        self._deadlines.set(job, min(latest, job.queued + self._settings.queue_timeout_s))
+        if job.work.rank != order.FLEX:
+            latest = min(latest, job.queued + self._settings.queue_timeout_s)
+        self._deadlines.set(job, latest)
 
     def _requeue(self, job: Job) -> None:
         """Back to the front, as if it had never been sent."""
@@ -432,7 +441,7 @@ class Dispatcher:
             message = f"not done after {waited:.1f} s, which is the limit"
         else:
             message = f"no worker had room within {waited:.1f} s"
-        self._drop(job, DeadlineError(message, retry_after_s=self._wait_estimate_s()))
+        self._drop(job, DeadlineError(message, retry_after_s=self._admission.wait_s()))
 
     def _give_up_hopeless(self) -> None:
         """Nobody will come for what is queued: say so instead of letting it time out."""
@@ -453,9 +462,3 @@ class Dispatcher:
 
     def _just_ready(self) -> bool:
         return self._clock() - self._ready_at < NOT_READY_GRACE_S
-
-    def _wait_estimate_s(self) -> float:
-        """Whole seconds until those who wait now have found a worker, or were given up."""
-        wait = self._pace.wait_s(len(self._queue), self._router.place_every_s(), self._clock())
-        wait = min(wait, self._settings.queue_timeout_s, MAX_RETRY_AFTER_S)
-        return float(max(1, math.ceil(wait)))

@@ -52,6 +52,11 @@ class Pace:
                 self._since = self._freed[0]
             self._freed.append(self._waited)
 
+    @property
+    def seen(self) -> int:
+        """Places that came free while somebody waited, of those that are remembered."""
+        return len(self._freed)
+
     def wait_s(self, places: int, guess_s: float, now: float) -> float:
         """Seconds until so many places have come free.
 

@@ -190,6 +190,16 @@ def room_for_long(views: Sequence[WorkerView]) -> bool:
     return sum(view.long_in_flight for view in views) < slots - kept
 
 
+def room_for_flex(views: Sequence[WorkerView]) -> bool:
+    """Whether a flex request may take a slot: one in four is left for those who ask later.
+
+    A box with but one slot gives it to flex when nobody else wants it.
+    """
+    slots = sum(view.slots for view in views)
+    kept = 0 if slots <= 1 else max(1, slots // 4)
+    return sum(max(0, view.slots - view.in_flight) for view in views) > kept
+
+
 def penalty(error_rate: float, ready_for_s: float) -> float:
     """How much less a worker is to be believed in that fails, or has only just started.
 

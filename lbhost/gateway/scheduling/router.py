@@ -12,7 +12,7 @@ import msgspec
 
 from lbhost import wire
 from lbhost.config import Settings
-from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling import policy, prospects
 from lbhost.gateway.scheduling.accuracy import Forecast
 from lbhost.gateway.scheduling.job import Job, Work
 from lbhost.gateway.scheduling.lengths import Lengths
@@ -101,6 +101,24 @@ class Router:
         if work.ignore_eos:
             return work.max_tokens
         return self._lengths.expected(work.max_tokens)
+
+    def trusted(self) -> bool:
+        """Whether enough was measured here to act on predictions."""
+        return prospects.trusted(self._sessions.accuracies())
+
+    def best_factor(self) -> float:
+        """What the luckiest worker's predictions are multiplied with; at most 1."""
+        return min(
+            [
+                1.0,
+                *(
+                    factor.latest
+                    for one in self._sessions.accuracies()
+                    for which in (one.narrow, one.wide)
+                    for factor in (which.ttft, which.output)
+                ),
+            ]
+        )
 
     def lonely_cost_s(self, job: Job) -> float:
         """Seconds that an idle, undisturbed worker would take."""

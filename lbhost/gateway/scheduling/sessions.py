@@ -7,7 +7,6 @@ of its slots until the worker says that it ended, or the link does. Decides noth
 from __future__ import annotations
 
 import enum
-import time
 from collections.abc import Iterator
 
 from lbhost import board
@@ -203,9 +202,13 @@ class Sessions:
         """Of the predictions for a worker id. A new one starts with what is usual here."""
         found = self._accuracies.get(worker)
         if found is None:
-            found = like(self._accuracies.values(), time.monotonic())
+            found = like(self._accuracies.values())
             self._accuracies[worker] = found
         return found
+
+    def accuracies(self) -> list[Accuracy]:
+        """Of all worker ids that there have been."""
+        return list(self._accuracies.values())
 
     def current(self, worker: int) -> Session | None:
         return self._current.get(worker)

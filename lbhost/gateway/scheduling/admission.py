@@ -1,0 +1,93 @@
+"""What is refused before it is queued: too many, or too late.
+
+Owns the answer to "when may I come back". Changes nothing; the dispatcher queues what passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from lbhost import order
+from lbhost.config import Settings
+from lbhost.errors import QueueFullError
+from lbhost.gateway.scheduling import prospects
+from lbhost.gateway.scheduling.job import Job, Work
+from lbhost.gateway.scheduling.job_queue import JobQueue
+from lbhost.gateway.scheduling.pace import Pace
+from lbhost.gateway.scheduling.router import Router
+
+MAX_RETRY_AFTER_S = 120.0
+"""Nobody is told to stay away for longer: OpenAI's client does not obey more than this."""
+
+FLEX_QUEUE = 0.5
+"""Part of the queue that flex may fill."""
+
+
+class Admission:
+    """Looks at the queue and its pace, and at what the router knows."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        queue: JobQueue,
+        pace: Pace,
+        router: Router,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._pace = pace
+        self._router = router
+        self._clock = clock
+
+    def check_depth(self, preparing: int = 0) -> None:
+        """Raises QueueFullError: it is at its limit, with those that are about to be submitted."""
+        depth = len(self._queue)
+        if depth + preparing >= self._settings.queue_size:
+            raise QueueFullError(
+                f"{depth} requests are waiting already", retry_after_s=self.wait_s()
+            )
+
+    def check_class(self, work: Work) -> None:
+        """Raises QueueFullError: flex has filled its part of the queue."""
+        most = max(1, int(FLEX_QUEUE * self._settings.queue_size))
+        if work.rank == order.FLEX and self._queue.flex >= most:
+            raise QueueFullError(
+                f"{self._queue.flex} flex requests are waiting already",
+                retry_after_s=self.wait_s(),
+            )
+
+    def check_time(self, job: Job, alone_s: float) -> None:
+        """Refuse what cannot be done in time, by predictions that have proved good here.
+
+        Args:
+            alone_s: what the job takes on an idle worker.
+
+        Raises TooLateError, TooSlowError.
+        """
+        if not self._router.trusted():
+            return
+        settings, now = self._settings, self._clock()
+        flex = job.work.rank == order.FLEX
+        limits = prospects.Limits(
+            None if flex else settings.queue_timeout_s,
+            job.arrived + settings.request_timeout_s - now,
+        )
+        wait_s = None
+        if self._queue and not flex and self._pace.seen >= prospects.LEAST_FREED:
+            wait_s = self._places_s(self._queue.ahead(job) + 1)
+        error = prospects.refusal(wait_s, alone_s * self._router.best_factor(), limits)
+        if error is not None:
+            if error.retry_after_s is not None:
+                error.retry_after_s = float(math.ceil(min(error.retry_after_s, MAX_RETRY_AFTER_S)))
+            raise error
+
+    def wait_s(self) -> float:
+        """Whole seconds until those who wait now have found a worker, or were given up."""
+        wait = self._places_s(len(self._queue))
+        wait = min(wait, self._settings.queue_timeout_s, MAX_RETRY_AFTER_S)
+        return float(max(1, math.ceil(wait)))
+
+    def _places_s(self, places: int) -> float:
+        return self._pace.wait_s(places, self._router.place_every_s(), self._clock())

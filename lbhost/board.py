@@ -135,6 +135,9 @@ class TrafficRow(msgspec.Struct, frozen=True):
     """EWMA over requests, 0 to 1; halves in 10 s."""
     prompt_tokens_s: float = 0.0
     """Prompt tokens that it computed per second, over the last few seconds."""
+    ttft_error: float | None = None
+    completion_error: float | None = None
+    """Medians of the relative errors' sizes of what the router predicted for its last requests."""
 
 
 class CoreRow(msgspec.Struct, frozen=True):
@@ -160,6 +163,8 @@ class CoreRow(msgspec.Struct, frozen=True):
     """Which sensor temp_c is of: CPUs with the same number have the same one. -1: none."""
     sensor_cores: int = 0
     """How many physical cores that sensor speaks for."""
+    lasting: float | None = None
+    """`others` smoothed over a second: what the router believes; see machine/cpustat.py."""
     lead: bool = False
     """Whether this is the CPU that a worker uses of its physical core."""
     llc: int = 0

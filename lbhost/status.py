@@ -102,8 +102,16 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens computed per second."""
     heat: float | None = None
     """What heat leaves of it, 0 to 1; null where nothing tells its temperature."""
+    ttft_error: float | None = None
+    """Of what the router predicts for it: the median size of the relative error in the time to the
+    first token, over its last 64 requests; null before the first."""
+    completion_error: float | None = None
+    """The same of the time to the last token."""
     lent: list[int] = []
     """Cores of others that it computes on now, beside its own."""
+    step_base_s: float | None = None
+    step_seq_s: float | None = None
+    """A decode step of n sequences takes step_base_s + n * step_seq_s of its own core."""
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

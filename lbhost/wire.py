@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from lbhost import order
 from lbhost.errors import WireError
 
 MAX_FRAME = 8 * 1024 * 1024
@@ -60,6 +61,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     sampling: Sampling
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    rank: int = order.DEFAULT
+    """Its class: lower goes first; see order.py."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):

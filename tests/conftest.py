@@ -7,6 +7,7 @@ import os
 from collections.abc import Generator, Iterator
 
 import pytest
+import uvloop
 
 from left_behind import Possessions
 
@@ -26,14 +27,15 @@ def anyio_backend() -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--leftovers",
+        "--no-leftovers",
         action="store_true",
-        help="fail a test that leaves descriptors, processes, threads or settings behind",
+        help="do not fail tests that leave descriptors, processes, threads or settings behind",
     )
 
 
 def pytest_collection_finish() -> None:
     """What imports have made stays: garbage is looked for only among what tests make."""
+    uvloop.new_event_loop().close()  # libuv keeps a pipe for signals, once and for all loops
     gc.collect()
     gc.freeze()
 
@@ -57,7 +59,7 @@ def _left(before: Possessions) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    if not request.config.getoption("--leftovers"):
+    if request.config.getoption("--no-leftovers"):
         yield
         return
     before = Possessions.now()
@@ -69,7 +71,7 @@ def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[
 def _tests_leave_nothing(
     _modules_fixtures_leave_nothing: None, request: pytest.FixtureRequest
 ) -> Iterator[None]:
-    if not request.config.getoption("--leftovers"):
+    if request.config.getoption("--no-leftovers"):
         yield
         return
     before = Possessions.now()

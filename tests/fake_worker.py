@@ -39,6 +39,8 @@ class Script(msgspec.Struct):
     reject: bool = False
     """Refuse every request, as a draining worker does."""
     cached_tokens: int = 0
+    speeds: tuple[float, float, float] | None = None
+    """Prefill tokens/s, step_base_s and step_seq_s that it says it has measured."""
 
 
 class _Sequence:
@@ -262,6 +264,7 @@ class FakeWorker:
         return sum(len(s.submit.prompt) // 4 for s in self._sequences.values() if not s.sent)
 
     def _progress(self) -> None:
+        prefill, base, seq = self.script.speeds or (None, None, None)
         self._page.progress.write(
             self.worker,
             board.ProgressRow(
@@ -270,6 +273,9 @@ class FakeWorker:
                 steps=self._steps,
                 slots_busy=len(self._sequences),
                 prefill_pending=self._pending(),
+                prefill_tok_s=prefill,
+                step_base_s=base,
+                step_seq_s=seq,
                 kv_total=self.slots * self.n_ctx,
                 tokens_out=self._tokens_out,
                 prompt_tokens=self._prompt_tokens,

@@ -14,7 +14,7 @@ import pytest
 
 from fake_worker import FakeWorker, Script
 from lbhost import log, wire
-from lbhost.board import Board, Wanted, WorkerState
+from lbhost.board import Board, CoreRow, Wanted, WorkerState
 from lbhost.config import Settings
 from lbhost.errors import (
     DeadlineError,
@@ -269,6 +269,27 @@ async def test_retry_after_tells_how_fast_the_queue_moved() -> None:
         assert 10.0 <= told <= 40.0  # ten places, two seconds each
         for job in waiting:
             b.dispatcher.cancel(job)
+
+
+async def test_a_core_that_clients_use_in_passing_counts_as_free() -> None:
+    async with bench(0) as b:
+        b.page.cores.write(0, CoreRow(idle=0.1, others=0.9, lasting=0.2))
+        b.page.cores.write(1, CoreRow(idle=1.0, others=0.0, lasting=0.0))
+        for worker in (0, 1):
+            fake = await b.add(worker)
+            fake.set_state(WorkerState.READY, cpus=str(worker))
+            fake.hold()
+        readings = b.sessions.readings
+        await until(
+            lambda: [reading.share for _, reading in readings.present()] == [0.8, 1.0],
+            "the cores are seen",
+        )
+        jobs = [b.submit(400, 8), b.submit(30, 1)]
+        assert [job.worker for job in jobs] == [1, 0]
+        for fake in b.workers:
+            fake.release()
+        for job in jobs:
+            await over(job)
 
 
 async def test_a_long_request_that_cannot_be_placed_does_not_block_short_ones() -> None:

@@ -305,6 +305,9 @@ def test_a_driver_that_hangs_at_its_start_has_no_cards(roots: Roots, hanging: Ha
     hanging.hangs_in = "nvmlInit"
     watch = GpuWatch(roots, hanging, find_limit_s=0.01)
     assert (watch.gpus, watch.answered) == ((), False)
+    hanging.hangs_in = ""
+    hanging.released.set()
+    watch.close()
 
 
 def test_without_a_driver_no_thread_stays(roots: Roots) -> None:

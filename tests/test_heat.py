@@ -126,7 +126,7 @@ def test_the_chips_own_limits_count_unless_the_operator_chose_some() -> None:
 @pytest.mark.parametrize(("cores", "left"), [(1, FLOOR), (16, SHARED_HOT)])
 def test_a_shared_sensor_leaves_half_of_a_worker(cores: int, left: float) -> None:
     row = CoreRow(temp_c=95, sensor=0, sensor_cores=cores)
-    assert share([row], warm_c=80, hot_c=95) == pytest.approx(left)
+    assert share([row], nice=5, warm_c=80, hot_c=95) == pytest.approx(left)
 
 
 def test_cpus_with_one_sensor_are_one_domain_on_the_board() -> None:

@@ -59,6 +59,28 @@ def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("always_fresh")
+async def test_predictions_are_compared_with_what_came_and_published() -> None:
+    # It says that it is slow and is not: all is predicted far too late.
+    async with running_gateway(script=Script(speeds=(1.0, 0.5, 0.5))) as g:
+        before = await samples(g)
+        assert "lbhost_worker_ttft_prediction_error_ratio{0}" not in before
+        for _ in range(4):
+            await g.chat()
+        got = await samples(g)
+        for what in ("ttft", "completion"):
+            assert got[f"lbhost_worker_{what}_prediction_error_ratio{{0}}"] > 1.0
+            assert got[f"lbhost_worker_{what}_prediction_bias_ratio{{0}}"] > 1.0
+        assert 0.5 <= got["lbhost_worker_narrow_ttft_factor{0}"] < 1.0
+        assert 0.5 <= got["lbhost_worker_narrow_output_factor{0}"] < 1.0
+
+        def errors() -> tuple[float | None, float | None]:
+            row = g.page.traffic.read(0)
+            return (None, None) if row is None else (row.ttft_error, row.completion_error)
+
+        await until(lambda: None not in errors(), "the board has them too")
+
+
+@pytest.mark.usefixtures("always_fresh")
 async def test_requests_tokens_and_latencies_are_counted() -> None:
     async with running_gateway(script=Script(cached_tokens=4)) as g:
         await g.chat()

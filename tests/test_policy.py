@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbhost import order
 from lbhost.config import Policy
 from lbhost.gateway.scheduling.policy import (
     ASSUMED_SPEEDS,
@@ -36,6 +38,7 @@ def view(
     error_rate: float = 0.0,
     ready_for_s: float = 1e9,
     measured: bool = True,
+    ranks: tuple[int, ...] = (),
 ) -> WorkerView:
     return WorkerView(
         worker=worker,
@@ -49,6 +52,7 @@ def view(
         share=share,
         idle=idle,
         penalty=penalty(error_rate, ready_for_s),
+        ranks=ranks,
     )
 
 
@@ -65,7 +69,7 @@ def test_an_empty_worker_takes_prefill_plus_decode() -> None:
 
 
 def test_company_slows_both_prefill_and_decode() -> None:
-    # prefill rides with 3 chunks (128 // 64 + 1) of a 2-sequence decode, then 3 decode together
+    # prefill rides with 3 chunks (128 / 64 + 1) of a 2-sequence decode, then 3 decode together
     expected = 128 / 500 + 3 * (0.002 + 2 * 0.006) + 64 * (0.002 + 3 * 0.006)
     assert predict(SHORT, view(in_flight=2), ASSUMED_SPEEDS) == pytest.approx(expected)
 
@@ -80,12 +84,23 @@ def test_cached_tokens_need_no_prefill_but_one_is_always_computed() -> None:
     assert predict(SHORT, view(cached=128), ASSUMED_SPEEDS) == pytest.approx(1 / 500 + 0.512)
 
 
-def test_only_shorter_prompts_are_ahead() -> None:
+def test_shorter_prompts_are_ahead_and_longer_ones_take_a_quarter() -> None:
+    none = predict(SHORT, view(in_flight=1), ASSUMED_SPEEDS)
     ahead = predict(SHORT, view(in_flight=1, prefills=(100,)), ASSUMED_SPEEDS)
-    behind = predict(SHORT, view(in_flight=1, prefills=(4000,)), ASSUMED_SPEEDS)
-    assert behind == pytest.approx(predict(SHORT, view(in_flight=1), ASSUMED_SPEEDS))
-    # 100 more tokens: 0.2 s of prefill and, at 228 // 64 + 1 chunks, one more step of one
-    assert ahead - behind == pytest.approx(100 / 500 + 0.008)
+    beside = predict(SHORT, view(in_flight=1, prefills=(4000,)), ASSUMED_SPEEDS)
+    # 100 more tokens: 0.2 s of prefill, and 100 / 64 more chunks with a step of one
+    assert ahead - none == pytest.approx(100 / 500 + 100 / 64 * 0.008)
+    # a third of its own 128 tokens besides
+    assert beside - none == pytest.approx(42 / 500 + 42 / 64 * 0.008)
+
+
+def test_ranks_come_before_lengths() -> None:
+    beside_flex = view(in_flight=1, prefills=(100,), ranks=(order.FLEX,))
+    alone = predict(SHORT, view(in_flight=1), ASSUMED_SPEEDS)
+    assert predict(SHORT, beside_flex, ASSUMED_SPEEDS) == pytest.approx(alone)
+    flex = Need(128, 64, order.FLEX)
+    behind = view(in_flight=1, prefills=(4000,))
+    assert predict(flex, behind, ASSUMED_SPEEDS) > alone + 4000 / 500
 
 
 def test_errors_and_a_fresh_start_worsen_a_prediction() -> None:
@@ -214,6 +229,8 @@ views_strategy = st.lists(
 def test_the_choice_always_has_room(
     policy: Policy, need: Need, views: list[WorkerView], seed: int
 ) -> None:
+    known = need.prompt_tokens - 1
+    views = [msgspec.structs.replace(v, cached=min(v.cached, known)) for v in views]
     index = choose(policy, need, views, Random(seed), seed)
     if index is not None:
         assert views[index].in_flight < views[index].slots

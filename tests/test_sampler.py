@@ -126,6 +126,24 @@ def test_a_neighbour_on_the_workers_core_counts_in_full_after_two_samples(deskto
     assert desktop.core(0).others == pytest.approx(0.0)
 
 
+def test_a_short_use_hardly_shows_in_what_lasts_and_a_neighbour_soon_does(desktop: Box) -> None:
+    desktop.watch(0, 0)
+    desktop.step(times=4)
+    assert desktop.core(0).lasting == pytest.approx(0.0)
+    desktop.step({0: (25, 0, 0)})
+    desktop.step()
+    seen = []
+    for _ in range(12):
+        seen.append(desktop.core(0).lasting or 0.0)
+        desktop.step()
+    assert max(seen) < 0.22
+    assert seen[-1] < 0.02
+    desktop.step({0: (25, 0, 0)}, times=3)
+    assert 0.25 < (desktop.core(0).lasting or 0.0) < 0.5
+    desktop.step({0: (25, 0, 0)}, times=8)
+    assert (desktop.core(0).lasting or 0.0) > 0.85
+
+
 def test_all_use_of_a_core_without_a_worker_is_others(desktop: Box) -> None:
     desktop.step({3: (10, 0, 0)}, times=2)
     assert desktop.core(3).others == pytest.approx(0.4)
@@ -382,8 +400,9 @@ def test_a_vm_with_nothing_knows_use_and_nothing_else(tmp_path: Path) -> None:
     box = Box(trees.bare_vm(tmp_path / "box"))
     box.step({1: (25, 0, 0)}, times=8)
     box.sampler.close()
-    known = CoreRow(sampled_ns=box.now_ns, idle=0.0, others=1.0, steal=0.0, niced=0.0, lead=True)
-    assert box.core(1) == known
+    assert box.core(1) == CoreRow(
+        sampled_ns=box.now_ns, idle=0.0, others=1.0, steal=0.0, niced=0.0, lasting=1.0, lead=True
+    )
 
 
 @pytest.mark.parametrize("value", ["0", "-128000", "255000", "45", "", "hot", "127\x00"])

@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 
 from lbhost.board import CoreRow, GpuRow, HostRow
-from lbhost.placement.share import FAIR, FLOOR, share
+from lbhost.placement.share import FLOOR, fair, share
 
 WARM, HOT = 80.0, 95.0
+NICE = 5
+FAIR = fair(NICE)
 
 
 def of(*cores: CoreRow | None, **more: Any) -> float:
-    return share(cores, warm_c=WARM, hot_c=HOT, **more)
+    return share(cores, **({"nice": NICE, "warm_c": WARM, "hot_c": HOT} | more))
 
 
 def test_nothing_known_leaves_everything() -> None:
@@ -32,8 +34,22 @@ def test_what_the_hypervisor_takes_the_scheduler_cannot_give_back() -> None:
 
 def test_others_at_lowered_priority_give_way_to_half_of_the_core() -> None:
     assert of(CoreRow(idle=0.0, others=1.0, niced=1.0)) == pytest.approx(0.5)
-    assert of(CoreRow(idle=0.0, others=1.0, niced=0.5)) == pytest.approx(0.35)
+    assert of(CoreRow(idle=0.0, others=1.0, niced=0.5)) == pytest.approx((FAIR + 0.5) / 2)
     assert of(CoreRow(idle=0.8, others=0.2, niced=0.2)) == pytest.approx(0.8)
+
+
+def test_niceness_decides_what_a_worker_gets_beside_a_program_that_wants_all() -> None:
+    busy = CoreRow(idle=0.0, others=1.0)
+    assert of(busy, nice=0) == pytest.approx(0.4)
+    assert of(busy, nice=5) == pytest.approx(0.8 * 335 / (335 + 1024), rel=0.01)
+    assert of(busy, nice=19) == FLOOR
+
+
+def test_what_lasts_is_believed_and_not_the_moment() -> None:
+    moment = CoreRow(idle=0.1, others=0.9, lasting=0.2)
+    assert of(moment) == pytest.approx(0.8)
+    assert of(CoreRow(idle=1.0, others=0.0, lasting=0.6)) == pytest.approx(0.4)
+    assert of(CoreRow(), siblings=[moment]) == pytest.approx(1 - 0.4 * 0.2)
 
 
 def test_own_use_costs_nothing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lbhost.worker.widths import LOOK_AGAIN, Phase, Widths
+from lbhost.worker.widths import EARLY, LOOK_AGAIN, Phase, Widths
 
 
 def run(
@@ -31,19 +31,22 @@ def test_the_own_threads_compute_alone_until_their_speed_is_known() -> None:
 
 
 def test_what_pays_is_tried_and_kept() -> None:
-    assert run(Widths(), {1: 1.0, 2: 1.5, 3: 1.9, 4: 2.2}, 10)[3:] == [4] * 7
+    taken = run(Widths(), {1: 1.0, 2: 1.5, 3: 1.9, 4: 2.2}, LOOK_AGAIN - 1)
+    assert taken[:3] == [2, 3, 4]
+    assert [step for step, width in enumerate(taken[3:], 4) if width != 4] == sorted(EARLY)
 
 
 def test_it_stops_widening_where_nothing_is_won() -> None:
     taken = run(Widths(), {1: 1.0, 2: 1.5, 3: 1.51, 4: 3.0}, 30)
     assert taken[:3] == [2, 3, 2]
-    assert set(taken[2:]) == {2}
+    assert set(taken[2:]) == {1, 2}
+    assert taken.count(1) == 3
 
 
 def test_prompts_and_single_tokens_have_widths_of_their_own() -> None:
     widths = Widths()
     assert run(widths, {1: 1.0, 2: 0.8}, 10)[1:] == [1] * 9
-    assert run(widths, {1: 1.0, 2: 1.8}, 10, phase=Phase.PREFILL) == [2] * 10
+    assert run(widths, {1: 1.0, 2: 1.8}, 10, phase=Phase.PREFILL).count(2) == 8
     assert widths.gain(Phase.PREFILL, 2) > 1.5 > 1.0 > widths.gain(Phase.DECODE, 2)
 
 
@@ -63,7 +66,7 @@ def test_a_disturbed_core_of_its_own_does_not_make_a_second_one_look_useless() -
 def test_fewer_cores_than_before_are_fine() -> None:
     widths = Widths()
     run(widths, {1: 1.0, 2: 1.5, 3: 2.0}, 20)
-    assert run(widths, {1: 1.0, 2: 1.5}, 5, widest=2) == [2] * 5
+    assert run(widths, {1: 1.0, 2: 1.5}, 5, widest=2) == [2] * 5  # steps 21 to 25
     assert run(widths, {1: 1.0}, 3, widest=1) == [1] * 3
 
 

@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lbhost import board
+from lbhost.gateway.scheduling.accuracy import Accuracy
 from lbhost.gateway.scheduling.sessions import Sessions
 
 TEXT_FRESH_S = 1.0
@@ -199,3 +200,28 @@ class BoardCollector(Collector):
         yield "completion_tokens_total", "Tokens it generated", tally.tokens_out
         yield "errors_total", "Requests it failed or died with", tally.errors
         yield "timeouts_total", "Requests it did not finish in time", tally.timeouts
+        yield from _accuracy(self._sessions.accuracy(index))
+
+
+def _accuracy(accuracy: Accuracy) -> Iterator[tuple[str, str, float | None]]:
+    """How good the router's predictions for a worker were."""
+    for what, text, errors in (
+        ("ttft", "the time to the first token", accuracy.ttft),
+        ("completion", "the time to the last token", accuracy.completion),
+    ):
+        name = f"{what}_prediction"
+        yield f"{name}_error_ratio", f"Median relative error's size of {text}", errors.absolute
+        yield f"{name}_bias_ratio", f"Median relative error of {text}", errors.signed
+    now = time.monotonic()
+    for when, factors in (("narrow", accuracy.narrow), ("wide", accuracy.wide)):
+        text = "with lent cores" if when == "wide" else "without lent cores"
+        yield (
+            f"{when}_ttft_factor",
+            f"Corrects the time to the first token {text}",
+            factors.ttft.at(now),
+        )
+        yield (
+            f"{when}_output_factor",
+            f"Corrects the time between tokens {text}",
+            factors.output.at(now),
+        )

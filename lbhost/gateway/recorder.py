@@ -208,6 +208,7 @@ class Recorder:
     def _row(self, index: int, progress: board.ProgressRow, now: float) -> board.TrafficRow:
         session = self._sessions.current(index)
         tally = self._sessions.tally(index)
+        accuracy = self._sessions.accuracy(index)
         rates = self._workers.setdefault(index, _WorkerRates())
         computed = rates.computed.update(progress.epoch, progress.prompt_tokens)
         attempts = list(session.attempts.values()) if session is not None else []
@@ -225,4 +226,6 @@ class Recorder:
             timeouts=tally.timeouts,
             error_rate=session.error_rate.at(now) if session is not None else 0.0,
             prompt_tokens_s=rates.prompt.update(now, computed),
+            ttft_error=accuracy.ttft.absolute,
+            completion_error=accuracy.completion.absolute,
         )

@@ -114,6 +114,7 @@ class Sampler:
                     hot_c=sensed.hot_c,
                     sensor=sensed.sensor,
                     sensor_cores=sensed.sensor_cores,
+                    lasting=used.lasting,
                     lead=cpu in self._leads,
                     llc=core.llc,
                     node=core.node,

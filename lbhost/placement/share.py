@@ -4,10 +4,12 @@
 
     cpu      1 - others of the worst of its cores (a worker of several threads meets at a
              barrier after every operation: it runs at the speed of the slowest), but at least
-             0.2 of what the hypervisor leaves, 0.5 where the others run at lowered priority: on
-             an idle worker's core the other program may take all, yet the scheduler gives the
-             worker its part once it wants it; times 1 - 0.4 x busy of the busiest SMT sibling,
-             where siblings are given.
+             `fair` of what the hypervisor leaves, 0.5 where the others run at lowered priority:
+             on an idle worker's core the other program may take all, yet the scheduler gives
+             the worker its part once it wants it; times 1 - 0.4 x busy of the busiest SMT
+             sibling, where siblings are given. Others are taken smoothed over a second: what
+             gateway and clients use for a moment is no neighbour, and moves away from a worker
+             that works.
     thermal  the least of three signs of one cause, over its cores:
              temperature  1 up to warm, falling linearly to 0.05 at hot; to 0.5 where the sensor
                           speaks for other workers' cores too: all of them are then equally warm,
@@ -31,6 +33,7 @@ all-core turbo is commonly 0.75 to 0.85 of the single-core turbo that is called 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lbhost.board import CoreRow, GpuRow, HostRow
@@ -38,8 +41,9 @@ from lbhost.placement.heat import Limits, limits_of, of_chip
 
 FLOOR = 0.05
 """Never 0: a worker that gets nothing would never be seen to have recovered."""
-FAIR = 0.2
-"""A nice 5 worker's part beside one busy program is 335 / (335 + 1024) = 0.25; beside two, 0.14."""
+CROWD = 0.8
+"""Beside two programs a worker of nice 0 gets 0.33, beside one 0.5: neither is known, and the
+middle is 0.8 of the latter."""
 FAIR_NICED = 0.5
 """Its part beside a program of its own nice value; 0.75 beside nice 10, 0.96 beside nice 19."""
 CLOCK_OK = 0.7
@@ -57,6 +61,7 @@ def share(
     host: HostRow | None = None,
     gpu: GpuRow | None = None,
     siblings: Sequence[CoreRow | None] = (),
+    nice: int,
     warm_c: float | None,
     hot_c: float | None,
 ) -> float:
@@ -67,12 +72,14 @@ def share(
         host: for the cgroup's throttling.
         gpu: the worker's GPU.
         siblings: rows of the other logical CPUs of the worker's physical cores.
+        nice: the worker's niceness.
         warm_c: the setting: temperature from which a core gets less; None: not set.
         hot_c: the setting: temperature at which it gets FLOOR; above warm_c; None: not set.
     """
     known = [core for core in cores if core is not None]
-    cpu = min((_left(core) for core in known), default=1.0)
-    cpu *= 1 - SMT_COST * max((_busy(core) for core in siblings if core is not None), default=0.0)
+    least = fair(nice)
+    cpu = min((_left(core, least) for core in known), default=1.0)
+    cpu *= 1 - SMT_COST * max((_taken(core) for core in siblings if core is not None), default=0.0)
     limits = limits_of(warm_c, hot_c)
     thermal = min((_thermal(core, limits, len(cores)) for core in known), default=1.0)
     quota = 1 - (host.throttled or 0.0) / 2 if host is not None else 1.0
@@ -103,12 +110,27 @@ def clock(core: CoreRow) -> float:
     return 1 - weight * (1 - core.freq_ratio / CLOCK_OK)
 
 
-def _left(core: CoreRow) -> float:
+def fair(nice: int) -> float:
+    """A worker's part of a core beside a program or two of nice 0 that want all of it.
+
+    Linux gives time by weight, and each step of niceness is worth a factor of 1.25: 0.4 of the
+    core at nice 0, 0.2 at nice 5.
+    """
+    weight = math.pow(1.25, -nice)
+    return CROWD * weight / (1 + weight)
+
+
+def _left(core: CoreRow, least: float) -> float:
     """What others leave of a core, or what the scheduler would take back from them."""
-    others = core.others or 0.0
-    niced = (core.niced or 0.0) / others if others else 0.0
-    fair = FAIR + (FAIR_NICED - FAIR) * niced
-    return max(1 - others, fair * (1 - (core.steal or 0.0)))
+    others = (core.others if core.lasting is None else core.lasting) or 0.0
+    niced = min(1.0, (core.niced or 0.0) / core.others) if core.others else 0.0
+    part = least + max(0.0, FAIR_NICED - least) * niced
+    return max(1 - others, part * (1 - (core.steal or 0.0)))
+
+
+def _taken(core: CoreRow) -> float:
+    """How busy a core is that no worker of ours has."""
+    return _busy(core) if core.lasting is None else core.lasting
 
 
 def _thermal(core: CoreRow, limits: Limits, worker_cores: int) -> float:

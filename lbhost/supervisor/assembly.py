@@ -71,6 +71,7 @@ class Assembly:
                 host=host,
                 gpu=gpu,
                 siblings=[self._core(i) for i in topology.siblings(cpus)],
+                nice=self._settings.nice,
                 warm_c=self._settings.warm_c,
                 hot_c=self._settings.hot_c,
             )
@@ -95,6 +96,8 @@ class Assembly:
             ttft_s=now.ttft_s,
             inter_token_s=now.inter_token_s,
             prefill_tok_s=progress.prefill_tok_s,
+            step_base_s=progress.step_base_s,
+            step_seq_s=progress.step_seq_s,
             kv_used=progress.kv_used if alive else 0,
             kv_total=progress.kv_total if alive else 0,
             memory=(progress.rss_bytes or None) if alive else None,
@@ -112,6 +115,8 @@ class Assembly:
             retry_in_s=None if retry is None else max(0.0, retry - time.monotonic()),
             heat=self._heat(known, gpu, len(cores)),
             spare=want.spare,
+            ttft_error=traffic.ttft_error if fresh else None,
+            completion_error=traffic.completion_error if fresh else None,
             lent=list(progress.lent) if alive else [],
         )
 

@@ -1,8 +1,8 @@
 """Which tokens the next step computes: pure functions of what runs and how fast it goes.
 
-A step carries one token of every decoding sequence and chunks of prompts (prefill). Chunks
-are sized so that a step with running decodes stays under the inter-token target; among
-prompts the one that is soonest done goes first, and none waits forever.
+A step carries one token of every decoding sequence and chunks of prompts (prefill). How many
+prompt tokens: what serves everybody soonest by the measured speeds, while streams that stand
+still beyond the inter-token target weigh heavily. Whose turn it is, is said in lbhost/order.py.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from collections.abc import Sequence
 
 import msgspec
 
+from lbhost.order import Overtaken, Prompt, turns
+
 MIN_CHUNK = 16
-"""Tokens. Smaller chunks pay the step's fixed cost for next to no progress."""
+"""Tokens. The matrix kernels work on blocks of up to 16 rows."""
 
 MIN_ALONE = 64
 """Tokens, with nothing decoding: from here on bigger chunks are hardly faster."""
-
-ROUND_TO = 16
-"""Tokens. The matrix kernels work on blocks of up to 16 rows."""
 
 TILE = 64
 """Tokens of one sequence that flash attention on a CPU computes in one go (GGML_FA_TILE_Q).
@@ -28,20 +27,20 @@ What is left over goes one by one: chunks of 63 reached 404 tok/s where those of
 NEARLY_A_TILE = 48
 """Tokens from which a whole tile takes no longer than going one by one."""
 
-WORTH_A_TILE = 36
-"""Where so many tokens fit the inter-token target, a step takes a tile and the longer time.
-Smaller chunks would make prefill look slower, and so themselves yet smaller."""
+STRETCH = 6.0
+"""The inter-token target is at least so many steps that decode all that is there: a model of which
+one such step takes as long as the target would otherwise compute its prompts in the smallest
+chunks, and every one of them drags all decodes along."""
+
+LATE = 1.0
+"""A second by which a step exceeds that counts, for each stream, as so many of waiting. With 3
+nothing exceeds it, and the starter model gives a tenth fewer tokens/s in small chunks."""
 
 FIRST_CHUNK = 32
 """Tokens beside running decodes while no speed is known yet."""
 
 MAX_GAP = 3
 """Slots in a row that are filled: more of them cost as much as starting anew."""
-
-PATIENCE = 4.0
-"""A prompt is overtaken by shorter ones for this many times its own prefill time at most."""
-
-_GUESS_TOK_S = 100.0
 
 
 class Speeds(msgspec.Struct, frozen=True):
@@ -51,6 +50,13 @@ class Speeds(msgspec.Struct, frozen=True):
     step_base_s: float | None = None
     step_seq_s: float | None = None
     """A decode step of n sequences takes step_base_s + n * step_seq_s."""
+    chunk_tok_s: float | None = None
+    """A chunk takes chunk_work / chunk_tok_s beside the step's decodes; prefill_tok_s is what the
+    chunks of late came to, whatever their sizes."""
+    chunk_base: float = 0.0
+    """Tokens that could be computed in the time that a chunk costs as such."""
+    loose: float | None = None
+    """A token outside of tiles takes as long as so many in one; None: there are no tiles."""
 
     def decode_s(self, sequences: int) -> float | None:
         """Seconds of a step that decodes so many sequences."""
@@ -60,6 +66,23 @@ class Speeds(msgspec.Struct, frozen=True):
             return None
         return self.step_base_s + sequences * self.step_seq_s
 
+    def chunk_s(self, tokens: int) -> float | None:
+        """Seconds that so many prompt tokens add to a step."""
+        if tokens == 0:
+            return 0.0
+        if self.chunk_tok_s is not None:
+            return self.chunk_work(tokens) / self.chunk_tok_s
+        return tokens / self.prefill_tok_s if self.prefill_tok_s else None
+
+    def chunk_work(self, tokens: int) -> float:
+        """What a chunk costs, in tokens of a large one."""
+        if self.loose is None:
+            return tokens + self.chunk_base
+        tiles, rest = divmod(tokens, TILE)
+        if rest >= NEARLY_A_TILE:
+            tiles, rest = tiles + 1, 0
+        return self.chunk_base + tiles * TILE + self.loose * rest
+
     def times(self, *, prefill: float, decode: float) -> Speeds:
         """So many times as fast."""
         base_s, seq_s = self.step_base_s, self.step_seq_s
@@ -67,28 +90,24 @@ class Speeds(msgspec.Struct, frozen=True):
             None if self.prefill_tok_s is None else self.prefill_tok_s * prefill,
             None if base_s is None else base_s / decode,
             None if seq_s is None else seq_s / decode,
+            None if self.chunk_tok_s is None else self.chunk_tok_s * prefill,
+            self.chunk_base,
+            self.loose,
         )
 
 
-class Prefill(msgspec.Struct, frozen=True):
-    """A prompt that is not computed yet."""
-
-    slot: int
-    remaining: int
-    """Tokens."""
-    arrived_s: float
-
-
 class Chunk(msgspec.Struct, frozen=True):
-    """So many of a slot's next prompt tokens go into the step."""
+    """So many of a prompt's next tokens go into the step."""
 
-    slot: int
+    number: int
+    """The prompt's; see order.Prompt."""
     count: int
 
 
 def plan(
     decoding: int,
-    prefills: Sequence[Prefill],
+    prompts: Sequence[Prompt],
+    overtaken: Overtaken,
     speeds: Speeds,
     target_s: float,
     room: int,
@@ -99,42 +118,92 @@ def plan(
 
     Args:
         decoding: sequences that get one token each.
-        prefills: all prompts with tokens left to compute.
+        prompts: all that have tokens left to compute.
+        overtaken: what the oldest of them is owed; see order.after.
         target_s: inter-token target. With nothing decoding it bounds how long a request
             that arrives during the step waits.
         room: tokens that one batch holds.
         tiled: whether attention is computed in tiles.
     """
-    left = prefill_budget(decoding, speeds, target_s, room, tiled=tiled)
-    least = NEARLY_A_TILE if tiled and left >= TILE else MIN_CHUNK
-    chunks: list[Chunk] = []
-    for prefill in sorted(prefills, key=lambda p: (_due_s(p, speeds), p.slot)):
-        count = min(prefill.remaining, left)
-        if count < min(least, prefill.remaining):
+    if not prompts:
+        return []
+    left = prefill_size(decoding, prompts, speeds, target_s, room, tiled=tiled)
+    whole = tiled and left >= TILE
+    least = NEARLY_A_TILE if whole else MIN_CHUNK
+    riding = _riding(decoding) if whole else 0
+    left -= riding
+    room -= decoding
+    remaining = {prompt.number: prompt.remaining for prompt in prompts}
+    counts: dict[int, int] = {}
+    for turn in turns(prompts, overtaken, max(1, min(left, TILE))):
+        begun = counts.get(turn.number, 0)
+        rides = 0 if begun else riding
+        most = min(turn.most + rides, remaining[turn.number] - begun)
+        count = min(most, left + rides, room)
+        if count < min(least, most):
+            continue
+        counts[turn.number] = begun + count
+        left -= max(0, count - rides)
+        room -= count
+        if left <= 0:
             break
-        chunks.append(Chunk(prefill.slot, count))
-        left -= count
-    return chunks
+    return [Chunk(number, count) for number, count in counts.items()]
 
 
-def prefill_budget(
-    decoding: int, speeds: Speeds, target_s: float, room: int, *, tiled: bool = False
+def prefill_size(
+    decoding: int,
+    prompts: Sequence[Prompt],
+    speeds: Speeds,
+    target_s: float,
+    room: int,
+    *,
+    tiled: bool = False,
 ) -> int:
-    """Prompt tokens that fit a step which decodes so many sequences within the target."""
+    """Prompt tokens of the next step; see `plan` for the arguments."""
+    sizes = _sizes(decoding, room, tiled=tiled)
     decode_s = speeds.decode_s(decoding)
-    if speeds.prefill_tok_s is None or decode_s is None:
+    token_s = speeds.chunk_s(1)
+    if token_s is None or decode_s is None:
         # Alone, a short first prompt is computed in one piece: nobody waits for it.
-        fitting = FIRST_CHUNK if decoding else room
-    else:
-        fitting = int((target_s - decode_s) * speeds.prefill_tok_s)
-    if tiled:
-        riding = _riding(decoding)
-        tiles = max(fitting + TILE - WORTH_A_TILE, 0 if decoding else TILE) // TILE
-        tiles = min(tiles, (room - decoding - riding) // TILE)
-        if tiles > 0:
-            return tiles * TILE + riding
-    rounded = max(MIN_CHUNK if decoding else MIN_ALONE, fitting // ROUND_TO * ROUND_TO)
-    return max(0, min(rounded, room - decoding))
+        return _largest(sizes, FIRST_CHUNK if decoding else room)
+    if decoding:
+        soon_s = speeds.decode_s(decoding + len(prompts)) or 0.0
+        limit_s = max(target_s, STRETCH * soon_s)
+        ends = list(itertools.accumulate(sorted(prompt.remaining for prompt in prompts)))
+        return min(sizes, key=lambda size: _badness(size, decoding, ends, speeds, limit_s))
+    fitting = [size for size in sizes if (speeds.chunk_s(size) or 0.0) <= target_s]
+    return max([*fitting, _largest(sizes, MIN_ALONE)])
+
+
+def _sizes(decoding: int, room: int, *, tiled: bool) -> list[int]:
+    """The sizes to choose from, in rising order."""
+    riding = _riding(decoding) if tiled else 0
+    small = range(MIN_CHUNK, NEARLY_A_TILE if tiled else TILE, MIN_CHUNK)
+    whole = range(TILE + riding, room + 1, TILE)
+    room = max(0, room - decoding)
+    return [size for size in [*small, *whole] if size <= room] or [room]
+
+
+def _largest(sizes: Sequence[int], limit: int) -> int:
+    return max((size for size in sizes if size <= limit), default=sizes[0])
+
+
+def _badness(
+    size: int, decoding: int, ends: Sequence[int], speeds: Speeds, limit_s: float
+) -> float:
+    """Seconds that all wait, together, until the prompts are through, if every step takes `size`
+    prompt tokens. Streams wait while prompts are computed, and more for a step beyond the limit.
+
+    Args:
+        ends: prompt tokens to compute until each prompt is done, in rising order.
+        limit_s: seconds that a step may take for the streams.
+    """
+    size = min(size, ends[-1])
+    chunk_s = speeds.chunk_s(size) or 0.0
+    step_s = chunk_s + (speeds.decode_s(decoding) or 0.0)
+    first_tokens_s = step_s * sum(max(1.0, end / size) for end in ends)
+    late_s = LATE * max(0.0, step_s - limit_s)
+    return first_tokens_s + decoding * ends[-1] / size * (chunk_s + late_s)
 
 
 def padding(count: int, decoding: int) -> int:
@@ -148,12 +217,6 @@ def _riding(decoding: int) -> int:
     of every sequence together, and then the rest of the chunk.
     """
     return 1 if decoding else 0
-
-
-def _due_s(prefill: Prefill, speeds: Speeds) -> float:
-    """When a prompt's patience ends: soon for short ones, and nobody's moves away."""
-    speed = speeds.prefill_tok_s or _GUESS_TOK_S
-    return prefill.arrived_s + PATIENCE * prefill.remaining / speed
 
 
 def gaps(slots: Sequence[int]) -> list[int]:
@@ -175,5 +238,5 @@ def predict_s(decoding: int, prefill: int, speeds: Speeds, fallback_token_s: flo
     decode_s = speeds.decode_s(decoding)
     if decode_s is None:
         decode_s = decoding * fallback_token_s
-    token_s = 1 / speeds.prefill_tok_s if speeds.prefill_tok_s else fallback_token_s
-    return decode_s + prefill * token_s
+    chunk_s = speeds.chunk_s(prefill)
+    return decode_s + (prefill * fallback_token_s if chunk_s is None else chunk_s)

@@ -14,15 +14,15 @@ by hand:
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 
 import msgspec
 
 from lbhost import log
 from lbhost.errors import WireError
+from lbhost.order import Overtaken, Prompt, after
 from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
-from lbhost.worker.batch import Prefill, Speeds, gaps, padding, plan, predict_s
+from lbhost.worker.batch import Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.crew import Crew
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
@@ -102,15 +102,17 @@ class Engine:
         self._before_step = before_step
         self._fallback_token_s = fallback_token_s
         self._slots = [Slot(i) for i in range(context.slots)]
-        self._waiting: deque[Request] = deque()
+        self._waiting: list[Request] = []
         self._requests: dict[Key, Request] = {}
         self._computing: set[Key] = set()
         self._out: list[Out] = []
-        self._meter = SpeedMeter()
+        self._meter = SpeedMeter(tiled=context.tiled)
         self._crew = crew or Crew(1, lambda _: None)
         self._widths = Widths(self._crew.own)
         self._wide_steps = 0
         self._lent: tuple[int, ...] = ()
+        self._arrivals = 0
+        self._overtaken = Overtaken()
         self._uses = 0
         self._steps = 0
         self._tokens_out = 0
@@ -131,7 +133,8 @@ class Engine:
 
     def submit(self, link: int, submit: Submit) -> None:
         """Take a request. What is wrong with it is answered by the next `step`."""
-        request = Request(link, submit, self._clock())
+        request = Request(link, submit, self._arrivals, self._clock())
+        self._arrivals += 1
         if request.key in self._requests:
             log.get().warning("a request id was used twice", request=submit.request)
             return
@@ -284,9 +287,11 @@ class Engine:
         return [Part(slot, bytes(4)) for slot in free]
 
     def _admit(self) -> None:
-        """Give waiting requests their slots, first come first served."""
+        """Give waiting requests their slots: by rank, then first come first served."""
         while self._waiting and any(slot.request is None for slot in self._slots):
-            self._start(self._waiting.popleft())
+            first = min(self._waiting, key=lambda request: (request.submit.rank, request.number))
+            self._waiting.remove(first)
+            self._start(first)
 
     def _start(self, request: Request) -> None:
         views = [
@@ -341,41 +346,45 @@ class Engine:
 
     def _entries(self) -> list[Entry]:
         """The next batch, in slot order: only neighbours are computed in one go."""
-        prefills: list[Prefill] = []
-        decoding = 0
-        for slot in self._slots:
-            request = slot.request
-            if request is None:
-                continue
-            if request.next_token:
-                decoding += 1
-            else:
-                remaining = request.prompt_tokens - len(slot.tokens) // 4
-                prefills.append(Prefill(slot.index, remaining, request.arrived_s))
+        prompts = self._prompts()
+        running = [slot for slot in self._slots if slot.request is not None]
+        decoding = len(running) - len(prompts)
         chunks = plan(
             decoding,
-            prefills,
+            prompts,
+            self._overtaken,
             self._speeds(),
             self._target_s,
             self._context.batch_size,
             tiled=self._context.tiled,
         )
-        counts = {chunk.slot: chunk.count for chunk in chunks}
+        counts = {chunk.number: chunk.count for chunk in chunks}
         entries: list[Entry] = []
-        for slot in self._slots:
+        for slot in running:
             request = slot.request
-            if request is None:
-                continue
+            assert request is not None
             if request.next_token:
                 entries.append(Entry(slot, request.next_token, True, request=request))
-            elif slot.index in counts:
+            elif request.number in counts:
                 at = len(slot.tokens)
-                packed = request.prompt[at : at + 4 * counts[slot.index]]
+                packed = request.prompt[at : at + 4 * counts[request.number]]
                 last = at + len(packed) == len(request.prompt)
                 lone = len(chunks) == 1
-                filling = self._padding(slot, counts[slot.index], decoding) if lone else 0
+                filling = self._padding(slot, len(packed) // 4, decoding) if lone else 0
                 entries.append(Entry(slot, packed, last, filling, request=request))
         return entries
+
+    def _prompts(self) -> list[Prompt]:
+        """Those with tokens left to compute."""
+        return [
+            Prompt(
+                request.number,
+                request.prompt_tokens - len(slot.tokens) // 4,
+                request.submit.rank,
+            )
+            for slot in self._slots
+            if (request := slot.request) is not None and not request.next_token
+        ]
 
     def _padding(self, slot: Slot, count: int, decoding: int) -> int:
         """How many tokens to put after a chunk, where they can be cut off again."""
@@ -389,6 +398,12 @@ class Engine:
     # --- after the decode -------------------------------------------------------------
 
     def _advance(self, entries: list[Entry]) -> None:
+        computed = {
+            entry.request.number: len(entry.packed) // 4
+            for entry in entries
+            if not entry.request.next_token
+        }
+        self._overtaken = after(self._prompts(), self._overtaken, computed)
         for entry in entries:
             entry.slot.tokens += entry.packed
             if entry.padding:

@@ -25,8 +25,10 @@ class Slot:
 class Request:
     """A request from its Submit to its Finish."""
 
-    def __init__(self, link: int, submit: Submit, arrived_s: float) -> None:
+    def __init__(self, link: int, submit: Submit, number: int, arrived_s: float) -> None:
         self.link = link
+        self.number = number
+        """Counts the arrivals; see order.Prompt."""
         self.submit = submit
         self.prompt = submit.prompt
         self.prompt_tokens = len(submit.prompt) // 4

@@ -6,7 +6,11 @@ worker.
 
 from __future__ import annotations
 
-from lbhost.worker.batch import Speeds
+import math
+
+import msgspec
+
+from lbhost.worker.batch import MIN_CHUNK, NEARLY_A_TILE, TILE, Speeds
 
 _DECAY = 0.95
 """Weight of the past, a decode step: a box becomes slower or faster within a second."""
@@ -25,15 +29,43 @@ different sizes were seen: on a CPU core a batch of 8 decodes 1.2 to 1.5 times f
 _LEAST_SPREAD = 0.05
 """Variance of the number of sequences under which nothing can be said of one more."""
 
+CHUNK_BASE = 8.0
+LOOSE = 1.3
+"""Of batch.Speeds, until chunks of different sizes were seen. Where there are tiles, LOOSE stands
+for all that small chunks cost more; elsewhere CHUNK_BASE does."""
+
+_MAX_CHUNK_BASE = 512.0
+_MAX_LOOSE = 4.0
+
+_SHAPE_GAIN = 0.2
+"""Of the step that would explain a chunk's time by its size alone. What small chunks cost more
+belongs to the model and the build, not to the moment: it follows slowly, the pace follows fast."""
+
+_MAX_SURPRISE = 0.5
+"""Of a chunk's time, as a logarithm: beyond that something else computed, too."""
+
+_SCRAP = MIN_CHUNK
+"""Chunks under so many tokens tell of clocks and caches."""
+
 
 class SpeedMeter:
-    """Fits `base + n * seq` to decode steps (decayed least squares), and a prefill speed."""
+    """Fits `base + n * seq` to decode steps (decayed least squares), and to chunks of prompts a
+    pace and what small ones cost more.
 
-    def __init__(self) -> None:
+    Args:
+        tiled: whether attention is computed in tiles.
+    """
+
+    def __init__(self, *, tiled: bool = False) -> None:
         self._prefill_tok_s: float | None = None
         self._recent = _Steps(_DECAY)
         self._many = _Steps(_SLOPE_DECAY)
-        self._speeds = Speeds()
+        self._tiled = tiled
+        self._usual: float | None = None
+        """Of the chunks of late, how much of their work is what small ones cost more."""
+        self._speeds = Speeds(
+            chunk_base=0.0 if tiled else CHUNK_BASE, loose=LOOSE if tiled else None
+        )
 
     @property
     def speeds(self) -> Speeds:
@@ -50,7 +82,12 @@ class SpeedMeter:
         else:
             self._observe_prefill(decoding, prefill, cpu_s)
         base_s, seq_s = self._fit()
-        self._speeds = Speeds(self._prefill_tok_s, base_s, seq_s)
+        self._speeds = msgspec.structs.replace(
+            self._speeds,
+            prefill_tok_s=self._prefill_tok_s,
+            step_base_s=base_s,
+            step_seq_s=seq_s,
+        )
 
     def _observe_prefill(self, decoding: int, prefill: int, cpu_s: float) -> None:
         decode_s = self._speeds.decode_s(decoding)
@@ -58,13 +95,40 @@ class SpeedMeter:
             speed = (prefill + decoding) / cpu_s
         elif cpu_s > decode_s:
             speed = prefill / (cpu_s - decode_s)
+            self._observe_chunk(prefill, cpu_s - decode_s)
         else:
             return
-        if self._prefill_tok_s is None:
-            self._prefill_tok_s = speed
+        self._prefill_tok_s = _averaged(self._prefill_tok_s, speed, prefill)
+
+    def _observe_chunk(self, tokens: int, seconds: float) -> None:
+        if self._speeds.chunk_tok_s is not None and tokens >= _SCRAP:
+            self._learn_shape(tokens, seconds * self._speeds.chunk_tok_s)
+        speed = self._speeds.chunk_work(tokens) / seconds
+        speed = _averaged(self._speeds.chunk_tok_s, speed, tokens)
+        self._speeds = msgspec.structs.replace(self._speeds, chunk_tok_s=speed)
+
+    def _learn_shape(self, tokens: int, paid: float) -> None:
+        """Small chunks that surprise otherwise than large ones tell what they cost more. Where all
+        are alike, or all surprise in the same way (the box has changed), that stays as it is.
+
+        Args:
+            paid: the work that would have been done in its time at the pace of late.
+        """
+        speeds = self._speeds
+        work = speeds.chunk_work(tokens)
+        rest = tokens % TILE
+        extra = (rest if rest < NEARLY_A_TILE else 0) if self._tiled else 1
+        part = extra / work
+        usual = part if self._usual is None else self._usual
+        self._usual = usual + 0.1 * (part - usual)
+        surprise = max(-_MAX_SURPRISE, min(math.log(paid / work), _MAX_SURPRISE))
+        step = _SHAPE_GAIN * surprise * (part - usual)
+        if self._tiled:
+            loose = max(1.0, min((speeds.loose or LOOSE) + step, _MAX_LOOSE))
+            self._speeds = msgspec.structs.replace(speeds, loose=loose)
         else:
-            share = prefill / (prefill + _PREFILL_HALF)
-            self._prefill_tok_s += share * (speed - self._prefill_tok_s)
+            base = max(0.0, min(speeds.chunk_base + step / usual**2, _MAX_CHUNK_BASE))
+            self._speeds = msgspec.structs.replace(speeds, chunk_base=base)
 
     def _fit(self) -> tuple[float | None, float | None]:
         if not self._recent:
@@ -75,6 +139,13 @@ class SpeedMeter:
             seq_s = mean_s / (mean_n + _BASE_SHARE / (1 - _BASE_SHARE))
         seq_s = min(seq_s, mean_s / mean_n)
         return max(0.0, mean_s - mean_n * seq_s), seq_s
+
+
+def _averaged(before: float | None, speed: float, tokens: int) -> float:
+    """A moving average in which a measurement weighs by its tokens."""
+    if before is None:
+        return speed
+    return before + tokens / (tokens + _PREFILL_HALF) * (speed - before)
 
 
 class _Steps:

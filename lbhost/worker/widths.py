@@ -19,6 +19,10 @@ WEIGHT = 0.2
 LOOK_AGAIN = 64
 """Every so many steps of a kind, one is computed with another width, so that all are known."""
 
+EARLY = frozenset({4, 8, 16, 32})
+"""Steps of a kind at which a young worker computes with its own threads: their speed has been
+measured once by then, in a step that touched all memory for the first time."""
+
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Threads beyond the own ones that are worth telling apart."""
 
@@ -52,10 +56,13 @@ class Widths:
         self._steps[phase] += 1
         if untried is not None:
             return untried
-        if self._steps[phase] % LOOK_AGAIN:
+        turn, rest = divmod(self._steps[phase], LOOK_AGAIN)
+        if turn == 0 and rest in EARLY:
+            return self._own
+        if rest:
             return best
         again = [self._own, *self._sizes(widest)]
-        return again[self._steps[phase] // LOOK_AGAIN % len(again)]
+        return again[turn % len(again)]
 
     def observe(self, phase: Phase, width: int, own_s: float, wall_s: float) -> None:
         """A step is over.

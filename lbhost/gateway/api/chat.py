@@ -87,7 +87,7 @@ def parse(body: bytes, n_vocab: int) -> Parsed:
     """Raises InvalidRequestError."""
     request = parameters.parse(body, ChatRequest)
     generation = request.generation(request.turns(), "messages", n_vocab, usual_tokens=None)
-    return Parsed(generation, request.include_usage())
+    return Parsed(generation, request.include_usage(), request.tier())
 
 
 def _turn(index: int, message: Message) -> Turn:

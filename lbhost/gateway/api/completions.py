@@ -59,7 +59,7 @@ def parse(body: bytes, n_vocab: int) -> Parsed:
     request = parameters.parse(body, CompletionRequest)
     prompt = request.text_or_tokens(n_vocab)
     generation = request.generation(prompt, "prompt", n_vocab, usual_tokens=USUAL_TOKENS)
-    return Parsed(generation, request.include_usage())
+    return Parsed(generation, request.include_usage(), request.tier())
 
 
 class TextChoice(msgspec.Struct, frozen=True):

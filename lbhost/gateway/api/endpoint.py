@@ -87,7 +87,7 @@ class Completions:
                 taken.work, exchange.began, exchange.complete
             )
             client.on_gone(lambda: self._dispatcher.cancel(job))
-            reply = self._reply(exchange.request_id, self._model, taken.include_usage)
+            reply = self._reply(exchange.request_id, self._model, taken.include_usage, taken.tier)
             if taken.work.stream:
                 await answer.stream(job, reply)
             else:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from lbhost import wire
+from lbhost import order, wire
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -43,6 +43,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...]
     ignore_eos: bool
     stream: bool
+    rank: int = order.DEFAULT
+    """Its class; see lbhost/order.py."""
 
 
 class Parsed(msgspec.Struct, frozen=True):
@@ -51,3 +53,5 @@ class Parsed(msgspec.Struct, frozen=True):
     generation: Generation
     include_usage: bool
     """For the answer's writer: tell at a stream's end what it cost."""
+    tier: str | None = None
+    """For the answer's writer: the class that the answer names."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 import re
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from lbhost import wire
+from lbhost import order, wire
 from lbhost.errors import InvalidRequestError
 from lbhost.gateway.api.generation import Generation, Prompt
 
@@ -26,6 +26,14 @@ MAX_STOPS = 16
 
 _SEED_BITS = 32
 """Seeds are taken modulo 2 to the power of this."""
+
+_RANKS = {
+    None: order.DEFAULT,
+    "auto": order.DEFAULT,
+    "default": order.DEFAULT,
+    "priority": order.PRIORITY,
+    "flex": order.FLEX,
+}
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -62,6 +70,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     """Extension, for benchmarks: go on until max_tokens."""
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    service_tier: Literal["auto", "default", "priority", "flex"] | None = None
 
     # Looked at only to refuse them.
     logprobs: Any = None
@@ -108,6 +117,10 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
             return random.getrandbits(_SEED_BITS)
         return self.seed % (1 << _SEED_BITS)
 
+    def tier(self) -> str | None:
+        """The class that the answer names, if the request did: `auto` means the usual one."""
+        return "default" if self.service_tier == "auto" else self.service_tier
+
     def include_usage(self) -> bool:
         """Whether a stream is to end with what it cost."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -128,6 +141,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
             stop=self.stops(),
             ignore_eos=bool(self.ignore_eos),
             stream=bool(self.stream),
+            rank=_RANKS[self.service_tier],
         )
 
 

@@ -56,6 +56,7 @@ class Completion(msgspec.Struct, frozen=True):
     system_fingerprint: str
     choices: list[Any]
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    service_tier: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Reply(abc.ABC):
@@ -68,12 +69,16 @@ class Reply(abc.ABC):
     whole_kind: ClassVar[str]
     chunk_kind: ClassVar[str]
 
-    def __init__(self, name: str, model: str, include_usage: bool = False) -> None:
-        """`name` is unique among requests; `include_usage` as in stream_options."""
+    def __init__(
+        self, name: str, model: str, include_usage: bool = False, tier: str | None = None
+    ) -> None:
+        """`name` is unique among requests; `include_usage` as in stream_options; `tier` is the
+        class that answers name, None for none."""
         self._id = f"{self.id_prefix}-{name}"
         self._model = model
         self._created = int(time.time())
         self._usage_last = include_usage
+        self._tier: str | msgspec.UnsetType = msgspec.UNSET if tier is None else tier
         self._between: msgspec.UnsetType | None = None if include_usage else msgspec.UNSET
 
     # --- what a dialect says ---------------------------------------------------------
@@ -123,7 +128,16 @@ class Reply(abc.ABC):
     def _completion(
         self, kind: str, choices: list[Any], usage: Usage | msgspec.UnsetType | None
     ) -> Completion:
-        return Completion(self._id, kind, self._created, self._model, FINGERPRINT, choices, usage)
+        return Completion(
+            self._id,
+            kind,
+            self._created,
+            self._model,
+            FINGERPRINT,
+            choices,
+            usage,
+            self._tier,
+        )
 
 
 def error_body(error: LbhostError) -> bytes:

@@ -21,6 +21,8 @@ class Taken(msgspec.Struct, frozen=True):
 
     work: Work
     include_usage: bool
+    tier: str | None = None
+    """As in Parsed."""
 
 
 class Preparation:
@@ -42,7 +44,7 @@ class Preparation:
                 param="model",
             )
         work = self._fit(generation, self._tokens(generation.prompt))
-        return Taken(work, parsed.include_usage)
+        return Taken(work, parsed.include_usage, parsed.tier)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, tuple):
@@ -80,6 +82,7 @@ class Preparation:
             stop=generation.stop,
             ignore_eos=generation.ignore_eos,
             stream=generation.stream,
+            rank=generation.rank,
         )
 
 

@@ -43,7 +43,7 @@ from lbhost.gateway.scheduling.observer import GuardedObserver, Observer, tell_l
 from lbhost.gateway.scheduling.pace import Pace
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Session, Sessions
-from lbhost.gateway.scheduling.worker_link import WorkerLink
+from lbhost.gateway.scheduling.worker_link import OpenLink, WorkerLink
 
 MAX_ATTEMPTS = 3
 """Workers that may be lost under a request before it is given up."""
@@ -81,12 +81,17 @@ class Dispatcher:
         *,
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        router: Router | None = None,
+        open_link: OpenLink = WorkerLink.open,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._observer = GuardedObserver(observer)
-        self._router = Router(settings, sessions, rng or Random())
+        self._router = router or Router(settings, sessions, rng or Random())
         self._clock = clock
+        self._clock_ns = clock_ns
+        self._open_link = open_link
         self._queue = JobQueue()
         self._pace = Pace()
         self._jobs: dict[int, Job] = {}
@@ -127,7 +132,7 @@ class Dispatcher:
 
     async def attach(self, fd: int, worker: int, epoch: int) -> None:
         """A data link has come. Raises OSError if the descriptor is none."""
-        link = await WorkerLink.open(fd, worker, epoch, self._on_step, self._on_lost)
+        link = await self._open_link(fd, worker, epoch, self._on_step, self._on_lost)
         old = self._sessions.current(worker)
         if old is not None and old.epoch == epoch:
             old.link.close()
@@ -221,7 +226,7 @@ class Dispatcher:
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None
-        attempts = self._decide(time.monotonic_ns())
+        attempts = self._decide(self._clock_ns())
         self._settle_cores()
         for attempt in attempts:
             self._send(attempt)
@@ -253,7 +258,8 @@ class Dispatcher:
         if usable:
             self._ready_at = self._clock()
         attempts: list[Attempt] = []
-        views = [session.view(reading, now_ns) for session, reading in usable] if room else []
+        wide = self._sessions.wide
+        views = [s.view(reading, now_ns, wide=wide) for s, reading in usable] if room else []
         for job in self._queue.walk(lambda: policy.room_for_long(views)):
             if not room:
                 break
@@ -261,8 +267,10 @@ class Dispatcher:
             if index is None:
                 continue
             session, reading = usable[index]
+            forecast = self._router.forecast(job, session, views[index], wide=wide)
             attempts.append(self._assign(job, session, now_ns))
-            views[index] = session.view(reading, now_ns)
+            attempts[-1].forecast = forecast
+            views[index] = session.view(reading, now_ns, wide=wide)
             room -= 1
         return attempts
 
@@ -287,6 +295,7 @@ class Dispatcher:
             sampling=work.sampling,
             stop=work.stop,
             ignore_eos=work.ignore_eos,
+            rank=work.rank,
         )
         self._deadlines.set(job, job.arrived + self._settings.request_timeout_s)
         attempt.session.link.send(wire.encode(submit))
@@ -321,6 +330,8 @@ class Dispatcher:
                 continue
             job = attempt.job
             if delta.tokens:
+                if attempt.first_token is None:
+                    self._router.began(attempt, now)
                 self._observer.tokens(attempt, len(delta.tokens), now)
                 attempt.last_token = now
                 if not job.over and job.first_token is None:
@@ -344,7 +355,7 @@ class Dispatcher:
         self._observer.released(attempt, finish)
         reason = finish.reason
         if reason is wire.FinishReason.REJECTED:
-            session.held_until_ns = time.monotonic_ns() + int(REJECT_HOLD_S * 1e9)
+            session.held_until_ns = self._clock_ns() + int(REJECT_HOLD_S * 1e9)
         elif reason is not wire.FinishReason.CANCELLED:
             session.count_outcome(reason is wire.FinishReason.ERROR, now)
         if reason is not wire.FinishReason.REJECTED:
@@ -361,7 +372,7 @@ class Dispatcher:
             why = finish.error or "unknown reason"
             self._end(job, error=EngineError(f"the engine gave up on this request: {why}"))
         else:
-            self._router.learn(finish)
+            self._router.learn(attempt, finish, now)
             self._end(job, finish=finish)
 
     def _on_lost(self, link: WorkerLink) -> None:
@@ -435,7 +446,7 @@ class Dispatcher:
     # --- estimates -------------------------------------------------------------------
 
     def _outlook(self) -> Outlook:
-        outlook = self._sessions.outlook(time.monotonic_ns())
+        outlook = self._sessions.outlook(self._clock_ns())
         if outlook is Outlook.OPEN:
             self._ready_at = self._clock()
         return outlook

@@ -13,7 +13,7 @@ import enum
 
 import msgspec
 
-from lbhost import wire
+from lbhost import order, wire
 from lbhost.errors import LbhostError
 from lbhost.gateway.scheduling import policy, prefix_index
 from lbhost.gateway.scheduling.deltas import Delta
@@ -30,6 +30,8 @@ class Work(msgspec.Struct, frozen=True):
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     stream: bool = False
+    rank: int = order.DEFAULT
+    """Its class; see lbhost/order.py."""
 
 
 class JobState(enum.Enum):

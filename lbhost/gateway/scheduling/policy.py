@@ -8,11 +8,20 @@ The prediction, for worker w with A requests in flight and a request of n prompt
 them cached in w) and m expected output tokens (design, section 5):
 
     step(k) = step_base + k * step_seq                          seconds of a decode step
-    todo    = n - h + the shorter prompts that w prefills first
-    ttft    = (todo / prefill_speed + (todo // CHUNK + 1) * step(A)) / share
+    todo    = n - h and the prompts that w computes before or beside it, by lbhost/order.py
+    ttft    = (todo / prefill_speed + (todo / CHUNK + 1) * step(A)) / share
     e2e     = ttft + m * step(A + 1) / share
 
-The second term of ttft is the decoding that rides along with every chunk of prefill.
+The second term of ttft is the decoding that rides along with every chunk of prefill. All but
+`todo` is known before the request is, and linear in its tokens: a view works that part out
+when it is made (`costs`), so that a choice costs little.
+
+Two things hold of the default policy, whatever the readings:
+
+- A request waits, or joins a worker that computes, only when no worker is vacant: idle, on
+  hardware that others leave to it. A computing worker is still joined when it is sooner by more
+  than NOISE because it holds more of the prompt, or because it is another kind of hardware.
+- Of two workers to choose from, one that is predicted to be sooner by more than NOISE gets it.
 """
 
 from __future__ import annotations
@@ -24,6 +33,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from lbhost import order
 from lbhost.config import Policy
 
 CHUNK = 64
@@ -50,8 +60,20 @@ WORTH_WAITING = 0.5
 this share of its core, wait for a full one that is predicted to be done in under this part of
 the time."""
 
-TIE = 1.02
-"""Predictions within 2% are equal; one of them is picked at random, never by index."""
+NOISE = 1.1
+"""Predictions that differ by less than a tenth say nothing: speeds and shares are readings."""
+
+UNDISTURBED = 0.75
+"""Share from which a worker counts as having its hardware for itself. What gateway and clients
+use in passing shows as 0.2 of a core; see machine/cpustat.py."""
+
+TRUSTED = 2.0
+"""Penalty up to which an idle worker counts as a good place: one that has just started does, one
+that has just failed a request does not."""
+
+ANOTHER_KIND = 2.0
+"""Hardware that computes a request alone so many times faster is worth joining although an idle
+worker of the slower kind is there: a GPU beside cores."""
 
 
 class WorkerView(msgspec.Struct, frozen=True):
@@ -67,7 +89,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     prefills: tuple[int, ...] = ()
     """Prompt tokens left to compute of each request there that has no output yet."""
     cached: int = 0
-    """Tokens of this request's prompt that the worker probably has in its KV cache."""
+    """Tokens of this request's prompt that the worker probably has in its KV cache; not all."""
     speeds: Speeds | None = None
     """None until the worker has measured its own."""
     share: float = 1.0
@@ -77,6 +99,40 @@ class WorkerView(msgspec.Struct, frozen=True):
     penalty: float = 1.0
     """Its predictions count for so many times as much; see `penalty`."""
 
+    ranks: tuple[int, ...] = ()
+    """The rank of each of `prefills`; empty: all are order.DEFAULT."""
+    ttft_factor: float = 1.0
+    output_factor: float = 1.0
+    """What predictions of the time to the first token, and of that between tokens, have had to be
+    multiplied with of late; see accuracy.py."""
+
+    # Worked out from the above.
+    vacant: bool = False
+    """Idle, undisturbed, trusted."""
+    costs: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Seconds for a prompt token, for an output token, and before the first of them. The last is
+    infinite where there is no room, and minus infinity where no speeds are known."""
+
+    def __post_init__(self) -> None:
+        active = self.in_flight
+        if self.speeds is None:
+            costs = (0.0, 0.0, -math.inf)
+        else:
+            speed, base, seq = self.speeds
+            weight = self.penalty / self.share
+            step = base + active * seq
+            output_s = (step + seq) * weight * self.output_factor
+            weight *= self.ttft_factor
+            if active:
+                token_s = (1.0 / speed + step / CHUNK) * weight
+                start_s = step * weight if active < self.slots else math.inf
+            else:
+                token_s, start_s = weight / speed, 0.0
+            costs = (token_s, output_s, start_s - self.cached * token_s)
+        vacant = not active and self.share >= UNDISTURBED and self.penalty <= TRUSTED
+        msgspec.structs.force_setattr(self, "vacant", vacant)
+        msgspec.structs.force_setattr(self, "costs", costs)
+
 
 class Need(msgspec.Struct, frozen=True):
     """What a request will cost."""
@@ -84,6 +140,7 @@ class Need(msgspec.Struct, frozen=True):
     prompt_tokens: int
     expected_tokens: int
     """Output tokens: max_tokens, or what such requests have produced of late, if less."""
+    rank: int = order.DEFAULT
 
     @property
     def long(self) -> bool:
@@ -123,8 +180,11 @@ def room_for_long(views: Sequence[WorkerView]) -> bool:
     """Whether one more long prompt leaves some slots of the box to short ones.
 
     One slot in eight is kept, at least one, unless there is but one slot. Judged by the long
-    ones alone, so that a stream of short ones cannot starve them.
+    ones alone, so that a stream of short ones cannot starve them. An idle worker of several
+    slots has room left after any one request.
     """
+    if any(not view.in_flight and view.slots > 1 for view in views):
+        return True
     slots = sum(view.slots for view in views)
     kept = 0 if slots <= 1 else max(1, slots // 8)
     return sum(view.long_in_flight for view in views) < slots - kept
@@ -144,47 +204,130 @@ def penalty(error_rate: float, ready_for_s: float) -> float:
 def predict(need: Need, view: WorkerView, typical: Speeds) -> float:
     """Seconds until `view` would finish the request; see the module's formula.
 
-    `typical` stands in for what the worker has not measured yet.
+    A full worker is taken to have room. `typical` stands in for what the worker has not
+    measured yet.
     """
-    speed, base, seq = view.speeds or typical
-    active = view.in_flight
-    todo = need.prompt_tokens - view.cached
-    if todo < 1:
-        todo = 1
-    prefills = view.prefills
-    if prefills:
-        # Shortest first is the worker's order, so a longer prompt does not hold this one up.
-        shorter = 0
-        for tokens in prefills:
-            if tokens <= todo:
-                shorter += tokens
-        todo += shorter
-    step = base + active * seq
-    seconds = todo / speed + need.expected_tokens * (step + seq)
-    if active:
-        seconds += (todo // CHUNK + 1) * step
-    return seconds * view.penalty / view.share
+    if view.speeds is None:
+        view = msgspec.structs.replace(view, speeds=typical)
+    if view.in_flight >= view.slots:
+        view = msgspec.structs.replace(view, slots=view.in_flight + 1)
+    return _seconds(need, view)
+
+
+def foresee(need: Need, view: WorkerView) -> tuple[float, float] | None:
+    """Seconds to the first token, and seconds from one to the next, if `view` gets the request.
+
+    As it is believed to be: a penalty only makes a worker less attractive, and no slower. None
+    where no speeds are known.
+    """
+    if view.speeds is None:
+        return None
+    honest = msgspec.structs.replace(view, penalty=1.0, slots=max(view.slots, view.in_flight + 1))
+    output_s = honest.costs[1]
+    return _seconds(need, honest) - need.expected_tokens * output_s, output_s
+
+
+def _seconds(need: Need, view: WorkerView) -> float:
+    token_s, output_s, start_s = view.costs
+    todo = max(1, need.prompt_tokens - view.cached)
+    if view.prefills:
+        todo = order.tokens_until_done(
+            todo, view.prefills, rank=need.rank, ranks=view.ranks or None
+        )
+    return (todo + view.cached) * token_s + need.expected_tokens * output_s + start_s
 
 
 def _cost(need: Need, views: Sequence[WorkerView], rng: Random) -> int | None:
-    typical = _typical_speeds(views)
-    free: list[tuple[float, int]] = []
-    for i, view in enumerate(views):
-        if view.in_flight < view.slots:
-            free.append((predict(need, view, typical), i))
-    if not free:
+    seconds = _bounds(need, views)
+    lowest = min(seconds, default=math.inf)
+    if lowest == -math.inf:
+        views = _measured(views)
+        seconds = _bounds(need, views)
+        lowest = min(seconds)
+    if lowest == math.inf:
         return None
-    best, index = min(free)
-    if views[index].share < WORTH_WAITING and _soonest_full(need, views, typical) < (
-        best * WORTH_WAITING
+    first = seconds.index(lowest)
+    if not views[first].vacant:
+        vacant = [i for i, view in enumerate(views) if view.vacant]
+        if not vacant:
+            return _best(need, views, seconds, first, rng)
+        first = min(vacant, key=seconds.__getitem__)
+        joined = _worth_joining(need, views, seconds, first)
+        if joined is not None:
+            return joined
+    # Nothing is ahead of a request in a vacant worker, so that these bounds are predictions.
+    limit = seconds[first] * NOISE
+    return rng.choice([i for i, bound in enumerate(seconds) if bound <= limit and views[i].vacant])
+
+
+def _best(
+    need: Need, views: Sequence[WorkerView], seconds: list[float], first: int, rng: Random
+) -> int | None:
+    """The choice where no worker is vacant; None where waiting for a full one is better."""
+    best = _settle(need, views, seconds, first)
+    if views[best].share < WORTH_WAITING and _soonest_full(need, views) < (
+        seconds[best] * WORTH_WAITING
     ):
         return None
-    limit = best * TIE
-    ties = [i for seconds, i in free if seconds <= limit]
-    return ties[0] if len(ties) == 1 else rng.choice(ties)
+    # Of those that the noise does not tell from the best the least loaded, by chance.
+    limit = seconds[best] * NOISE
+    ties = [i for i, bound in enumerate(seconds) if bound <= limit]
+    if len(ties) == 1:
+        return ties[0]
+    loads = [views[i].in_flight for i in ties]
+    fewest = min(loads)
+    return rng.choice([i for i, load in zip(ties, loads, strict=True) if load == fewest])
 
 
-def _soonest_full(need: Need, views: Sequence[WorkerView], typical: Speeds) -> float:
+def _bounds(need: Need, views: Sequence[WorkerView]) -> list[float]:
+    """Seconds as if no other prompt were ahead; infinite for full workers."""
+    prompt, outputs = need.prompt_tokens, need.expected_tokens
+    return [
+        prompt * token_s + outputs * output_s + start_s
+        for token_s, output_s, start_s in [view.costs for view in views]
+    ]
+
+
+def _settle(need: Need, views: Sequence[WorkerView], seconds: list[float], first: int) -> int:
+    """Turn those bounds into predictions that may be the best, or not to be told from it.
+
+    Returns the index of the best. `first` is that of the lowest bound.
+    """
+    best, best_s = first, _seconds(need, views[first])
+    limit = best_s * NOISE
+    for i, bound in enumerate(seconds):
+        if bound <= limit and (views[i].prefills or i == first):
+            seconds[i] = bound = _seconds(need, views[i])
+        if bound < best_s:
+            best, best_s = i, bound
+            limit = bound * NOISE
+    return best
+
+
+def _worth_joining(
+    need: Need, views: Sequence[WorkerView], seconds: list[float], best_vacant: int
+) -> int | None:
+    """A worker that computes and is still to be preferred to the vacant ones; the best of them."""
+    vacant = views[best_vacant]
+    lonely = _lonely_s(need, vacant)
+    best, limit = None, seconds[best_vacant] / NOISE
+    for i, bound in enumerate(seconds):
+        if bound < limit and not views[i].vacant:
+            view = views[i]
+            if view.cached > vacant.cached or _lonely_s(need, view) * ANOTHER_KIND < lonely:
+                exact = _seconds(need, view)
+                if exact < limit:
+                    best, limit = i, exact
+    return best
+
+
+def _lonely_s(need: Need, view: WorkerView) -> float:
+    """Seconds that such hardware takes for the request alone, undisturbed."""
+    speed, base, seq = view.speeds or ASSUMED_SPEEDS
+    return need.prompt_tokens / speed + need.expected_tokens * (base + seq)
+
+
+def _soonest_full(need: Need, views: Sequence[WorkerView]) -> float:
     """Seconds until the request would be done if it waited for a place in a full worker.
 
     A full worker's requests are anywhere in their lives: the first of k to end does so after
@@ -193,16 +336,23 @@ def _soonest_full(need: Need, views: Sequence[WorkerView], typical: Speeds) -> f
     soonest = math.inf
     for view in views:
         if view.in_flight >= view.slots:
-            seconds = predict(need, view, typical)
+            seconds = predict(need, view, ASSUMED_SPEEDS)
             soonest = min(soonest, seconds + seconds / (view.in_flight + 1))
     return soonest
 
 
-def _typical_speeds(views: Sequence[WorkerView]) -> Speeds:
-    """Mean speeds of the workers that know theirs: neutral for one that does not."""
+def _measured(views: Sequence[WorkerView]) -> list[WorkerView]:
+    """The views, with typical speeds where a worker has not measured its own.
+
+    Typical is the mean of those that know theirs: neutral for one that does not.
+    """
     known = [view.speeds for view in views if view.speeds is not None]
-    if not known or len(known) == len(views):
-        return ASSUMED_SPEEDS
-    prefills, bases, seqs = zip(*known, strict=True)
-    count = len(known)
-    return sum(prefills) / count, sum(bases) / count, sum(seqs) / count
+    typical = ASSUMED_SPEEDS
+    if known:
+        prefills, bases, seqs = zip(*known, strict=True)
+        count = len(known)
+        typical = sum(prefills) / count, sum(bases) / count, sum(seqs) / count
+    return [
+        view if view.speeds is not None else msgspec.structs.replace(view, speeds=typical)
+        for view in views
+    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -39,6 +39,16 @@ class WorkerReading(msgspec.Struct, frozen=True):
     idle: float | None
     others: float | None
     temp_c: float | None
+
+
+class WorkerReadings(Protocol):
+    """Whoever tells how workers are: the board, or a simulation of one."""
+
+    def worker(self, index: int) -> WorkerReading | None: ...
+    def present(self) -> list[tuple[int, WorkerReading]]: ...
+    def cores(self) -> Iterable[tuple[int, board.CoreRow]]: ...
+    def hot(self, core: board.CoreRow) -> bool: ...
+    def quota_cpus(self) -> float | None: ...
 
 
 class Readings:
@@ -127,6 +137,7 @@ class Readings:
                 host=self._board.host.read(0),
                 gpu=gpu,
                 siblings=[self._core(n) for n in self._siblings(cpus)],
+                nice=self._settings.nice,
                 warm_c=self._settings.warm_c,
                 hot_c=self._settings.hot_c,
             ),

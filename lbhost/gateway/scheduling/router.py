@@ -13,12 +13,14 @@ import msgspec
 from lbhost import wire
 from lbhost.config import Settings
 from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling.accuracy import Forecast
 from lbhost.gateway.scheduling.job import Job, Work
+from lbhost.gateway.scheduling.lengths import Lengths
 from lbhost.gateway.scheduling.readings import WorkerReading
-from lbhost.gateway.scheduling.sessions import Session, Sessions
+from lbhost.gateway.scheduling.sessions import Attempt, Session, Sessions
 
 _USUAL_TOKENS = 128.0
-"""Output tokens that a request is taken for before the first ones have ended."""
+"""Output tokens of a request before the first ones have ended."""
 
 _USUAL_PROMPT = 256.0
 """Prompt tokens to compute, the same."""
@@ -37,6 +39,7 @@ class Router:
         self._turn = 0
         self._usual_tokens = _USUAL_TOKENS
         self._usual_prompt = _USUAL_PROMPT
+        self._lengths = Lengths()
 
     def choose(
         self,
@@ -49,7 +52,7 @@ class Router:
         Args:
             views: of `usable`, one each, for a job of which nothing is cached.
         """
-        need = policy.Need(job.work.prompt_tokens, job.expected_tokens)
+        need = _need(job)
         seen = [
             _seen_by(job, session, view) for (session, _), view in zip(usable, views, strict=True)
         ]
@@ -57,23 +60,52 @@ class Router:
         self._turn += index is not None
         return index
 
-    def learn(self, finish: wire.Finish) -> None:
-        """A request has ended by itself."""
-        self._usual_tokens += _USUAL_WEIGHT * (finish.completion_tokens - self._usual_tokens)
+    def forecast(
+        self, job: Job, session: Session, view: policy.WorkerView, *, wide: bool
+    ) -> Forecast | None:
+        """What to expect of a job that goes to the session now; None where nothing is known.
+
+        Args:
+            view: of the session, for a job of which nothing is cached.
+            wide: as the view was made.
+        """
+        foreseen = policy.foresee(_need(job), _seen_by(job, session, view))
+        if foreseen is None:
+            return None
+        ttft_s, output_s = foreseen
+        tokens = job.expected_tokens
+        return Forecast(ttft_s, output_s, tokens, view.ttft_factor, view.output_factor, wide)
+
+    def began(self, attempt: Attempt, now: float) -> None:
+        """An attempt's first token has come."""
+        attempt.first_token = now
+        sent = attempt.job.started
+        if attempt.forecast is not None and sent is not None:
+            attempt.session.accuracy.began(attempt.forecast, now - sent, now)
+
+    def learn(self, attempt: Attempt, finish: wire.Finish, now: float) -> None:
+        """An attempt has ended by itself."""
+        tokens = finish.completion_tokens
+        self._usual_tokens += _USUAL_WEIGHT * (tokens - self._usual_tokens)
         computed = finish.prompt_tokens - finish.cached_tokens
         self._usual_prompt += _USUAL_WEIGHT * (computed - self._usual_prompt)
+        if not attempt.job.work.ignore_eos:
+            self._lengths.add(tokens, cut_off=finish.reason is wire.FinishReason.LENGTH)
+        forecast, sent, first = attempt.forecast, attempt.job.started, attempt.first_token
+        if forecast is not None and sent is not None and first is not None:
+            accuracy = attempt.session.accuracy
+            accuracy.ended(forecast, first - sent, now - sent, tokens, now)
 
     def expected_tokens(self, work: Work) -> int:
-        """Output tokens: as many as usual, and no more than asked for."""
+        """Output tokens, by how long answers have been; no more than asked for."""
         if work.ignore_eos:
             return work.max_tokens
-        return max(1, min(work.max_tokens, round(self._usual_tokens)))
+        return self._lengths.expected(work.max_tokens)
 
     def lonely_cost_s(self, job: Job) -> float:
         """Seconds that an idle, undisturbed worker would take."""
-        need = policy.Need(job.work.prompt_tokens, job.expected_tokens)
         idle = policy.WorkerView(worker=0, epoch=0, slots=1, in_flight=0)
-        return policy.predict(need, idle, self._sessions.speeds())
+        return policy.predict(_need(job), idle, self._sessions.speeds())
 
     def place_every_s(self) -> float:
         """Seconds from one freed slot to the next while all are busy, as far as can be told.
@@ -85,6 +117,10 @@ class Router:
         each = max(1.0, self._sessions.slots / workers)
         decode = self._usual_tokens * (base + each * seq) / each
         return (self._usual_prompt / prefill + decode) / workers
+
+
+def _need(job: Job) -> policy.Need:
+    return policy.Need(job.work.prompt_tokens, job.expected_tokens, job.work.rank)
 
 
 def _seen_by(job: Job, session: Session, view: policy.WorkerView) -> policy.WorkerView:

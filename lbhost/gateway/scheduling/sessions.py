@@ -7,13 +7,16 @@ of its slots until the worker says that it ended, or the link does. Decides noth
 from __future__ import annotations
 
 import enum
+import time
+from collections.abc import Iterator
 
 from lbhost import board
 from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling.accuracy import Accuracy, Forecast, like
 from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
-from lbhost.gateway.scheduling.readings import Readings, WorkerReading
+from lbhost.gateway.scheduling.readings import WorkerReading, WorkerReadings
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 
 STALE_NS = 1_000_000_000
@@ -45,19 +48,23 @@ class Attempt:
         cached = session.cached(job)
         self.prefill = max(1, job.work.prompt_tokens - cached)
         """Prompt tokens that it has to compute, as far as we can tell."""
+        self.forecast: Forecast | None = None
+        """What was predicted when it was sent; None where nothing was known."""
+        self.first_token: float | None = None
         self.last_token: float | None = None
-        """time.monotonic() of its newest token; None while it prefills."""
+        """time.monotonic() of its first and its newest token; None while it prefills."""
 
 
 class Session:
     """One process (epoch) of a worker, with the link to it."""
 
-    def __init__(self, link: WorkerLink, slots: int, tally: Tally) -> None:
+    def __init__(self, link: WorkerLink, slots: int, tally: Tally, accuracy: Accuracy) -> None:
         self.worker = link.worker
         self.epoch = link.epoch
         self.link = link
         self.slots = slots
         self.tally = tally
+        self.accuracy = accuracy
         self.attempts: dict[int, Attempt] = {}
         self.error_rate = ErrorRate()
         self.ttft = FadingMean()
@@ -94,28 +101,26 @@ class Session:
         self.error_rate.add(failed, now)
         self.tally.errors += failed
 
-    def prefills(self, progress: board.ProgressRow) -> tuple[int, ...]:
-        """Prompt tokens left of each request there without output.
+    def prefills(self, progress: board.ProgressRow) -> list[tuple[int, int]]:
+        """Rank and prompt tokens left of each request there without output, in its order.
 
         We know what we sent, the board says how much is left of what the worker had at its
-        heartbeat; it computes the shortest first, so the shortest are taken off.
+        heartbeat; what is first in its order is taken off first.
         """
-        left = sorted(f.prefill for f in self.attempts.values() if f.last_token is None)
+        waiting = [attempt for attempt in self.attempts.values() if attempt.last_token is None]
+        left = sorted((attempt.job.work.rank, attempt.prefill) for attempt in waiting)
         if not left or progress.epoch != self.epoch:
-            return tuple(left)
-        since = sum(
-            f.prefill
-            for f in self.attempts.values()
-            if f.last_token is None and f.sent_ns > progress.heartbeat_ns
-        )
-        done = sum(left) - (progress.prefill_pending + since)
+            return left
+        since = sum(a.prefill for a in waiting if a.sent_ns > progress.heartbeat_ns)
+        done = sum(tokens for _, tokens in left) - (progress.prefill_pending + since)
         while left and done > 0:
-            part = min(left[0], done)
-            done -= part
-            left[0] -= part
-            if left[0] == 0:
+            rank, tokens = left[0]
+            if tokens > done:
+                left[0] = rank, tokens - done
+            else:
                 del left[0]
-        return tuple(left)
+            done -= tokens
+        return left
 
     def usable(self, reading: WorkerReading, now_ns: int) -> bool:
         """Whether it may get requests: READY, this very process, and making progress."""
@@ -131,21 +136,31 @@ class Session:
         silent = now_ns - max(progress.heartbeat_ns, self.busy_since_ns)
         return silent <= max(STALE_NS, STALE_STEPS * progress.predicted_step_s * 1e9)
 
-    def view(self, reading: WorkerReading, now_ns: int) -> policy.WorkerView:
-        """As the policy wants it, for a job of which nothing is cached."""
+    def view(self, reading: WorkerReading, now_ns: int, *, wide: bool = False) -> policy.WorkerView:
+        """As the policy wants it, for a job of which nothing is cached.
+
+        Args:
+            wide: whether cores of idle workers are there to be lent.
+        """
         identity, progress = reading.identity, reading.progress
-        ready_for_s = max(0.0, (now_ns - identity.started_ns) / 1e9)
+        now = now_ns / 1e9
+        ready_for_s = max(0.0, now - identity.started_ns / 1e9)
+        left = self.prefills(progress)
+        factors = self.accuracy.factors(wide)
         return policy.WorkerView(
             worker=self.worker,
             epoch=self.epoch,
             slots=self.slots,
             in_flight=len(self.attempts),
             long_in_flight=sum(attempt.job.long for attempt in self.attempts.values()),
-            prefills=self.prefills(progress),
+            prefills=tuple([tokens for _, tokens in left]),
+            ranks=tuple([rank for rank, _ in left]),
             speeds=_speeds(progress) if progress.epoch == self.epoch else None,
             share=reading.share,
             idle=reading.idle,
-            penalty=policy.penalty(self.error_rate.at(now_ns / 1e9), ready_for_s),
+            penalty=policy.penalty(self.error_rate.at(now), ready_for_s),
+            ttft_factor=factors.ttft.at(now),
+            output_factor=factors.output.at(now),
         )
 
 
@@ -166,12 +181,13 @@ _ABOUT_TO = {board.WorkerState.READY, board.WorkerState.RESTING, board.WorkerSta
 class Sessions:
     """All sessions. At most one per worker gets new requests; older ones finish theirs."""
 
-    def __init__(self, readings: Readings, slots: int) -> None:
+    def __init__(self, readings: WorkerReadings, slots: int) -> None:
         self.readings = readings
         self._slots = slots
         self._sessions: dict[WorkerLink, Session] = {}
         self._current: dict[int, Session] = {}
         self._tallies: dict[int, Tally] = {}
+        self._accuracies: dict[int, Accuracy] = {}
 
     def __repr__(self) -> str:
         return f"Sessions({', '.join(map(repr, self._sessions.values()))})"
@@ -183,6 +199,14 @@ class Sessions:
     def tally(self, worker: int) -> Tally:
         return self._tallies.setdefault(worker, Tally())
 
+    def accuracy(self, worker: int) -> Accuracy:
+        """Of the predictions for a worker id. A new one starts with what is usual here."""
+        found = self._accuracies.get(worker)
+        if found is None:
+            found = like(self._accuracies.values(), time.monotonic())
+            self._accuracies[worker] = found
+        return found
+
     def current(self, worker: int) -> Session | None:
         return self._current.get(worker)
 
@@ -193,7 +217,8 @@ class Sessions:
         """A new process of a worker. What its predecessor still sends is read to its end."""
         reading = self.readings.worker(link.worker)
         slots = reading.identity.slots if reading is not None else 0
-        session = Session(link, slots or self._slots, self.tally(link.worker))
+        worker = link.worker
+        session = Session(link, slots or self._slots, self.tally(worker), self.accuracy(worker))
         self._sessions[link] = session
         self._current[link.worker] = session
         return session
@@ -211,15 +236,16 @@ class Sessions:
 
     def usable(self, now_ns: int) -> list[tuple[Session, WorkerReading]]:
         """The sessions that may get requests, full ones included, by worker id."""
-        found: list[tuple[Session, WorkerReading]] = []
+        return list(self._usable(now_ns))
+
+    def _usable(self, now_ns: int) -> Iterator[tuple[Session, WorkerReading]]:
         for worker, session in sorted(self._current.items()):
             reading = self.readings.worker(worker)
             if reading is not None and session.usable(reading, now_ns):
-                found.append((session, reading))
-        return found
+                yield session, reading
 
     def outlook(self, now_ns: int) -> Outlook:
-        if self.usable(now_ns):
+        if any(self._usable(now_ns)):
             return Outlook.OPEN
         states = [reading.identity.state for _, reading in self.readings.present()]
         return Outlook.CLOSED if _ABOUT_TO.isdisjoint(states) else Outlook.SOON
@@ -231,6 +257,12 @@ class Sessions:
             and reading.identity.state is not board.WorkerState.FAILED
             for _, reading in self.readings.present()
         )
+
+    @property
+    def wide(self) -> bool:
+        """Whether a worker is idle and stays so when the next request comes: it lends its cores."""
+        idle = sum(not session.attempts for session in self._current.values())
+        return idle > 1
 
     @property
     def slots(self) -> int:

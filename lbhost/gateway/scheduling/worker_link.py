@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, cast
 
 from lbhost import log, wire
 from lbhost.errors import WireError
@@ -90,3 +90,10 @@ class WorkerLink(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._on_lost(self)
+
+
+OpenLink: TypeAlias = Callable[
+    [int, int, int, Callable[[WorkerLink, wire.Step], None], Callable[[WorkerLink], None]],
+    Awaitable[WorkerLink],
+]
+"""What WorkerLink.open is; the simulator's links lead to no process."""

@@ -1,0 +1,1 @@
+"""lbhost's own scheduling over virtual workers in simulated time. See `scripts/simulate --help`."""

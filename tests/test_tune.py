@@ -31,10 +31,12 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 def short(environ: dict[str, str], *names: str, max_kl: float) -> Plan:
-    """The usual plan with hardly any time for it."""
+    """The usual plan with hardly any time for it, and one shape."""
     plan = command.plan(Settings(), environ, max_kl)
     wanted = tuple(format_ for format_ in plan.formats if format_.name in names)
-    return msgspec.structs.replace(plan, formats=wanted, window_s=0.01, rounds=1)
+    return msgspec.structs.replace(
+        plan, formats=wanted, shapes=plan.shapes[:1], window_s=0.01, rounds=1
+    )
 
 
 def test_formats_are_judged_before_they_are_measured(environ: dict[str, str]) -> None:

@@ -37,6 +37,8 @@ class Server(NamedTuple):
     port: int
     admin: Path | None
     """lbhost's admin socket."""
+    ready_path: str = "/health"
+    """What answers 200 once the server is ready."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -174,7 +176,7 @@ def is_ready(server: Server) -> bool:
     """Answers health checks, and with lbhost: all its workers are up."""
     connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", server.ready_path)
         if connection.getresponse().status != 200:
             return False
         return server.admin is None or ask(server, "GET", "/status")["state"] == "ready"

@@ -104,7 +104,7 @@ def das_llama(setting: Setting) -> Iterator[Contender]:
     """dasLLAMA with a lane for each core. Ends its answers when the model does, whatever it is
     asked for."""
     command = dasllama.command(setting.model, CTX_SIZE, SLOTS)
-    with _started("dasllama", [*setting.before, *command]) as server:
+    with _started("dasllama", [*setting.before, *command], "/v1/models") as server:
         yield Contender(server, (server.pid,), lambda: [server.pid], exact=False)
 
 
@@ -122,7 +122,7 @@ def _llama_command(setting: Setting, settings: list[str]) -> list[str]:
 
 
 @contextmanager
-def _started(name: str, command: list[str]) -> Iterator[Server]:
+def _started(name: str, command: list[str], ready_path: str = "/health") -> Iterator[Server]:
     """A server that takes --host and --port, from its start until it is ready, until the end."""
     port = servers.free_port()
     with (
@@ -131,7 +131,7 @@ def _started(name: str, command: list[str]) -> Iterator[Server]:
             [*command, "--host", "127.0.0.1", "--port", str(port)], Path(folder) / "log"
         ) as pid,
     ):
-        server = Server(name, pid, "127.0.0.1", port, None)
+        server = Server(name, pid, "127.0.0.1", port, None, ready_path)
         servers.wait(server, Path(folder) / "log")
         yield server
 

@@ -123,7 +123,7 @@ class Comparison:
                     raise ServerError(outcome.failures[0])
             except (ServerError, OSError, subprocess.SubprocessError) as error:
                 own.close()
-                absent.append(f"{name} takes no part: {error}")
+                absent.append(f"{name} takes no part: {' '.join(str(error).split())}")
                 self._bench.say(f"   {absent[-1]}")
                 continue
             stack.push(own)

@@ -84,6 +84,8 @@ def test_capacity_is_tokens_a_second_over_tokens_a_request() -> None:
     assert measures.capacity(jobs, Outcome(answered, [], 2.0)) == pytest.approx(40 / 2 / 20)
     with pytest.raises(ValueError, match="nothing was answered"):
         measures.capacity(jobs, Outcome([], [], 2.0))
+    with pytest.raises(ValueError, match="while all clients had work"):
+        measures.capacity(jobs, Outcome(answered, [], 0.5))
 
 
 # --- loads -------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ class Contender:
     """Pids of the processes that were started for it; their descendants are its too."""
     workers: Callable[[], list[int]]
     """Pids of those that compute. One at least can be stopped and leave others if there are two."""
+    model: str = ALIAS
+    """What it calls its model."""
     exact: bool = True
     """Whether it gives as many tokens as it is asked for."""
 
@@ -105,7 +107,7 @@ def das_llama(setting: Setting) -> Iterator[Contender]:
     asked for."""
     command = dasllama.command(setting.model, CTX_SIZE, SLOTS)
     with _started("dasllama", [*setting.before, *command], "/v1/models") as server:
-        yield Contender(server, (server.pid,), lambda: [server.pid], exact=False)
+        yield Contender(server, (server.pid,), lambda: [server.pid], setting.model.stem, False)
 
 
 CONTENDERS = {

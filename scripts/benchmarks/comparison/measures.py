@@ -115,4 +115,7 @@ def capacity(jobs: Sequence[Job], outcome: Outcome) -> float:
     if not outcome.requests:
         raise ValueError("nothing was answered")
     tokens = sum(job.completion_tokens for job in jobs) / len(jobs)
-    return stats.throughput(outcome.requests, outcome.dry_s) / tokens
+    found = stats.throughput(outcome.requests, outcome.dry_s) / tokens
+    if found <= 0:
+        raise ValueError("nothing was answered while all clients had work")
+    return found

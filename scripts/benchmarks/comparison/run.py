@@ -183,9 +183,9 @@ class Comparison:
 
     def _measure_capacity(self, kind: Arrivals, running: list[Contender]) -> tuple[float, str]:
         on = next((one for one in running if one.name == REFERENCE), running[0])
-        count = self._bench.scaled(CAPACITY_REQUESTS)
+        count = max(2 * CAPACITY_CLIENTS, self._bench.scaled(CAPACITY_REQUESTS))
         if kind is Arrivals.TRACE:
-            asks = loads.untimed(self._traced(1.0))[:count]
+            asks = loads.untimed(self._traced(count / self._seconds))
         elif kind is Arrivals.MIX:
             asks = loads.mixed(self._bench.rng, count)
         else:
@@ -273,7 +273,7 @@ class Comparison:
         plan = Plan(
             server.host,
             server.port,
-            servers.ALIAS,
+            contender.model,
             jobs,
             clients,
             timeout_s,

@@ -186,5 +186,23 @@ def is_ready(server: Server) -> bool:
         connection.close()
 
 
+def model_id(server: Server) -> str:
+    """What a server calls the first model it serves.
+
+    Raises:
+        ServerError: it does not say.
+        OSError: nobody answers.
+    """
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=START_TIMEOUT_S)
+    try:
+        connection.request("GET", "/v1/models")
+        listed = json.loads(connection.getresponse().read())
+        return str(listed["data"][0]["id"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ServerError(f"{server.name} names no model: {error!r}") from error
+    finally:
+        connection.close()
+
+
 def _tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace").strip()[-400:]

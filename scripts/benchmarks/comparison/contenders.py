@@ -107,7 +107,9 @@ def das_llama(setting: Setting) -> Iterator[Contender]:
     asked for."""
     command = dasllama.command(setting.model, CTX_SIZE, SLOTS)
     with _started("dasllama", [*setting.before, *command], "/v1/models") as server:
-        yield Contender(server, (server.pid,), lambda: [server.pid], setting.model.stem, False)
+        yield Contender(
+            server, (server.pid,), lambda: [server.pid], servers.model_id(server), False
+        )
 
 
 CONTENDERS = {

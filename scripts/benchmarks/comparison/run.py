@@ -36,7 +36,7 @@ from benchmarks.servers import ServerError
 
 CAPACITY_CLIENTS = 8
 CAPACITY_REQUESTS = 40
-REQUEST_TIMEOUT_S = 60.0
+REQUEST_TIMEOUT_S = 120.0
 GRACE_S = 60.0
 """For the requests that run when a load's time is over; then they are failures."""
 CALM_TIMEOUT_S = 20.0

@@ -126,9 +126,13 @@ def test_least_connections_beats_round_robin_where_requests_differ() -> None:
 
 
 def test_nobody_waits_less_than_with_the_oracle_by_much() -> None:
-    made = mix(600, rate=5.0)
+    """Over several loads: a percentile of a single one is luck."""
+    loads = [mix(600, rate=5.0, seed=seed) for seed in (1, 2, 3)]
     waits = {
-        name: report.summary(play(name, made, box(8, lend=False)), QUIET)["wait_s"]["p95"]
+        name: sum(
+            report.summary(play(name, made, box(8, lend=False)), QUIET)["wait_s"]["p95"]
+            for made in loads
+        )
         for name in ("cost", "least-connections", "round-robin", "random-two", "oracle")
     }
     assert waits["oracle"] <= 1.1 * min(waits.values())

@@ -34,7 +34,7 @@ chunks, and every one of them drags all decodes along."""
 
 LATE = 1.0
 """A second by which a step exceeds that counts, for each stream, as so many of waiting. With 3
-nothing exceeds it, and the starter model gives a tenth fewer tokens/s in small chunks."""
+hardly anything does, and the starter model gives a tenth fewer tokens/s in small chunks."""
 
 FIRST_CHUNK = 32
 """Tokens beside running decodes while no speed is known yet."""

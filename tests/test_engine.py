@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -274,6 +276,71 @@ def test_what_a_prompt_is_owed_is_not_paid_by_an_aborted_step() -> None:
         bench.step()
         assert bench.context.batches[-1] == [(0, 64)]
     assert len(bench.context.kv[0]) == 64
+
+
+def test_a_lower_rank_gets_slots_and_prefill_first() -> None:
+    bench = Bench(FakeContext(slots=2, n_ctx=2048, batch_size=64))
+    for number, rank in enumerate((order.FLEX, order.DEFAULT, order.PRIORITY)):
+        length = 100 * (number + 1)
+        bench.submit(submit(number, prompt_of(length, number + 1), 1, rank=rank))
+    bench.run()
+    ends = [request for _, request in bench.results]
+    assert ends == [2, 1, 0]
+    assert bench.context.batches[0] == [(0, 64)]
+
+
+def test_flex_gives_way_between_two_steps() -> None:
+    bench = Bench(FakeContext(n_ctx=2048, batch_size=64))
+    bench.submit(submit(1, prompt_of(500, 1), 1, rank=order.FLEX))
+    for _ in range(3):
+        bench.step()
+    bench.submit(submit(2, prompt_of(640, 2), 1))
+    for _ in range(10):
+        bench.step()
+    assert bench.finish(2).prompt_tokens == 640
+    assert len(bench.context.kv[0]) == 3 * 64
+
+
+def gaps_beside_a_long_prompt(bench: Bench, step_s: Callable[[list[int]], float]) -> list[float]:
+    """Seconds between a stream's tokens while a prompt of 1,500 is computed."""
+
+    def computed() -> None:
+        bench.now += step_s([count for _, count in bench.context.batches[-1]])
+
+    bench.context.during_decode = computed
+    bench.submit(submit(1, lively(8), 60))
+    while len(bench.results.get((0, 1), Result()).tokens) < 10:
+        bench.step()
+    bench.submit(submit(2, prompt_of(1500, 2), 1))
+    at, gaps = bench.now, []
+    while (0, 2) not in bench.results and bench.result(1).finish is None:
+        before = len(bench.result(1).tokens)
+        bench.step()
+        if len(bench.result(1).tokens) > before:
+            gaps.append(bench.now - at)
+            at = bench.now
+    return gaps
+
+
+def test_a_stream_keeps_its_pace_beside_a_long_prompt() -> None:
+    """On a model that decodes a token in 8 ms and computes 300 prompt tokens a second."""
+    bench = Bench(FakeContext(n_ctx=2048, batch_size=144))
+    gaps = gaps_beside_a_long_prompt(
+        bench, lambda counts: 0.002 + sum(0.006 if n == 1 else n / 300 for n in counts)
+    )
+    assert len(gaps) > 20
+    assert max(gaps[3:]) < 0.2  # the target is 0.15 s, and the bench adds 0.01 to each step
+
+
+def test_chunks_grow_where_each_costs_as_much_as_many_tokens() -> None:
+    """On a model whose weights take 0.1 s to read, whatever is computed with them."""
+    bench = Bench(FakeContext(n_ctx=2048, batch_size=144))
+    gaps_beside_a_long_prompt(
+        bench,
+        lambda counts: 0.02 + sum(0.01 if n == 1 else 0.1 + n / 1000 for n in counts),
+    )
+    chunks = [max(count for _, count in batch) for batch in bench.context.batches]
+    assert max(chunks[-3:]) >= 64
 
 
 def test_a_cancelled_request_ends_at_once_wherever_it_is() -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 
 from lbhost import config, log
 from lbhost.config import Settings
@@ -30,10 +31,7 @@ def serve(
         StartupError, UsageError: it cannot start; nothing is left behind.
     """
     log.configure(settings.log_format, settings.log_level, "supervisor")
-    # Until the loop takes over, they all end us like Ctrl-C does: by way of the clean-up.
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, signal.default_int_handler)
+    stop = _EarlyStop()
     # The socket comes first: of two servers that start at once, one knows at once.
     path = Path(settings.runtime_dir or config.default_runtime_dir(environ))
     runtime = RuntimeDir.claim(path)
@@ -44,6 +42,7 @@ def serve(
             prepared = prepare(settings, environ)
             become_subreaper()
             try:
+                stop.check()
                 asyncio.run(_run(prepared, runtime, listener, endpoint, announce))
             finally:
                 prepared.sampler.close()
@@ -51,6 +50,29 @@ def serve(
     finally:
         ignore_stop_signals()  # we are ending; a second one must not stop the clean-up
         runtime.release()
+
+
+class _EarlyStop:
+    """Until the loop takes over, stop signals end us like Ctrl-C does: by way of the clean-up.
+
+    What a handler raises is dropped where C code calls Python: llama.cpp's log, while a model is
+    read. So the signal is noted as well.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, self._on_signal)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if a signal has come."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+        raise KeyboardInterrupt
 
 
 async def _run(

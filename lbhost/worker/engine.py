@@ -14,7 +14,6 @@ by hand:
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -103,7 +102,7 @@ class Engine:
         self._before_step = before_step
         self._fallback_token_s = fallback_token_s
         self._slots = [Slot(i) for i in range(context.slots)]
-        self._waiting: deque[Request] = deque()
+        self._waiting: list[Request] = []
         self._requests: dict[Key, Request] = {}
         self._computing: set[Key] = set()
         self._out: list[Out] = []
@@ -288,9 +287,11 @@ class Engine:
         return [Part(slot, bytes(4)) for slot in free]
 
     def _admit(self) -> None:
-        """Give waiting requests their slots, first come first served."""
+        """Give waiting requests their slots: by rank, then first come first served."""
         while self._waiting and any(slot.request is None for slot in self._slots):
-            self._start(self._waiting.popleft())
+            first = min(self._waiting, key=lambda request: (request.submit.rank, request.number))
+            self._waiting.remove(first)
+            self._start(first)
 
     def _start(self, request: Request) -> None:
         views = [
@@ -377,7 +378,9 @@ class Engine:
         """Those with tokens left to compute."""
         return [
             Prompt(
-                request.number, request.prompt_tokens - len(slot.tokens) // 4, request.submit.rank
+                request.number,
+                request.prompt_tokens - len(slot.tokens) // 4,
+                request.submit.rank,
             )
             for slot in self._slots
             if (request := slot.request) is not None and not request.next_token

@@ -31,8 +31,8 @@ WITHIN = 0.25
 """A simulated figure is good when it is so near to the measured one, as a part of it."""
 
 CTX_SIZE = 2048
-WARM_UP = ((128, 64),) * 16 + ((512, 32),) * 8
-"""Prompt and output tokens of what is computed before, eight at once, so that all is measured."""
+WARM_UP = ((128, 24),) * 8 + ((512, 8),) * 4
+"""Prompt and output tokens of what is computed before, four at once, so that all is measured."""
 
 MOST_REQUESTS = 1000
 
@@ -112,7 +112,7 @@ def measure(
     disturbances = machine.disturbances()
     with servers.lbhost(weights, ctx_size=CTX_SIZE, flags=("--slots", str(slots))) as server:
         say("warming up")
-        _apply(server, [Job(writer.write(p), p, m) for p, m in WARM_UP], clients=8)
+        _apply(server, [Job(writer.write(p), p, m) for p, m in WARM_UP], clients=4)
         status = servers.ask(server, "GET", "/status")
         costs = _costs(status, slots)
         arrivals = arrivals_at(costs, len(status["workers"]))

@@ -12,8 +12,13 @@ from lbhost.client import AdminClient
 from lbhost.config import Settings
 from lbhost.doctor import report as doctor
 from lbhost.errors import LbhostError, ModelFileError
+from lbhost.machine import topology
 from lbhost.machine.tree import Roots
+from lbhost.model import ModelFile
 from lbhost.status import Status
+from lbhost.tuning import remembered
+from lbhost.tuning.remembered import Start
+from lbhost.weights import identify
 
 
 def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
@@ -21,6 +26,8 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
     facts = problem = None
     try:
         file = model.resolve(settings.model, settings.alias)
+        if not llama.supports_gpu():
+            file, settings = _as_known(file, settings, environ)
         info = llama.inspect(file.path)
     except ModelFileError as error:
         problem = error.message
@@ -38,6 +45,18 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
         gpu_capable=llama.supports_gpu(),
         running=_running(settings, environ),
     )
+
+
+def _as_known(
+    file: ModelFile, settings: Settings, environ: Mapping[str, str]
+) -> tuple[ModelFile, Settings]:
+    """The model and the settings as `serve` would have them by what was measured here before."""
+    roots = Roots.from_environ(environ)
+    box = topology.discover(roots)
+    start = Start(file, identify(llama.parts(Path(file.path))), settings)
+    start = remembered.as_tuned(start, environ, box, roots)
+    start = remembered.as_measured(start, environ, box, roots)
+    return start.file, start.settings
 
 
 def _running(settings: Settings, environ: Mapping[str, str]) -> Status | None:

@@ -14,7 +14,7 @@ import msgspec
 
 from lbhost import llama, log, model
 from lbhost.board import Board
-from lbhost.config import FlashAttention, Settings
+from lbhost.config import Settings
 from lbhost.machine import gpu, topology
 from lbhost.machine.gpu import GpuInfo, Gpus
 from lbhost.machine.gpu_watch import GpuWatch
@@ -26,8 +26,9 @@ from lbhost.placement import memory
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
 from lbhost.supervisor.launcher import environment, with_huge_pages
-from lbhost.tuning import first_start, identity, tuned
-from lbhost.tuning.shapes import candidates, slots_of
+from lbhost.tuning import first_start, identity, remembered
+from lbhost.tuning.remembered import Start, open_shape, widened
+from lbhost.tuning.shapes import candidates
 from lbhost.tuning.trial import Load
 from lbhost.weights import FilePart, identify, unchanged
 
@@ -80,8 +81,9 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     capable = llama.supports_gpu()
     gpus = gpu.visible(reader.gpus, environ)
     on_cpus = not (capable and gpus)
-    if on_cpus and settings.tuned:
-        file, files, settings = _as_tuned(file, files, settings, environ, box, roots)
+    if on_cpus:
+        start = _as_tuned(Start(file, files, settings), environ, box, roots)
+        file, files, settings = start.file, start.files, start.settings
     with unchanged(files):
         info = llama.inspect(file.path)
     if on_cpus:
@@ -109,36 +111,16 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
     )
 
 
-def _as_tuned(
-    file: model.ModelFile,
-    files: tuple[FilePart, ...],
-    settings: Settings,
-    environ: Mapping[str, str],
-    box: Topology,
-    roots: Roots,
-) -> tuple[model.ModelFile, tuple[FilePart, ...], Settings]:
-    """The same with what `lbhost tune` has chosen, where the settings leave it open."""
-    case = identity.of(files, box, roots, tuned.ANY_SLOTS)
-    choice = tuned.find(environ, case)
-    if choice is None:
-        return file, files, settings
-    changes: dict[str, object] = {}
-    if settings.workers == "auto" and not settings.threads_per_worker:
-        threads = choice.shape.threads
-        changes = {"threads_per_worker": threads, "slots": slots_of(settings.slots, threads)}
-    if choice.flash_attention is not None and settings.flash_attention is FlashAttention.AUTO:
-        flash = FlashAttention.ON if choice.flash_attention else FlashAttention.OFF
-        changes["flash_attention"] = flash
-    if choice.file is not None:
-        path = tuned.path(environ, choice.file)
-        file = msgspec.structs.replace(file, path=str(path))
-        files = identify([path])
-    log.get().info(
-        "using what `lbhost tune` chose (--no-tuned does not, `lbhost tune --forget` removes it)",
-        weights=choice.file.format if choice.file else "as they are",
-        **{key: str(value) for key, value in changes.items()},
-    )
-    return file, files, msgspec.structs.replace(settings, **changes)
+def _as_tuned(start: Start, environ: Mapping[str, str], box: Topology, roots: Roots) -> Start:
+    """What `lbhost tune` has made of it, said in the log."""
+    found = remembered.as_tuned(start, environ, box, roots)
+    if found.tuned:
+        log.get().info(
+            "using what `lbhost tune` chose (--no-tuned does not, `lbhost tune --forget` removes "
+            "it)",
+            **found.tuned,
+        )
+    return found
 
 
 def _shaped(
@@ -150,7 +132,7 @@ def _shaped(
     files: tuple[FilePart, ...],
 ) -> Settings:
     """The settings with the measured width of workers, where they leave it open."""
-    if settings.workers != "auto" or settings.threads_per_worker or not settings.probe:
+    if not (open_shape(settings) and settings.probe):
         return settings
     found = candidates(box, settings.slots)
     subject = first_start.Subject(
@@ -161,9 +143,7 @@ def _shaped(
         available_bytes=available_bytes(roots),
     )
     child = with_huge_pages(environment(environ))
-    threads = first_start.shape(subject, found, environ, child).threads
-    slots = slots_of(settings.slots, threads)
-    return msgspec.structs.replace(settings, threads_per_worker=threads, slots=slots)
+    return widened(settings, first_start.shape(subject, found, environ, child).threads)
 
 
 def _context(

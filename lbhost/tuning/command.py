@@ -13,7 +13,7 @@ from lbhost.machine import gpu, topology
 from lbhost.machine.gpu_watch import GpuWatch
 from lbhost.machine.hostload import available_bytes
 from lbhost.machine.tree import Roots
-from lbhost.tuning import identity, tuned
+from lbhost.tuning import formats, identity, tuned
 from lbhost.tuning.shapes import candidates
 from lbhost.tuning.tuned import Tuned
 from lbhost.tuning.tuner import Plan, Tell, Tuner
@@ -40,6 +40,9 @@ def plan(settings: Settings, environ: Mapping[str, str], max_kl: float) -> Plan:
         parts=files,
         info=info,
         shapes=tuple(candidates(box, settings.slots, thorough=True)),
+        formats=tuple(
+            formats.worth_trying(info.format_number, info.parameters, info.weights_bytes)
+        ),
         max_kl=max_kl,
         available_bytes=available_bytes(roots),
     )

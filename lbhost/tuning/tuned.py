@@ -102,6 +102,7 @@ def keep(environ: Mapping[str, str], choice: Tuned, written: Path | None) -> Non
         TuningError: it cannot be written.
     """
     try:
+        folder(environ).mkdir(mode=0o700, parents=True, exist_ok=True)
         if written is not None and choice.file is not None:
             written.replace(path(environ, choice.file))
         shelf.write(folder(environ) / f"{choice.identity.key}.json", choice)

@@ -40,6 +40,8 @@ class Plan(msgspec.Struct, frozen=True):
     parts: tuple[FilePart, ...]
     info: ModelInfo
     shapes: tuple[Candidate, ...]
+    formats: tuple[Format, ...]
+    """Weight formats to try."""
     max_kl: float
     """Formats that lose more, in nats a token, are not taken."""
     available_bytes: int | None
@@ -65,12 +67,6 @@ class Plan(msgspec.Struct, frozen=True):
             )
             + kv
         )
-
-    @property
-    def formats(self) -> list[Format]:
-        """Weight formats to try."""
-        info = self.info
-        return formats.worth_trying(info.format_number, info.parameters, info.weights_bytes)
 
     @property
     def written_bytes(self) -> int:

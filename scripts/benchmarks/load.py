@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import sys
 import time
 
@@ -28,6 +29,8 @@ class Job(msgspec.Struct, frozen=True):
     completion_tokens: int
     at: float | None = None
     """Seconds after the start; None: when a client is free (closed loop)."""
+    kind: str = ""
+    """What requests of mixed loads are told apart by. The server never sees it."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -41,6 +44,12 @@ class Plan(msgspec.Struct, frozen=True):
     """Closed loop: this many at once. Open loop: unused."""
     timeout_s: float
     """For the whole load."""
+    stop_s: float | None = None
+    """Closed loop: no client starts another request after so many seconds."""
+    request_timeout_s: float | None = None
+    """After which a request is given up."""
+    exact: bool = True
+    """Whether an answer of other than the wanted number of tokens is a failure."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -52,6 +61,11 @@ class Outcome(msgspec.Struct, frozen=True):
     """Why others were not, one line each."""
     dry_s: float | None
     """Closed loop: when the first client found no more work, on the clock of the requests."""
+    failed: int = 0
+    """Requests that were sent and not answered in full, those that the load's end cut off too."""
+    late_s: float = 0.0
+    """Open loop: how late the last request was sent at worst. Much means a generator that cannot
+    keep up, and figures that say nothing about the server."""
 
 
 class _Choice(msgspec.Struct):
@@ -97,17 +111,17 @@ def http_request(plan: Plan, job: Job) -> bytes:
     return head.encode() + body
 
 
-async def send(plan: Plan, job: Job) -> Request:
+async def send(plan: Plan, job: Job, number: int = 0) -> Request:
     """One request, to its end.
 
     Raises:
         LoadError: a status other than 200, an error event, no text, or wrong token counts.
         OSError: the connection failed.
     """
+    sent = time.monotonic()
     connecting = asyncio.open_connection(plan.host, plan.port)
     reader, writer = await asyncio.wait_for(connecting, CONNECT_TIMEOUT_S)
     try:
-        sent = time.monotonic()
         writer.write(http_request(plan, job))
         status = await reader.readline()
         if status.split(b" ")[1:2] != [b"200"]:
@@ -116,9 +130,12 @@ async def send(plan: Plan, job: Job) -> Request:
         texts, usage = await _read_events(reader)
     finally:
         writer.close()
-    if usage is None or not texts:
+    if not texts or (usage is None and plan.exact):
         raise LoadError("the stream ended without text or usage")
-    request = Request(sent, tuple(texts), usage.prompt_tokens, usage.completion_tokens)
+    usage = usage or _Usage(job.prompt_tokens, len(texts))
+    request = Request(sent, tuple(texts), usage.prompt_tokens, usage.completion_tokens, number)
+    if not plan.exact:
+        return request
     wanted = (job.prompt_tokens, job.completion_tokens)
     if (request.prompt_tokens, request.completion_tokens) != wanted:
         raise LoadError(f"{request.prompt_tokens}+{request.completion_tokens} tokens, not {wanted}")
@@ -149,20 +166,29 @@ class _Load:
         self.plan = plan
         self.requests: list[Request] = []
         self.failures: list[str] = []
+        self.sent = 0
         self.dry_s: float | None = None
+        self.late_s = 0.0
 
-    async def one(self, job: Job) -> None:
+    async def one(self, number: int, job: Job) -> None:
+        self.sent += 1
         try:
-            self.requests.append(await send(self.plan, job))
-        except (LoadError, OSError, TimeoutError, msgspec.DecodeError) as error:
+            async with asyncio.timeout(self.plan.request_timeout_s):
+                self.requests.append(await send(self.plan, job, number))
+        except TimeoutError:
+            self.failures.append("TimeoutError: no connection or no whole answer in time")
+        except (LoadError, OSError, msgspec.DecodeError) as error:
             self.failures.append(f"{type(error).__name__}: {error}")
 
     async def closed(self) -> None:
-        jobs = iter(self.plan.jobs)
+        jobs = iter(enumerate(self.plan.jobs))
+        stop_s = time.monotonic() + (self.plan.stop_s or math.inf)
 
         async def client() -> None:
-            for job in jobs:
-                await self.one(job)
+            for number, job in jobs:
+                await self.one(number, job)
+                if time.monotonic() >= stop_s:
+                    break
             self.dry_s = self.dry_s or time.monotonic()
 
         await asyncio.gather(*(client() for _ in range(self.plan.clients)))
@@ -170,11 +196,13 @@ class _Load:
     async def open(self) -> None:
         start = time.monotonic()
 
-        async def arrive(job: Job) -> None:
-            await asyncio.sleep(start + (job.at or 0.0) - time.monotonic())
-            await self.one(job)
+        async def arrive(number: int, job: Job) -> None:
+            due = start + (job.at or 0.0)
+            await asyncio.sleep(due - time.monotonic())
+            self.late_s = max(self.late_s, time.monotonic() - due)
+            await self.one(number, job)
 
-        await asyncio.gather(*(arrive(job) for job in self.plan.jobs))
+        await asyncio.gather(*(arrive(number, job) for number, job in enumerate(self.plan.jobs)))
 
 
 async def run(plan: Plan) -> Outcome:
@@ -193,7 +221,8 @@ async def run(plan: Plan) -> Outcome:
         await asyncio.wait_for(load.open() if is_open else load.closed(), plan.timeout_s)
     except TimeoutError:
         load.failures.append(f"the load was not over after {plan.timeout_s:g} s")
-    return Outcome(load.requests, load.failures, load.dry_s)
+    failed = load.sent - len(load.requests)
+    return Outcome(load.requests, load.failures, load.dry_s, failed, load.late_s)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from benchmarks import machine
 from benchmarks.peers import Peers
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 ALIAS = "bench"
 
@@ -37,6 +37,8 @@ class Server(NamedTuple):
     port: int
     admin: Path | None
     """lbhost's admin socket."""
+    ready_path: str = "/health"
+    """What answers 200 once the server is ready."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -79,8 +81,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def lbhost(model: Path, *, ctx_size: int, flags: tuple[str, ...] = ()) -> Iterator[Server]:
+def lbhost(
+    model: Path, *, ctx_size: int, flags: tuple[str, ...] = (), before: tuple[str, ...] = ()
+) -> Iterator[Server]:
     """`lbhost serve` with its defaults but for the context, in a runtime dir of its own.
+
+    Args:
+        before: what comes before the command, such as a program that executes it.
 
     Raises:
         ServerError: it ended or was not ready in time; the message has its last words.
@@ -88,12 +95,12 @@ def lbhost(model: Path, *, ctx_size: int, flags: tuple[str, ...] = ()) -> Iterat
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="lbhost-bench-") as folder:
         runtime = Path(folder) / "run"
-        command = [sys.executable, "-m", "lbhost", "serve", "--model", str(model)]
+        command = [*before, sys.executable, "-m", "lbhost", "serve", "--model", str(model)]
         command += ["--alias", ALIAS, "--port", str(port), "--ctx-size", str(ctx_size)]
         command += ["--runtime-dir", str(runtime), "--log-format", "json", *flags]
-        with _process(command, Path(folder) / "log") as pid:
+        with process(command, Path(folder) / "log") as pid:
             server = Server("lbhost", pid, "127.0.0.1", port, runtime / "admin.sock")
-            _wait(server, Path(folder) / "log")
+            wait(server, Path(folder) / "log")
             yield server
 
 
@@ -119,18 +126,19 @@ def llama_server(peers: Peers, model: Path, *, ctx_size: int, slots: int) -> Ite
     command += ["--host", "127.0.0.1", "--port", str(port), *peer_settings(ctx_size, slots)]
     with (
         tempfile.TemporaryDirectory(prefix="lbhost-bench-") as folder,
-        _process(command, Path(folder) / "log") as pid,
+        process(command, Path(folder) / "log") as pid,
     ):
         server = Server("llama-server", pid, "127.0.0.1", port, None)
-        _wait(server, Path(folder) / "log")
+        wait(server, Path(folder) / "log")
         yield server
 
 
 @contextmanager
-def _process(command: list[str], log: Path) -> Iterator[int]:
+def process(command: list[str], log: Path) -> Iterator[int]:
+    """A command with its output in `log`, for as long as the block runs. Yields its pid."""
     environ = {name: value for name, value in os.environ.items() if "LBHOST_" not in name}
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -139,19 +147,24 @@ def _process(command: list[str], log: Path) -> Iterator[int]:
             start_new_session=True,  # Ctrl-C is for the bench, which then stops its servers
         )
     try:
-        yield process.pid
+        yield child.pid
     finally:
-        process.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGTERM)
         try:
-            process.wait(STOP_TIMEOUT_S)
+            child.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            child.kill()
+            child.wait()
 
 
-def _wait(server: Server, log: Path) -> None:
+def wait(server: Server, log: Path) -> None:
+    """Until a server is ready.
+
+    Raises:
+        ServerError: it ended, or START_TIMEOUT_S was not enough.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not _is_ready(server):
+    while not is_ready(server):
         if os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             raise ServerError(f"{server.name} ended at once: {_tail(log)}")
         if time.monotonic() > deadline:
@@ -159,16 +172,34 @@ def _wait(server: Server, log: Path) -> None:
         time.sleep(0.05)
 
 
-def _is_ready(server: Server) -> bool:
+def is_ready(server: Server) -> bool:
     """Answers health checks, and with lbhost: all its workers are up."""
     connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", server.ready_path)
         if connection.getresponse().status != 200:
             return False
         return server.admin is None or ask(server, "GET", "/status")["state"] == "ready"
     except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
+
+
+def model_id(server: Server) -> str:
+    """What a server calls the first model it serves.
+
+    Raises:
+        ServerError: it does not say.
+        OSError: nobody answers.
+    """
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=START_TIMEOUT_S)
+    try:
+        connection.request("GET", "/v1/models")
+        listed = json.loads(connection.getresponse().read())
+        return str(listed["data"][0]["id"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ServerError(f"{server.name} names no model: {error!r}") from error
     finally:
         connection.close()
 

@@ -56,6 +56,8 @@ class Request(NamedTuple):
     """When each piece of text arrived; at least one."""
     prompt_tokens: int
     completion_tokens: int
+    job: int = 0
+    """Which of the plan's jobs it was."""
 
     @property
     def ttft(self) -> float:

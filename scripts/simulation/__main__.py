@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -216,11 +218,19 @@ def main(argv: list[str]) -> int:
         return compare(given)
     except (measured.MeasureError, peers.PeerError, ServerError, LbhostError) as error:
         say(f"lbhost: {error}")
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
     except (OSError, ValueError) as error:
         say(f"lbhost: {type(error).__name__}: {error}")
     return 1
 
 
+def _stop(_signum: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)  # so that no server that was started is left behind
     log.configure(LogFormat.TEXT, LogLevel.WARNING, "simulation")
     sys.exit(main(sys.argv[1:]))

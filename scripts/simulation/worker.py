@@ -42,10 +42,11 @@ READING_S = 0.005
 class Seat:
     """A request in a slot, or waiting for one."""
 
-    __slots__ = ("attempt", "number", "output_left", "prefill_left", "request")
+    __slots__ = ("attempt", "number", "output_left", "prefill_left", "rank", "request")
 
-    def __init__(self, attempt: int, request: Request, number: int) -> None:
+    def __init__(self, attempt: int, rank: int, request: Request, number: int) -> None:
         self.attempt = attempt
+        self.rank = rank
         self.request = request
         self.number = number
         """How many came to this worker before."""
@@ -135,7 +136,7 @@ class VirtualWorker:
         self._loop = loop
         self._cores = cores
         self._planner = planner
-        self._meter = SpeedMeter()
+        self._meter = SpeedMeter(tiled=True)
         self._widths = Widths()
         self._lent: tuple[int, ...] = ()
         self._wide_steps = 0
@@ -167,7 +168,7 @@ class VirtualWorker:
             return
         if isinstance(message, wire.Submit):
             request = self._requests[named(message.prompt)]
-            self.waiting.append(Seat(message.request, request, self._arrivals))
+            self.waiting.append(Seat(message.request, message.rank, request, self._arrivals))
             self._arrivals += 1
             self.prefill_pending += request.prompt_tokens
         elif isinstance(message, wire.Cancel):
@@ -211,7 +212,7 @@ class VirtualWorker:
         if not self.seats:
             return
         now = self._loop.now
-        prompts = [Prompt(s.number, s.prefill_left) for s in self.seats if s.prefill_left]
+        prompts = [Prompt(s.number, s.prefill_left, s.rank) for s in self.seats if s.prefill_left]
         decoding = len(self.seats) - len(prompts)
         phase = Phase.PREFILL if prompts else Phase.DECODE
         widest = 1 + len(self._lent)
@@ -378,7 +379,7 @@ class VirtualWorker:
         self.waiting.clear()
         self.prefill_pending = 0
         self._lent = ()
-        self._meter, self._widths = SpeedMeter(), Widths()
+        self._meter, self._widths = SpeedMeter(tiled=True), Widths()
         self._identity = msgspec.structs.replace(self._identity, state=board.WorkerState.BACKOFF)
         self._read_s = -1.0
         link, self.link = self.link, None

@@ -1,0 +1,1 @@
+"""scripts/compare: lbhost beside its peers, in one run, under the same loads in turn."""

@@ -1,0 +1,41 @@
+"""Which weight formats are tried, and what counts as a gain."""
+
+from __future__ import annotations
+
+from lbhost.tuning import formats
+from lbhost.tuning.formats import FORMATS, gain, size, worth_trying
+from lbhost.tuning.shapes import Speeds
+
+MILLION = 1_000_000
+
+
+def fast(factor: float) -> Speeds:
+    return Speeds(300 * factor, 100 * factor)
+
+
+def test_a_format_is_not_tried_on_itself() -> None:
+    for known in FORMATS:
+        tried = worth_trying(known.number, 100 * MILLION, 100 * MILLION)
+        assert known not in tried
+        assert len(tried) == len(FORMATS) - 1
+
+
+def test_nothing_that_makes_a_model_much_larger_is_tried() -> None:
+    tried = worth_trying(original=10, parameters=100 * MILLION, weights_bytes=30 * MILLION)
+    assert "Q8_0" not in [format_.name for format_ in tried]
+    assert tried
+
+
+def test_a_size_is_not_less_than_the_bits_say() -> None:
+    for known in FORMATS:
+        assert size(known, 8 * MILLION) >= known.bits * MILLION
+
+
+def test_a_gain_is_paired_and_one_lucky_round_is_none() -> None:
+    assert gain([fast(1.2), fast(0.6)], [fast(1.0), fast(0.5)]) > 1.19
+    assert gain([fast(3.0), fast(1.0)], [fast(1.0), fast(1.0)]) < formats.WIN
+
+
+def test_what_cannot_be_measured_gains_nothing() -> None:
+    assert gain([fast(1)], [Speeds(0, 0)]) == 0
+    assert gain([], []) == 0

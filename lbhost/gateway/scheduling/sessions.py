@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 
-from lbhost import board
+from lbhost import board, order
 from lbhost.gateway.scheduling import policy
 from lbhost.gateway.scheduling.accuracy import Accuracy, Forecast, like
 from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
@@ -153,7 +153,9 @@ class Session:
             in_flight=len(self.attempts),
             long_in_flight=sum(attempt.job.long for attempt in self.attempts.values()),
             prefills=tuple([tokens for _, tokens in left]),
-            ranks=tuple([rank for rank, _ in left]),
+            ranks=()
+            if all(rank == order.DEFAULT for rank, _ in left)
+            else tuple(r for r, _ in left),
             speeds=_speeds(progress) if progress.epoch == self.epoch else None,
             share=reading.share,
             idle=reading.idle,

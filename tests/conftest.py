@@ -15,6 +15,10 @@ os.environ["LBHOST_PROBE"] = os.environ["LBHOST_TUNED"] = "0"
 """No server of a test measures its box first, or is as somebody tuned it, but those that say so."""
 
 _FAILED = pytest.StashKey[bool]()
+_KEEPING = {"shared", "forks"}
+"""A module's fixtures that keep what a test has made with them (connections, threads, processes):
+they answer for it at the module's end."""
+
 _told: set[str] = set()
 """What a test has failed for already: its module need not fail for it again."""
 
@@ -71,7 +75,7 @@ def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[
 def _tests_leave_nothing(
     _modules_fixtures_leave_nothing: None, request: pytest.FixtureRequest
 ) -> Iterator[None]:
-    if request.config.getoption("--no-leftovers"):
+    if request.config.getoption("--no-leftovers") or _KEEPING & set(request.fixturenames):
         yield
         return
     before = Possessions.now()

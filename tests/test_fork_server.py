@@ -100,6 +100,7 @@ def test_a_worker_speaks_once_it_is_the_supervisors_child(monkeypatch: pytest.Mo
 
     def whose(link: socket.socket, _hello: control.Control) -> None:
         send(link, control.Hello(os.getppid()))
+        send(link, control.Hello(os.getpid()))
 
     monkeypatch.setattr(os, "_exit", later)
     monkeypatch.setattr(control, "send", whose)
@@ -110,7 +111,9 @@ def test_a_worker_speaks_once_it_is_the_supervisors_child(monkeypatch: pytest.Mo
         hello = receive(ours)
         assert isinstance(hello, control.Hello)
         assert hello.pid == os.getpid(), "whose child it was when it spoke"
-        assert os.waitstatus_to_exitcode(os.wait()[1]) == 5
+        worker = receive(ours)
+        assert isinstance(worker, control.Hello)
+        assert os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1]) == 5
 
 
 def test_a_worker_answers_and_writes_its_row(worker: Worker, prompt: bytes) -> None:

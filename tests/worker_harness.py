@@ -151,6 +151,8 @@ class Template:
     def close(self) -> None:
         self.control.close()
         self.process.wait(DEADLINE_S)
+        self.board.close()
+        del self.board  # and with it the mapping, which holds a descriptor too
 
 
 @contextlib.contextmanager

@@ -153,7 +153,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     inter_token_target_ms: Annotated[
         int,
         Meta(ge=10, le=10_000),
-        says("Prefill is cut into chunks so that a step with running streams stays under this."),
+        says(
+            "Prefill is cut into chunks: time by which a step with running streams exceeds this is "
+            "weighed against how long the others wait for their first tokens."
+        ),
     ] = 150
     queue_size: Annotated[
         int,

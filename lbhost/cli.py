@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import enum
+import errno
 import inspect
 import os
 import re
@@ -76,6 +77,11 @@ def run(argv: Sequence[str]) -> int:
         # `lbhost events | head`: the reader has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(f"cannot write the output: {error.strerror}", 1)
     return result if isinstance(result, int) else 0
 
 

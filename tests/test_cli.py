@@ -344,3 +344,16 @@ def test_sizes_and_durations_are_short() -> None:
     assert [report.duration(s) for s in (0, 59.9, 61, 3720, 90000)] == [
         *("0s", "59s", "1m01s", "1h02m", "1d1h"),
     ]
+
+
+def test_a_full_disk_under_the_output_is_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        made = subprocess.run(
+            [sys.executable, "-m", "lbhost", "completion", "bash"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert made.returncode == 1
+    assert "cannot write the output: No space left on device" in one_line(made.stderr)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import llama_cpp_sampling
 from lbhost.llamacpp import api
 from lbhost.wire import Sampling
-from lbhost.worker.draw import Draw, _nucleus, _weighted
+from lbhost.worker.draw import Draw, LogitsError, _nucleus, _weighted
 
 DRAWS = 4000
 VOCABULARY = 1000
@@ -127,12 +127,15 @@ def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
     assert set(drawn(Sampling(temperature=temperature), logits)) == {int(logits.argmax())}
 
 
-def test_logits_that_are_not_numbers_still_give_a_token() -> None:
-    logits = floats(math.nan, 1.0, math.nan)
-    assert 0 <= Draw(Sampling(temperature=1.0)).pick(logits) < 3
-
-
 def test_the_logits_stay_as_they_are() -> None:
     logits = some_logits()
     Draw(Sampling(temperature=0.5, top_k=3, top_p=0.5, min_p=0.1)).pick(logits)
     assert (logits == some_logits()).all()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=0.9), Sampling(top_k=5)])
+def test_logits_that_are_no_numbers_are_an_error(sampling: Sampling) -> None:
+    logits = some_logits()
+    logits[17] = math.nan
+    with pytest.raises(LogitsError):
+        Draw(sampling).pick(logits)

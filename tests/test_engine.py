@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from fake_engine import (
     EOG,
     FakeContext,
+    FakeSampler,
     FakeSamplers,
     FakeVocab,
     continuation,
@@ -21,6 +23,7 @@ from fake_engine import (
 from lbhost import order
 from lbhost.wire import Delta, Finish, FinishReason, Submit
 from lbhost.worker.context import Decoded
+from lbhost.worker.draw import LogitsError
 from lbhost.worker.engine import MAX_FAILURES, Engine, EngineFailureError
 
 
@@ -436,6 +439,38 @@ def test_a_failed_decode_fails_its_requests_and_the_worker_goes_on(how: Decoded)
     bench.submit(submit(2, PROMPT, 5))
     bench.run()
     assert bench.result(2).tokens == continuation(PROMPT, 5, 64)
+
+
+def test_what_is_no_number_fails_its_request_and_nobody_reuses_its_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(FakeContext(slots=2))
+    pick = FakeSampler.pick
+
+    def broken(self: FakeSampler, outputs: Any, index: int) -> int:
+        if outputs.tokens_before(index)[0] == 7:
+            raise LogitsError
+        return pick(self, outputs, index)
+
+    monkeypatch.setattr(FakeSampler, "pick", broken)
+    bench.submit(submit(1, [7, 8, 9]))
+    bench.submit(submit(2, lively(5, 1), max_tokens=3))
+    while bench.engine.busy:
+        bench.step()
+    finish = bench.results[0, 1].finish
+    assert finish is not None
+    assert (finish.reason, finish.error) == (
+        FinishReason.ERROR,
+        "the model computed something that is no number",
+    )
+    assert bench.results[0, 2].tokens == continuation(lively(5, 1), 3, 64)
+    monkeypatch.undo()
+    bench.submit(submit(3, [7, 8, 9, 10], max_tokens=1))
+    while bench.engine.busy:
+        bench.step()
+    last = bench.results[0, 3].finish
+    assert last is not None
+    assert last.cached_tokens == 0
 
 
 def test_failures_in_a_row_end_the_worker() -> None:

@@ -141,6 +141,8 @@ def test_the_filter_takes_words_and_numbers() -> None:
     assert not Filter("3").event(event())
     assert Filter("state after").event(event())
     assert not Filter("state gateway").event(event())
+    assert not Filter("1" * 5000).worker(ready)
+    assert not Filter("1" * 5000).event(event())
 
 
 def test_columns_never_take_more_than_there_is() -> None:

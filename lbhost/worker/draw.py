@@ -23,6 +23,10 @@ _COLDEST = 1e-6
 """Lower temperatures are taken for this one, which is as good as greedy and overflows nowhere."""
 
 
+class LogitsError(Exception):
+    """The model has computed something that is no number: damaged weights, or an overflow."""
+
+
 class Draw:
     """One request's draws. The same seed and the same logits give the same tokens."""
 
@@ -34,8 +38,15 @@ class Draw:
         self._random = random.Random(sampling.seed)
 
     def pick(self, logits: Floats) -> int:
-        """A token, from the logits of the whole vocabulary, which stay as they are."""
-        relative = logits - logits.max()
+        """A token, from the logits of the whole vocabulary, which stay as they are.
+
+        Raises:
+            LogitsError: one of them is no number.
+        """
+        highest = logits.max()
+        if highest != highest:
+            raise LogitsError
+        relative = logits - highest
         tokens = self._possible(relative)
         if tokens is not None:
             relative = relative[tokens]
@@ -96,5 +107,5 @@ def _crossing(weights: Floats, goal: float) -> tuple[int, float]:
     """
     sums = numpy.cumsum(weights, dtype=numpy.float64)
     goal = min(goal, math.nextafter(float(sums[-1]), 0.0))
-    at = min(int(numpy.searchsorted(sums, goal, side="right")), len(sums) - 1)  # NaNs end here too
+    at = int(numpy.searchsorted(sums, goal, side="right"))
     return at, goal - (float(sums[at - 1]) if at else 0.0)

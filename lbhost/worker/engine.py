@@ -25,6 +25,7 @@ from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
 from lbhost.worker.batch import Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.crew import Crew
+from lbhost.worker.draw import LogitsError
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
@@ -412,7 +413,13 @@ class Engine:
         for entry in entries:
             if entry.output:
                 assert entry.request.sampler is not None
-                token = entry.request.sampler.pick(self._context, entry.index)
+                try:
+                    token = entry.request.sampler.pick(self._context, entry.index)
+                except LogitsError:
+                    self._forget(entry.slot)
+                    why = "the model computed something that is no number"
+                    self._end(entry.request, FinishReason.ERROR, error=why)
+                    continue
                 self._emit(entry.slot, entry.request, token, now)
 
     def _emit(self, slot: Slot, request: Request, token: int, now: float) -> None:
@@ -440,6 +447,11 @@ class Engine:
         else:
             self._end(request, reason, token=token, text=text + request.text.finish())
 
+    def _forget(self, slot: Slot) -> None:
+        """Nobody may reuse what this slot's KV holds."""
+        self._context.truncate(slot.index, 0)
+        slot.tokens.clear()
+
     def _roll_back(self, entries: list[Entry]) -> None:
         """After an abort: the KV holds what it held before, whatever was through."""
         for entry in entries:
@@ -453,8 +465,7 @@ class Engine:
         why = "no room in the KV cache" if result is Decoded.NO_ROOM else "the decode failed"
         log.get().error("decode failed", why=why, sequences=len(entries))
         for entry in entries:
-            self._context.truncate(entry.slot.index, 0)
-            entry.slot.tokens.clear()
+            self._forget(entry.slot)
             self._end(entry.request, FinishReason.ERROR, error=why)
         if result is Decoded.FAILED:
             self._failures += 1

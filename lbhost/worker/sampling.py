@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lbhost.llama import Vocab
 from lbhost.wire import Sampling
-from lbhost.worker.draw import Draw
+from lbhost.worker.draw import Draw, LogitsError
 
 PENALTY_LAST_N = 64
 """Tokens that the penalties look back on, as in llama.cpp."""
@@ -77,13 +77,22 @@ class Sampler:
         self._biases = numpy.fromiter(biases.values(), numpy.float32, len(biases))
 
     def pick(self, outputs: Outputs, index: int) -> int:
-        """The next token of the sequence whose logits are at this batch index. Only once."""
+        """The next token of the sequence whose logits are at this batch index. Only once.
+
+        Raises:
+            LogitsError: one of them is no number.
+        """
         logits = outputs.logits(index)
         if len(self._biased):
             logits[self._biased] += self._biases
         if self._penalties is not None:
             self._penalties.apply(logits)
-        token = self._draw.pick(logits) if self._draw is not None else int(logits.argmax())
+        if self._draw is not None:
+            token = self._draw.pick(logits)
+        else:
+            token = int(logits.argmax())  # the first that is no number, if there is one
+            if logits[token] != logits[token]:
+                raise LogitsError
         if self._penalties is not None:
             self._penalties.accept(token)
         return token

@@ -23,17 +23,15 @@ class Filter:
         """Whether this worker is shown."""
         place = f"gpu{worker.gpu}" if worker.gpu is not None else "cpu"
         text = f"worker {worker.state} {worker.wanted} {place} {worker.last_exit or ''}".lower()
-        numbers = {worker.id, *worker.cores, worker.pid}
-        return all(
-            int(word) in numbers if word.isdecimal() else word in text for word in self._words
-        )
+        numbers = {str(number) for number in (worker.id, *worker.cores, worker.pid)}
+        return all(word in numbers if word.isdecimal() else word in text for word in self._words)
 
     def event(self, event: Event) -> bool:
         """Whether this event is shown."""
         who = "" if event.worker is None else f"worker {event.worker}"
         text = f"{who} {event.level} {event.kind} {event.message}".lower()
         return all(
-            int(word) == event.worker or word in event.message.lower().split()
+            word == str(event.worker) or word in event.message.lower().split()
             if word.isdecimal()
             else word in text
             for word in self._words

@@ -15,7 +15,7 @@ os.environ["LBHOST_PROBE"] = os.environ["LBHOST_TUNED"] = "0"
 """No server of a test measures its box first, or is as somebody tuned it, but those that say so."""
 
 _FAILED = pytest.StashKey[bool]()
-_KEEPING = {"shared", "forks"}
+_KEEPING = {"shared", "forks", "fuzzed"}
 """A module's fixtures that keep what a test has made with them (connections, threads, processes):
 they answer for it at the module's end."""
 
@@ -31,9 +31,9 @@ def anyio_backend() -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--no-leftovers",
+        "--leftovers",
         action="store_true",
-        help="do not fail tests that leave descriptors, processes, threads or settings behind",
+        help="fail a test that leaves descriptors, processes, threads or settings behind",
     )
 
 
@@ -63,7 +63,7 @@ def _left(before: Possessions) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.config.getoption("--no-leftovers"):
+    if not request.config.getoption("--leftovers"):
         yield
         return
     before = Possessions.now()
@@ -75,8 +75,13 @@ def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[
 def _tests_leave_nothing(
     _modules_fixtures_leave_nothing: None, request: pytest.FixtureRequest
 ) -> Iterator[None]:
-    if request.config.getoption("--no-leftovers") or _KEEPING & set(request.fixturenames):
+    if not request.config.getoption("--leftovers"):
         yield
+        return
+    if _KEEPING & set(request.fixturenames):
+        yield
+        if _FAILED not in request.node.stash:
+            request.node.funcargs.clear()
         return
     before = Possessions.now()
     yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -126,7 +127,7 @@ class Server:
         return msgspec.json.decode(answer.content, type=Status)
 
     def try_status(self) -> Status | None:
-        if not (self.runtime_dir / "admin.sock").exists():
+        if not self._listens():
             # httpcore leaves a socket open when it cannot connect, and warnings are errors.
             assert self.process.poll() is None, f"serve ended: {self.log.read_text()[-4000:]}"
             return None
@@ -135,6 +136,14 @@ class Server:
         except httpx2.TransportError:
             assert self.process.poll() is None, f"serve ended: {self.log.read_text()[-4000:]}"
             return None
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self.runtime_dir / "admin.sock"))
+            except OSError:
+                return False
+        return True
 
     def wait(self, condition: Callable[[Status], object], what: str) -> Status:
         def probe() -> Status | None:

@@ -95,7 +95,7 @@ class Fuzzed:
 
 
 @pytest.fixture(scope="module")
-def gateway() -> Iterator[Fuzzed]:
+def fuzzed() -> Iterator[Fuzzed]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="fuzzed gateway")
     thread.start()
@@ -113,46 +113,46 @@ def gateway() -> Iterator[Fuzzed]:
 
 @FUZZ
 @given(path=PATHS, body=st.binary(max_size=200))
-def test_any_bytes(gateway: Fuzzed, path: str, body: bytes) -> None:
-    gateway.post(path, body)
+def test_any_bytes(fuzzed: Fuzzed, path: str, body: bytes) -> None:
+    fuzzed.post(path, body)
 
 
 @FUZZ
 @given(path=PATHS, body=JSON)
-def test_any_json(gateway: Fuzzed, path: str, body: Any) -> None:
-    gateway.post(path, json.dumps(body).encode())
+def test_any_json(fuzzed: Fuzzed, path: str, body: Any) -> None:
+    fuzzed.post(path, json.dumps(body).encode())
 
 
 @FUZZ
 @given(path=PATHS, fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4))
-def test_any_value_in_any_field(gateway: Fuzzed, path: str, fields: dict[str, Any]) -> None:
-    gateway.post(path, json.dumps({**HELLO, "prompt": "x", **fields}).encode())
+def test_any_value_in_any_field(fuzzed: Fuzzed, path: str, fields: dict[str, Any]) -> None:
+    fuzzed.post(path, json.dumps({**HELLO, "prompt": "x", **fields}).encode())
 
 
 @FUZZ
 @given(path=PATHS, fields=PLAUSIBLE, messages=MESSAGES, prompt=st.text(max_size=40))
 def test_nearly_right_requests(
-    gateway: Fuzzed, path: str, fields: dict[str, Any], messages: Any, prompt: str
+    fuzzed: Fuzzed, path: str, fields: dict[str, Any], messages: Any, prompt: str
 ) -> None:
     body = {"messages": messages, "prompt": prompt, **fields}
-    gateway.post(path, json.dumps(body).encode())
+    fuzzed.post(path, json.dumps(body).encode())
 
 
 @FUZZ
 @given(at=st.integers(0, 60), flip=st.integers(1, 255))
-def test_damaged_requests(gateway: Fuzzed, at: int, flip: int) -> None:
+def test_damaged_requests(fuzzed: Fuzzed, at: int, flip: int) -> None:
     body = bytearray(json.dumps({**HELLO, "max_tokens": 5, "stream": True}).encode())
     body[at % len(body)] ^= flip
-    gateway.post(CHAT, bytes(body))
+    fuzzed.post(CHAT, bytes(body))
 
 
 @settings(FUZZ, max_examples=40)
 @given(data=st.binary(max_size=100))
-def test_any_bytes_on_the_socket(gateway: Fuzzed, data: bytes) -> None:
-    response = gateway.raw(data)
+def test_any_bytes_on_the_socket(fuzzed: Fuzzed, data: bytes) -> None:
+    response = fuzzed.raw(data)
     assert not response or response.startswith(b"HTTP/1.1 4")
     assert b"Traceback" not in response
 
 
-def test_afterwards_it_still_serves(gateway: Fuzzed) -> None:
-    assert gateway.works()
+def test_afterwards_it_still_serves(fuzzed: Fuzzed) -> None:
+    assert fuzzed.works()

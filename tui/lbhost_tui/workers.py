@@ -112,6 +112,7 @@ class WorkersTable(Widget, can_focus=True):
         self._head = Lines(palette, name="head")
         self._views = [ColumnView(column, palette) for column in COLUMNS]
         self._scroll = VerticalScroll(id="rows", can_focus=False)
+        self._columns = Horizontal(id="columns")
         self._empty = Static(id="empty", markup=False)
         self._rows: list[Row] = []
         self._selected: int | None = None
@@ -121,7 +122,7 @@ class WorkersTable(Widget, can_focus=True):
     def compose(self) -> ComposeResult:
         """Head, rows, and what is shown when there are none."""
         yield self._head
-        with self._scroll, Horizontal(id="columns"):
+        with self._scroll, self._columns:
             yield from self._views
         yield self._empty
 
@@ -140,7 +141,7 @@ class WorkersTable(Widget, can_focus=True):
         count = len(self._rows)
         self._rows, self._stale = list(rows), stale
         if count != len(rows) or not self._placed:
-            self.query_one("#columns").styles.height = max(1, len(rows))
+            self._columns.styles.height = max(1, len(rows))
         self._scroll.display = self._head.display = bool(rows)
         self._empty.display = not rows
         if not rows:

@@ -172,6 +172,11 @@ class CoreRow(msgspec.Struct, frozen=True):
     node: int = 0
     efficiency: bool = False
 
+    @property
+    def usual_others(self) -> float | None:
+        """What others use, but for what comes and goes by the moment; None if unknown."""
+        return self.others if self.lasting is None else self.lasting
+
 
 class GpuRow(msgspec.Struct, frozen=True):
     """One GPU, by NVML. Writer: supervisor's sampler."""

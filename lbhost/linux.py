@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,16 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
+@contextlib.contextmanager
+def stop_signals_held() -> Iterator[set[int]]:
+    """Stop signals wait until the end of the block. Gives the mask that was there before."""
+    before: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_stop_signals() -> None:
     """Only the supervisor acts on SIGTERM, SIGINT and SIGHUP, and ends its children by their links.
 
@@ -61,7 +72,7 @@ def bind_memory(node: int) -> bool:
     """Take this process's new memory from one NUMA node while it has any; forks inherit that.
 
     Preferred, not strict: with the node full, remote memory is slow, and a strict binding would
-    have the kernel kill us. Pages of a file that somebody has read before stay where they are.
+    have the kernel kill us. Weights are read into such memory, wherever their file's cache lies.
 
     Returns:
         False where the kernel knows no NUMA or no such node, or refuses; then nothing changes.
@@ -96,20 +107,25 @@ class ThreadUse(NamedTuple):
     """CPU time that it has used."""
 
 
+def threads(pid: int) -> list[int]:
+    """The ids of a process's threads, oldest first. Raises OSError if there is no such process."""
+    return sorted(map(int, os.listdir(f"/proc/{pid}/task")))  # noqa: PTH208 - quicker
+
+
 def helpers(pid: int) -> dict[int, ThreadUse]:
     """A process's threads but for its main one, by id; some 40 us each. Ended ones are left out."""
     found: dict[int, ThreadUse] = {}
-    task = Path(f"/proc/{pid}/task")
     with contextlib.suppress(OSError):  # the process has just ended
-        for name in os.listdir(task):  # noqa: PTH208
-            if int(name) == pid:
+        for thread in threads(pid):
+            if thread == pid:
                 continue
             with contextlib.suppress(OSError):
-                used_ns = int((task / name / "schedstat").read_bytes().split()[0])
-                stat = (task / name / "stat").read_bytes()
+                task = Path(f"/proc/{pid}/task/{thread}")
+                used_ns = int((task / "schedstat").read_bytes().split()[0])
+                stat = (task / "stat").read_bytes()
                 # The 39th column, counted from the end of the second, which may hold spaces.
                 cpu = int(stat.rpartition(b")")[2].split()[36])
-                found[int(name)] = ThreadUse(cpu, used_ns / 1e9)
+                found[thread] = ThreadUse(cpu, used_ns / 1e9)
     return found
 
 

@@ -90,6 +90,20 @@ async def bench(
         made.page.close()
 
 
+class TwoSecondsEach:
+    """A clock that only answers move."""
+
+    def __init__(self) -> None:
+        self._now = time.monotonic()
+
+    def __call__(self) -> float:
+        return self._now
+
+    def answer(self, _: wire.Submit) -> list[str]:
+        self._now += 2.0
+        return ["word"]
+
+
 async def over(job: Job) -> str:
     """The whole text of a job, once it is over."""
     text = ""
@@ -251,15 +265,8 @@ async def test_the_queue_tells_how_long_its_oldest_waits() -> None:
 
 
 async def test_retry_after_tells_how_fast_the_queue_moved() -> None:
-    now = time.monotonic()
-
-    def takes_two_seconds(_: wire.Submit) -> list[str]:
-        nonlocal now
-        now += 2.0
-        return ["word"]
-
-    script = Script(answer=takes_two_seconds)
-    async with bench(1, script, slots=1, queue_size=10, clock=lambda: now) as b:
+    slow = TwoSecondsEach()
+    async with bench(1, Script(answer=slow.answer), slots=1, queue_size=10, clock=slow) as b:
         (fake,) = b.workers
         for job in [b.submit() for _ in range(10)]:
             await over(job)
@@ -388,15 +395,8 @@ async def test_what_cannot_be_done_in_time_is_refused_once_predictions_have_prov
 
 
 async def test_a_queue_that_will_not_be_done_in_time_is_not_joined() -> None:
-    now = time.monotonic()
-
-    def takes_two_seconds(_: wire.Submit) -> list[str]:
-        nonlocal now
-        now += 2.0
-        return ["word"]
-
-    script = Script(answer=takes_two_seconds)
-    async with bench(1, script, slots=1, queue_timeout_s=20.0, clock=lambda: now) as b:
+    slow = TwoSecondsEach()
+    async with bench(1, Script(answer=slow.answer), slots=1, queue_timeout_s=20.0, clock=slow) as b:
         (fake,) = b.workers
         for job in [b.submit() for _ in range(10)]:
             await over(job)

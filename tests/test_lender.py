@@ -11,6 +11,7 @@ import pytest
 
 from fake_worker import FakeWorker, Script
 from lbhost.board import CoreRow, HostRow, WorkerState
+from lbhost.gateway.scheduling.job import Job
 from running_gateway import until
 from test_dispatcher import Bench, bench, over
 
@@ -34,6 +35,15 @@ def core(b: Bench, cpu: int, **more: Any) -> None:
 
 async def told(fake: FakeWorker, cpus: tuple[int, ...]) -> None:
     await until(lambda: fake.lent[-1:] == [cpus], f"{cpus} is the newest that it was lent")
+
+
+def lone(b: Bench) -> tuple[Job, FakeWorker, FakeWorker]:
+    """A request that goes on until its worker is released; that worker, and the other one."""
+    for fake in b.workers:
+        fake.hold()
+    job = b.submit()
+    one, two = b.workers if job.worker == 0 else reversed(b.workers)
+    return job, one, two
 
 
 async def test_a_lone_request_gets_every_idle_core_until_another_comes() -> None:
@@ -60,10 +70,7 @@ async def test_a_lone_request_gets_every_idle_core_until_another_comes() -> None
 async def test_a_core_is_asked_back_before_its_owner_gets_the_request() -> None:
     async with box(2) as b:
         order: list[str] = []
-        for fake in b.workers:
-            fake.hold()
-        first = b.submit()
-        borrower, owner = b.workers if first.worker == 0 else reversed(b.workers)
+        first, borrower, owner = lone(b)
         await told(borrower, (owner.worker,))
         for fake in (borrower, owner):
             session = b.sessions.current(fake.worker)
@@ -87,11 +94,12 @@ async def test_a_core_is_asked_back_before_its_owner_gets_the_request() -> None:
 
 async def test_what_ends_gives_its_core_to_the_one_that_goes_on() -> None:
     async with box(2) as b:
-        for fake in b.workers:
-            fake.hold()
-        first, second = b.submit(), b.submit()
-        one, two = b.workers if first.worker == 0 else reversed(b.workers)
-        assert one.lent == two.lent == []
+        first, one, two = lone(b)
+        second = b.submit()
+        await until(
+            lambda: bool(two.submits) and one.lent[-1:] in ([], [()]), "each has its own core only"
+        )
+        assert two.lent == []
         two.release()
         await over(second)
         await told(one, (two.worker,))
@@ -101,10 +109,7 @@ async def test_what_ends_gives_its_core_to_the_one_that_goes_on() -> None:
 
 async def test_a_core_that_others_use_is_asked_back_and_lent_again_when_they_are_gone() -> None:
     async with box(2) as b:
-        for fake in b.workers:
-            fake.hold()
-        job = b.submit()
-        one, two = b.workers if job.worker == 0 else reversed(b.workers)
+        job, one, two = lone(b)
         await told(one, (two.worker,))
         core(b, two.worker, others=1.0)
         await told(one, ())
@@ -118,7 +123,7 @@ async def test_a_moments_use_by_others_is_no_reason() -> None:
     now = [100.0]
     async with bench(0, clock=lambda: now[0]) as b:
         core(b, 0)
-        core(b, 1, others=1.0)
+        core(b, 1, others=1.0, lasting=0.18)
         fake = await b.add(0, slots=4, script=Script())
         fake.set_state(WorkerState.READY, cpus="0")
         fake.hold()
@@ -153,10 +158,7 @@ async def test_nothing_is_lent_where_that_is_switched_off() -> None:
 
 async def test_a_worker_that_goes_takes_nothing_with_it() -> None:
     async with box(2) as b:
-        for fake in b.workers:
-            fake.hold()
-        job = b.submit()
-        one, two = b.workers if job.worker == 0 else reversed(b.workers)
+        job, one, two = lone(b)
         await told(one, (two.worker,))
         one.set_state(WorkerState.BACKOFF, cpus=str(one.worker))
         one.close()

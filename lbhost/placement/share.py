@@ -122,7 +122,7 @@ def fair(nice: int) -> float:
 
 def _left(core: CoreRow, least: float) -> float:
     """What others leave of a core, or what the scheduler would take back from them."""
-    others = (core.others if core.lasting is None else core.lasting) or 0.0
+    others = core.usual_others or 0.0
     niced = min(1.0, (core.niced or 0.0) / core.others) if core.others else 0.0
     part = least + max(0.0, FAIR_NICED - least) * niced
     return max(1 - others, part * (1 - (core.steal or 0.0)))

@@ -11,7 +11,12 @@ from types import FrameType
 
 from lbhost import config, log
 from lbhost.config import Settings
-from lbhost.linux import STOP_SIGNALS, become_subreaper, ignore_stop_signals
+from lbhost.linux import (
+    STOP_SIGNALS,
+    become_subreaper,
+    ignore_stop_signals,
+    stop_signals_held,
+)
 from lbhost.status import Status
 from lbhost.supervisor import listener as listening
 from lbhost.supervisor.runtime import RuntimeDir
@@ -93,8 +98,7 @@ def _end_undisturbed() -> None:
     """No stop signal counts any more. The loop's own end would give each its default action, by
     which the next one (from a service manager to all processes) ends us before the clean-up.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    for number in STOP_SIGNALS:
-        asyncio.get_running_loop().remove_signal_handler(number)
-    ignore_stop_signals()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with stop_signals_held():
+        for number in STOP_SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+        ignore_stop_signals()

@@ -19,6 +19,7 @@ from functools import partial
 from lbhost import control, log
 from lbhost.board import Board, IdentityRow, WorkerState
 from lbhost.config import Settings
+from lbhost.linux import threads
 from lbhost.placement.placement import Placement
 from lbhost.supervisor import lifecycle, looking, rolling
 from lbhost.supervisor import reconcile as decide
@@ -252,7 +253,7 @@ class Pool:
             elsewhere = os.sched_getaffinity(worker.pid)
             if elsewhere == cpus:
                 return
-            for thread in map(int, os.listdir(f"/proc/{worker.pid}/task")):  # noqa: PTH208
+            for thread in threads(worker.pid):
                 with contextlib.suppress(OSError):  # this one has, or a CPU went offline
                     if os.sched_getaffinity(thread) == elsewhere:
                         os.sched_setaffinity(thread, cpus)

@@ -8,14 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TypeVar
 
 import msgspec
 
 from lbhost.errors import TuningError
-from lbhost.linux import STOP_SIGNALS, die_with_parent
+from lbhost.linux import die_with_parent, stop_signals_held
 from lbhost.tuning.shapes import Speeds
 from lbhost.tuning.trial import (
     Failed,
@@ -54,7 +54,9 @@ class Gauge:
     def __enter__(self) -> Gauge:
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs, _undisturbed() as before:
+            # Handlers of stop signals raise, and Python drops what is raised while its hooks for a
+            # fork run: the signal would be lost.
+            with theirs, stop_signals_held() as before:
                 self._process = self._spawn(theirs.fileno(), before)
         except OSError as error:
             self._link.close()
@@ -90,7 +92,7 @@ class Gauge:
 
     def _end(self) -> None:
         """The whole group: the workers are in it too."""
-        with _undisturbed():
+        with stop_signals_held():
             self._link.close()
             if self._process is not None:
                 with contextlib.suppress(ProcessLookupError):
@@ -129,17 +131,3 @@ class Gauge:
         if not isinstance(answer, kind):
             raise TuningError(f"the measuring process answered {type(answer).__name__}")
         return answer
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[set[int]]:
-    """Stop signals wait until the end of the block. Gives the mask that was there before.
-
-    Their handlers raise, and Python drops what is raised while its hooks for a fork run: the signal
-    would be lost.
-    """
-    before: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield before
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -20,7 +20,7 @@ from lbhost.errors import LbhostError, TuningError
 from lbhost.linux import die_with_parent
 from lbhost.llama import Model, api
 from lbhost.llamacpp import collect_errors, reason_of
-from lbhost.tuning import crew, quality
+from lbhost.tuning import quality, trial_workers
 from lbhost.tuning.trial import (
     Failed,
     Judge,
@@ -81,7 +81,7 @@ class _Room:
                 if asked.flash_attention is not None:
                     model.flash_attention = asked.flash_attention
                 try:
-                    return Measured(crew.run(model, asked))
+                    return Measured(trial_workers.run(model, asked))
                 finally:
                     model.flash_attention = usual
             case Judge():

@@ -15,6 +15,8 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+from lbhost.linux import threads
+
 
 class Threads(Protocol):
     """The calls to the kernel, so that tests can stand in. Thread 0 is the calling one."""
@@ -29,9 +31,8 @@ class KernelThreads:
 
     def all(self) -> list[int]:
         """Thread ids, oldest first, without the main one's."""
-        ids = sorted(map(int, os.listdir("/proc/self/task")))  # noqa: PTH208 - quicker
-        ids.remove(os.getpid())
-        return ids
+        main, ids = os.getpid(), threads(os.getpid())
+        return [thread for thread in ids if thread != main]
 
     def affinity(self, thread: int) -> set[int]:
         return os.sched_getaffinity(thread)

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-TILE = 64
-"""Tokens that flash attention computes in one go; see lbhost/worker/batch.py."""
+from lbhost.worker.batch import TILE
 
 SMALL_TOK_S = 0.62
 """Prefill speed of what fills no tile, over that of whole tiles: 252 over 408."""

@@ -34,6 +34,7 @@ from lbhost.errors import (
     WorkerLostError,
 )
 from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling.accuracy import Forecast
 from lbhost.gateway.scheduling.admission import Admission
 from lbhost.gateway.scheduling.deadlines import Deadlines
 from lbhost.gateway.scheduling.deltas import TextDelta
@@ -275,16 +276,17 @@ class Dispatcher:
                 continue
             session, reading = usable[index]
             forecast = self._router.forecast(job, session, views[index], wide=wide)
-            attempts.append(self._assign(job, session, now_ns))
-            attempts[-1].forecast = forecast
+            attempts.append(self._assign(job, session, now_ns, forecast))
             views[index] = session.view(reading, now_ns, wide=wide)
             room -= 1
         return attempts
 
-    def _assign(self, job: Job, session: Session, now_ns: int) -> Attempt:
+    def _assign(
+        self, job: Job, session: Session, now_ns: int, forecast: Forecast | None
+    ) -> Attempt:
         self._queue.remove(job)
         self._numbers += 1
-        attempt = Attempt(self._numbers, job, session, now_ns)
+        attempt = Attempt(self._numbers, job, session, now_ns, forecast)
         session.assign(attempt)
         self._attempts[job.number] = attempt
         job.state = JobState.RUNNING

@@ -24,9 +24,6 @@ USED = 0.35
 FREE = 0.2
 """…until it is less than this again. The gateway and its clients run somewhere too."""
 
-WEIGHT = 0.25
-"""Of the newest reading in what is believed of a core."""
-
 
 class Lender:
     """See the module. `settle` is to be called whenever requests were placed or have ended."""
@@ -43,7 +40,6 @@ class Lender:
         self._enabled = enabled
         self._clock = clock
         self._lent: dict[Session, Lent] = {}
-        self._used: dict[int, float] = {}
         self._closed: set[int] = set()
         self._cores: list[Core] = []
         self._limit: int | None = None
@@ -117,9 +113,7 @@ class Lender:
         self._limit = None if quota is None else int(quota)
 
     def _is_used(self, cpu: int, row: CoreRow) -> bool:
-        before, now = self._used.get(cpu, 0.0), row.others
-        used = before if now is None else before + WEIGHT * (now - before)
-        self._used[cpu] = used
+        used = row.usual_others or 0.0
         if used > USED:
             self._closed.add(cpu)
         elif used < FREE:

@@ -39,7 +39,14 @@ class Tally:
 class Attempt:
     """One attempt of a job on a worker. Its number names it on the wire, once and for all."""
 
-    def __init__(self, number: int, job: Job, session: Session, sent_ns: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        job: Job,
+        session: Session,
+        sent_ns: int,
+        forecast: Forecast | None = None,
+    ) -> None:
         self.number = number
         self.job = job
         self.session = session
@@ -47,7 +54,7 @@ class Attempt:
         cached = session.cached(job)
         self.prefill = max(1, job.work.prompt_tokens - cached)
         """Prompt tokens that it has to compute, as far as we can tell."""
-        self.forecast: Forecast | None = None
+        self.forecast = forecast
         """What was predicted when it was sent; None where nothing was known."""
         self.first_token: float | None = None
         self.last_token: float | None = None

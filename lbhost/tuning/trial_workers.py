@@ -14,13 +14,12 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from signal import SIGKILL
 
 import msgspec
 
 from lbhost.errors import LbhostError, TuningError
-from lbhost.linux import die_with_parent, waited_s
+from lbhost.linux import die_with_parent, threads, waited_s
 from lbhost.llama import Model
 from lbhost.placement.placement import Placement
 from lbhost.tuning.shapes import PROMPT_TOKENS, SLOT_TOKENS, Speeds
@@ -53,7 +52,7 @@ def run(model: Model, trial: Trial) -> Speeds:
     Raises:
         TuningError: a worker could not, and why.
     """
-    with _crew(model, trial) as links:
+    with _workers(model, trial) as links:
         for link in links:
             _answer(link)
         prefill, waited = _together(links, Window(prefill=True, seconds=trial.window_s))
@@ -62,7 +61,7 @@ def run(model: Model, trial: Trial) -> Speeds:
 
 
 @contextlib.contextmanager
-def _crew(model: Model, trial: Trial) -> Iterator[list[socket.socket]]:
+def _workers(model: Model, trial: Trial) -> Iterator[list[socket.socket]]:
     links: list[socket.socket] = []
     pids: list[int] = []
     gc.freeze()
@@ -151,8 +150,7 @@ def _work(link: socket.socket, model: Model, trial: Trial, place: Placement) -> 
 def _waited_s() -> float:
     """Time that this process was ready and had no CPU: its most unlucky thread's, since the others
     wait for that one."""
-    threads = (int(entry.name) for entry in Path("/proc/self/task").iterdir())
-    return max((waited_s(thread) or 0.0 for thread in threads), default=0.0)
+    return max((waited_s(thread) or 0.0 for thread in threads(os.getpid())), default=0.0)
 
 
 class _Load:

@@ -114,7 +114,7 @@ def _notes(status: Status) -> list[str]:
             elif worker.state == "failed":
                 retry = f"; `lbhost resume {worker.id}` tries again"
             notes.append(f"worker {worker.id}: {worker.last_exit or 'no reason known'}{retry}")
-    for name, process in (("gateway", status.gateway), ("template", status.template)):
+    for name, process in (("gateway", status.gateway), ("fork server", status.template)):
         if process is not None and process.state != "ready":
             why = f" (last exit: {process.last_exit})" if process.last_exit else ""
             notes.append(f"{name}: {process.state}{why}")

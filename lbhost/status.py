@@ -178,8 +178,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[WorkerStatus]
     gateway: ProcessStatus
     template: ProcessStatus | None
-    """The fork server, which holds the weights; null where only GPUs work. Where there are
-    several, the first of those that are not ready."""
+    """The fork server, which holds the weights, under the name that it had at first; null where
+    only GPUs work. Where there are several, the first of those that are not ready."""
     traffic: TrafficStatus
     cores: list[CoreStatus]
     gpus: list[GpuStatus]
@@ -198,7 +198,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     level: str
     """info, warning or error."""
     kind: str
-    """worker_state, worker_exit, health_kill, gateway, template, operator, rolling, server."""
+    """worker_state, worker_exit, health_kill, gateway, fork_server, operator, rolling, server."""
     worker: int | None
     message: str
     """One line for a person."""

@@ -1,7 +1,7 @@
-"""Stand-ins for template, worker and gateway that speak the real control links.
+"""Stand-ins for fork server, worker and gateway that speak the real control links.
 
-fake_gateway.py and fake_fork_server.py run them; the template forks workers as the real one
-does. What they do wrong is said by files in FAKE_DIR, named after them ("template",
+fake_gateway.py and fake_fork_server.py run them; the fork server forks workers as the real one
+does. What they do wrong is said by files in FAKE_DIR, named after them ("fork_server",
 "gateway", "worker-0"), holding one of the words that `mode` lists; no file: nothing.
 """
 
@@ -28,7 +28,7 @@ def mode(name: str) -> str:
 
     fail (says Failed and ends), crash (ends at once), mute (never gets ready), slow (gets ready
     later, and reads nothing before), busy (a worker that computes for ever), deaf (ignores Stop),
-    barren (a template that forks nothing).
+    barren (a fork server that forks nothing).
     """
     with contextlib.suppress(FileNotFoundError):
         return (Path(os.environ["FAKE_DIR"]) / name).read_text()
@@ -84,9 +84,9 @@ def gateway(link: socket.socket) -> None:
         )
 
 
-def template(link: socket.socket) -> None:
+def fork_server(link: socket.socket) -> None:
     board = configured(link)
-    misbehave("template", link)
+    misbehave("fork_server", link)
     control.send(link, control.Loaded(0.0, 1, 1))
     while True:
         packet = control.receive(link)
@@ -96,7 +96,7 @@ def template(link: socket.socket) -> None:
         if isinstance(message, control.Stop):
             os._exit(0)
         if isinstance(message, control.Fork):
-            if mode("template") != "barren":
+            if mode("fork_server") != "barren":
                 fork(link, board, message, fds[0])
             os.close(fds[0])
 

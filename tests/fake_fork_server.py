@@ -1,6 +1,6 @@
 """`python -m fake_fork_server --control-fd N`. See fake_child.py."""
 
-from fake_child import main, template
+from fake_child import fork_server, main
 
 if __name__ == "__main__":
-    main(template)
+    main(fork_server)

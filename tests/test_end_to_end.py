@@ -188,7 +188,7 @@ def test_a_killed_gateway_comes_back_on_the_same_port(own: Server) -> None:
     assert [w.pid for w in own.status().workers] == [w.pid for w in before.workers]
 
 
-def test_a_killed_template_leaves_the_workers_serving_and_comes_back(own: Server) -> None:
+def test_a_killed_fork_server_leaves_the_workers_serving_and_comes_back(own: Server) -> None:
     before = own.status()
     assert before.template is not None
     assert before.template.pid is not None
@@ -200,7 +200,7 @@ def test_a_killed_template_leaves_the_workers_serving_and_comes_back(own: Server
     os.kill(worker.pid, signal.SIGKILL)
     own.wait(
         lambda s: s.workers[0].state == "ready" and s.workers[0].pid != worker.pid,
-        "the new template forks a new worker",
+        "the new fork server forks a new worker",
     )
 
 

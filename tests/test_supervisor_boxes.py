@@ -71,14 +71,14 @@ async def test_a_node_whose_fork_server_cannot_start_later_does_not_end_the_serv
 ) -> None:
     two_nodes(tmp_path)
     async with box(tmp_path, monkeypatch) as running:
-        running.tell("template", "fail")
+        running.tell("fork_server", "fail")
         running.allowed.difference_update({0})
         await running.until(lambda: running.server.fork_servers.of(1), "node 1 needs one")
         far = running.server.fork_servers.of(1)
         assert far is not None
         await running.until(lambda: far.restarts > 1, "it is tried again")
         assert running.server.status().state == "ready"
-        running.tell("template", "")
+        running.tell("fork_server", "")
         await running.until(lambda: far.state == "ready", "it has come up")
 
 

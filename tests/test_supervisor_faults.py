@@ -143,6 +143,7 @@ async def test_a_stale_drained_stops_nobody(
     async with box(tmp_path, monkeypatch) as running:
         running.tell("worker-0", "busy")
         worker, pool = running.worker(0), running.server.pool
+        tell = pool.processes.message
         await running.until(lambda: running.server.status().workers[0].slots_busy, "it is busy")
         pool.want(worker, up=False)
         pool.reconcile()
@@ -150,9 +151,9 @@ async def test_a_stale_drained_stops_nobody(
         pool.reconcile()
         pool.want(worker, up=False)
         pool.reconcile()
-        pool._message(worker, worker.epoch, control.Drained(worker.drain - 1))
+        tell(worker, worker.epoch, control.Drained(worker.drain - 1))
         assert worker.state.name == "DRAINING"
-        pool._message(worker, worker.epoch, control.Drained(worker.drain))
+        tell(worker, worker.epoch, control.Drained(worker.drain))
         assert worker.state.name == "STOPPING"
 
 
@@ -218,13 +219,13 @@ async def test_a_fork_server_that_refuses_is_asked_ever_more_seldom(
     async with box(tmp_path, monkeypatch) as running:
         fork_server = running.server.fork_servers.of(None)
         assert fork_server is not None
-        running.tell("template", "fail")
+        running.tell("fork_server", "fail")
         running.kill(fork_server.pid)
         running.kill(running.pid(0))
         await running.until(lambda: fork_server.restarts >= 5, "it is tried again and again")
-        delays = [float(line.split()[-2]) for line in running.kinds("template") if "in " in line]
+        delays = [float(line.split()[-2]) for line in running.kinds("fork_server") if "in " in line]
         assert all(later > 1.2 * sooner for sooner, later in itertools.pairwise(delays))
         assert running.worker(0).state is S.STARTING
         assert running.worker(1).state is S.READY
-        running.tell("template", "")
+        running.tell("fork_server", "")
         await running.state(0, S.READY)

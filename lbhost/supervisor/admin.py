@@ -296,6 +296,14 @@ class AdminServer:
         """Serve from now on."""
         await self._server.startup(sockets=[self._listener])
 
+    async def move(self, listener: socket.socket) -> None:
+        """Accept on this listening socket instead; open connections stay open."""
+        for server in self._server.servers:
+            server.close()
+        self._listener.close()
+        self._listener = listener
+        await self._server.startup(sockets=[listener])
+
     async def stop(self) -> None:
         """Close everything; clients get a second to take their last bytes."""
         await self._admin.close()

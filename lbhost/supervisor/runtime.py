@@ -3,6 +3,8 @@
 Owns the folder's lock and its admin.sock's path. The lock is a flock, so that it is gone
 with its holder however that died; what a dead server left behind is cleaned up. It is on the
 folder itself: files in it can be deleted, and systemd-tmpfiles leaves locked folders alone.
+Others do not (`rm -rf`, a log-out that takes XDG_RUNTIME_DIR away): a folder that was taken
+away can be claimed anew.
 """
 
 from __future__ import annotations
@@ -93,6 +95,9 @@ class RuntimeDir:
         self.path = path
         self.socket_path = path / SOCKET_NAME
         self._folder = folder
+        self._endpoint = ""
+        self._bound: os.stat_result | None = None
+        """The socket file that `listen` has made. Its number stays taken while that is open."""
 
     @classmethod
     def claim(cls, path: Path) -> RuntimeDir:
@@ -131,6 +136,7 @@ class RuntimeDir:
 
         The lock holds without that: on a full disk a second server is refused all the same.
         """
+        self._endpoint = endpoint
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             note = os.open(LOCK_NAME, flags, 0o600, dir_fd=self._folder)
@@ -147,11 +153,15 @@ class RuntimeDir:
         Raises:
             StartupError: it cannot be made.
         """
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:  # no descriptor left, under a running server
+            raise StartupError(f"cannot listen on {self.socket_path}: {error.strerror}") from error
         mask = os.umask(0o177)
         try:
             self.socket_path.unlink(missing_ok=True)  # a killed server's
             listener.bind(str(self.socket_path))
+            self._bound = self.socket_path.lstat()
             listener.listen(128)
             listener.setblocking(False)
         except OSError as error:
@@ -160,6 +170,27 @@ class RuntimeDir:
         finally:
             os.umask(mask)
         return listener
+
+    def is_reachable(self) -> bool:
+        """Whether who opens the socket's path finds the socket that `listen` has made."""
+        try:
+            found = self.socket_path.lstat()
+        except OSError:
+            return False
+        return self._bound is not None and os.path.samestat(found, self._bound)
+
+    def listen_again(self) -> socket.socket:
+        """A new listening socket at the same path, in a new folder if ours was taken away.
+
+        Raises:
+            StartupError: see `claim` and `listen`.
+        """
+        if not _still_there(self._folder, self.path):
+            fresh = RuntimeDir.claim(self.path)
+            os.close(self._folder)
+            self._folder = fresh._folder
+        self.announce(self._endpoint)
+        return self.listen()
 
     def release(self) -> None:
         """Remove what is ours, the folder too if it is empty then.

@@ -19,11 +19,12 @@ from lbhost import __version__, control, log
 from lbhost.board import WorkerState
 from lbhost.errors import ConflictError, InvalidRequestError, StartupError
 from lbhost.linux import STOP_SIGNALS
-from lbhost.machine.sampler import INTERVAL_S, Watched
+from lbhost.machine.sampler import INTERVAL_S
 from lbhost.placement.memory import gib
 from lbhost.status import Status
-from lbhost.supervisor import lifecycle, liveness
-from lbhost.supervisor.admin import Admin, AdminServer
+from lbhost.supervisor import lifecycle
+from lbhost.supervisor.admin import Admin
+from lbhost.supervisor.admin_socket import AdminSocket
 from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.children import Children
 from lbhost.supervisor.desired import Desired, ModelWanted, WorkerWanted
@@ -31,24 +32,19 @@ from lbhost.supervisor.events import EventLog
 from lbhost.supervisor.fork_servers import ForkServers
 from lbhost.supervisor.homes import REREAD_S, Homes
 from lbhost.supervisor.launcher import Launcher, environment, with_huge_pages
-from lbhost.supervisor.memory_watch import MemoryWatch
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.service_manager import ServiceManager
 from lbhost.supervisor.startup import Prepared
+from lbhost.supervisor.watcher import Watcher
 
 FORK_SERVER_MODULE = "lbhost.worker.fork_server"
 GATEWAY_MODULE = "lbhost.gateway"
 
 LATE_S = 1.0
 """A tick that comes so late (a suspended laptop, a paused VM) judges nobody."""
-GATEWAY_STALE_S = 5.0
-GATEWAY_FRESH_NS = 2_000_000_000
-"""How old the gateway's heartbeat may be for its rows to be believed."""
-STARTING_QUIET_S = 60.0
-"""A gateway that starts may read a model from a slow disk meanwhile."""
 GATEWAY_LAST_S = 5.0
 """What the gateway gets beyond the grace to end its streams."""
 LAST_S = 3.0
@@ -88,12 +84,8 @@ class Supervisor:
         self._stopping = False
         self._failure: StartupError | None = None
         self._env = environment(os.environ)
-        self._memory = MemoryWatch(self.events)
         self._manager = ServiceManager(os.environ)
         self._assembly = Assembly(prepared.settings, prepared.board)
-        self._reread_at_s = self._began_s
-        self._wide_steps: dict[int, int] = {}
-        """By pid, as of the last sample."""
         self._build()
 
     def _build(self) -> None:
@@ -122,11 +114,16 @@ class Supervisor:
         )
         rows = len(self._board.identity)
         self.operations = Operations(self.pool, self.homes, self.events, rows, self._room)
+        self._watcher = Watcher(
+            self._board, made.sampler, self.pool, self.homes, self.gateway, self.events
+        )
 
     def _fork_server(self, node: int | None) -> Service:
         env = with_huge_pages(self._env)
-        label = None if node is None else f"template of node {node}"
-        return self._service("template", FORK_SERVER_MODULE, env, lambda: self._first(node), label)
+        label = "fork server" if node is None else f"fork server of node {node}"
+        return self._service(
+            "fork_server", FORK_SERVER_MODULE, env, lambda: self._first(node), label
+        )
 
     def _service(
         self,
@@ -152,13 +149,13 @@ class Supervisor:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP for us
                 loop.add_signal_handler(number, self.request_stop, number)
         loop.add_signal_handler(signal.SIGCHLD, self._children.sweep)
-        server = AdminServer(Admin(self), self._runtime.listen())
-        await server.start()
+        self._admin_socket = AdminSocket(Admin(self), self._runtime, self.events)
+        await self._admin_socket.start()
         try:
             await self._serve()
         finally:
             self.events.close()
-            await server.stop()
+            await self._admin_socket.stop()
             self._children.close()
             # The watchers of what was killed just now are never called: links stay open else.
             self.pool.close()
@@ -191,66 +188,18 @@ class Supervisor:
             log.get().error("the supervisor has failed", exc_info=error)
 
     async def _tick(self) -> None:
-        due = time.monotonic()
+        due = reread_s = time.monotonic()
         while True:
             now = time.monotonic()
-            looked = now - due < LATE_S
-            self.prepared.sampler.sample(self._watched())
+            self._watcher.look(now, looked=now - due < LATE_S)
             self._manager.alive()
-            self._memory.look(self._board.host.read(0))
-            self._look_at_gateway(now, looked=looked)
-            self._look_at_box(now)
-            row = self._board.gateway.read(0)
-            fresh = (
-                row is not None
-                and self.gateway.state == "ready"
-                and row.pid == self.gateway.pid
-                and time.monotonic_ns() - row.heartbeat_ns < GATEWAY_FRESH_NS
-            )
-            self.pool.tick(now, looked=looked, gateway_fresh=fresh)
+            if now >= reread_s and not self._stopping:
+                reread_s = now + REREAD_S
+                self._watcher.look_at_box()
+                await self._admin_socket.look_again()
             self._check_start()
             due = now + INTERVAL_S
             await asyncio.sleep(INTERVAL_S)
-
-    def _watched(self) -> list[Watched]:
-        found, wide_steps = [], {}
-        for worker in self.pool.workers.values():
-            if worker.pid is None:
-                continue
-            row = self._board.progress.read(worker.id)
-            steps = row.wide_steps if row is not None and row.epoch == worker.epoch else 0
-            wide_steps[worker.pid] = steps
-            wide = steps != self._wide_steps.get(worker.pid, 0)
-            found.append(Watched(worker.id, worker.pid, worker.place.cpus, wide))
-        self._wide_steps = wide_steps
-        return found
-
-    def _look_at_gateway(self, now: float, *, looked: bool) -> None:
-        if not looked:
-            self.gateway.forget_looks()
-        elif self.gateway.state == "starting":
-            self.gateway.look(now, (), liveness.quiet_budget(STARTING_QUIET_S), busy=True)
-        if looked and self.gateway.state == "ready":
-            row = self._board.gateway.read(0)
-            beat = row.heartbeat_ns if row is not None else 0
-            budget = liveness.quiet_budget(GATEWAY_STALE_S, GATEWAY_STALE_S * liveness.SPIN_FACTOR)
-            self.gateway.look(now, (beat,), budget, busy=True)
-
-    def _look_at_box(self, now: float) -> None:
-        """What the cgroup, the affinity mask and hotplug leave us may change at any time."""
-        if now < self._reread_at_s or self._stopping:
-            return
-        self._reread_at_s = now + REREAD_S
-        before = self.homes.describe()
-        if self.homes.look_again():
-            self.prepared.sampler.adopt(self.homes.topology)
-            self.homes.assign(self.pool.desired)
-            self.pool.reconcile()
-            if self.homes.describe() != before:
-                text = f"this server has {self.homes.describe()} now (before: {before})"
-                self.events.add("warning", "server", text)
-        for worker in self.pool.workers.values():
-            self.pool.pin(worker)  # a cpuset that went and came has taken its CPUs from it
 
     def _check_start(self) -> None:
         """Say once that we serve; give up if no worker could be started at all."""
@@ -340,7 +289,7 @@ class Supervisor:
         """A service is ready. Nothing else is said on these links."""
         if isinstance(message, control.Loaded) and service is not self.gateway:
             service.ready()
-            self.events.add("info", "template", f"weights loaded in {message.load_s:.2f} s")
+            self.events.add("info", "fork_server", f"weights loaded in {message.load_s:.2f} s")
         elif isinstance(message, control.Ready) and service is self.gateway:
             service.ready()
         self.pool.reconcile()

@@ -41,7 +41,7 @@ def main() -> int:
     if not isinstance(configure, control.Configure):
         raise LbhostError(f"expected Configure, got {type(configure).__name__}")
     settings = configure.settings
-    log.configure(settings.log_format, settings.log_level, "template")
+    log.configure(settings.log_format, settings.log_level, "fork server")
     return _load_and_fork(link, configure, Board.attach(fds[0]))
 
 

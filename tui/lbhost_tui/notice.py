@@ -43,7 +43,7 @@ def news(status: Status, doing: Iterable[str]) -> Parts:
     if status.gateway.state != "ready":
         say(f"gateway {status.gateway.state}", Role.WARN)
     if status.template is not None and status.template.state != "ready":
-        say(f"template {status.template.state}", Role.BUSY)
+        say(f"fork server {status.template.state}", Role.BUSY)
     if status.rolling is not None:
         say(f"rolling restart: {status.rolling}", Role.BUSY)
     for name in doing:

@@ -17,6 +17,7 @@ import pytest
 
 from lbhost import __version__, cli, config, report
 from lbhost.board import WorkerState
+from lbhost.cli import operate
 from lbhost.errors import UsageError
 from lbhost.supervisor.children import Children
 from supervising import box
@@ -138,12 +139,12 @@ def test_bash_completes_commands_and_flags(
 
 
 def test_since_takes_spans_and_times() -> None:
-    assert cli.moment("90s", 1000.0) == 910.0
-    assert cli.moment("1.5h", 10_000.0) == 4600.0
-    assert cli.moment("2h", 1.0) == 0.0
-    assert cli.moment("1970-01-01T00:01:00+00:00", 0.0) == 60.0
+    assert operate.moment("90s", 1000.0) == 910.0
+    assert operate.moment("1.5h", 10_000.0) == 4600.0
+    assert operate.moment("2h", 1.0) == 0.0
+    assert operate.moment("1970-01-01T00:01:00+00:00", 0.0) == 60.0
     with pytest.raises(UsageError, match="--since"):
-        cli.moment("yesterday", 0.0)
+        operate.moment("yesterday", 0.0)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

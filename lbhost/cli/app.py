@@ -1,0 +1,61 @@
+"""The application that every command joins, and what commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from lbhost import __version__, config
+from lbhost.errors import LbhostError
+
+app = App(
+    name="lbhost",
+    help="Many small language models' answers from one box: a pinned worker per core.",
+    version=__version__,
+    help_format="plaintext",
+    print_error=False,
+    exit_on_error=False,
+    result_action="return_value",
+)
+
+RuntimeDir = Annotated[
+    str | None,
+    Parameter(name="--runtime-dir", help="The server's runtime dir.", show_default=False),
+]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="JSON instead of text.")]
+ConfigFile = Annotated[
+    str | None, Parameter(name="--config", help="Settings from here.", show_default=False)
+]
+DASHBOARDS = "lbhost.dashboard"
+"""The entry points under which a dashboard offers itself."""
+
+
+def where(given: str | None) -> Path:
+    """The runtime dir that a command is about."""
+    flags = {} if given is None else {"runtime_dir": given}
+    settings = config.load(flags, os.environ)
+    return Path(settings.runtime_dir or config.default_runtime_dir(os.environ))
+
+
+def console() -> Console:
+    """Tables and colours as the terminal takes them; 80 columns and no colour in a pipe."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def dashboard() -> Callable[..., int]:
+    """The installed dashboard. Raises LbhostError if there is none."""
+    # By entry point: lbhost does not depend on its dashboard, and starts faster without.
+    found = next(iter(entry_points(group=DASHBOARDS)), None)
+    if found is None:
+        raise LbhostError("no dashboard is installed: install lbhost again")
+    try:
+        run_dashboard: Callable[..., int] = found.load()
+    except (ImportError, AttributeError) as error:
+        raise LbhostError(f"the dashboard {found.value} cannot be loaded: {error}") from error
+    return run_dashboard

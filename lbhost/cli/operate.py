@@ -1,0 +1,218 @@
+"""The commands on a running server."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from lbhost import report
+from lbhost.cli.app import AsJson, RuntimeDir, app, console, dashboard, where
+from lbhost.client import AdminClient
+from lbhost.errors import UsageError
+
+Wait = Annotated[
+    bool,
+    Parameter(name="--wait", negative="--no-wait", help="Return only when it has happened."),
+]
+WorkerId = Annotated[int, Parameter(help="The worker's number.", validator=Number(gte=0))]
+BACKLOG = 100
+ALL_EVENTS = 1000
+"""The server keeps so many."""
+
+
+def _command(runtime_dir: str | None, act: Callable[[AdminClient], str]) -> None:
+    with AdminClient(where(runtime_dir)) as client:
+        print(act(client))
+
+
+@app.command
+def status(
+    *,
+    json: AsJson = False,
+    watch: Annotated[
+        bool, Parameter(name=["--watch", "-w"], negative="", help="Again and again, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        float, Parameter(help="Seconds between two looks of --watch.", validator=Number(gte=0.1))
+    ] = 2.0,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """What the server and its workers are doing."""
+    with AdminClient(where(runtime_dir)) as client:
+        if watch:
+            _watch(client, interval, json=json)
+        elif json:
+            print(msgspec.json.format(client.status_json(), indent=2).decode())
+        else:
+            console().print(report.status_view(client.status()))
+
+
+def _watch(client: AdminClient, interval_s: float, *, json: bool) -> None:
+    """Until interrupted or the server goes: one picture in place, or one after the other."""
+    screen = console()
+    in_place = screen.is_terminal and not json
+    with screen.screen() if in_place else contextlib.nullcontext():
+        while True:
+            if json:
+                print(client.status_json().decode(), flush=True)
+            else:
+                view = report.status_view(client.status())
+                if in_place:
+                    screen.clear()
+                screen.print(view)
+                sys.stdout.flush()
+            time.sleep(interval_s)
+
+
+@app.command
+def drain(
+    worker: WorkerId,
+    /,
+    *,
+    timeout: Annotated[
+        float | None,
+        Parameter(
+            help="Seconds after which its requests are cut off.",
+            show_default=False,
+            validator=Number(gte=0, lte=86400),
+        ),
+    ] = None,
+    wait: Wait = True,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """Give a worker no new requests, and stop it once its last one has ended."""
+    _command(runtime_dir, lambda client: client.drain(worker, timeout, wait=wait))
+
+
+@app.command
+def resume(worker: WorkerId, /, *, wait: Wait = True, runtime_dir: RuntimeDir = None) -> None:
+    """Take a drain back, or start a worker that is stopped or has failed."""
+    _command(runtime_dir, lambda client: client.resume(worker, wait=wait))
+
+
+@app.command
+def restart(
+    worker: Annotated[str, Parameter(help="The worker's number, or `all`.")],
+    /,
+    *,
+    wait: Wait = True,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """Give a worker a new process; `all`: every one in turn, without losing capacity."""
+    if worker == "all":
+        _command(runtime_dir, lambda client: client.restart_all(wait=wait))
+        return
+    if not (worker.isascii() and worker.isdecimal()):
+        raise UsageError(f"restart takes a worker's number or `all`, not {worker!r}")
+    _command(runtime_dir, lambda client: client.restart(int(worker), wait=wait))
+
+
+@app.command
+def scale(
+    workers: Annotated[
+        int, Parameter(help="How many workers there are to be.", validator=Number(gte=1, lte=1024))
+    ],
+    /,
+    *,
+    wait: Wait = True,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """Start more workers, or drain and remove those with the highest numbers."""
+    _command(runtime_dir, lambda client: client.scale(workers, wait=wait))
+
+
+@app.command
+def events(
+    *,
+    follow: Annotated[
+        bool, Parameter(name=["--follow", "-f"], negative="", help="Go on with new ones.")
+    ] = False,
+    backlog: Annotated[
+        int | None,
+        Parameter(
+            help="How many past events at most. [default: 100, or all with --since]",
+            show_default=False,
+            validator=Number(gte=0),
+        ),
+    ] = None,
+    worker: Annotated[
+        int | None,
+        Parameter(help="Only this worker's.", show_default=False, validator=Number(gte=0)),
+    ] = None,
+    level: Annotated[
+        Literal["info", "warning", "error"] | None,
+        Parameter(help="Only those that are at least as severe.", show_default=False),
+    ] = None,
+    since: Annotated[
+        str | None,
+        Parameter(
+            help="Only those after this: 90s, 10m, 2h or 1d ago, or a time (2026-11-24T18:00).",
+            show_default=False,
+        ),
+    ] = None,
+    json: AsJson = False,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """The event log."""
+    after = None if since is None else moment(since, time.time())
+    if backlog is None:
+        backlog = BACKLOG if since is None else ALL_EVENTS
+    screen = console()
+    with AdminClient(where(runtime_dir)) as client:
+        found = client.events(
+            backlog=backlog, follow=follow, worker=worker, level=level, since=after
+        )
+        for event in found:
+            if json:
+                print(msgspec.json.encode(event).decode(), flush=follow)
+            else:
+                screen.print(report.event_line(event), soft_wrap=True)
+
+
+_SPAN_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def moment(text: str, now_s: float) -> float:
+    """The Unix time that `--since` means: so long ago, or a date and time (local by default).
+
+    Raises:
+        UsageError: it is neither.
+    """
+    span = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd])", text)
+    if span:
+        return max(0.0, now_s - float(span[1]) * _SPAN_S[span[2]])
+    try:
+        return max(0.0, datetime.datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"--since: expected 90s, 10m, 2h, 1d or a time like 2026-11-24T18:00, got {text!r}"
+        ) from error
+
+
+@app.command
+def tui(
+    *,
+    export_svg: Annotated[
+        Path | None, Parameter(help="Write the screen to this file and end.", show_default=False)
+    ] = None,
+    settle: Annotated[
+        float,
+        Parameter(
+            help="Seconds that the picture's sparklines fill first.",
+            validator=Number(gte=0, lte=3600),
+        ),
+    ] = 0.0,
+    runtime_dir: RuntimeDir = None,
+) -> int:
+    """The dashboard of a running server."""
+    return dashboard()(where(runtime_dir), export_svg=export_svg, settle_s=settle)

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from textual.pilot import Pilot
-from textual.widgets import Button
 
 from fake_admin import FakeAdmin, status, worker
-from lbhost.errors import ConflictError
 from lbhost_tui import export
 from lbhost_tui.app import Dashboard
-from lbhost_tui.confirm import Confirm
 from lbhost_tui.entry import run
 from lbhost_tui.eventlog import EventLog
 from lbhost_tui.help import Help
 from lbhost_tui.help import lines as help_lines
+from tui_driver import dashboard
 
 pytestmark = pytest.mark.anyio
-
-DEADLINE_S = 30.0
-_ROW = re.compile(r"[▸ ]\s*(\d+)\s+[●◌◐◑◔○◍✕] ")
 
 
 @pytest.fixture
@@ -41,62 +33,6 @@ def folder() -> Iterator[Path]:
 async def fake(folder: Path) -> AsyncIterator[FakeAdmin]:
     async with FakeAdmin(folder / "admin.sock") as server:
         yield server
-
-
-class Driver:
-    """A dashboard without a terminal: press keys, read the screen, wait for something."""
-
-    def __init__(self, app: Dashboard, pilot: Pilot[int]) -> None:
-        self.app = app
-        self._pilot = pilot
-
-    @property
-    def lines(self) -> list[str]:
-        """The screen as text, top to bottom."""
-        width, height = self.app.size
-        strips = self.app.screen._compositor.render_strips()
-        return ["".join(s.text for s in strips[y]).ljust(width) for y in range(height)]
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
-
-    def row(self, number: int) -> str:
-        """The table's line of a worker, or "" when it is not in sight."""
-        lines = [(_ROW.match(line), line) for line in self.lines]
-        return next((x for found, x in lines if found and int(found[1]) == number), "")
-
-    async def press(self, *keys: str) -> None:
-        await self._pilot.press(*keys)
-
-    async def click(self, selector: str, x: int, y: int) -> None:
-        await self._pilot.click(selector, offset=(x, y))
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something to be so, or fail with the screen."""
-        try:
-            async with asyncio.timeout(DEADLINE_S):
-                while not condition():
-                    await self._pilot.pause(0.02)
-        except TimeoutError:
-            pytest.fail("the screen never got there:\n" + self.text)
-
-    async def sees(self, *texts: str) -> None:
-        await self.until(lambda: all(text in self.text for text in texts))
-
-
-@asynccontextmanager
-async def dashboard(
-    fake: FakeAdmin,
-    width: int = 120,
-    height: int = 32,
-    *,
-    plain: bool = False,
-    stops_server: bool = False,
-) -> AsyncIterator[Driver]:
-    app = Dashboard(fake.socket_path, plain=plain, stops_server=stops_server)
-    async with app.run_test(size=(width, height), notifications=True) as pilot:
-        yield Driver(app, pilot)
 
 
 async def test_the_first_picture_fills_header_and_table(fake: FakeAdmin) -> None:
@@ -121,104 +57,6 @@ async def test_a_starting_server_without_workers_says_what_it_does(fake: FakeAdm
         await tui.sees("◌ starting", "starting: SmolLM2-135M-Instruct is being loaded")
         fake.status = status(2)
         await tui.until(lambda: "● ready" in tui.row(1))
-
-
-async def test_drain_asks_first_and_stands_on_cancel(fake: FakeAdmin) -> None:
-    fake.change(0, slots_busy=3, in_flight=3)
-    async with dashboard(fake) as tui:
-        await tui.sees("● ready")
-        await tui.press("d")
-        await tui.sees("Drain worker 0?", "3 running requests")
-        focused = tui.app.screen.focused
-        assert isinstance(focused, Button)
-        assert focused.id == "cancel"
-        await tui.press("enter")
-        await tui.until(lambda: not isinstance(tui.app.screen, Confirm))
-        assert fake.orders == []
-
-
-async def test_a_confirmed_drain_is_carried_out_and_reported(fake: FakeAdmin) -> None:
-    async with dashboard(fake) as tui:
-        await tui.sees("● ready")
-        await tui.press("down", "d")
-        await tui.sees("Drain worker 1?")
-        await tui.press("right", "enter")
-        await tui.until(lambda: "stopped" in tui.row(1))
-        assert fake.orders == [("/workers/1/drain", {})]
-        await tui.sees("drain worker 1", "done")
-
-
-async def test_resume_needs_no_question(fake: FakeAdmin) -> None:
-    fake.change(0, state="stopped", wanted="down", pid=None)
-    async with dashboard(fake) as tui:
-        await tui.sees("○ stopped")
-        await tui.press("u")
-        await tui.until(lambda: "● ready" in tui.row(0))
-        assert fake.orders == [("/workers/0/resume", {})]
-
-
-@pytest.mark.parametrize(
-    ("key", "question", "order"),
-    [
-        ("r", "Restart worker 0?", ("/workers/0/restart", {})),
-        ("R", "Restart all 2 workers", ("/workers/restart", {})),
-        ("minus", "Scale down from 2 to 1 worker?", ("/scale", {"workers": 1})),
-    ],
-)
-async def test_what_stops_work_happens_after_yes_only(
-    fake: FakeAdmin, key: str, question: str, order: tuple[str, dict[str, int]]
-) -> None:
-    async with dashboard(fake) as tui:
-        await tui.sees("● ready")
-        await tui.press(key)
-        await tui.sees(question)
-        await tui.press("escape")
-        await tui.until(lambda: not isinstance(tui.app.screen, Confirm))
-        assert fake.orders == []
-        await tui.press(key)
-        await tui.sees(question)
-        await tui.press("y")
-        await tui.until(lambda: fake.orders == [order])
-
-
-async def test_scale_up_goes_straight(fake: FakeAdmin) -> None:
-    async with dashboard(fake) as tui:
-        await tui.sees("● ready")
-        await tui.press("plus")
-        await tui.until(lambda: "● ready" in tui.row(2))
-        assert fake.orders == [("/scale", {"workers": 3})]
-
-
-async def test_the_last_worker_cannot_be_scaled_away(fake: FakeAdmin) -> None:
-    fake.status = status(1)
-    async with dashboard(fake) as tui:
-        await tui.sees("● ready")
-        await tui.press("minus")
-        await tui.sees("one worker is the least")
-        assert fake.orders == []
-
-
-async def test_an_order_under_way_does_not_hold_up_the_screen(fake: FakeAdmin) -> None:
-    fake.gate.clear()
-    async with dashboard(fake) as tui:
-        await tui.sees("● ready")
-        await tui.press("d", "y")
-        await tui.sees("drain worker 0…")
-        fake.change(1, tokens_s=77.0)
-        await tui.until(lambda: " 77 " in tui.row(1))
-        await tui.press("d", "y")
-        await tui.sees("already under way")
-        assert len(fake.orders) == 1
-        fake.gate.set()
-        await tui.until(lambda: "stopped" in tui.row(0) and "worker 0…" not in tui.text)
-
-
-async def test_a_refusal_is_shown_in_the_servers_words(fake: FakeAdmin) -> None:
-    fake.refusal = ConflictError("worker 0 is ready already")
-    async with dashboard(fake) as tui:
-        await tui.sees("● ready")
-        await tui.press("u")
-        await tui.sees("resume worker 0", "worker 0 is ready already")
 
 
 async def test_details_open_follow_the_selection_and_close(fake: FakeAdmin) -> None:
@@ -323,25 +161,6 @@ async def test_each_pane_has_a_filter_of_its_own_and_esc_clears_it(fake: FakeAdm
         await tui.until(lambda: bool(tui.row(0)) and "filter" not in tui.lines[3])
 
 
-async def test_a_dashboard_that_stops_its_server_asks_before_it_quits(fake: FakeAdmin) -> None:
-    async with dashboard(fake, stops_server=True) as tui:
-        await tui.sees("● ready")
-        await tui.press("question_mark")
-        await tui.sees("which stops this server, too")
-        await tui.press("escape", "q")
-        await tui.sees("Quit and stop the server?")
-        focused = tui.app.screen.focused
-        assert focused is not None
-        assert focused.id == "cancel"
-        await tui.press("enter")
-        await tui.until(lambda: not isinstance(tui.app.screen, Confirm))
-        assert tui.app.is_running
-        await tui.press("ctrl+c")
-        await tui.sees("Quit and stop the server?")
-        await tui.press("y")
-        await tui.until(lambda: not tui.app.is_running)
-
-
 async def test_prefill_is_seen_to_work(fake: FakeAdmin) -> None:
     fake.change(0, slots_busy=1, in_flight=1, prefill_pending=5000, prompt_tokens_s=640.0)
     traffic = msgspec.structs.replace(fake.status.traffic, in_flight=1, prompt_tokens_s=640.0)
@@ -351,17 +170,6 @@ async def test_prefill_is_seen_to_work(fake: FakeAdmin) -> None:
         assert " 640 " in tui.lines[2]
         fake.change(0, prefill_pending=2400)
         await tui.until(lambda: " 2.4k " in tui.row(0))
-
-
-async def test_the_outcome_of_an_order_covers_no_pane(fake: FakeAdmin) -> None:
-    fake.refusal = ConflictError("no, " * 40)
-    await fake.say("a line of the log")
-    async with dashboard(fake, 80, 24) as tui:
-        await tui.sees("a line of the log")
-        await tui.press("u")
-        await tui.sees("resume worker 0: no,")
-        assert not tui.app.screen.query("Toast")
-        await tui.sees("a line of the log", "● ready", "? help")
 
 
 async def test_a_server_of_another_version_is_named(folder: Path) -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,11 +61,17 @@ class Server:
         *args: str,
         environ: dict[str, str] | None = None,
         output: int | None = None,
+        before: Sequence[str] = (),
     ):
-        """`output`: a descriptor for stdout and stderr instead of a log file."""
+        """
+        Args:
+            output: a descriptor for stdout and stderr instead of a log file.
+            before: a command that runs the server, such as one that sets limits.
+        """
         self.runtime_dir = runtime_dir
         self.log = runtime_dir.with_name(runtime_dir.name + ".log")
         command = [
+            *before,
             *(sys.executable, "-m", "lbhost", "serve"),
             *("--port", "0", "--runtime-dir", str(runtime_dir), "--log-format", "json"),
             *args,

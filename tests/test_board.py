@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from board_writer import row
 from lbhost.board import (
+    MOST_CPUS,
     Board,
     BoardError,
     CoreRow,
@@ -196,3 +197,23 @@ def test_a_column_of_a_type_that_the_page_does_not_know_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"Strange\.when"):
         Table.bytes_needed(Strange, 1)
+
+
+def test_a_worker_of_thousands_of_cpus_keeps_its_list(board: Board) -> None:
+    every_other = tuple(range(0, MOST_CPUS, 2))
+    board.identity.write(0, IdentityRow(cpus=every_other))
+    row = board.identity.read(0)
+    assert row is not None
+    assert row.cpus == every_other
+
+
+@pytest.mark.parametrize("size", [0, 4096, 1 << 30])
+def test_no_child_can_cut_the_board_under_the_others(board: Board, size: int) -> None:
+    inherited = os.dup(board.fd)
+    try:
+        with pytest.raises(PermissionError):
+            os.ftruncate(inherited, size)
+    finally:
+        os.close(inherited)
+    board.identity.write(2, IdentityRow(pid=7))
+    assert board.identity.read(2) == IdentityRow(pid=7)

@@ -152,3 +152,14 @@ def test_a_clock_of_zero_or_above_the_maximum_is_no_nonsense(desktop: Box) -> No
     desktop.tree.put(f"{trees.CPU}/cpufreq/policy2/scaling_cur_freq", "<unsupported>")
     desktop.step(times=2)
     assert [desktop.core(cpu).freq_ratio for cpu in range(3)] == [None, 1.0, None]
+
+
+def test_without_the_hardwares_maximum_the_governors_is_taken(desktop: Box) -> None:
+    for cpu in range(12):
+        policy = f"{trees.CPU}/cpufreq/policy{cpu}"
+        desktop.tree.remove(f"{policy}/cpuinfo_max_freq")
+        desktop.tree.put(f"{policy}/scaling_max_freq", 4_000_000)
+        desktop.tree.put(f"{policy}/scaling_cur_freq", 3_000_000)
+    desktop.sampler.adopt(desktop.tree.topology())
+    desktop.step(times=2)
+    assert desktop.core(0).freq_ratio == 0.75

@@ -176,3 +176,17 @@ async def test_children_leave_stop_signals_to_the_supervisor_from_their_first_mo
             ignored = int(status["SigIgn"], 16)
             for number in (signal.SIGTERM, signal.SIGHUP):
                 assert ignored >> (number - 1) & 1, (pid, number)
+
+
+async def test_a_hang_up_that_nohup_has_us_ignore_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with box(tmp_path, monkeypatch) as running:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)  # comes after it, and is acted on
+            await running.until(lambda: running.server.signals, "a signal is noted")
+            assert running.server.signals == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -346,3 +346,13 @@ def test_without_a_terminal_one_line_says_so(
 ) -> None:
     assert run(folder) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+async def test_a_picture_that_takes_time_says_so(
+    fake: FakeAdmin, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "screen.svg"
+    assert await asyncio.to_thread(run, folder, export_svg=path, settle_s=0.05) == 0
+    assert path.exists()
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["watching the server for 0.05 s", f"wrote {path}"]

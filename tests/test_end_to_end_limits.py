@@ -1,0 +1,94 @@
+"""The real server where the box sets limits, and takes away what it needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from benchmarks.comparison import disturb
+from lbhost.status import Status
+from serving import Server, finished, wait_for
+
+pytestmark = pytest.mark.e2e
+
+SMALL = ("--ctx-size", "1024", "--workers", "2")
+
+
+def ready(status: Status) -> list[int]:
+    return [w.id for w in status.workers if w.state == "ready"]
+
+
+def test_a_server_whose_runtime_dir_is_removed_can_be_administered_again(tmp_path: Path) -> None:
+    with Server(tmp_path / "run", *SMALL) as server:
+        stream = server.later(server.stream, max_tokens=200, ignore_eos=True)
+        shutil.rmtree(server.runtime_dir)
+        wait_for(lambda: server.cli("status").returncode == 0, "a new client reaches it")
+        events = server.cli("events", "--level", "warning")
+        assert "was taken away; listening there again" in events.stdout
+        assert server.cli("restart", "0").returncode == 0
+        assert finished(stream.result())
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        assert not server.runtime_dir.exists()
+
+
+def test_with_64_descriptors_200_connections_keep_nobody_out(tmp_path: Path) -> None:
+    few = ("sh", "-c", 'ulimit -n 64 && exec "$0" "$@"')
+    with Server(tmp_path / "run", *SMALL, before=few) as server, ExitStack() as open_ones:
+        host, port = server.endpoint.removeprefix("http://").split(":")
+        for _ in range(200):
+            open_ones.enter_context(socket.create_connection((host, int(port)), timeout=60))
+        for i in range(3):
+            assert server.complete(f"Beside them, {i}").status_code == 200
+        pid = server.worker(0).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        server.wait(
+            lambda status: ready(status) == [0, 1] and status.workers[0].restarts == 1,
+            "a killed worker is replaced",
+        )
+        assert server.complete("After that").status_code == 200
+
+
+def allow(group: Path, cpus: int | None) -> None:
+    """A real cgroup's quota, of either version; None lifts it."""
+    if (group / "cpu.max").exists():
+        limit = "max" if cpus is None else str(cpus * 100_000)
+        (group / "cpu.max").write_text(f"{limit} 100000")
+    else:
+        limit = "-1" if cpus is None else str(cpus * 100_000)
+        (group / "cpu.cfs_period_us").write_text("100000")
+        (group / "cpu.cfs_quota_us").write_text(limit)
+
+
+@pytest.fixture
+def in_a_cgroup() -> Iterator[tuple[tuple[str, ...], Path]]:
+    """What runs a command in a cgroup without limits, and its folder."""
+    try:
+        with disturb.quota() as before:
+            group = Path(before[3]).parent
+            allow(group, None)
+            yield before, group
+    except disturb.DisturbanceError as error:
+        pytest.skip(str(error))
+
+
+def test_a_quota_that_is_set_and_lifted_under_a_running_server_moves_its_workers(
+    tmp_path: Path, in_a_cgroup: tuple[tuple[str, ...], Path]
+) -> None:
+    before, group = in_a_cgroup
+    with Server(tmp_path / "run", *SMALL, before=before) as server:
+        allow(group, 1)
+        server.wait(lambda status: len(ready(status)) == 1, "one CPU, one worker")
+        assert server.complete().status_code == 200
+        allow(group, None)
+        status = server.wait(lambda status: len(ready(status)) == 2, "both work again")
+        assert [w.restarts for w in status.workers] == [0, 0]
+        assert server.complete().status_code == 200

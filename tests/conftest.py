@@ -61,6 +61,18 @@ def _left(before: Possessions) -> None:
     assert not left, "left behind: " + "; ".join(left)
 
 
+def _ended(request: pytest.FixtureRequest) -> bool:
+    """Whether a test has ended as it should; lets go of what its fixtures have let go.
+
+    A test that failed keeps it in its traceback. So does one that Ctrl-C has interrupted, and
+    pytest has taken its arguments away by then.
+    """
+    if _FAILED in request.node.stash or request.node.funcargs is None:
+        return False
+    request.node.funcargs.clear()
+    return True
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     if not request.config.getoption("--leftovers"):
@@ -80,11 +92,9 @@ def _tests_leave_nothing(
         return
     if _KEEPING & set(request.fixturenames):
         yield
-        if _FAILED not in request.node.stash:
-            request.node.funcargs.clear()
+        _ended(request)
         return
     before = Possessions.now()
     yield
-    if _FAILED not in request.node.stash:
-        request.node.funcargs.clear()  # else these hold what the test's fixtures have let go
+    if _ended(request):
         _left(before)

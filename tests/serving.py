@@ -22,7 +22,7 @@ import psutil
 from lbhost.status import Status, WorkerStatus
 
 T = TypeVar("T")
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 """Generous: the machines that run the tests are shared and slow. Nothing waits this long."""
 
 
@@ -114,7 +114,7 @@ class Server:
             self.process.send_signal(signal.SIGINT)
             self.process.send_signal(signal.SIGINT)
             try:
-                self.process.wait(10)
+                self.process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

@@ -25,7 +25,7 @@ from lbhost.supervisor.runtime import RuntimeDir
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Noted:

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.comparison import disturb
 from lbhost.status import Status
-from serving import Server, finished, wait_for
+from serving import PATIENCE_S, Server, finished, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -26,7 +26,7 @@ def ready(status: Status) -> list[int]:
 
 
 def test_a_server_whose_runtime_dir_is_removed_can_be_administered_again(tmp_path: Path) -> None:
-    with Server(tmp_path / "run", *SMALL) as server:
+    with Server(tmp_path / "run", *SMALL, "--shutdown-grace", "600") as server:
         stream = server.later(server.stream, max_tokens=200, ignore_eos=True)
         shutil.rmtree(server.runtime_dir)
         wait_for(lambda: server.cli("status").returncode == 0, "a new client reaches it")
@@ -35,7 +35,7 @@ def test_a_server_whose_runtime_dir_is_removed_can_be_administered_again(tmp_pat
         assert server.cli("restart", "0").returncode == 0
         assert finished(stream.result())
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         assert not server.runtime_dir.exists()
 
 
@@ -44,7 +44,7 @@ def test_with_64_descriptors_200_connections_keep_nobody_out(tmp_path: Path) -> 
     with Server(tmp_path / "run", *SMALL, before=few) as server, ExitStack() as open_ones:
         host, port = server.endpoint.removeprefix("http://").split(":")
         for _ in range(200):
-            open_ones.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            open_ones.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
         for i in range(3):
             assert server.complete(f"Beside them, {i}").status_code == 200
         pid = server.worker(0).pid

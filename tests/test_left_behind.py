@@ -74,3 +74,30 @@ async def test_a_supervisor_that_kills_what_is_left_closes_its_links(
     now = set(Possessions.now().descriptors.values())
     assert not [what for what in now - before if what.startswith("socket:")]
     assert all(worker.link is None for worker in server.pool.workers.values())
+
+
+_INTERRUPTED = """
+def test_fails():
+    assert not "a reason that must be told"
+
+def test_is_interrupted():
+    raise KeyboardInterrupt
+"""
+
+
+def test_ctrl_c_ends_a_run_with_what_has_failed_so_far(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(_INTERRUPTED)
+    command = [sys.executable, "-m", "pytest", "--leftovers", "-p", "conftest", "-p", "no:randomly"]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    ended = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environ,
+        timeout=60,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == pytest.ExitCode.INTERRUPTED, ended.stdout + ended.stderr
+    assert "a reason that must be told" in ended.stdout
+    assert "AttributeError" not in ended.stderr

@@ -22,7 +22,7 @@ from lbhost_tui.messages import EventsArrived, ServerGone, StatusArrived
 
 pytestmark = pytest.mark.anyio
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 M = TypeVar("M", bound=Message)
 
 

@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from fake_admin import FakeAdmin
 from lbhost_tui.app import Dashboard
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 _ROW = re.compile(r"[▸ ]\s*(\d+)\s+[●◌◐◑◔○◍✕] ")
 
 

@@ -1,3 +1,5 @@
+"""What the sampler finds of who uses the CPUs and of the box, on simulated machines."""
+
 from __future__ import annotations
 
 import os

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from fake_worker import Script
 from lbhost.board import WorkerState
-from lbhost.gateway.api import endpoint as completions
+from lbhost.gateway.api import answer
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.preparation import Taken
 from running_gateway import CHAT, HELLO, MODEL, PATIENCE_S, RunningGateway, running_gateway, until
@@ -61,6 +61,8 @@ async def test_a_chat_answer_has_openais_shape() -> None:
         assert body.pop("id").startswith("chatcmpl-")
         assert body.pop("created") > 1_700_000_000
         assert body.pop("system_fingerprint").startswith("lbhost-")
+        timings = body.pop("timings")
+        assert (timings["cache_n"], timings["predicted_n"]) == (3, 5)
         prompt = len("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n") - 3 * 12 + 3 + 2
         assert body == {
             "object": "chat.completion",
@@ -136,7 +138,7 @@ async def test_an_answer_without_text_is_a_proper_stream_too() -> None:
 
 
 async def test_pings_come_while_a_prompt_is_prefilled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completions, "PING_S", 0.02)
+    monkeypatch.setattr(answer, "PING_S", 0.02)
     async with running_gateway() as g:
         (fake,) = g.workers
         fake.hold()

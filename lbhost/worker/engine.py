@@ -21,7 +21,8 @@ import msgspec
 from lbhost import log
 from lbhost.errors import WireError
 from lbhost.order import Overtaken, Prompt, after
-from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
+from lbhost.wire import Delta, Finish, FinishReason, Submit, TokenLogprob, unpack_tokens
+from lbhost.worker import logprobs
 from lbhost.worker.batch import Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.crew import Crew
@@ -253,7 +254,12 @@ class Engine:
         for part in sorted([*entries, *fillers], key=lambda part: part.slot.index):
             at = len(part.slot.tokens) // 4
             part.index = context.add(
-                part.slot.index, at, part.packed, output=part.output, padding=part.padding
+                part.slot.index,
+                at,
+                part.packed,
+                output=part.output,
+                every=part.every,
+                padding=part.padding,
             )
         self._computing = {entry.request.key for entry in entries}
         crew, sequences = self._crew, decoding + len(fillers)
@@ -295,11 +301,13 @@ class Engine:
             self._start(first)
 
     def _start(self, request: Request) -> None:
+        # what is to be scored must be computed: nothing of it is taken from a slot
+        sought = b"" if request.submit.prompt_logprobs else request.prompt
         views = [
             SlotView(
                 slot=slot.index,
                 busy=slot.request is not None,
-                matched=common_prefix(slot.tokens, request.prompt),
+                matched=common_prefix(slot.tokens, sought),
                 last_used=slot.last_used,
             )
             for slot in self._slots
@@ -360,19 +368,24 @@ class Engine:
             tiled=self._context.tiled,
         )
         counts = {chunk.number: chunk.count for chunk in chunks}
+        outputs = self._context.max_outputs - len(running)  # beside the one that each may have
         entries: list[Entry] = []
         for slot in running:
             request = slot.request
             assert request is not None
             if request.next_token:
-                entries.append(Entry(slot, request.next_token, True, request=request))
+                entries.append(Entry(slot, request.next_token, output=True, request=request))
             elif request.number in counts:
+                count, every = counts[request.number], request.submit.prompt_logprobs
+                if every:
+                    count = min(count, 1 + outputs)
+                    outputs -= count - 1
                 at = len(slot.tokens)
-                packed = request.prompt[at : at + 4 * counts[request.number]]
+                packed = request.prompt[at : at + 4 * count]
                 last = at + len(packed) == len(request.prompt)
-                lone = len(chunks) == 1
-                filling = self._padding(slot, len(packed) // 4, decoding) if lone else 0
-                entries.append(Entry(slot, packed, last, filling, request=request))
+                fill = len(chunks) == 1 and not every
+                filling = self._padding(slot, len(packed) // 4, decoding) if fill else 0
+                entries.append(Entry(slot, packed, last, every, filling, request=request))
         return entries
 
     def _prompts(self) -> list[Prompt]:
@@ -411,18 +424,51 @@ class Engine:
                 self._cut_back(entry.slot)
         now = self._clock()
         for entry in entries:
-            if entry.output:
-                assert entry.request.sampler is not None
-                try:
-                    token = entry.request.sampler.pick(self._context, entry.index)
-                except LogitsError:
-                    self._forget(entry.slot)
-                    why = "the model computed something that is no number"
-                    self._end(entry.request, FinishReason.ERROR, error=why)
-                    continue
-                self._emit(entry.slot, entry.request, token, now)
+            try:
+                if entry.every:
+                    self._score(entry)
+                if entry.output and entry.request.submit.max_tokens:
+                    token, scores = self._pick(entry)
+                    self._emit(entry.slot, entry.request, token, scores, now)
+                elif entry.output:
+                    self._end(entry.request, FinishReason.LENGTH)
+            except LogitsError:
+                self._forget(entry.slot)
+                why = "the model computed something that is no number"
+                self._end(entry.request, FinishReason.ERROR, error=why)
 
-    def _emit(self, slot: Slot, request: Request, token: int, now: float) -> None:
+    def _score(self, entry: Entry) -> None:
+        """Tell how probable the prompt's tokens were that come after those just computed."""
+        submit, top = entry.request.submit, entry.request.submit.logprobs or 0
+        count = len(entry.packed) // 4
+        at = len(entry.slot.tokens) - 4 * (count - 1)
+        scores = tuple(
+            logprobs.of_token(self._context.logits(entry.index - count + 1 + i), token, top)
+            for i, token in enumerate(unpack_tokens(submit.prompt[at : at + 4 * count]))
+        )
+        delta = Delta(submit.request, (), "", prompt_logprobs=scores)
+        self._out.append((entry.request.link, delta))
+
+    def _pick(self, entry: Entry) -> tuple[int, tuple[TokenLogprob, ...]]:
+        """A request's next token, and its log-probability if that was asked for."""
+        top, sampler = entry.request.submit.logprobs, entry.request.sampler
+        assert sampler is not None
+        if top is None:
+            return sampler.pick(self._context, entry.index), ()
+        logits = self._context.logits(entry.index).copy()  # the sampler changes them
+        token = sampler.pick(self._context, entry.index)
+        if self._vocab.is_eog(token):
+            return token, ()
+        return token, (logprobs.of_token(logits, token, top),)
+
+    def _emit(
+        self,
+        slot: Slot,
+        request: Request,
+        token: int,
+        scores: tuple[TokenLogprob, ...],
+        now: float,
+    ) -> None:
         """One more token of a request: its text, and whether it was the last."""
         if request.first_token_s is None:
             request.first_token_s = now
@@ -443,9 +489,12 @@ class Engine:
                 reason = FinishReason.LENGTH
         if reason is None:
             request.next_token = token.to_bytes(4, "little")
-            self._out.append((request.link, Delta(request.submit.request, (token,), text)))
+            delta = Delta(request.submit.request, (token,), text, logprobs=scores)
+            self._out.append((request.link, delta))
         else:
-            self._end(request, reason, token=token, text=text + request.text.finish())
+            self._end(
+                request, reason, token=token, text=text + request.text.finish(), scores=scores
+            )
 
     def _forget(self, slot: Slot) -> None:
         """Nobody may reuse what this slot's KV holds."""
@@ -479,6 +528,7 @@ class Engine:
         *,
         token: int | None = None,
         text: str = "",
+        scores: tuple[TokenLogprob, ...] = (),
         error: str | None = None,
     ) -> None:
         """Free what the request holds (its KV stays for the next), and say why it ended."""
@@ -503,7 +553,8 @@ class Engine:
             error=error,
         )
         tokens = () if token is None else (token,)
-        self._out.append((request.link, Delta(request.submit.request, tokens, text, finish)))
+        delta = Delta(request.submit.request, tokens, text, finish, scores)
+        self._out.append((request.link, delta))
 
     # --- what it is doing -------------------------------------------------------------
 

@@ -19,8 +19,7 @@ class Dialect(msgspec.Struct, frozen=True):
 
     path: str
     parse: Callable[[bytes, int], Parsed]
-    reply: Callable[[str, str, bool, str | None], Reply]
-    """From the request's id, the model's name, Parsed.include_usage and Parsed.tier."""
+    reply: type[Reply]
 
 
 DIALECTS = {

@@ -17,15 +17,32 @@ from msgspec import Meta
 
 from lbhost import order, wire
 from lbhost.errors import InvalidRequestError
-from lbhost.gateway.api.generation import Generation, Prompt
+from lbhost.gateway.api.generation import Generation, Prompt, Style
 
 MAX_DEPTH = 32
 """Nesting of a body: msgspec recurses, and no request needs more than six."""
 
 MAX_STOPS = 16
 
+MAX_CHOICES = 128
+"""Answers that one request may generate, to all its prompts."""
+
 _SEED_BITS = 32
 """Seeds are taken modulo 2 to the power of this."""
+
+_OF_OTHER_SERVERS: dict[str, tuple[Any, ...]] = {
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "use_beam_search": (False,),
+    "prompt_logprobs": (False,),
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "dynatemp_range": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+}
+"""What vLLM or llama-server have and we have not, with the values that ask for nothing."""
 
 _RANKS = {
     None: order.DEFAULT,
@@ -69,21 +86,29 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     ignore_eos: bool | None = None
     """Extension, for benchmarks: go on until max_tokens."""
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     service_tier: Literal["auto", "default", "priority", "flex"] | None = None
 
     # Looked at only to refuse them.
-    logprobs: Any = None
     response_format: Any = None
     grammar: Any = None
     json_schema: Any = None
+    min_tokens: Any = None
+    stop_token_ids: Any = None
+    bad_words: Any = None
+    use_beam_search: Any = None
+    prompt_logprobs: Any = None
+    typical_p: Any = None
+    mirostat: Any = None
+    dynatemp_range: Any = None
+    dry_multiplier: Any = None
+    xtc_probability: Any = None
 
     def unsupported(self) -> str | None:
         """A parameter that would change the answer's meaning and that we cannot honour."""
-        if self.n not in (None, 1):
-            return "n"
-        if self.logprobs is not None and self.logprobs is not False:
-            return "logprobs"
+        for name, neutral in _OF_OTHER_SERVERS.items():
+            if getattr(self, name) not in (None, *neutral):
+                return name
         plain = isinstance(self.response_format, dict) and self.response_format == {"type": "text"}
         if self.response_format is not None and not plain:
             return "response_format"
@@ -125,10 +150,22 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a stream is to end with what it cost."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    def style(self, *, logprobs: bool) -> Style:
+        """For the answer's writer."""
+        return Style(include_usage=self.include_usage(), tier=self.tier(), logprobs=logprobs)
+
     def generation(
-        self, prompt: Prompt, prompt_param: str, n_vocab: int, usual_tokens: int | None
+        self,
+        prompt: Prompt,
+        prompt_param: str,
+        n_vocab: int,
+        usual_tokens: int | None,
+        **more: Any,
     ) -> Generation:
-        """The same in nobody's dialect. Raises InvalidRequestError."""
+        """The same in nobody's dialect; `more` are fields of Generation that a dialect has.
+
+        Raises InvalidRequestError.
+        """
         max_tokens_param, max_tokens = self.output_limit()
         return Generation(
             model=self.model,
@@ -142,6 +179,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
             ignore_eos=bool(self.ignore_eos),
             stream=bool(self.stream),
             rank=_RANKS[self.service_tier],
+            n=self.n or 1,
+            **{"best_of": self.n or 1, **more},
         )
 
 

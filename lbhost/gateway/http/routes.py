@@ -29,6 +29,7 @@ from lbhost.errors import (
 from lbhost.gateway import metrics
 from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.endpoint import Completions
+from lbhost.gateway.api.parameters import MAX_CHOICES
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.http.access import Access, error_response
 from lbhost.gateway.http.hosts import Hosts, Origins
@@ -45,11 +46,17 @@ def build(
     dispatcher: Dispatcher,
     counters: Metrics,
     model: str,
+    pieces: Callable[[int], bytes],
     n_ctx: int,
     settings: Settings,
     on_loopback: bool,
 ) -> ASGIApp:
-    """The application, ready for uvicorn. `on_loopback`: only this machine can reach it."""
+    """The application, ready for uvicorn.
+
+    Args:
+        pieces: what a token stands for, special ones written out.
+        on_loopback: only this machine can reach it.
+    """
     pages = _Pages(dispatcher, counters, model, n_ctx)
     get: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
         ("/v1/models", pages.models),
@@ -62,7 +69,13 @@ def build(
     routes = [Route(path, page, methods=["GET"]) for path, page in get]
     for kind, dialect in DIALECTS.items():
         endpoint = Completions(
-            kind, intake, dispatcher, model, time_limit_s=settings.request_timeout_s
+            kind,
+            intake,
+            dispatcher,
+            model,
+            pieces,
+            time_limit_s=settings.request_timeout_s,
+            most_answers=min(MAX_CHOICES, settings.queue_size),
         )
         routes.append(Route(dialect.path, endpoint, methods=["POST"]))
     app = Starlette(

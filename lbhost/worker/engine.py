@@ -30,6 +30,7 @@ from lbhost.worker.draw import LogitsError
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
+from lbhost.worker.sharing import Held, share
 from lbhost.worker.slot_choice import SlotView, choose, common_prefix
 from lbhost.worker.speed import SpeedMeter
 from lbhost.worker.widths import Phase, Widths
@@ -114,6 +115,8 @@ class Engine:
         self._wide_steps = 0
         self._lent: tuple[int, ...] = ()
         self._arrivals = 0
+        self._held: frozenset[int] = frozenset()
+        """Numbers of the requests whose prompts others are computing; see sharing.py."""
         self._overtaken = Overtaken()
         self._uses = 0
         self._steps = 0
@@ -202,6 +205,7 @@ class Engine:
             EngineFailureError: MAX_FAILURES decodes failed one after the other.
         """
         self._admit()
+        self._held = self._share()
         phase = self._phase()
         self._crew.use(
             self._widths.choose(phase, self._crew.widest, known=self._knows_own_speed(phase))
@@ -357,7 +361,7 @@ class Engine:
         """The next batch, in slot order: only neighbours are computed in one go."""
         prompts = self._prompts()
         running = [slot for slot in self._slots if slot.request is not None]
-        decoding = len(running) - len(prompts)
+        decoding = sum(1 for slot in running if slot.request and slot.request.next_token)
         chunks = plan(
             decoding,
             prompts,
@@ -389,7 +393,7 @@ class Engine:
         return entries
 
     def _prompts(self) -> list[Prompt]:
-        """Those with tokens left to compute."""
+        """Those with tokens left to compute, and nobody to wait for."""
         return [
             Prompt(
                 request.number,
@@ -397,8 +401,27 @@ class Engine:
                 request.submit.rank,
             )
             for slot in self._slots
-            if (request := slot.request) is not None and not request.next_token
+            if (request := slot.request) is not None
+            and not request.next_token
+            and request.number not in self._held
         ]
+
+    def _share(self) -> frozenset[int]:
+        """Copy what prompts that begin alike need of each other; who still waits for that."""
+        worth = self._copy_worth()
+        running = [slot.request for slot in self._slots if slot.request is not None]
+        if worth is None or len(running) < 2 or all(request.next_token for request in running):
+            return frozenset()
+        sharing = share([_held(slot) for slot in self._slots], worth)
+        for copy in sharing.copies:
+            source, target = self._slots[copy.source], self._slots[copy.target]
+            assert target.request is not None
+            before = len(target.tokens) // 4
+            self._context.copy(source.index, target.index)
+            target.tokens[:] = source.tokens
+            self._truncate(target, copy.tokens)
+            target.request.cached += max(0, len(target.tokens) // 4 - before)
+        return sharing.waiting
 
     def _padding(self, slot: Slot, count: int, decoding: int) -> int:
         """How many tokens to put after a chunk, where they can be cut off again."""
@@ -583,3 +606,18 @@ class Engine:
             wide_steps=self._wide_steps,
             lent=self._lent if self._requests else (),
         )
+
+
+def _held(slot: Slot) -> Held:
+    request = slot.request
+    if request is None or request.next_token:
+        return Held(slot.index, slot.tokens)
+    submit = request.submit
+    return Held(
+        slot.index,
+        slot.tokens,
+        request.prompt,
+        request.number,
+        submit.rank,
+        submit.prompt_logprobs,
+    )

@@ -34,7 +34,9 @@ def of_token(logits: NDArray[numpy.float32], token: int, top: int) -> TokenLogpr
     highest = logits.max()
     if highest != highest:
         raise LogitsError
-    norm = float(highest) + math.log(numpy.exp(logits - highest).sum(dtype=numpy.float64))
+    weights = logits - highest
+    numpy.exp(weights, out=weights)
+    norm = float(highest) + math.log(weights.sum())  # added in pairs: six digits are right
     best = _largest(logits, top) if top else []
     return TokenLogprob(
         token,
@@ -46,14 +48,15 @@ def of_token(logits: NDArray[numpy.float32], token: int, top: int) -> TokenLogpr
 def _largest(logits: NDArray[numpy.float32], count: int) -> list[int]:
     """The tokens with the largest logits, the largest first.
 
-    They are in the blocks with the largest maxima: only those are looked at, 80 instead of 400 us
-    for 49,152 tokens.
+    They are in the blocks with the largest maxima, and only those are looked at.
     """
-    starts = numpy.arange(0, len(logits), _BLOCK)
-    if count < len(starts):
-        blocks = numpy.argpartition(numpy.maximum.reduceat(logits, starts), -count)[-count:]
-        chosen = (starts[blocks][:, None] + numpy.arange(_BLOCK)).ravel()
-        chosen = chosen[chosen < len(logits)]
+    whole = len(logits) // _BLOCK
+    rest = whole * _BLOCK
+    if count < whole:
+        highest = logits[:rest].reshape(whole, _BLOCK).max(axis=1)
+        blocks = numpy.argpartition(highest, -count)[-count:]
+        within = blocks[:, None] * _BLOCK + numpy.arange(_BLOCK)
+        chosen = numpy.concatenate([within.ravel(), numpy.arange(rest, len(logits))])
     else:
         chosen = numpy.arange(len(logits))
     order = numpy.argsort(-logits[chosen])

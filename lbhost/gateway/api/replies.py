@@ -10,7 +10,7 @@ import abc
 import enum
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
@@ -69,7 +69,10 @@ class Timings(msgspec.Struct, frozen=True):
     predicted_per_second: float
 
 
-class Completion(msgspec.Struct, frozen=True):
+C = TypeVar("C")
+
+
+class Completion(msgspec.Struct, Generic[C], frozen=True):
     """A whole answer, or a chunk of one."""
 
     id: str
@@ -77,7 +80,7 @@ class Completion(msgspec.Struct, frozen=True):
     created: int
     model: str
     system_fingerprint: str
-    choices: list[Any]
+    choices: list[C]
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     service_tier: str | msgspec.UnsetType = msgspec.UNSET
     timings: Timings | msgspec.UnsetType = msgspec.UNSET
@@ -202,7 +205,7 @@ class Reply(abc.ABC):
         choices: list[Any],
         usage: Usage | msgspec.UnsetType | None,
         timings: Timings | msgspec.UnsetType = msgspec.UNSET,
-    ) -> Completion:
+    ) -> Completion[Any]:
         return Completion(
             self._id,
             kind,
@@ -234,7 +237,7 @@ def error_headers(error: LbhostError) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-def _sse(completion: Completion) -> bytes:
+def _sse(completion: Completion[Any]) -> bytes:
     return b"data: " + _encode(completion) + b"\n\n"
 
 

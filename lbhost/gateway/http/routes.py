@@ -27,10 +27,11 @@ from lbhost.errors import (
     NotReadyError,
 )
 from lbhost.gateway import metrics
-from lbhost.gateway.api.dialects import DIALECTS
+from lbhost.gateway.api.dialects import DIALECTS, OPERATIONS
 from lbhost.gateway.api.endpoint import Completions
 from lbhost.gateway.api.parameters import MAX_CHOICES
 from lbhost.gateway.exchange import Exchange
+from lbhost.gateway.http import openapi
 from lbhost.gateway.http.access import Access, error_response
 from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.metrics import Metrics
@@ -65,6 +66,7 @@ def build(
         ("/readyz", pages.readyz),
         ("/health", pages.readyz),
         ("/metrics", pages.metrics),
+        ("/openapi.json", pages.openapi),
     ]
     routes = [Route(path, page, methods=["GET"]) for path, page in get]
     for kind, dialect in DIALECTS.items():
@@ -103,6 +105,7 @@ class _Pages:
         self._dispatcher = dispatcher
         self._metrics = counters
         self._model = model
+        self._openapi = _json(openapi.document(OPERATIONS))
         self._card = {
             "id": model,
             "object": "model",
@@ -131,6 +134,9 @@ class _Pages:
         why = "the server is shutting down" if self._dispatcher.stopping else "no worker is ready"
         # An answer to what was asked, no refusal: probes are not counted.
         return error_response(NotReadyError(why, retry_after_s=1))
+
+    async def openapi(self, _: Request) -> Response:
+        return Response(self._openapi, media_type="application/json")
 
     async def metrics(self, _: Request) -> Response:
         return Response(self._metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})

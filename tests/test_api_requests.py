@@ -344,7 +344,9 @@ def test_several_answers_to_several_prompts() -> None:
     assert (generation(Kind.CHAT, n=3).n, generation(Kind.CHAT, n=3).best_of) == (3, 3)
     several = generation(Kind.COMPLETION, prompt=["a", [1]], n=2, best_of=4, suffix="z")
     assert (several.n, several.best_of) == (2, 4)
-    assert several.prompt == Several((Infill("a", "z"), Infill([1], "z")))
+    assert several.prompt == Infill(("a", [1]), "z")
+    assert generation(Kind.COMPLETION, prompt=["a", [1]]).prompt == Several(("a", [1]))
+    assert generation(Kind.COMPLETION, prompt=["a"]).prompt == "a"
 
 
 def test_tools_answers_are_turns_of_their_own() -> None:

@@ -112,9 +112,9 @@ async def test_answers_are_what_it_says(operation: Any, fields: dict[str, Any]) 
 
 
 async def test_it_is_served_to_those_with_a_key() -> None:
-    async with running_gateway(api_key="secret") as g:
+    async with running_gateway(api_key="long-secret") as g:
         assert (await g.client.get("/openapi.json")).status_code == 401
-        headers = {"authorization": "Bearer secret"}
+        headers = {"authorization": "Bearer long-secret"}
         response = await g.client.get("/openapi.json", headers=headers)
         assert response.json() == DOCUMENT
         assert response.headers["content-type"] == "application/json"

@@ -11,7 +11,7 @@ from msgspec import Meta
 from lbhost import wire
 from lbhost.errors import InvalidRequestError
 from lbhost.gateway.api import parameters
-from lbhost.gateway.api.generation import Echo, Infill, Parsed, Prompt, Several
+from lbhost.gateway.api.generation import Echo, Infill, Parsed, Plain, Prompt, Several
 from lbhost.gateway.api.parameters import MAX_CHOICES, Parameters
 from lbhost.gateway.api.replies import Reply
 from lbhost.gateway.scheduling.deltas import TextDelta
@@ -48,7 +48,7 @@ class CompletionRequest(Parameters, frozen=True, kw_only=True):
         if self.suffix and self.echo:
             raise InvalidRequestError("suffix: not together with echo: true", param="suffix")
 
-    def prompts(self, n_vocab: int) -> list[str | list[int]]:
+    def prompts(self, n_vocab: int) -> list[Plain]:
         """Texts, and token ids below n_vocab. Raises InvalidRequestError."""
         prompt: Any = self.prompt
         if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
@@ -60,7 +60,7 @@ class CompletionRequest(Parameters, frozen=True, kw_only=True):
         return [_text_or_tokens(one, n_vocab) for one in prompt]
 
 
-def _text_or_tokens(prompt: Any, n_vocab: int) -> str | list[int]:
+def _text_or_tokens(prompt: Any, n_vocab: int) -> Plain:
     if isinstance(prompt, str):
         return prompt
     given = prompt if isinstance(prompt, list) else [None]
@@ -77,9 +77,9 @@ def parse(body: bytes, n_vocab: int) -> Parsed:
     request = parameters.parse(body, CompletionRequest)
     request.check_combinations()
     given = request.prompts(n_vocab)
-    suffix = request.suffix
-    prompts = [Infill(one, suffix) for one in given] if suffix else given
-    prompt: Prompt = prompts[0] if len(prompts) == 1 else Several(tuple(prompts))
+    prompt: Prompt = given[0] if len(given) == 1 else Several(tuple(given))
+    if request.suffix:
+        prompt = Infill(tuple(given), request.suffix)
     generation = request.generation(
         prompt,
         "prompt",

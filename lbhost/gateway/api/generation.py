@@ -22,21 +22,24 @@ class Turn(msgspec.Struct, frozen=True):
     name: str | None = None
 
 
-class Infill(msgspec.Struct, frozen=True):
-    """What comes before and after the answer."""
-
-    before: str | list[int]
-    after: str
+Plain: TypeAlias = str | list[int]
+"""Text or tokens, as they are."""
 
 
 class Several(msgspec.Struct, frozen=True):
     """Prompts that are answered each for itself."""
 
-    prompts: tuple[str | list[int] | Infill, ...]
+    prompts: tuple[Plain, ...]
 
 
-Prompt: TypeAlias = tuple[Turn, ...] | str | list[int] | Infill | Several
-"""A conversation, for the model's chat template; or text or tokens as they are."""
+class Infill(Several, frozen=True):
+    """The same, and what comes after the answers."""
+
+    after: str
+
+
+Prompt: TypeAlias = tuple[Turn, ...] | Plain | Several
+"""A conversation, for the model's chat template; or one plain prompt or several."""
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):

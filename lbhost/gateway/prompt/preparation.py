@@ -14,6 +14,7 @@ from lbhost.gateway.api.generation import (
     Echo,
     Generation,
     Infill,
+    Plain,
     Prompt,
     Several,
     Style,
@@ -55,34 +56,37 @@ class Preparation:
                 f"model {generation.model[:100]!r} is not served here; {self._alias!r} is",
                 param="model",
             )
-        prompt = generation.prompt
-        prompts = prompt.prompts if isinstance(prompt, Several) else (prompt,)
-        tokens = [self._tokens(one, generation) for one in prompts]
+        tokens = self._tokens(generation)
         return Taken(
             tuple(self._fit(generation, one) for one in tokens),
             parsed.style,
-            tuple(map(self._echo, prompts, tokens)) if generation.echo else (),
+            self._echoes(generation.prompt, tokens) if generation.echo else (),
             generation.n,
             generation.best_of,
         )
 
-    def _tokens(self, prompt: Prompt, generation: Generation) -> list[int]:
+    def _tokens(self, generation: Generation) -> list[list[int]]:
+        """Those of each prompt."""
+        prompt = generation.prompt
         if isinstance(prompt, tuple):
-            return self._prompter.chat(
-                [_for_template(turn) for turn in prompt],
-                next_speaker=generation.next_speaker,
-                continues=generation.continues,
+            messages = [_for_template(turn) for turn in prompt]
+            chat = self._prompter.chat(
+                messages, next_speaker=generation.next_speaker, continues=generation.continues
             )
+            return [chat]
         if isinstance(prompt, Infill):
-            return self._prompter.infill(prompt.before, prompt.after)
-        if isinstance(prompt, str):
-            return self._prompter.text(prompt)
-        assert not isinstance(prompt, Several)
-        return prompt or self._prompter.empty()
+            return self._prompter.infill(prompt.prompts, prompt.after)
+        return [
+            self._prompter.text(one) if isinstance(one, str) else one or self._prompter.empty()
+            for one in _plain(prompt)
+        ]
 
-    def _echo(self, prompt: Prompt, tokens: list[int]) -> Echo:
-        text = prompt if isinstance(prompt, str) else self._prompter.said(tokens)
-        return Echo(text, tokens[0])
+    def _echoes(self, prompt: Prompt, tokens: list[list[int]]) -> tuple[Echo, ...]:
+        assert not isinstance(prompt, tuple)
+        return tuple(
+            Echo(given if isinstance(given, str) else self._prompter.said(made), made[0])
+            for given, made in zip(_plain(prompt), tokens, strict=True)
+        )
 
     def _fit(self, generation: Generation, tokens: list[int]) -> Work:
         room = self._n_ctx - len(tokens)
@@ -123,6 +127,10 @@ class Preparation:
         """The most probable of several answers is known by its log-probabilities."""
         judged = generation.best_of > generation.n
         return 0 if generation.logprobs is None and judged else generation.logprobs
+
+
+def _plain(prompt: Plain | Several) -> tuple[Plain, ...]:
+    return prompt.prompts if isinstance(prompt, Several) else (prompt,)
 
 
 def _for_template(turn: Turn) -> dict[str, str]:

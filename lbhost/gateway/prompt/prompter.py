@@ -152,8 +152,9 @@ class Prompter:
         tokens = self._vocab.tokenize(text, add_bos=True, parse_special=True)
         return tokens or self.empty()
 
-    def infill(self, before: str | list[int], after: str) -> list[int]:
-        """Tokens of what is to be filled in between two texts, in the model's own way.
+    def infill(self, befores: Sequence[str | list[int]], after: str) -> list[list[int]]:
+        """Tokens of what is to be filled in between each of these and what comes after, in the
+        model's own way.
 
         Nothing in the texts is special. Raises what `text` does, and InvalidRequestError: this
         model cannot.
@@ -164,12 +165,16 @@ class Prompter:
                 "suffix: this model has no tokens for filling in; leave it out", param="suffix"
             )
         self._check_length(len(after), "suffix")
-        if isinstance(before, str):
-            self._check_length(len(before), "prompt")
-            before = self._plain(before)
         prefix, suffix, middle = marks
-        bos = self._vocab.tokenize("", add_bos=True, parse_special=False)
-        return [*bos, prefix, *before, suffix, *self._plain(after), middle]
+        begin = [*self._vocab.tokenize("", add_bos=True, parse_special=False), prefix]
+        end = [suffix, *self._plain(after), middle]
+        prompts: list[list[int]] = []
+        for before in befores:
+            if isinstance(before, str):
+                self._check_length(len(before), "prompt")
+                before = self._plain(before)
+            prompts.append([*begin, *before, *end])
+        return prompts
 
     def said(self, tokens: list[int]) -> str:
         """The text of tokens, special ones written out."""

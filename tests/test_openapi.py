@@ -10,11 +10,11 @@ import pytest
 
 from lbhost.gateway.api.dialects import DIALECTS, OPERATIONS
 from lbhost.gateway.http import openapi
-from running_gateway import HELLO, running_gateway
+from running_gateway import HELLO, MODEL, running_gateway
 
 pytestmark = pytest.mark.anyio
 
-DOCUMENT = json.loads(json.dumps(openapi.document(OPERATIONS)))
+DOCUMENT = json.loads(json.dumps(openapi.document(OPERATIONS, MODEL)))
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 

@@ -11,7 +11,7 @@ from lbhost import wire
 from lbhost.errors import InvalidRequestError
 from lbhost.gateway.api import parameters
 from lbhost.gateway.api.generation import Parsed, Turn
-from lbhost.gateway.api.parameters import Parameters, Tokens
+from lbhost.gateway.api.parameters import Parameters, Tokens, only
 from lbhost.gateway.api.replies import Reply
 from lbhost.gateway.scheduling.deltas import TextDelta
 
@@ -21,7 +21,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 class ContentPart(msgspec.Struct, frozen=True):
     """A part of a message. Only text is supported."""
 
-    type: str
+    type: Annotated[str, only("text")]
     text: str | None = None
 
 
@@ -31,8 +31,8 @@ class Message(msgspec.Struct, frozen=True):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: Name | None = None
-    tool_calls: Any = None
-    function_call: Any = None
+    tool_calls: Annotated[Any, only([])] = None
+    function_call: Annotated[Any, only()] = None
 
 
 class ChatRequest(Parameters, frozen=True, kw_only=True):
@@ -48,13 +48,13 @@ class ChatRequest(Parameters, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     """Extension: false leaves out what the template puts before an answer."""
 
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
-    modalities: Any = None
-    audio: Any = None
-    web_search_options: Any = None
+    tools: Annotated[Any, only([])] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    functions: Annotated[Any, only([])] = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    modalities: Annotated[Any, only([], ["text"])] = None
+    audio: Annotated[Any, only({})] = None
+    web_search_options: Annotated[Any, only()] = None
 
     def unsupported(self) -> str | None:
         if self.tool_choice not in (None, "none", "auto"):

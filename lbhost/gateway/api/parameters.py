@@ -52,11 +52,19 @@ _RANKS = {
     "flex": order.FLEX,
 }
 
+_KEYS = {"propertyNames": {"pattern": "^[0-9]{1,9}$"}}
+
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Tokens = Annotated[int, Meta(ge=1, le=1 << 30)]
 Stop = Annotated[str, Meta(min_length=1, max_length=512)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+Biases = Annotated[dict[str, Bias], Meta(max_length=1024, extra_json_schema=_KEYS)]
+
+
+def only(*values: Any) -> Meta:
+    """Says in the OpenAPI document what a field that is only looked at may be, beside null."""
+    return Meta(extra_json_schema={"enum": [*values, None]})
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -82,7 +90,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
-    logit_bias: Annotated[dict[str, Bias], Meta(max_length=1024)] | None = None
+    logit_bias: Biases | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     ignore_eos: bool | None = None
     """Extension, for benchmarks: go on until max_tokens."""
@@ -90,19 +98,19 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: Literal["auto", "default", "priority", "flex"] | None = None
 
     # Looked at only to refuse them.
-    response_format: Any = None
-    grammar: Any = None
-    json_schema: Any = None
-    min_tokens: Any = None
-    stop_token_ids: Any = None
-    bad_words: Any = None
-    use_beam_search: Any = None
-    prompt_logprobs: Any = None
-    typical_p: Any = None
-    mirostat: Any = None
-    dynatemp_range: Any = None
-    dry_multiplier: Any = None
-    xtc_probability: Any = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
+    grammar: Annotated[Any, only("")] = None
+    json_schema: Annotated[Any, only({})] = None
+    min_tokens: Annotated[Any, only(0)] = None
+    stop_token_ids: Annotated[Any, only([])] = None
+    bad_words: Annotated[Any, only([])] = None
+    use_beam_search: Annotated[Any, only(False)] = None
+    prompt_logprobs: Annotated[Any, only(False)] = None
+    typical_p: Annotated[Any, only(1)] = None
+    mirostat: Annotated[Any, only(0)] = None
+    dynatemp_range: Annotated[Any, only(0)] = None
+    dry_multiplier: Annotated[Any, only(0)] = None
+    xtc_probability: Annotated[Any, only(0)] = None
 
     def unsupported(self) -> str | None:
         """A parameter that would change the answer's meaning and that we cannot honour."""

@@ -64,13 +64,15 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: Problem
 
 
-def document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """The whole document, ready to be encoded as JSON."""
+def document(operations: Sequence[Operation], model: str) -> dict[str, Any]:
+    """The whole document, ready to be encoded as JSON; of a server of one model."""
     types = [kind for one in operations for kind in (one.request, one.answer, one.chunk)]
     references, schemas = msgspec.json.schema_components(
         [ErrorBody, *types], ref_template="#/components/schemas/{name}"
     )
     failure, *ours = references
+    for one in operations:
+        schemas[one.request.__name__]["properties"]["model"] = {"enum": [model, None]}
     each = zip(operations, ours[::3], ours[1::3], ours[2::3], strict=True)
     return {
         "openapi": "3.1.0",

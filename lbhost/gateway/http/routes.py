@@ -105,7 +105,7 @@ class _Pages:
         self._dispatcher = dispatcher
         self._metrics = counters
         self._model = model
-        self._openapi = _json(openapi.document(OPERATIONS))
+        self._openapi = _json(openapi.document(OPERATIONS, model))
         self._card = {
             "id": model,
             "object": "model",

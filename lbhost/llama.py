@@ -301,15 +301,31 @@ class Vocab:
             room = -count
         raise ValueError("llama_tokenize cannot settle on a size")
 
-    def piece(self, token: int) -> bytes:
-        """A token's bytes, maybe an incomplete UTF-8 sequence; b"" for control tokens."""
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """A token's bytes, maybe an incomplete UTF-8 sequence.
+
+        Control tokens are b"", or with `special` as they are written ("<|im_end|>").
+        """
         size = api.llama_token_to_piece(
-            self.handle, token, self._buffer, len(self._buffer), 0, False
+            self.handle, token, self._buffer, len(self._buffer), 0, special
         )
         if size < 0:
             self._buffer = ctypes.create_string_buffer(-size)
-            return self.piece(token)
+            return self.piece(token, special=special)
         return self._buffer.raw[:size]
+
+    @functools.cached_property
+    def infill_tokens(self) -> tuple[int, int, int] | None:
+        """What comes before the prefix, the suffix and the middle; None where it is not known."""
+        found = (
+            _token(api.llama_vocab_fim_pre(self.handle)),
+            _token(api.llama_vocab_fim_suf(self.handle)),
+            _token(api.llama_vocab_fim_mid(self.handle)),
+        )
+        prefix, suffix, middle = found
+        if prefix is None or suffix is None or middle is None:
+            return None
+        return prefix, suffix, middle
 
     @functools.cached_property
     def special_texts(self) -> tuple[str, ...]:

@@ -58,11 +58,16 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     prompt: bytes
     """Token ids, see pack_tokens. At least one; prompt and max_tokens together fit n_ctx."""
     max_tokens: int
+    """0: the prompt is computed and nothing else."""
     sampling: Sampling
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     rank: int = order.DEFAULT
     """Its class: lower goes first; see order.py."""
+    logprobs: int | None = None
+    """Tell the log-probability of each output token, and so many of the most probable ones."""
+    prompt_logprobs: bool = False
+    """The same for the prompt, which is computed anew for it. Needs `logprobs`."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
@@ -117,6 +122,16 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """How probable the model held a token, before bias, penalties and temperature."""
+
+    token: int
+    logprob: float
+    """Natural logarithm, -9999 at least."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most probable tokens, most probable first; as many as were asked for."""
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """What one step added to one request. `text` may lag behind `tokens` (UTF-8, stop strings)."""
 
@@ -124,6 +139,10 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     tokens: tuple[int, ...]
     text: str
     finish: Finish | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of `tokens`, where they were asked for; none of one that ends the generation."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the prompt's next tokens, beginning with its second: nothing comes before the first."""
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy
+
 from lbhost.wire import Sampling, Submit, pack_tokens
 from lbhost.worker.context import Decoded
 from lbhost.worker.sampling import PENALTY_LAST_N
@@ -19,6 +21,8 @@ from lbhost.worker.sampling import PENALTY_LAST_N
 N_VOCAB = 1000
 EOG = 0
 PADDING = 999
+LIKELY = 12.0
+"""The next token's logit; all others' are 0."""
 
 
 def next_token(tokens: list[int]) -> int:
@@ -61,6 +65,7 @@ class FakeContext:
         self.n_ctx = n_ctx
         self.n_vocab = N_VOCAB
         self.batch_size = batch_size
+        self.max_outputs = max(slots, 6)
         self.stream_bytes = 0
         self.can_copy = True
         self.can_cut = True
@@ -71,14 +76,22 @@ class FakeContext:
         self.batches: list[list[tuple[int, int]]] = []
         """(slot, tokens) of every decode."""
         self.copies = 0
-        self._batch: list[tuple[int, list[int], int | None]] = []
-        self._outputs: dict[int, int] = {}
+        self._batch: list[tuple[int, list[int], dict[int, int]]] = []
+        """(slot, tokens, how many of them come before each output)."""
+        self._outputs: dict[int, list[int]] = {}
 
     def clear(self) -> None:
         self._batch = []
 
     def add(
-        self, slot: int, position: int, packed: bytes, *, output: bool, padding: int = 0
+        self,
+        slot: int,
+        position: int,
+        packed: bytes,
+        *,
+        output: bool,
+        every: bool = False,
+        padding: int = 0,
     ) -> int:
         tokens = array.array("i", packed).tolist()
         last = sum(len(t) for _, t, _ in self._batch) + len(tokens) - 1
@@ -86,7 +99,10 @@ class FakeContext:
         assert position == len(self.kv[slot]), "a gap in the positions"
         assert position + len(tokens) <= self.n_ctx
         assert all(before < slot for before, _, _ in self._batch), "slots out of order"
-        self._batch.append((slot, tokens, last if output else None))
+        count = last + 1 - sum(len(t) for _, t, _ in self._batch)
+        wanted = range(count if every else output)
+        self._batch.append((slot, tokens, {last - i: count - i for i in wanted}))
+        assert sum(len(outputs) for _, _, outputs in self._batch) <= self.max_outputs
         assert sum(len(t) for _, t, _ in self._batch) <= self.batch_size
         return last
 
@@ -98,18 +114,21 @@ class FakeContext:
         if result is Decoded.NO_ROOM:
             return result
         self._outputs = {}
-        for slot, tokens, last in self._batch:
+        for slot, tokens, outputs in self._batch:
+            for index, count in outputs.items():
+                self._outputs[index] = self.kv[slot] + tokens[:count]
             self.kv[slot] += tokens  # an aborted or failed decode leaves what was through
-            if last is not None:
-                self._outputs[last] = slot
         return result
 
     def logits(self, index: int) -> Any:
-        raise AssertionError("the fake has no logits")
+        """The next token is likely, no other is."""
+        row = numpy.zeros(N_VOCAB, numpy.float32)
+        row[next_token(self._outputs[index])] = LIKELY
+        return row
 
     def tokens_before(self, index: int) -> list[int]:
         """All that comes before the token to be picked at a batch index."""
-        return self.kv[self._outputs[index]]
+        return self._outputs[index]
 
     def truncate(self, slot: int, length: int) -> bool:
         if length > len(self.kv[slot]):

@@ -26,11 +26,25 @@ def five_words(submit: wire.Submit) -> list[str]:
     return ["one", " two", " three", " four", " five"]
 
 
+def always_seven(submit: wire.Submit, place: int) -> int:
+    """The default tokens."""
+    return 7
+
+
+def _score(submit: wire.Submit, token: int) -> wire.TokenLogprob:
+    """A token's log-probability here is a hundredth of it, less one for the seed's last digit."""
+    logprob = -token / 100 - submit.sampling.seed % 10
+    others = range(97, 97 + (submit.logprobs or 0))
+    return wire.TokenLogprob(token, logprob, tuple((other, -other / 10) for other in others))
+
+
 class Script(msgspec.Struct):
     """How a fake worker behaves. May be changed while it runs."""
 
     answer: Callable[[wire.Submit], list[str]] = five_words
     """Pieces of text, a token each. Cut at max_tokens; with ignore_eos repeated up to it."""
+    token: Callable[[wire.Submit, int], int] = always_seven
+    """The token that a piece is said to be; from the request and the piece's place."""
     prefill_s: float = 0.0
     """Before the first token."""
     step_s: float = 0.0
@@ -228,6 +242,14 @@ class FakeWorker:
             del self._sequences[request]
             finish = self._ended(wire.FinishReason.ERROR, sequence, self.script.fail)
             return wire.Delta(request, (), "", finish)
+        submit = sequence.submit
+        scored: tuple[wire.TokenLogprob, ...] = ()
+        if not sequence.sent and submit.prompt_logprobs:
+            scored = tuple(_score(submit, token) for token in wire.unpack_tokens(submit.prompt)[1:])
+        if not submit.max_tokens:
+            del self._sequences[request]
+            over = self._ended(wire.FinishReason.LENGTH, sequence)
+            return wire.Delta(request, (), "", over, prompt_logprobs=scored)
         if not sequence.sent:
             self._prompt_tokens += len(sequence.submit.prompt) // 4 - self.script.cached_tokens
         text = sequence.pieces[sequence.sent]
@@ -239,10 +261,12 @@ class FakeWorker:
             reason = wire.FinishReason.LENGTH
         elif sequence.sent == len(sequence.pieces):
             reason = wire.FinishReason.STOP
-        if reason is None:
-            return wire.Delta(request, (7,), text)
-        del self._sequences[request]
-        return wire.Delta(request, (7,), text, self._ended(reason, sequence))
+        ended = None if reason is None else self._ended(reason, sequence)
+        if ended is not None:
+            del self._sequences[request]
+        token = self.script.token(submit, sequence.sent - 1)
+        logprobs = (_score(submit, token),) if submit.logprobs is not None else ()
+        return wire.Delta(request, (token,), text, ended, logprobs, scored)
 
     def _finish(
         self, request: int, reason: wire.FinishReason, sequence: _Sequence | None = None

@@ -14,8 +14,9 @@ from lbhost.gateway.api import parameters
 from lbhost.gateway.api.chat import ChatRequest
 from lbhost.gateway.api.completions import CompletionRequest
 from lbhost.gateway.api.dialects import DIALECTS
-from lbhost.gateway.api.generation import Turn
-from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.api.generation import Generation, Infill, Several, Turn
+from lbhost.gateway.api.replies import Given, Kind
+from lbhost.gateway.scheduling.deltas import TextDelta
 
 N_VOCAB = 1000
 
@@ -65,11 +66,12 @@ def test_classes_become_ranks_and_are_named_in_the_answer(
         else {"messages": [{"role": "user", "content": "hi"}]}
     )
     parsed = DIALECTS[kind].parse(msgspec.json.encode({**own, "service_tier": tier}), N_VOCAB)
-    assert (parsed.generation.rank, parsed.tier) == (rank, answered)
+    assert (parsed.generation.rank, parsed.style.tier) == (rank, answered)
     finish = wire.Finish(wire.FinishReason.STOP)
-    reply = DIALECTS[kind].reply("id", "toy", False, parsed.tier)
-    assert json.loads(reply.whole("", finish)).get("service_tier") == answered
-    chunk = json.loads(reply.text("a").removeprefix(b"data: "))
+    reply = DIALECTS[kind].reply("id", "toy", parsed.style)
+    whole = reply.whole([Given(TextDelta("", ()), finish)], [finish])
+    assert json.loads(whole).get("service_tier") == answered
+    chunk = json.loads(reply.text(0, TextDelta("a", (7,))).removeprefix(b"data: "))
     assert chunk.get("service_tier") == answered
 
 
@@ -132,20 +134,23 @@ def test_top_k_of_minus_one_means_all() -> None:
         ("min_p", 2), ("seed", 2**64), ("seed", 1.5), ("presence_penalty", 3),
         ("frequency_penalty", -2.5), ("repeat_penalty", 0), ("repeat_penalty", 11),
         ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", 2**40), ("max_tokens", "5"),
-        ("max_completion_tokens", 0), ("n", 0), ("n", 2), ("n", 1000), ("stop", 5), ("stop", ""),
+        ("max_completion_tokens", 0), ("n", 0), ("n", 129), ("n", 1000), ("stop", 5), ("stop", ""),
         ("stop", ["x"] * 17), ("stop", [""]), ("stop", "x" * 513), ("logit_bias", {"5": 101}),
         ("logit_bias", [1]), ("stream", "yes"), ("stream_options", 1), ("messages", []),
         ("messages", "hi"), ("messages", [{}]), ("messages", [{"role": "king", "content": "x"}]),
         ("messages", [{"role": "user"}]), ("messages", [{"role": "user", "content": 5}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}]),
         ("messages", [{"role": "user", "content": [{"type": "text"}]}]),
-        ("messages", [{"role": "tool", "content": "x", "tool_call_id": "1"}]),
         ("messages", [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]),
         ("messages", [{"role": "user", "content": "x", "name": "<|im_end|>"}]),
-        ("model", 5), ("logprobs", True), ("top_logprobs", 3), ("tools", [{"type": "function"}]),
+        ("model", 5), ("logprobs", 1), ("top_logprobs", 21), ("top_logprobs", -1),
+        ("tools", [{"type": "function"}]),
         ("tool_choice", "required"), ("functions", [{}]), ("modalities", ["audio"]),
         ("response_format", {"type": "json_object"}), ("response_format", "text"),
         ("grammar", "root ::= x"), ("json_schema", {"type": "object"}), ("audio", {"voice": "a"}),
+        ("min_tokens", 5), ("stop_token_ids", [2]), ("use_beam_search", True), ("mirostat", 2),
+        ("typical_p", 0.5), ("prompt_logprobs", 1), ("bad_words", ["x"]),
+        ("add_generation_prompt", "no"), ("continue_final_message", 1),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_refused_by_name(field: str, value: Any) -> None:
@@ -160,7 +165,8 @@ def test_what_is_wrong_is_refused_by_name(field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("echo", True), ("suffix", "x"), ("best_of", 2), ("best_of", 0), ("logprobs", 0),
+        ("echo", "yes"), ("suffix", 5), ("best_of", 129), ("best_of", 0), ("logprobs", 6),
+        ("logprobs", True), ("logprobs", -1), ("n", 129), ("max_tokens", -1),
         ("prompt", None), ("prompt", 5), ("prompt", {"a": 1}), ("prompt", [1.5]),
     ],
 )  # fmt: skip
@@ -177,6 +183,7 @@ def test_what_plain_completions_cannot_have_is_refused_by_name(field: str, value
         ("logprobs", False), ("n", 1), ("user", "me"), ("metadata", {"a": "b"}),
         ("store", True), ("unheard_of", {"deep": [1, 2, {}]}), ("service_tier", "auto"),
         ("modalities", ["text"]), ("parallel_tool_calls", True), ("top_logprobs", 0),
+        ("typical_p", 1.0), ("mirostat", 0), ("bad_words", []), ("min_tokens", 0),
     ],
 )  # fmt: skip
 def test_what_changes_nothing_is_ignored(field: str, value: Any) -> None:
@@ -219,16 +226,22 @@ def test_biases_are_for_tokens_that_exist(key: str) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "taken"),
-    [("x", "x"), ("", ""), (["x"], "x"), ([1, 2], [1, 2]), ([[1, 2]], [1, 2]), ([], [])],
+    [
+        ("x", ["x"]), ("", [""]), (["x"], ["x"]), ([1, 2], [[1, 2]]), ([[1, 2]], [[1, 2]]),
+        ([], [[]]), (["x", "y"], ["x", "y"]), ([[1], [2, 3], []], [[1], [2, 3], []]),
+        (["x", [1]], ["x", [1]]),
+    ],
+)  # fmt: skip
+def test_prompts_are_texts_or_tokens_one_or_several(prompt: Any, taken: Any) -> None:
+    assert completion(prompt=prompt).prompts(N_VOCAB) == taken
+
+
+@pytest.mark.parametrize(
+    "prompt", [[1000], [-1], [1, "x"], ["x", 1], [[1, 5000]], [[1], [5000]], ["x"] * 129]
 )
-def test_prompts_are_text_or_tokens_alone_or_in_a_list(prompt: Any, taken: str | list[int]) -> None:
-    assert completion(prompt=prompt).text_or_tokens(N_VOCAB) == taken
-
-
-@pytest.mark.parametrize("prompt", [["x", "y"], [[1], [2]], [1000], [-1], [1, "x"], [[1, 5000]]])
-def test_several_prompts_and_unknown_tokens_are_refused(prompt: Any) -> None:
+def test_unknown_tokens_and_too_many_prompts_are_refused(prompt: Any) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        completion(prompt=prompt).text_or_tokens(N_VOCAB)
+        completion(prompt=prompt).prompts(N_VOCAB)
     assert caught.value.param == "prompt"
 
 
@@ -271,18 +284,74 @@ def test_errors_say_where_in_a_list_it_is() -> None:
     assert caught.value.message == "messages[1].role: must be given"
 
 
+USER = {"role": "user", "content": "x"}
+ASSISTANT = {"role": "assistant", "content": "y"}
+
+
 @pytest.mark.parametrize(
-    ("name", "refused", "harmless"),
-    [("continue_final_message", True, False), ("add_generation_prompt", False, True)],
+    ("kind", "fields", "param"),
+    [
+        (Kind.CHAT, {"top_logprobs": 3}, "top_logprobs"),
+        (Kind.CHAT, {"top_logprobs": 3, "logprobs": False}, "top_logprobs"),
+        (Kind.CHAT, {"continue_final_message": True}, "continue_final_message"),
+        (
+            Kind.CHAT,
+            {
+                "messages": [USER, ASSISTANT],
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+            },
+            "continue_final_message",
+        ),
+        (Kind.COMPLETION, {"n": 3, "best_of": 2}, "best_of"),
+        (Kind.COMPLETION, {"n": 1, "best_of": 2, "stream": True}, "best_of"),
+        (Kind.COMPLETION, {"max_tokens": 0}, "max_tokens"),
+        (Kind.COMPLETION, {"suffix": "z", "echo": True}, "suffix"),
+    ],
 )
-def test_who_speaks_next_is_not_a_matter_that_is_ignored(
-    name: str, refused: bool, harmless: bool
+def test_what_means_nothing_together_is_refused_by_name(
+    kind: Kind, fields: dict[str, Any], param: str
 ) -> None:
-    message = {"role": "user", "content": "x"}
+    body = {"prompt": "x", "messages": [USER], **fields}
     with pytest.raises(InvalidRequestError) as caught:
-        parameters.parse(json.dumps({"messages": [message], name: refused}).encode(), ChatRequest)
-    assert caught.value.param == name
-    parameters.parse(json.dumps({"messages": [message], name: harmless}).encode(), ChatRequest)
+        DIALECTS[kind].parse(msgspec.json.encode(body), N_VOCAB)
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert param in caught.value.message
+
+
+def generation(kind: Kind, **fields: Any) -> Generation:
+    body = {"prompt": "x", "messages": [USER, ASSISTANT], **fields}
+    return DIALECTS[kind].parse(msgspec.json.encode(body), N_VOCAB).generation
+
+
+def test_logprobs_are_a_flag_and_a_number_in_chats_and_a_number_in_completions() -> None:
+    assert generation(Kind.CHAT).logprobs is None
+    assert generation(Kind.CHAT, logprobs=True).logprobs == 0
+    assert generation(Kind.CHAT, logprobs=True, top_logprobs=20).logprobs == 20
+    assert generation(Kind.COMPLETION).logprobs is None
+    assert generation(Kind.COMPLETION, logprobs=0).logprobs == 0
+    assert generation(Kind.COMPLETION, logprobs=5).logprobs == 5
+
+
+def test_who_speaks_next_is_told_to_the_template() -> None:
+    usual = generation(Kind.CHAT)
+    assert (usual.next_speaker, usual.continues) == (True, False)
+    assert not generation(Kind.CHAT, add_generation_prompt=False).next_speaker
+    assert generation(Kind.CHAT, continue_final_message=True).continues
+
+
+def test_several_answers_to_several_prompts() -> None:
+    assert (generation(Kind.CHAT, n=3).n, generation(Kind.CHAT, n=3).best_of) == (3, 3)
+    several = generation(Kind.COMPLETION, prompt=["a", [1]], n=2, best_of=4, suffix="z")
+    assert (several.n, several.best_of) == (2, 4)
+    assert several.prompt == Infill(("a", [1]), "z")
+    assert generation(Kind.COMPLETION, prompt=["a", [1]]).prompt == Several(("a", [1]))
+    assert generation(Kind.COMPLETION, prompt=["a"]).prompt == "a"
+
+
+def test_tools_answers_are_turns_of_their_own() -> None:
+    request = chat(messages=[USER, {"role": "tool", "content": "42", "tool_call_id": "1"}])
+    assert request.turns() == (Turn("user", "x"), Turn("tool", "42"))
 
 
 def test_dialects_differ_only_in_what_they_call_things() -> None:
@@ -294,7 +363,7 @@ def test_dialects_differ_only_in_what_they_call_things() -> None:
     ):
         body = {**shared, **own, "stream_options": {"include_usage": True}}
         parsed[kind] = DIALECTS[kind].parse(msgspec.json.encode(body), N_VOCAB)
-        assert parsed[kind].include_usage
+        assert parsed[kind].style.include_usage
     chat, plain = parsed[Kind.CHAT].generation, parsed[Kind.COMPLETION].generation
     assert (chat.prompt, chat.prompt_param) == ((Turn("user", "x"),), "messages")
     assert (plain.prompt, plain.prompt_param) == ("x", "prompt")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -43,6 +44,13 @@ PLAUSIBLE = st.fixed_dictionaries(
         "seed": NUMBERS,
         "max_tokens": NUMBERS,
         "n": NUMBERS,
+        "best_of": NUMBERS,
+        "logprobs": NUMBERS | st.booleans(),
+        "top_logprobs": NUMBERS,
+        "echo": st.booleans() | st.none(),
+        "suffix": st.text(max_size=5) | st.none(),
+        "continue_final_message": st.booleans() | st.none(),
+        "add_generation_prompt": st.booleans() | st.none(),
         "stop": st.text(max_size=5) | st.lists(st.text(max_size=5), max_size=20),
         "stream": st.booleans() | st.none(),
         "logit_bias": st.dictionaries(st.text("0123456789-x", max_size=4), NUMBERS, max_size=3),
@@ -54,6 +62,9 @@ MESSAGES = st.lists(
         optional={"content": st.text(max_size=50) | JSON, "name": st.text(max_size=5)},
     ),
     max_size=4,
+)
+PROMPTS = st.recursive(
+    st.text(max_size=40) | st.integers(-5, 300), lambda inner: st.lists(inner, max_size=5)
 )
 PATHS = st.sampled_from([CHAT, "/v1/completions"])
 
@@ -68,11 +79,15 @@ class Fuzzed:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
-    def post(self, path: str, body: bytes) -> None:
-        """Send a body, and check what may be checked of any answer."""
-        self._run(self._post(path, body))
+    def post(self, path: str, body: bytes, *, names: bool = False) -> None:
+        """Send a body, and check what may be checked of any answer.
 
-    async def _post(self, path: str, body: bytes) -> None:
+        Args:
+            names: the body is an object: what is wrong is one of its fields.
+        """
+        self._run(self._post(path, body, names))
+
+    async def _post(self, path: str, body: bytes, names: bool) -> None:
         headers = {"content-type": "application/json"}
         response = await self._gateway.client.post(path, content=body, headers=headers)
         assert response.status_code in (200, 400, 404, 422), response.text
@@ -82,6 +97,7 @@ class Fuzzed:
             assert set(error) == {"message", "type", "param", "code"}
             assert error["message"]
             assert error["type"] == "invalid_request_error"
+            assert error["param"] in FIELDS or not names, error
         elif response.headers["content-type"].startswith("text/event-stream"):
             assert response.text.endswith("data: [DONE]\n\n")
         else:
@@ -130,12 +146,19 @@ def test_any_value_in_any_field(fuzzed: Fuzzed, path: str, fields: dict[str, Any
 
 
 @FUZZ
-@given(path=PATHS, fields=PLAUSIBLE, messages=MESSAGES, prompt=st.text(max_size=40))
+@given(path=PATHS, fields=PLAUSIBLE, messages=MESSAGES, prompt=PROMPTS)
 def test_nearly_right_requests(
-    fuzzed: Fuzzed, path: str, fields: dict[str, Any], messages: Any, prompt: str
+    fuzzed: Fuzzed, path: str, fields: dict[str, Any], messages: Any, prompt: Any
 ) -> None:
     body = {"messages": messages, "prompt": prompt, **fields}
-    fuzzed.post(path, json.dumps(body).encode())
+    fuzzed.post(path, msgspec.json.encode(body), names=True)
+
+
+@FUZZ
+@given(path=PATHS, field=st.sampled_from(FIELDS), value=JSON)
+def test_one_wrong_field_is_named(fuzzed: Fuzzed, path: str, field: str, value: Any) -> None:
+    body = {**HELLO, "prompt": "x", "max_tokens": 3, field: value}
+    fuzzed.post(path, msgspec.json.encode(body), names=True)
 
 
 @FUZZ

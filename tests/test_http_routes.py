@@ -9,7 +9,7 @@ import pytest
 from fake_worker import Script
 from http_answers import check_error, events, stream
 from lbhost.board import WorkerState
-from lbhost.gateway.api import endpoint as completions
+from lbhost.gateway.api import answer
 from running_gateway import CHAT, HELLO, MODEL, PATIENCE_S, running_gateway, until
 from toy_vocab import ToyVocab
 
@@ -34,6 +34,8 @@ async def test_a_chat_answer_has_openais_shape() -> None:
         assert body.pop("id").startswith("chatcmpl-")
         assert body.pop("created") > 1_700_000_000
         assert body.pop("system_fingerprint").startswith("lbhost-")
+        timings = body.pop("timings")
+        assert (timings["cache_n"], timings["predicted_n"]) == (3, 5)
         prompt = len("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n") - 3 * 12 + 3 + 2
         assert body == {
             "object": "chat.completion",
@@ -109,7 +111,7 @@ async def test_an_answer_without_text_is_a_proper_stream_too() -> None:
 
 
 async def test_pings_come_while_a_prompt_is_prefilled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completions, "PING_S", 0.02)
+    monkeypatch.setattr(answer, "PING_S", 0.02)
     async with running_gateway() as g:
         (fake,) = g.workers
         fake.hold()

@@ -88,8 +88,8 @@ async def busy(under_test: Helpers, body: bytes) -> asyncio.Task[Taken]:
 async def test_a_long_body_is_prepared_as_it_would_be_at_once() -> None:
     async with running() as under_test:
         taken = await prepared(under_test, text("abc"))
-    assert unpack_tokens(taken.work.prompt) == list(b"abc" + b"x" * 5000)
-    assert taken.work.max_tokens == 1
+    assert unpack_tokens(taken.works[0].prompt) == list(b"abc" + b"x" * 5000)
+    assert taken.works[0].max_tokens == 1
 
 
 async def test_refusals_come_through_whole() -> None:
@@ -112,14 +112,14 @@ async def test_a_body_that_ends_or_holds_its_helper_fails_alone(
         poison = asyncio.create_task(prepared(under_test, text(word)))
         honest = [asyncio.create_task(prepared(under_test, text("abc"))) for _ in range(8)]
         for task in honest:
-            assert (await task).work.prompt_tokens == 5003
+            assert (await task).works[0].prompt_tokens == 5003
         with pytest.raises(PromptError) as caught:
             await poison
         assert (caught.value.status, caught.value.retryable) == (422, False)
         await until(lambda: len(under_test.processes) == 2, "the other is there again")
         after = {p.pid for p in under_test.processes.values()}
         assert len(before & after) == 1
-        assert (await prepared(under_test, text("abc"))).work.prompt_tokens == 5003
+        assert (await prepared(under_test, text("abc"))).works[0].prompt_tokens == 5003
 
 
 async def test_memory_is_limited_and_the_helper_lives_on() -> None:
@@ -149,14 +149,14 @@ async def test_who_leaves_the_queue_is_not_worked_for() -> None:
         await asyncio.gather(task, return_exceptions=True)
         assert under_test.waiting == 0
         under_test.open()
-        assert (await prepared(under_test, text("abc"))).work.prompt_tokens == 5003
+        assert (await prepared(under_test, text("abc"))).works[0].prompt_tokens == 5003
 
 
 async def test_a_running_job_that_nobody_waits_for_is_ended() -> None:
     async with running() as under_test:
         task = await busy(under_test, text("SLEEP"))
         task.cancel()
-        assert (await prepared(under_test, text("abc"))).work.prompt_tokens == 5003
+        assert (await prepared(under_test, text("abc"))).works[0].prompt_tokens == 5003
 
 
 async def test_the_queue_is_bounded_in_length_and_time() -> None:
@@ -224,7 +224,7 @@ async def test_a_helper_that_is_killed_while_idle_comes_back() -> None:
         (process,) = under_test.processes.values()
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
-        assert (await prepared(under_test, text("abc"))).work.prompt_tokens == 5003
+        assert (await prepared(under_test, text("abc"))).works[0].prompt_tokens == 5003
 
 
 async def test_a_helper_has_no_key_ignores_signals_and_holds_no_foreign_descriptor(
@@ -242,7 +242,7 @@ async def test_a_helper_has_no_key_ignores_signals_and_holds_no_foreign_descript
         assert process.pid is not None
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(process.pid, number)
-        assert (await prepared(under_test, text("abc"))).work.prompt_tokens == 5003
+        assert (await prepared(under_test, text("abc"))).works[0].prompt_tokens == 5003
         assert list(under_test.processes.values()) == [process]
 
 
@@ -265,10 +265,11 @@ async def test_a_run_that_overflows_the_usual_stack_gets_an_answer(
                     body = json.dumps({field: content}).encode()
                     async with asyncio.timeout(PATIENCE_S):
                         taken = await intake.take(body, kind)
-                    assert taken.work.prompt_tokens >= length
+                    assert taken.works[0].prompt_tokens >= length
             million = json.dumps({"prompt": run * 90_000}).encode()
             async with asyncio.timeout(PATIENCE_S):
-                assert (await intake.take(million, Kind.COMPLETION)).work.prompt_tokens >= 90_000
+                taken = await intake.take(million, Kind.COMPLETION)
+                assert taken.works[0].prompt_tokens >= 90_000
     finally:
         vocab.close()
 
@@ -305,7 +306,7 @@ async def test_short_bodies_need_no_helper() -> None:
     async with running(opened=False) as under_test:
         intake = Intake(ToyVocab(), 2048, "toy", under_test)
         taken = await intake.take(b'{"prompt":"abc"}', Kind.COMPLETION)
-    assert taken.work.prompt_tokens == 3
+    assert taken.works[0].prompt_tokens == 3
 
 
 LIAR = """

@@ -234,16 +234,17 @@ def chat_body(content: str, more: str = "") -> bytes:
 
 def test_work_holds_what_was_asked() -> None:
     taken = take(b'{"prompt":"abc","max_tokens":5,"stop":"x","ignore_eos":true}', Kind.COMPLETION)
-    assert unpack_tokens(taken.work.prompt) == list(b"abc")
-    assert taken.work.prompt_tokens == 3
-    assert (taken.work.max_tokens, taken.work.stop, taken.work.ignore_eos) == (5, ("x",), True)
+    assert unpack_tokens(taken.works[0].prompt) == list(b"abc")
+    assert taken.works[0].prompt_tokens == 3
+    work = taken.works[0]
+    assert (work.max_tokens, work.stop, work.ignore_eos) == (5, ("x",), True)
 
 
 def test_output_defaults_to_the_rest_of_the_context_or_16_tokens() -> None:
-    chat = take(chat_body("hello")).work
+    chat = take(chat_body("hello")).works[0]
     assert chat.max_tokens == 2048 - chat.prompt_tokens
-    assert take(b'{"prompt":"abc"}', Kind.COMPLETION).work.max_tokens == 16
-    assert take(b'{"prompt":"abc"}', Kind.COMPLETION, n_ctx=8).work.max_tokens == 5
+    assert take(b'{"prompt":"abc"}', Kind.COMPLETION).works[0].max_tokens == 16
+    assert take(b'{"prompt":"abc"}', Kind.COMPLETION, n_ctx=8).works[0].max_tokens == 5
 
 
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
@@ -256,7 +257,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 def test_a_prompt_longer_than_a_message_to_a_worker_is_refused() -> None:
     tokens = [7] * (wire.MAX_PROMPT_TOKENS + 1)
     body = json.dumps({"prompt": tokens[1:], "max_tokens": 1}).encode()
-    assert take(body, Kind.COMPLETION, 1 << 30).work.prompt_tokens == wire.MAX_PROMPT_TOKENS
+    assert take(body, Kind.COMPLETION, 1 << 30).works[0].prompt_tokens == wire.MAX_PROMPT_TOKENS
     with pytest.raises(ContextLengthError, match="at most") as caught:
         take(json.dumps({"prompt": tokens}).encode(), Kind.COMPLETION, 1 << 30)
     assert caught.value.param == "prompt"

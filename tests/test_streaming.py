@@ -10,10 +10,11 @@ import pytest
 
 from lbhost import wire
 from lbhost.errors import LbhostError, WorkerLostError
+from lbhost.gateway.api.answer import Answer
 from lbhost.gateway.api.chat import ChatReply
-from lbhost.gateway.api.endpoint import Answer
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.scheduling.deltas import TextDelta
+from lbhost.gateway.scheduling.group import Group
 from lbhost.gateway.scheduling.job import Job, Work
 
 pytestmark = pytest.mark.anyio
@@ -68,7 +69,7 @@ async def test_a_stream_that_ends_while_the_client_is_slow_still_says_so(
     client = SlowClient(at, finish)
     async with asyncio.timeout(60):
         await Answer(Exchange(NoCounter(), NoBody()), client.send).stream(
-            running, ChatReply("id", "toy")
+            Group([running]), ChatReply("id", "toy")
         )
     assert client.text.endswith(b"data: [DONE]\n\n")
     assert b'"finish_reason":"stop"' in client.text
@@ -84,7 +85,7 @@ async def test_a_stream_that_fails_while_the_client_is_slow_still_says_so(at: in
     client = SlowClient(at, lambda: running.end(error=WorkerLostError("it died")))
     async with asyncio.timeout(60):
         await Answer(Exchange(NoCounter(), NoBody()), client.send).stream(
-            running, ChatReply("id", "toy")
+            Group([running]), ChatReply("id", "toy")
         )
     assert b"worker_lost" in client.text.rpartition(b"data: ")[2]
     assert client.messages[-1]["more_body"] is False

@@ -22,6 +22,7 @@ class ToyVocab:
         self.bos = None if bos_text is None else self._special(bos_text)
         self.eos_text: str | None = "<|im_end|>"
         self.uses_regex = False
+        self.infill_tokens: tuple[int, int, int] | None = None
         self.calls = 0
 
     def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:
@@ -35,8 +36,10 @@ class ToyVocab:
                 tokens += part.encode()
         return tokens
 
-    def piece(self, token: int) -> bytes:
-        return bytes([token]) if token < 256 else b""
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        if token < 256:
+            return bytes([token])
+        return self.special_texts[token - 256].encode() if special else b""
 
     def text(self, tokens: list[int]) -> str:
         """What the tokens say, specials in full."""

@@ -7,6 +7,7 @@ start and stop. `run` is the whole life, from Configure to the drained end.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import os
 import socket
@@ -105,6 +106,7 @@ class Gateway:
                 dispatcher=self.dispatcher,
                 counters=counters,
                 model=configure.model_alias,
+                pieces=functools.partial(vocab.piece, special=True),
                 n_ctx=configure.n_ctx,
                 settings=settings,
                 on_loopback=_is_loopback(start.listener),

@@ -85,8 +85,9 @@ class Context:
         params.n_ctx = slots * n_ctx
         params.n_batch = params.n_ubatch = size
         params.n_seq_max = slots
-        # One a slot; the default reserves logits for every token.
-        params.n_outputs_max = _multiple(slots, _LINE)
+        # The default reserves logits for every token.
+        self.max_outputs = params.n_outputs_max = _multiple(slots, _LINE)
+        """Tokens of a batch that may have logits; at least one a slot."""
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = _FLASH_AUTO if model.flash_attention else _FLASH_OFF
         params.kv_unified = False  # in a unified cache every sequence pays for the cells of all
@@ -105,7 +106,8 @@ class Context:
         self._allocate(self.batch_size)
         self._watch: Any = None
         self._rows: dict[int, NDArray[numpy.float32]] = {}
-        """Rows of llama.cpp's output buffer by address; it has one a slot."""
+        """Rows of llama.cpp's output buffer by address; it has one a slot, and grows once up to
+        `max_outputs`."""
 
     def _allocate(self, size: int) -> None:
         """The batch's arrays, and constant ones to copy runs of positions and slots from."""
@@ -145,13 +147,20 @@ class Context:
         self._used = 0
 
     def add(
-        self, slot: int, position: int, packed: bytes, *, output: bool, padding: int = 0
+        self,
+        slot: int,
+        position: int,
+        packed: bytes,
+        *,
+        output: bool,
+        every: bool = False,
+        padding: int = 0,
     ) -> int:
         """Put a run of tokens (int32, native order) of one slot into the batch.
 
-        `output` asks for the logits after its last token. Returns that token's index in the
-        batch, for `logits`. `padding` tokens follow it, which the caller truncates after the
-        decode.
+        `output` asks for the logits after its last token, `every` for those after all of them; a
+        batch has `max_outputs` at most. Returns the last token's index in the batch, for `logits`.
+        `padding` tokens follow it, which the caller truncates after the decode.
 
         Raises:
             ValueError: more than `batch_size` tokens, or positions beyond `n_ctx`.
@@ -164,8 +173,8 @@ class Context:
         ctypes.memmove(self._tokens_at + 4 * at, packed, 4 * count)
         ctypes.memmove(self._positions_at + 4 * at, self._ramp_at + 4 * position, 4 * count)
         ctypes.memmove(self._seqs_at + _POINTER * at, self._slot_runs[slot], _POINTER * count)
-        ctypes.memset(self._outputs_at + at, 0, count)
-        self._outputs[last] = output
+        ctypes.memset(self._outputs_at + at, every, count)
+        self._outputs[last] = output or every
         self._used = at + count
         return last
 

@@ -21,7 +21,8 @@ import msgspec
 from lbhost import log
 from lbhost.errors import WireError
 from lbhost.order import Overtaken, Prompt, after
-from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
+from lbhost.wire import Delta, Finish, FinishReason, Submit, TokenLogprob, unpack_tokens
+from lbhost.worker import logprobs
 from lbhost.worker.batch import Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.crew import Crew
@@ -29,6 +30,7 @@ from lbhost.worker.draw import LogitsError
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
+from lbhost.worker.sharing import Held, share
 from lbhost.worker.slot_choice import SlotView, choose, common_prefix
 from lbhost.worker.speed import SpeedMeter
 from lbhost.worker.widths import Phase, Widths
@@ -113,6 +115,8 @@ class Engine:
         self._wide_steps = 0
         self._lent: tuple[int, ...] = ()
         self._arrivals = 0
+        self._held: frozenset[int] = frozenset()
+        """Numbers of the requests whose prompts others are computing; see sharing.py."""
         self._overtaken = Overtaken()
         self._uses = 0
         self._steps = 0
@@ -201,6 +205,7 @@ class Engine:
             EngineFailureError: MAX_FAILURES decodes failed one after the other.
         """
         self._admit()
+        self._held = self._share()
         phase = self._phase()
         self._crew.use(
             self._widths.choose(phase, self._crew.widest, known=self._knows_own_speed(phase))
@@ -253,7 +258,12 @@ class Engine:
         for part in sorted([*entries, *fillers], key=lambda part: part.slot.index):
             at = len(part.slot.tokens) // 4
             part.index = context.add(
-                part.slot.index, at, part.packed, output=part.output, padding=part.padding
+                part.slot.index,
+                at,
+                part.packed,
+                output=part.output,
+                every=part.every,
+                padding=part.padding,
             )
         self._computing = {entry.request.key for entry in entries}
         crew, sequences = self._crew, decoding + len(fillers)
@@ -295,11 +305,13 @@ class Engine:
             self._start(first)
 
     def _start(self, request: Request) -> None:
+        # what is to be scored must be computed: nothing of it is taken from a slot
+        sought = b"" if request.submit.prompt_logprobs else request.prompt
         views = [
             SlotView(
                 slot=slot.index,
                 busy=slot.request is not None,
-                matched=common_prefix(slot.tokens, request.prompt),
+                matched=common_prefix(slot.tokens, sought),
                 last_used=slot.last_used,
             )
             for slot in self._slots
@@ -349,7 +361,7 @@ class Engine:
         """The next batch, in slot order: only neighbours are computed in one go."""
         prompts = self._prompts()
         running = [slot for slot in self._slots if slot.request is not None]
-        decoding = len(running) - len(prompts)
+        decoding = sum(1 for slot in running if slot.request and slot.request.next_token)
         chunks = plan(
             decoding,
             prompts,
@@ -360,23 +372,28 @@ class Engine:
             tiled=self._context.tiled,
         )
         counts = {chunk.number: chunk.count for chunk in chunks}
+        outputs = self._context.max_outputs - len(running)  # beside the one that each may have
         entries: list[Entry] = []
         for slot in running:
             request = slot.request
             assert request is not None
             if request.next_token:
-                entries.append(Entry(slot, request.next_token, True, request=request))
+                entries.append(Entry(slot, request.next_token, output=True, request=request))
             elif request.number in counts:
+                count, every = counts[request.number], request.submit.prompt_logprobs
+                if every:
+                    count = min(count, 1 + outputs)
+                    outputs -= count - 1
                 at = len(slot.tokens)
-                packed = request.prompt[at : at + 4 * counts[request.number]]
+                packed = request.prompt[at : at + 4 * count]
                 last = at + len(packed) == len(request.prompt)
-                lone = len(chunks) == 1
-                filling = self._padding(slot, len(packed) // 4, decoding) if lone else 0
-                entries.append(Entry(slot, packed, last, filling, request=request))
+                fill = len(chunks) == 1 and not every
+                filling = self._padding(slot, len(packed) // 4, decoding) if fill else 0
+                entries.append(Entry(slot, packed, last, every, filling, request=request))
         return entries
 
     def _prompts(self) -> list[Prompt]:
-        """Those with tokens left to compute."""
+        """Those with tokens left to compute, and nobody to wait for."""
         return [
             Prompt(
                 request.number,
@@ -384,8 +401,27 @@ class Engine:
                 request.submit.rank,
             )
             for slot in self._slots
-            if (request := slot.request) is not None and not request.next_token
+            if (request := slot.request) is not None
+            and not request.next_token
+            and request.number not in self._held
         ]
+
+    def _share(self) -> frozenset[int]:
+        """Copy what prompts that begin alike need of each other; who still waits for that."""
+        worth = self._copy_worth()
+        running = [slot.request for slot in self._slots if slot.request is not None]
+        if worth is None or len(running) < 2 or all(request.next_token for request in running):
+            return frozenset()
+        sharing = share([_held(slot) for slot in self._slots], worth)
+        for copy in sharing.copies:
+            source, target = self._slots[copy.source], self._slots[copy.target]
+            assert target.request is not None
+            before = len(target.tokens) // 4
+            self._context.copy(source.index, target.index)
+            target.tokens[:] = source.tokens
+            self._truncate(target, copy.tokens)
+            target.request.cached += max(0, len(target.tokens) // 4 - before)
+        return sharing.waiting
 
     def _padding(self, slot: Slot, count: int, decoding: int) -> int:
         """How many tokens to put after a chunk, where they can be cut off again."""
@@ -411,18 +447,51 @@ class Engine:
                 self._cut_back(entry.slot)
         now = self._clock()
         for entry in entries:
-            if entry.output:
-                assert entry.request.sampler is not None
-                try:
-                    token = entry.request.sampler.pick(self._context, entry.index)
-                except LogitsError:
-                    self._forget(entry.slot)
-                    why = "the model computed something that is no number"
-                    self._end(entry.request, FinishReason.ERROR, error=why)
-                    continue
-                self._emit(entry.slot, entry.request, token, now)
+            try:
+                if entry.every:
+                    self._score(entry)
+                if entry.output and entry.request.submit.max_tokens:
+                    token, scores = self._pick(entry)
+                    self._emit(entry.slot, entry.request, token, scores, now)
+                elif entry.output:
+                    self._end(entry.request, FinishReason.LENGTH)
+            except LogitsError:
+                self._forget(entry.slot)
+                why = "the model computed something that is no number"
+                self._end(entry.request, FinishReason.ERROR, error=why)
 
-    def _emit(self, slot: Slot, request: Request, token: int, now: float) -> None:
+    def _score(self, entry: Entry) -> None:
+        """Tell how probable the prompt's tokens were that come after those just computed."""
+        submit, top = entry.request.submit, entry.request.submit.logprobs or 0
+        count = len(entry.packed) // 4
+        at = len(entry.slot.tokens) - 4 * (count - 1)
+        scores = tuple(
+            logprobs.of_token(self._context.logits(entry.index - count + 1 + i), token, top)
+            for i, token in enumerate(unpack_tokens(submit.prompt[at : at + 4 * count]))
+        )
+        delta = Delta(submit.request, (), "", prompt_logprobs=scores)
+        self._out.append((entry.request.link, delta))
+
+    def _pick(self, entry: Entry) -> tuple[int, tuple[TokenLogprob, ...]]:
+        """A request's next token, and its log-probability if that was asked for."""
+        top, sampler = entry.request.submit.logprobs, entry.request.sampler
+        assert sampler is not None
+        if top is None:
+            return sampler.pick(self._context, entry.index), ()
+        logits = self._context.logits(entry.index).copy()  # the sampler changes them
+        token = sampler.pick(self._context, entry.index)
+        if self._vocab.is_eog(token):
+            return token, ()
+        return token, (logprobs.of_token(logits, token, top),)
+
+    def _emit(
+        self,
+        slot: Slot,
+        request: Request,
+        token: int,
+        scores: tuple[TokenLogprob, ...],
+        now: float,
+    ) -> None:
         """One more token of a request: its text, and whether it was the last."""
         if request.first_token_s is None:
             request.first_token_s = now
@@ -443,9 +512,12 @@ class Engine:
                 reason = FinishReason.LENGTH
         if reason is None:
             request.next_token = token.to_bytes(4, "little")
-            self._out.append((request.link, Delta(request.submit.request, (token,), text)))
+            delta = Delta(request.submit.request, (token,), text, logprobs=scores)
+            self._out.append((request.link, delta))
         else:
-            self._end(request, reason, token=token, text=text + request.text.finish())
+            self._end(
+                request, reason, token=token, text=text + request.text.finish(), scores=scores
+            )
 
     def _forget(self, slot: Slot) -> None:
         """Nobody may reuse what this slot's KV holds."""
@@ -479,6 +551,7 @@ class Engine:
         *,
         token: int | None = None,
         text: str = "",
+        scores: tuple[TokenLogprob, ...] = (),
         error: str | None = None,
     ) -> None:
         """Free what the request holds (its KV stays for the next), and say why it ended."""
@@ -503,7 +576,8 @@ class Engine:
             error=error,
         )
         tokens = () if token is None else (token,)
-        self._out.append((request.link, Delta(request.submit.request, tokens, text, finish)))
+        delta = Delta(request.submit.request, tokens, text, finish, scores)
+        self._out.append((request.link, delta))
 
     # --- what it is doing -------------------------------------------------------------
 
@@ -532,3 +606,18 @@ class Engine:
             wide_steps=self._wide_steps,
             lent=self._lent if self._requests else (),
         )
+
+
+def _held(slot: Slot) -> Held:
+    request = slot.request
+    if request is None or request.next_token:
+        return Held(slot.index, slot.tokens)
+    submit = request.submit
+    return Held(
+        slot.index,
+        slot.tokens,
+        request.prompt,
+        request.number,
+        submit.rank,
+        submit.prompt_logprobs,
+    )

@@ -15,6 +15,7 @@ class ContextLike(Protocol):
     n_ctx: int
     n_vocab: int
     batch_size: int
+    max_outputs: int
     stream_bytes: int
     tiled: bool
 
@@ -22,7 +23,14 @@ class ContextLike(Protocol):
     def can_copy(self) -> bool: ...
     def clear(self) -> None: ...
     def add(
-        self, slot: int, position: int, packed: bytes, *, output: bool, padding: int = 0
+        self,
+        slot: int,
+        position: int,
+        packed: bytes,
+        *,
+        output: bool,
+        every: bool = False,
+        padding: int = 0,
     ) -> int: ...
     def decode(self) -> Decoded: ...
     def logits(self, index: int) -> Any: ...

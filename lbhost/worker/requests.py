@@ -50,6 +50,8 @@ class Part(msgspec.Struct):
     slot: Slot
     packed: bytes
     output: bool = False
+    every: bool = False
+    """Logits after every token, not only after the last."""
     padding: int = 0
     """Tokens computed after these for nothing but to fill a tile."""
     index: int = -1

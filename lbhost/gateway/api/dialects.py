@@ -1,17 +1,18 @@
 """The ways in which clients ask for an answer, and where each is understood. Pure.
 
-A new one is a module with `parse` and a Reply, a Kind, and a line here and in http/routes.py.
+A new one is a module with `parse` and a Reply, a Kind, and its Dialect and Operation here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from lbhost.gateway.api import chat, completions
 from lbhost.gateway.api.generation import Parsed
-from lbhost.gateway.api.replies import Kind, Reply
+from lbhost.gateway.api.replies import Completion, Kind, Reply
 
 
 class Dialect(msgspec.Struct, frozen=True):
@@ -19,14 +20,44 @@ class Dialect(msgspec.Struct, frozen=True):
 
     path: str
     parse: Callable[[bytes, int], Parsed]
-    reply: Callable[[str, str, bool, str | None], Reply]
-    """From the request's id, the model's name, Parsed.include_usage and Parsed.tier."""
+    reply: type[Reply]
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """An endpoint as the OpenAPI document has it (http/openapi.py)."""
+
+    name: str
+    summary: str
+    path: str
+    request: Any
+    """The type of its bodies; those of its answers, and of the events of streamed ones."""
+    answer: Any
+    chunk: Any
 
 
 DIALECTS = {
     Kind.CHAT: Dialect("/v1/chat/completions", chat.parse, chat.ChatReply),
     Kind.COMPLETION: Dialect("/v1/completions", completions.parse, completions.CompletionReply),
 }
+
+OPERATIONS = (
+    Operation(
+        "createChatCompletion",
+        "Answers to a conversation",
+        DIALECTS[Kind.CHAT].path,
+        chat.ChatRequest,
+        Completion[chat.ChatChoice],
+        Completion[chat.ChatChunkChoice],
+    ),
+    Operation(
+        "createCompletion",
+        "Continuations of texts",
+        DIALECTS[Kind.COMPLETION].path,
+        completions.CompletionRequest,
+        Completion[completions.TextChoice],
+        Completion[completions.TextChoice],
+    ),
+)
 
 
 def parse(body: bytes, kind: Kind, n_vocab: int) -> Parsed:

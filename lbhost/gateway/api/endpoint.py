@@ -1,8 +1,6 @@
 """The two endpoints that generate: one HTTP request from its body to its last byte.
 
-A plain ASGI application, because a stream is its hot path: chunks go straight to `send`, one
-for all that has come since the last. The response's headers wait for the first text (or ping),
-so that whatever goes wrong before it still has an HTTP status.
+A plain ASGI application; what goes out is in answer.py.
 """
 
 from __future__ import annotations
@@ -18,22 +16,16 @@ from lbhost.errors import (
     InvalidRequestError,
     UnsupportedMediaTypeError,
 )
+from lbhost.gateway.api.answer import Answer, ClientGoneError
 from lbhost.gateway.api.dialects import DIALECTS
-from lbhost.gateway.api.replies import Kind, Reply
-from lbhost.gateway.exchange import Exchange, milliseconds
+from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.recorder import outcome
-from lbhost.gateway.scheduling.deltas import text_of
+from lbhost.gateway.scheduling import group
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
-from lbhost.gateway.scheduling.job import Job
-
-PING_S = 10.0
-"""While nothing else is sent for so long, a stream gets a comment: proxies cut idle ones."""
-
-
-class _ClientGoneError(Exception):
-    """The client hung up; there is nobody to answer."""
+from lbhost.gateway.scheduling.group import Group
 
 
 class Completions:
@@ -45,15 +37,25 @@ class Completions:
         intake: Intake,
         dispatcher: Dispatcher,
         model: str,
+        pieces: Callable[[int], bytes],
         *,
         time_limit_s: float,
+        most_answers: int,
     ) -> None:
-        """`time_limit_s` counts from a request's arrival; the dispatcher keeps it for the rest."""
+        """For one of the endpoints.
+
+        Args:
+            pieces: what a token stands for, special ones written out.
+            time_limit_s: counts from a request's arrival; the dispatcher keeps it for the rest.
+            most_answers: that one request may have generated.
+        """
         self._kind = kind
         self._reply = DIALECTS[kind].reply
         self._intake = intake
         self._dispatcher = dispatcher
         self._model = model
+        self._pieces = pieces
+        self._most_answers = most_answers
         self._time_limit_s = time_limit_s
         self._preparing = 0
 
@@ -65,17 +67,19 @@ class Completions:
         try:
             check_media_type(scope)
             await self._answer(answer, await _read(receive), receive)
-            job = answer.job
-            exchange.ended_as = "cancelled" if job is None or job.cancelled else outcome(job.error)
-        except (_ClientGoneError, asyncio.CancelledError) as error:
+            jobs = answer.group
+            exchange.ended_as = (
+                "cancelled" if jobs is None or jobs.cancelled else outcome(jobs.error)
+            )
+        except (ClientGoneError, asyncio.CancelledError) as error:
             exchange.ended_as = "cancelled"
             if isinstance(error, asyncio.CancelledError):
                 raise
         finally:
             exchange.body.release()
-            if answer.job is not None:
-                self._dispatcher.cancel(answer.job)
-                exchange.details = answer.details(answer.job)
+            if answer.group is not None:
+                self._cancel(answer.group)
+                exchange.details = answer.details(answer.group)
 
     async def _answer(self, answer: Answer, body: bytes, receive: Receive) -> None:
         client = _Client(receive)
@@ -83,17 +87,41 @@ class Completions:
             taken = await self._prepare(body, client, answer.exchange)
             del body
             exchange = answer.exchange
-            job = answer.job = self._dispatcher.submit(
-                taken.work, exchange.began, exchange.complete
+            self._check_answers(taken)
+            works = group.spread(taken.works, taken.best_of)
+            jobs = answer.group = group.submit(
+                self._dispatcher, works, exchange.began, exchange.complete
             )
-            client.on_gone(lambda: self._dispatcher.cancel(job))
-            reply = self._reply(exchange.request_id, self._model, taken.include_usage, taken.tier)
-            if taken.work.stream:
-                await answer.stream(job, reply)
+            client.on_gone(lambda: self._cancel(jobs))
+            reply = self._reply(
+                exchange.request_id,
+                self._model,
+                taken.style,
+                pieces=self._pieces,
+                echoes=taken.echoes,
+                n=taken.n,
+            )
+            if works[0].stream:
+                await answer.stream(jobs, reply)
             else:
-                await answer.whole(job, reply)
+                await answer.whole(jobs, reply, n=taken.n, best_of=taken.best_of)
         finally:
             client.forget()
+
+    def _cancel(self, jobs: Group) -> None:
+        for job in jobs.jobs:
+            self._dispatcher.cancel(job)
+
+    def _check_answers(self, taken: Taken) -> None:
+        """Raises InvalidRequestError: more answers than a request may ask for."""
+        count = len(taken.works) * taken.best_of
+        if count > self._most_answers:
+            param = "best_of" if taken.best_of > taken.n else "n" if taken.n > 1 else "prompt"
+            raise InvalidRequestError(
+                f"{param}: a request may have {self._most_answers} answers generated to all its "
+                f"prompts, not {count}",
+                param=param,
+            )
 
     async def _prepare(self, body: bytes, client: _Client, exchange: Exchange) -> Taken:
         """Intake, for as long as the client waits for it and there is time.
@@ -111,7 +139,7 @@ class Completions:
                 return await self._intake.take(body, self._kind)
         except TimeoutError as error:
             if client.gone:
-                raise _ClientGoneError from error
+                raise ClientGoneError from error
             raise DeadlineError(
                 f"not even read after {self._time_limit_s:g} s, which is the limit",
                 retry_after_s=1,
@@ -152,114 +180,6 @@ class _Client:
             self._then()
 
 
-class Answer:
-    """One response on its way out."""
-
-    def __init__(self, exchange: Exchange, send: Send) -> None:
-        self.exchange = exchange
-        self._send = send
-        self.job: Job | None = None
-
-    async def whole(self, job: Job, reply: Reply) -> None:
-        """An answer in one piece."""
-        await job.wait()
-        if job.error is not None:
-            raise job.error
-        if job.finish is None:
-            raise _ClientGoneError
-        body = reply.whole(text_of(job.take()), job.finish)
-        await self._start(
-            job,
-            [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
-        )
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def stream(self, job: Job, reply: Reply) -> None:
-        """An answer as server-sent events, ending in [DONE] or an error event."""
-        pinger = _Pinger(job)
-        opened = False
-        try:
-            # The job may end while a slow client keeps `send` waiting: only what was sent counts.
-            ended = False
-            while not ended:
-                await job.wait()
-                if job.cancelled:
-                    raise _ClientGoneError
-                if job.error is not None and self.exchange.status is None:
-                    raise job.error
-                text = text_of(job.take())
-                event = b""
-                if (text or job.finish is not None) and not opened:
-                    event = reply.opening()
-                    opened = True
-                if text:
-                    event += reply.text(text)
-                if job.finish is not None:
-                    event += reply.closing(job.finish)
-                elif job.error is not None:
-                    event += reply.failing(job.error)
-                elif not event:
-                    event = reply.ping()
-                ended = job.over
-                if self.exchange.status is None:
-                    await self._start(job, _STREAM_HEADERS)
-                await self._send(
-                    {"type": "http.response.body", "body": event, "more_body": not ended}
-                )
-                pinger.sent()
-        finally:
-            pinger.stop()
-
-    async def _start(self, job: Job, headers: list[tuple[bytes, bytes]]) -> None:
-        self.exchange.status = 200
-        if job.worker is not None:
-            headers = [*headers, (b"x-lbhost-worker", b"%d" % job.worker)]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    def details(self, job: Job) -> dict[str, object]:
-        """For the log line; never what was asked or answered."""
-        finish = job.finish
-        ttft = milliseconds(job.first_token - job.arrived) if job.first_token else None
-        return {
-            "worker": job.worker,
-            "prompt_tokens": job.work.prompt_tokens,
-            "completion_tokens": job.completion_tokens,
-            "cached_tokens": finish.cached_tokens if finish is not None else None,
-            "ttft_ms": ttft,
-            "attempts": job.attempts,
-        }
-
-
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
-
-
-class _Pinger:
-    """Pokes a job's consumer whenever nothing was sent for PING_S."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._loop = asyncio.get_running_loop()
-        self._last = self._loop.time()
-        self._timer = self._loop.call_later(PING_S, self._due)
-
-    def sent(self) -> None:
-        self._last = self._loop.time()
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _due(self) -> None:
-        silent = self._loop.time() - self._last
-        if silent >= PING_S:
-            self._job.poke()
-            silent = 0.0
-        self._timer = self._loop.call_later(PING_S - silent, self._due)
-
-
 def check_media_type(scope: Scope) -> None:
     """Raises UnsupportedMediaTypeError unless the body is said to be JSON in UTF-8, uncompressed.
 
@@ -285,7 +205,7 @@ async def _read(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _ClientGoneError
+            raise ClientGoneError
         parts.append(message["body"])
         if not message["more_body"]:
             break

@@ -22,8 +22,24 @@ class Turn(msgspec.Struct, frozen=True):
     name: str | None = None
 
 
-Prompt: TypeAlias = tuple[Turn, ...] | str | list[int]
-"""A conversation, for the model's chat template; or text or tokens as they are."""
+Plain: TypeAlias = str | list[int]
+"""Text or tokens, as they are."""
+
+
+class Several(msgspec.Struct, frozen=True):
+    """Prompts that are answered each for itself."""
+
+    prompts: tuple[Plain, ...]
+
+
+class Infill(Several, frozen=True):
+    """The same, and what comes after the answers."""
+
+    after: str
+
+
+Prompt: TypeAlias = tuple[Turn, ...] | Plain | Several
+"""A conversation, for the model's chat template; or one plain prompt or several."""
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,13 +61,40 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     rank: int = order.DEFAULT
     """Its class; see lbhost/order.py."""
+    n: int = 1
+    """Answers to each prompt."""
+    best_of: int = 1
+    """Answers to each prompt that are generated, of which the `n` most probable are given."""
+    logprobs: int | None = None
+    """As in wire.Submit."""
+    echo: bool = False
+    """The answer begins with the prompt, and log-probabilities with the prompt's."""
+    next_speaker: bool = True
+    """Whether a conversation's prompt ends where the assistant's turn begins."""
+    continues: bool = False
+    """The answer goes on with the conversation's last message."""
+
+
+class Style(msgspec.Struct, frozen=True, kw_only=True):
+    """How an answer is to be written. Only its writer looks at it."""
+
+    include_usage: bool = False
+    """Tell at a stream's end what it cost."""
+    tier: str | None = None
+    """The class that the answer names."""
+    logprobs: bool = False
+
+
+class Echo(msgspec.Struct, frozen=True):
+    """A prompt that its answer begins with."""
+
+    text: str
+    first: int
+    """Its first token, which has no probability."""
 
 
 class Parsed(msgspec.Struct, frozen=True):
     """A body, understood."""
 
     generation: Generation
-    include_usage: bool
-    """For the answer's writer: tell at a stream's end what it cost."""
-    tier: str | None = None
-    """For the answer's writer: the class that the answer names."""
+    style: Style

@@ -17,15 +17,32 @@ from msgspec import Meta
 
 from lbhost import order, wire
 from lbhost.errors import InvalidRequestError
-from lbhost.gateway.api.generation import Generation, Prompt
+from lbhost.gateway.api.generation import Generation, Prompt, Style
 
 MAX_DEPTH = 32
 """Nesting of a body: msgspec recurses, and no request needs more than six."""
 
 MAX_STOPS = 16
 
+MAX_CHOICES = 128
+"""Answers that one request may generate, to all its prompts."""
+
 _SEED_BITS = 32
 """Seeds are taken modulo 2 to the power of this."""
+
+_OF_OTHER_SERVERS: dict[str, tuple[Any, ...]] = {
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "use_beam_search": (False,),
+    "prompt_logprobs": (False,),
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "dynatemp_range": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+}
+"""What vLLM or llama-server have and we have not, with the values that ask for nothing."""
 
 _RANKS = {
     None: order.DEFAULT,
@@ -35,11 +52,19 @@ _RANKS = {
     "flex": order.FLEX,
 }
 
+_KEYS = {"propertyNames": {"pattern": "^[0-9]{1,9}$"}}
+
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Tokens = Annotated[int, Meta(ge=1, le=1 << 30)]
 Stop = Annotated[str, Meta(min_length=1, max_length=512)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+Biases = Annotated[dict[str, Bias], Meta(max_length=1024, extra_json_schema=_KEYS)]
+
+
+def only(*values: Any) -> Meta:
+    """Says in the OpenAPI document what a field that is only looked at may be, beside null."""
+    return Meta(extra_json_schema={"enum": [*values, None]})
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -65,25 +90,33 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
-    logit_bias: Annotated[dict[str, Bias], Meta(max_length=1024)] | None = None
+    logit_bias: Biases | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     ignore_eos: bool | None = None
     """Extension, for benchmarks: go on until max_tokens."""
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     service_tier: Literal["auto", "default", "priority", "flex"] | None = None
 
     # Looked at only to refuse them.
-    logprobs: Any = None
-    response_format: Any = None
-    grammar: Any = None
-    json_schema: Any = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
+    grammar: Annotated[Any, only("")] = None
+    json_schema: Annotated[Any, only({})] = None
+    min_tokens: Annotated[Any, only(0)] = None
+    stop_token_ids: Annotated[Any, only([])] = None
+    bad_words: Annotated[Any, only([])] = None
+    use_beam_search: Annotated[Any, only(False)] = None
+    prompt_logprobs: Annotated[Any, only(False)] = None
+    typical_p: Annotated[Any, only(1)] = None
+    mirostat: Annotated[Any, only(0)] = None
+    dynatemp_range: Annotated[Any, only(0)] = None
+    dry_multiplier: Annotated[Any, only(0)] = None
+    xtc_probability: Annotated[Any, only(0)] = None
 
     def unsupported(self) -> str | None:
         """A parameter that would change the answer's meaning and that we cannot honour."""
-        if self.n not in (None, 1):
-            return "n"
-        if self.logprobs is not None and self.logprobs is not False:
-            return "logprobs"
+        for name, neutral in _OF_OTHER_SERVERS.items():
+            if getattr(self, name) not in (None, *neutral):
+                return name
         plain = isinstance(self.response_format, dict) and self.response_format == {"type": "text"}
         if self.response_format is not None and not plain:
             return "response_format"
@@ -125,10 +158,22 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a stream is to end with what it cost."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    def style(self, *, logprobs: bool) -> Style:
+        """For the answer's writer."""
+        return Style(include_usage=self.include_usage(), tier=self.tier(), logprobs=logprobs)
+
     def generation(
-        self, prompt: Prompt, prompt_param: str, n_vocab: int, usual_tokens: int | None
+        self,
+        prompt: Prompt,
+        prompt_param: str,
+        n_vocab: int,
+        usual_tokens: int | None,
+        **more: Any,
     ) -> Generation:
-        """The same in nobody's dialect. Raises InvalidRequestError."""
+        """The same in nobody's dialect; `more` are fields of Generation that a dialect has.
+
+        Raises InvalidRequestError.
+        """
         max_tokens_param, max_tokens = self.output_limit()
         return Generation(
             model=self.model,
@@ -142,6 +187,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
             ignore_eos=bool(self.ignore_eos),
             stream=bool(self.stream),
             rank=_RANKS[self.service_tier],
+            n=self.n or 1,
+            **{"best_of": self.n or 1, **more},
         )
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import abc
 import enum
 import time
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
 from lbhost import __version__, wire
 from lbhost.errors import LbhostError
+from lbhost.gateway.api.generation import Echo, Style
+from lbhost.gateway.scheduling.deltas import TextDelta
 
 FINGERPRINT = f"lbhost-{__version__}"
 
@@ -46,7 +49,30 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: CachedTokens
 
 
-class Completion(msgspec.Struct, frozen=True):
+class Timings(msgspec.Struct, frozen=True):
+    """Extension, as llama-server has it: what was computed, and how fast. Milliseconds.
+
+    Of several answers the sum, be they computed side by side or not.
+    """
+
+    cache_n: int
+    """Prompt tokens that were not computed."""
+    prompt_n: int
+    """Prompt tokens that were."""
+    prompt_ms: float
+    prompt_per_token_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    """Output tokens."""
+    predicted_ms: float
+    predicted_per_token_ms: float
+    predicted_per_second: float
+
+
+C = TypeVar("C")
+
+
+class Completion(msgspec.Struct, Generic[C], frozen=True):
     """A whole answer, or a chunk of one."""
 
     id: str
@@ -54,15 +80,25 @@ class Completion(msgspec.Struct, frozen=True):
     created: int
     model: str
     system_fingerprint: str
-    choices: list[Any]
+    choices: list[C]
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     service_tier: str | msgspec.UnsetType = msgspec.UNSET
+    timings: Timings | msgspec.UnsetType = msgspec.UNSET
+
+
+class Given(msgspec.Struct, frozen=True):
+    """One answer, complete."""
+
+    delta: TextDelta
+    """All of it."""
+    finish: wire.Finish
 
 
 class Reply(abc.ABC):
     """Shapes everything that is sent in answer to one request; each dialect has its own.
 
-    Server-sent events of OpenAI's kind are made here; a dialect says what is in them.
+    Server-sent events of OpenAI's kind are made here; a dialect says what is in them. Answers are
+    told apart by their index: each prompt's come after those of the prompt before.
     """
 
     id_prefix: ClassVar[str]
@@ -70,48 +106,86 @@ class Reply(abc.ABC):
     chunk_kind: ClassVar[str]
 
     def __init__(
-        self, name: str, model: str, include_usage: bool = False, tier: str | None = None
+        self,
+        name: str,
+        model: str,
+        style: Style | None = None,
+        *,
+        pieces: Callable[[int], bytes] = lambda _: b"",
+        echoes: Sequence[Echo] = (),
+        n: int = 1,
     ) -> None:
-        """`name` is unique among requests; `include_usage` as in stream_options; `tier` is the
-        class that answers name, None for none."""
+        """For one request.
+
+        Args:
+            name: unique among requests.
+            pieces: what a token stands for, special ones written out.
+            echoes: the prompts that answers are to begin with; none: they are not.
+            n: answers to each prompt.
+        """
+        self.style = style or Style()
+        self.pieces = pieces
+        self._echoes = echoes
+        self._n = n
         self._id = f"{self.id_prefix}-{name}"
         self._model = model
         self._created = int(time.time())
-        self._usage_last = include_usage
+        tier = self.style.tier
         self._tier: str | msgspec.UnsetType = msgspec.UNSET if tier is None else tier
-        self._between: msgspec.UnsetType | None = None if include_usage else msgspec.UNSET
+        self._between: msgspec.UnsetType | None = (
+            None if self.style.include_usage else msgspec.UNSET
+        )
+
+    def echo(self, index: int) -> Echo | None:
+        """What this answer begins with."""
+        return self._echoes[index // self._n] if self._echoes else None
 
     # --- what a dialect says ---------------------------------------------------------
 
     @abc.abstractmethod
-    def opening(self) -> bytes:
-        """The first event of a stream, before any text; nothing where there is none."""
+    def opening(self, index: int) -> bytes:
+        """The first event of an answer, before any text; nothing where there is none."""
 
     @abc.abstractmethod
-    def text(self, text: str) -> bytes:
-        """An event with some text."""
+    def text(self, index: int, delta: TextDelta) -> bytes:
+        """An event with some text, or with what is told of tokens that have none yet."""
 
     @abc.abstractmethod
-    def whole_choice(self, text: str, finish: wire.Finish) -> Any:
-        """The one choice of an answer that is not streamed."""
+    def whole_choice(self, index: int, delta: TextDelta, finish: wire.Finish) -> Any:
+        """An answer that is not streamed."""
 
     @abc.abstractmethod
-    def last_chunk(self, reason: str) -> bytes:
-        """The event that says why a stream ended."""
+    def last_choice(self, index: int, finish: wire.Finish) -> Any:
+        """What says why an answer ended."""
 
     # --- what they share -------------------------------------------------------------
 
-    def whole(self, text: str, finish: wire.Finish) -> bytes:
-        """The body of an answer that is not streamed."""
-        choice = self.whole_choice(text, finish)
-        return _encode(self._completion(self.whole_kind, [choice], _usage(finish)))
+    def whole(self, answers: Sequence[Given], costs: Sequence[wire.Finish]) -> bytes:
+        """The body of answers that are not streamed.
 
-    def closing(self, finish: wire.Finish) -> bytes:
-        """The last events: why it ended, what it cost if that was asked for, and [DONE]."""
-        last = self.last_chunk(str(finish.reason))
-        if self._usage_last:
-            last += _sse(self._completion(self.chunk_kind, [], _usage(finish)))
-        return last + DONE
+        Args:
+            costs: of all that was generated, `len(costs)` / `len(answers)` times as much as is
+                given.
+        """
+        choices = [
+            self.whole_choice(index, one.delta, one.finish) for index, one in enumerate(answers)
+        ]
+        each = len(costs) // len(answers) * self._n
+        return _encode(
+            self._completion(self.whole_kind, choices, _usage(costs, each), _timings(costs))
+        )
+
+    def last_chunk(self, index: int, finish: wire.Finish) -> bytes:
+        """The event that says why an answer ended."""
+        choice = self.last_choice(index, finish)
+        timings = _timings([finish])
+        return _sse(self._completion(self.chunk_kind, [choice], self._between, timings))
+
+    def closing(self, costs: Sequence[wire.Finish]) -> bytes:
+        """The last events: what all answers cost if that was asked for, and [DONE]."""
+        if not self.style.include_usage:
+            return DONE
+        return _sse(self._completion(self.chunk_kind, [], _usage(costs, self._n))) + DONE
 
     def failing(self, error: LbhostError) -> bytes:
         """How a stream that cannot go on ends: clients raise it. Never end one silently."""
@@ -126,8 +200,12 @@ class Reply(abc.ABC):
         return _sse(self._completion(self.chunk_kind, [choice], self._between))
 
     def _completion(
-        self, kind: str, choices: list[Any], usage: Usage | msgspec.UnsetType | None
-    ) -> Completion:
+        self,
+        kind: str,
+        choices: list[Any],
+        usage: Usage | msgspec.UnsetType | None,
+        timings: Timings | msgspec.UnsetType = msgspec.UNSET,
+    ) -> Completion[Any]:
         return Completion(
             self._id,
             kind,
@@ -137,6 +215,7 @@ class Reply(abc.ABC):
             choices,
             usage,
             self._tier,
+            timings,
         )
 
 
@@ -158,14 +237,31 @@ def error_headers(error: LbhostError) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-def _sse(completion: Completion) -> bytes:
+def _sse(completion: Completion[Any]) -> bytes:
     return b"data: " + _encode(completion) + b"\n\n"
 
 
-def _usage(finish: wire.Finish) -> Usage:
-    return Usage(
-        finish.prompt_tokens,
-        finish.completion_tokens,
-        finish.prompt_tokens + finish.completion_tokens,
-        CachedTokens(finish.cached_tokens),
-    )
+def _usage(costs: Sequence[wire.Finish], each: int) -> Usage:
+    """Every prompt counts once, by the first of the `each` answers that were made to it."""
+    first = costs[::each]
+    prompt = sum(finish.prompt_tokens for finish in first)
+    output = sum(finish.completion_tokens for finish in costs)
+    cached = CachedTokens(sum(finish.cached_tokens for finish in first))
+    return Usage(prompt, output, prompt + output, cached)
+
+
+def _timings(costs: Sequence[wire.Finish]) -> Timings:
+    cached = sum(finish.cached_tokens for finish in costs)
+    prompt = sum(finish.prompt_tokens for finish in costs) - cached
+    prompt_ms = 1000 * sum(finish.prefill_s for finish in costs)
+    output = sum(finish.completion_tokens for finish in costs)
+    output_ms = 1000 * sum(finish.decode_s for finish in costs)
+    return Timings(cached, *_rates(prompt, prompt_ms), *_rates(output, output_ms))
+
+
+def _rates(tokens: int, ms: float) -> tuple[int, float, float, float]:
+    """Tokens, their time, that of one, and how many a second; 0 where there is nothing to divide
+    by."""
+    per_token = ms / tokens if tokens else 0.0
+    per_second = 1000 * tokens / ms if ms else 0.0
+    return tokens, round(ms, 3), round(per_token, 3), round(per_second, 3)

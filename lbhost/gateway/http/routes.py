@@ -27,9 +27,11 @@ from lbhost.errors import (
     NotReadyError,
 )
 from lbhost.gateway import metrics
-from lbhost.gateway.api.dialects import DIALECTS
+from lbhost.gateway.api.dialects import DIALECTS, OPERATIONS
 from lbhost.gateway.api.endpoint import Completions
+from lbhost.gateway.api.parameters import MAX_CHOICES
 from lbhost.gateway.exchange import Exchange
+from lbhost.gateway.http import openapi
 from lbhost.gateway.http.access import Access, error_response
 from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.metrics import Metrics
@@ -45,11 +47,17 @@ def build(
     dispatcher: Dispatcher,
     counters: Metrics,
     model: str,
+    pieces: Callable[[int], bytes],
     n_ctx: int,
     settings: Settings,
     on_loopback: bool,
 ) -> ASGIApp:
-    """The application, ready for uvicorn. `on_loopback`: only this machine can reach it."""
+    """The application, ready for uvicorn.
+
+    Args:
+        pieces: what a token stands for, special ones written out.
+        on_loopback: only this machine can reach it.
+    """
     pages = _Pages(dispatcher, counters, model, n_ctx)
     get: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
         ("/v1/models", pages.models),
@@ -58,11 +66,18 @@ def build(
         ("/readyz", pages.readyz),
         ("/health", pages.readyz),
         ("/metrics", pages.metrics),
+        ("/openapi.json", pages.openapi),
     ]
     routes = [Route(path, page, methods=["GET"]) for path, page in get]
     for kind, dialect in DIALECTS.items():
         endpoint = Completions(
-            kind, intake, dispatcher, model, time_limit_s=settings.request_timeout_s
+            kind,
+            intake,
+            dispatcher,
+            model,
+            pieces,
+            time_limit_s=settings.request_timeout_s,
+            most_answers=min(MAX_CHOICES, settings.queue_size),
         )
         routes.append(Route(dialect.path, endpoint, methods=["POST"]))
     app = Starlette(
@@ -90,6 +105,7 @@ class _Pages:
         self._dispatcher = dispatcher
         self._metrics = counters
         self._model = model
+        self._openapi = _json(openapi.document(OPERATIONS, model))
         self._card = {
             "id": model,
             "object": "model",
@@ -118,6 +134,9 @@ class _Pages:
         why = "the server is shutting down" if self._dispatcher.stopping else "no worker is ready"
         # An answer to what was asked, no refusal: probes are not counted.
         return error_response(NotReadyError(why, retry_after_s=1))
+
+    async def openapi(self, _: Request) -> Response:
+        return Response(self._openapi, media_type="application/json")
 
     async def metrics(self, _: Request) -> Response:
         return Response(self._metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})

@@ -231,11 +231,17 @@ class ChatTemplate:
         self._constants = {"bos_token": bos_text, "eos_token": eos_text}
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], *, time_s: float, characters: int
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        next_speaker: bool = True,
+        time_s: float,
+        characters: int,
     ) -> str:
         """The prompt for an answer to these messages.
 
         Args:
+            next_speaker: whether it ends with what comes before an answer.
             time_s: seconds of wall clock that it may take.
             characters: longest prompt, and longest text on the way there.
 
@@ -250,7 +256,7 @@ class ChatTemplate:
         try:
             for piece in self._template.generate(
                 messages=messages,
-                add_generation_prompt=True,
+                add_generation_prompt=next_speaker,
                 tools=None,
                 documents=None,
                 **self._constants,

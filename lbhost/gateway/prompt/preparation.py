@@ -10,7 +10,16 @@ import msgspec
 from lbhost import wire
 from lbhost.errors import ContextLengthError, ModelNotFoundError
 from lbhost.gateway.api import dialects
-from lbhost.gateway.api.generation import Generation, Prompt, Turn
+from lbhost.gateway.api.generation import (
+    Echo,
+    Generation,
+    Infill,
+    Plain,
+    Prompt,
+    Several,
+    Style,
+    Turn,
+)
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary
 from lbhost.gateway.scheduling.job import Work
@@ -19,10 +28,14 @@ from lbhost.gateway.scheduling.job import Work
 class Taken(msgspec.Struct, frozen=True):
     """A request that can be answered, as far as its body goes."""
 
-    work: Work
-    include_usage: bool
-    tier: str | None = None
-    """As in Parsed."""
+    works: tuple[Work, ...]
+    """One for each prompt."""
+    style: Style = Style()
+    echoes: tuple[Echo, ...] = ()
+    """One for each prompt, where answers begin with it."""
+    n: int = 1
+    best_of: int = 1
+    """As in Generation."""
 
 
 class Preparation:
@@ -43,15 +56,37 @@ class Preparation:
                 f"model {generation.model[:100]!r} is not served here; {self._alias!r} is",
                 param="model",
             )
-        work = self._fit(generation, self._tokens(generation.prompt))
-        return Taken(work, parsed.include_usage, parsed.tier)
+        tokens = self._tokens(generation)
+        return Taken(
+            tuple(self._fit(generation, one) for one in tokens),
+            parsed.style,
+            self._echoes(generation.prompt, tokens) if generation.echo else (),
+            generation.n,
+            generation.best_of,
+        )
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def _tokens(self, generation: Generation) -> list[list[int]]:
+        """Those of each prompt."""
+        prompt = generation.prompt
         if isinstance(prompt, tuple):
-            return self._prompter.chat([_for_template(turn) for turn in prompt])
-        if isinstance(prompt, str):
-            return self._prompter.text(prompt)
-        return prompt or self._prompter.empty()
+            messages = [_for_template(turn) for turn in prompt]
+            chat = self._prompter.chat(
+                messages, next_speaker=generation.next_speaker, continues=generation.continues
+            )
+            return [chat]
+        if isinstance(prompt, Infill):
+            return self._prompter.infill(prompt.prompts, prompt.after)
+        return [
+            self._prompter.text(one) if isinstance(one, str) else one or self._prompter.empty()
+            for one in _plain(prompt)
+        ]
+
+    def _echoes(self, prompt: Prompt, tokens: list[list[int]]) -> tuple[Echo, ...]:
+        assert not isinstance(prompt, tuple)
+        return tuple(
+            Echo(given if isinstance(given, str) else self._prompter.said(made), made[0])
+            for given, made in zip(_plain(prompt), tokens, strict=True)
+        )
 
     def _fit(self, generation: Generation, tokens: list[int]) -> Work:
         room = self._n_ctx - len(tokens)
@@ -83,7 +118,19 @@ class Preparation:
             ignore_eos=generation.ignore_eos,
             stream=generation.stream,
             rank=generation.rank,
+            logprobs=self._scores(generation),
+            prompt_logprobs=generation.echo and generation.logprobs is not None,
         )
+
+    @staticmethod
+    def _scores(generation: Generation) -> int | None:
+        """The most probable of several answers is known by its log-probabilities."""
+        judged = generation.best_of > generation.n
+        return 0 if generation.logprobs is None and judged else generation.logprobs
+
+
+def _plain(prompt: Plain | Several) -> tuple[Plain, ...]:
+    return prompt.prompts if isinstance(prompt, Several) else (prompt,)
 
 
 def _for_template(turn: Turn) -> dict[str, str]:

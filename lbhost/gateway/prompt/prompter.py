@@ -68,8 +68,11 @@ class Vocabulary(Protocol):
     @property
     def uses_regex(self) -> bool: ...
 
+    @property
+    def infill_tokens(self) -> tuple[int, int, int] | None: ...
+
     def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]: ...
-    def piece(self, token: int) -> bytes: ...
+    def piece(self, token: int, *, special: bool = False) -> bytes: ...
 
 
 class Prompter:
@@ -94,10 +97,21 @@ class Prompter:
         nonce = secrets.token_hex(8)
         self._mark = f"\ue000{nonce}.%d\ue001"
         self._marks = re.compile(f"\ue000{nonce}\\.(\\d+)\ue001")
+        self._end_mark = f"\ue000{nonce}.end\ue001"
         self._longest_piece = 0 if limits.inline else self._find_longest_piece()
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        next_speaker: bool = True,
+        continues: bool = False,
+    ) -> list[int]:
         """Tokens of a conversation, ending where the answer begins.
+
+        Args:
+            next_speaker: whether the template puts what it has before the assistant's turn.
+            continues: the answer goes on with the last message: nothing comes after that.
 
         Raises:
             UnprocessableError: no chat template, or it refuses these messages.
@@ -110,7 +124,7 @@ class Prompter:
         swapped: list[str] = []
         if self._special is not None:
             messages = [self._swap(message, swapped) for message in messages]
-        text = self._render(messages)
+        text = self._continued(messages) if continues else self._render(messages, next_speaker)
         self._check_length(len(text), "messages")
         with_bos = not (self._bos_text and text.startswith(self._bos_text))
         if not swapped:
@@ -138,6 +152,35 @@ class Prompter:
         tokens = self._vocab.tokenize(text, add_bos=True, parse_special=True)
         return tokens or self.empty()
 
+    def infill(self, befores: Sequence[str | list[int]], after: str) -> list[list[int]]:
+        """Tokens of what is to be filled in between each of these and what comes after, in the
+        model's own way.
+
+        Nothing in the texts is special. Raises what `text` does, and InvalidRequestError: this
+        model cannot.
+        """
+        marks = self._vocab.infill_tokens
+        if marks is None:
+            raise InvalidRequestError(
+                "suffix: this model has no tokens for filling in; leave it out", param="suffix"
+            )
+        self._check_length(len(after), "suffix")
+        prefix, suffix, middle = marks
+        begin = [*self._vocab.tokenize("", add_bos=True, parse_special=False), prefix]
+        end = [suffix, *self._plain(after), middle]
+        prompts: list[list[int]] = []
+        for before in befores:
+            if isinstance(before, str):
+                self._check_length(len(before), "prompt")
+                before = self._plain(before)
+            prompts.append([*begin, *before, *end])
+        return prompts
+
+    def said(self, tokens: list[int]) -> str:
+        """The text of tokens, special ones written out."""
+        pieces = [self._vocab.piece(token, special=True) for token in tokens]
+        return b"".join(pieces).decode(errors="replace")
+
     def empty(self) -> list[int]:
         """The prompt that says nothing. Raises InvalidRequestError: this model needs one."""
         if self._vocab.bos is None:
@@ -156,12 +199,30 @@ class Prompter:
 
         return {**message, "content": self._special.sub(mark, content)}
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _plain(self, text: str) -> list[int]:
+        return self._vocab.tokenize(text, add_bos=False, parse_special=False)
+
+    def _continued(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The conversation up to the end of its last message's text."""
+        last = messages[-1]
+        marked = {**last, "content": last["content"] + self._end_mark}
+        text, mark, _ = self._render([*messages[:-1], marked], False).rpartition(self._end_mark)
+        if not mark:
+            raise UnprocessableError(
+                "the model's chat template leaves out the last message; it cannot be continued",
+                param="continue_final_message",
+            )
+        return text
+
+    def _render(self, messages: Sequence[Mapping[str, str]], next_speaker: bool) -> str:
         assert self._template is not None
         limits = self._limits
         try:
             return self._template.render(
-                messages, time_s=limits.render_s, characters=limits.characters
+                messages,
+                next_speaker=next_speaker,
+                time_s=limits.render_s,
+                characters=limits.characters,
             )
         except RenderLimitError as error:
             if limits.inline:

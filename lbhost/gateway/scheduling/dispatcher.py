@@ -67,8 +67,8 @@ REJECT_HOLD_S = 0.05
 """A worker that refused a request is left alone so long: its state is about to change."""
 
 MAX_UNTAKEN = 1 << 20
-"""Characters of a stream that may wait for a client that reads too slowly; then it is cut off.
-A plain answer is bounded by its tokens, and nobody could take it earlier."""
+"""Characters (TextDelta.weight) of a stream that may wait for a client that reads too slowly; then
+it is cut off. A plain answer is bounded by its tokens, and nobody could take it earlier."""
 
 _REQUEUED_FIRST = -1e9
 
@@ -305,6 +305,8 @@ class Dispatcher:
             stop=work.stop,
             ignore_eos=work.ignore_eos,
             rank=work.rank,
+            logprobs=work.logprobs,
+            prompt_logprobs=work.prompt_logprobs,
         )
         self._deadlines.set(job, job.arrived + self._settings.request_timeout_s)
         attempt.session.link.send(wire.encode(submit))
@@ -347,8 +349,8 @@ class Dispatcher:
                 attempt.last_token = now
                 if not job.over and job.first_token is None:
                     job.first_token = now
-            if not job.over and (delta.tokens or delta.text):
-                job.put(TextDelta(delta.text, delta.tokens))
+            if not job.over and (delta.tokens or delta.text or delta.prompt_logprobs):
+                job.put(TextDelta(delta.text, delta.tokens, delta.logprobs, delta.prompt_logprobs))
                 if job.work.stream and job.untaken > MAX_UNTAKEN:
                     self._drop(job, ClientTimeoutError("the client reads too slowly"))
             if delta.finish is not None:

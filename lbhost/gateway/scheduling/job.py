@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import asyncio
 import enum
+from collections.abc import Callable
 
 import msgspec
 
@@ -32,6 +33,9 @@ class Work(msgspec.Struct, frozen=True):
     stream: bool = False
     rank: int = order.DEFAULT
     """Its class; see lbhost/order.py."""
+    logprobs: int | None = None
+    """As in wire.Submit."""
+    prompt_logprobs: bool = False
 
 
 class JobState(enum.Enum):
@@ -40,6 +44,34 @@ class JobState(enum.Enum):
     QUEUED = "queued"
     RUNNING = "running"
     OVER = "over"
+
+
+class Bell:
+    """Where one consumer waits for one job or several."""
+
+    def __init__(self) -> None:
+        self._waiter: asyncio.Future[None] | None = None
+        self._rung = False
+
+    async def wait(self, ready: Callable[[], bool]) -> None:
+        """Return when it is ready, or was rung. `ready` is asked again whenever it is woken."""
+        while not (ready() or self._rung):
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._rung = False
+
+    def wake(self) -> None:
+        """Something has happened."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def ring(self) -> None:
+        """Have the consumer return although nothing has happened (a ping is due)."""
+        self._rung = True
+        self.wake()
 
 
 class Job:
@@ -77,8 +109,8 @@ class Job:
         """Ended because nobody wants the answer any more."""
         self._deltas: list[Delta] = []
         self._untaken = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._poked = False
+        self.bell = Bell()
+        """Wakes the consumer; jobs that have one consumer share one."""
 
     # --- the consumer's side ---------------------------------------------------------
 
@@ -91,19 +123,13 @@ class Job:
         return len(self.tokens)
 
     async def wait(self) -> None:
-        """Return when the job is over, was poked or, if it streams, has text."""
-        while not (self.over or self._poked or (self._untaken and self.work.stream)):
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        self._poked = False
+        """Return when the job is over, its bell was rung or, if it streams, has text."""
+        await self.bell.wait(lambda: self.over or self.has_news)
 
-    def poke(self) -> None:
-        """Wake the consumer although nothing has happened (a ping is due)."""
-        self._poked = True
-        self._wake()
+    @property
+    def has_news(self) -> bool:
+        """Whether a stream's client has something to see that it has not got yet."""
+        return self._untaken > 0 and self.work.stream
 
     def take(self) -> list[Delta]:
         """What has come since the last time; counts as delivered."""
@@ -117,16 +143,15 @@ class Job:
 
     @property
     def untaken(self) -> int:
-        """Characters that wait for the consumer."""
+        """What waits for the consumer, in characters; see TextDelta.weight."""
         return self._untaken
 
     def put(self, delta: Delta) -> None:
         self._deltas.append(delta)
         self.tokens.extend(delta.tokens)
-        if delta.text:
-            self._untaken += len(delta.text)
-            if self.work.stream:
-                self._wake()
+        self._untaken += delta.weight
+        if self.has_news:
+            self.bell.wake()
 
     def forget(self) -> None:
         """Back to before the first token: nobody has seen any of the text so far."""
@@ -143,8 +168,4 @@ class Job:
         self.finish = finish
         self.error = error
         self.cancelled = finish is None and error is None
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self.bell.wake()

@@ -9,6 +9,7 @@ one look-up answers for a whole prefix.
 
 from __future__ import annotations
 
+import functools
 from typing import TypeAlias
 
 BLOCK = 32
@@ -19,8 +20,12 @@ _BLOCK_BYTES = BLOCK * 4
 Chain: TypeAlias = tuple[int, ...]
 
 
+@functools.lru_cache(maxsize=1)
 def chain(packed: bytes) -> Chain:
-    """The chain of a prompt given as wire.pack_tokens; the last partial block is left out."""
+    """The chain of a prompt given as wire.pack_tokens; the last partial block is left out.
+
+    The last one is remembered: several answers to one prompt ask one after the other.
+    """
     links: list[int] = []
     link = 0
     for at in range(0, len(packed) - _BLOCK_BYTES + 1, _BLOCK_BYTES):

@@ -90,6 +90,9 @@ class Session:
         return self.slots - len(self.attempts)
 
     def cached(self, job: Job) -> int:
+        """Tokens of its prompt that need not be computed here, as far as can be told."""
+        if job.work.prompt_logprobs:
+            return 0
         return min(self.prefixes.predict(job.chain), job.work.prompt_tokens - 1)
 
     def assign(self, attempt: Attempt) -> None:

@@ -1,0 +1,86 @@
+"""The jobs of one HTTP request: so many answers to each of its prompts, and one consumer.
+
+They succeed together: when one fails, its error is the request's, and whoever holds the group
+cancels the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from lbhost.errors import LbhostError
+from lbhost.gateway.scheduling.dispatcher import Dispatcher
+from lbhost.gateway.scheduling.job import Bell, Job, Work
+
+_SEEDS = 1 << 32
+
+
+def spread(works: Sequence[Work], times: int) -> list[Work]:
+    """Each prompt's work so many times, one after the other, with seeds that count up."""
+    return [
+        work
+        if i == 0
+        else msgspec.structs.replace(
+            work,
+            sampling=msgspec.structs.replace(work.sampling, seed=(work.sampling.seed + i) % _SEEDS),
+        )
+        for work in works
+        for i in range(times)
+    ]
+
+
+class Group:
+    """Some jobs with one bell."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs = jobs
+        self.bell = Bell()
+        self.told: set[int] = set()
+        """Those whose end the consumer of a stream has passed on, by their places."""
+        for job in jobs:
+            job.bell = self.bell
+
+    async def wait(self) -> None:
+        """Return when all are over, one has failed, the bell was rung, or a stream has news."""
+        await self.bell.wait(self._ready)
+
+    def _ready(self) -> bool:
+        if self.over or self.error is not None:
+            return True
+        return self.jobs[0].work.stream and any(
+            job.has_news or (job.over and place not in self.told)
+            for place, job in enumerate(self.jobs)
+        )
+
+    @property
+    def over(self) -> bool:
+        return all(job.over for job in self.jobs)
+
+    @property
+    def cancelled(self) -> bool:
+        """Nobody wants the answer any more."""
+        return any(job.cancelled for job in self.jobs)
+
+    @property
+    def error(self) -> LbhostError | None:
+        """Why it failed: the first job's that has."""
+        return next((job.error for job in self.jobs if job.error is not None), None)
+
+
+def submit(
+    dispatcher: Dispatcher, works: Sequence[Work], arrived: float, complete: float | None = None
+) -> Group:
+    """Queue all of them, or none. Arguments and errors are those of Dispatcher.submit."""
+    dispatcher.check_open(len(works) - 1)
+    jobs: list[Job] = []
+    try:
+        for work in works:
+            job = dispatcher.submit(work, arrived, complete)
+            jobs.append(job)
+    except LbhostError:
+        for job in jobs:
+            dispatcher.cancel(job)
+        raise
+    return Group(jobs)

@@ -372,6 +372,35 @@ def moment(text: str, now_s: float) -> float:
 
 
 @app.command
+def chat(
+    *,
+    url: Annotated[
+        str | None,
+        Parameter(help="The server; default: the one on the runtime dir.", show_default=False),
+    ] = None,
+    system: Annotated[
+        str | None, Parameter(help="What the model is told first.", show_default=False)
+    ] = None,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """Talk with the model in this terminal.
+
+    Ctrl-C stops an answer, Ctrl-D ends. Without a terminal every line of the input is a message.
+    LBHOST_API_KEY holds the key, if the server asks for one.
+    """
+    from lbhost.conversation import Conversation, talk
+
+    if url is None:
+        with AdminClient(_runtime_dir(runtime_dir)) as client:
+            url = client.status().endpoint
+    elif not re.match("https?://[^/]", url):
+        raise UsageError(f"--url: expected something like http://127.0.0.1:8080, got {url!r}")
+    key = config.load({}, os.environ).api_key
+    with Conversation(url, key=key, system=system) as conversation:
+        talk(conversation, interactive=sys.stdin.isatty())
+
+
+@app.command
 def tui(
     *,
     export_svg: Annotated[

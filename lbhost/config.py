@@ -96,7 +96,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = 8080
     api_key: Annotated[
         Annotated[str, Meta(min_length=8, max_length=512)] | None,
-        says("If set, requests must carry `Authorization: Bearer KEY` (health checks need not)."),
+        says(
+            "If set, requests must carry `Authorization: Bearer KEY` or `x-api-key: KEY` (health "
+            "checks need not)."
+        ),
     ] = None
     allowed_hosts: Annotated[
         Names,

@@ -120,6 +120,8 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     prefill_s: float = 0.0
     decode_s: float = 0.0
     error: str | None = None
+    stop: str | None = None
+    """The stop string that ended it; None: something else did."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,7 @@ from lbhost.gateway.api.generation import Echo, Style
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt import helper_messages
 from lbhost.gateway.prompt.helper_messages import Prepared
-from lbhost.gateway.prompt.preparation import Preparation
+from lbhost.gateway.prompt.preparation import Preparation, Taken
 from lbhost.gateway.prompt.prompter import IN_HELPER
 from lbhost.wire import Submit
 from running_gateway import CHAT, HELLO, RunningGateway, running_gateway, until
@@ -363,7 +363,8 @@ def test_what_a_helper_hands_over_arrives_as_it_was() -> None:
     body = {"prompt": ["ab", [120]], "n": 2, "best_of": 3, "echo": True, "logprobs": 2}
     asked = msgspec.json.encode({**body, "service_tier": "flex"})
     taken = Preparation(ToyVocab(), 64, "toy", IN_HELPER).prepare(asked, Kind.COMPLETION)
+    assert isinstance(taken, Taken)
     assert (taken.n, taken.best_of, len(taken.works)) == (2, 3, 2)
     assert taken.echoes == (Echo("ab", 97), Echo("x", 120))
-    assert taken.style == Style(tier="flex", logprobs=True)
+    assert taken.style == Style(tier="flex", logprobs=True, prompt_tokens=2)
     assert helper_messages.answer(helper_messages.frame(Prepared(taken))[4:]) == Prepared(taken)

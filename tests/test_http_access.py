@@ -168,6 +168,58 @@ async def test_a_preflight_needs_no_key_and_its_page_can_read_the_answers() -> N
         assert (await g.client.options(CHAT)).status_code == 401
 
 
+PAGE = "https://chat.example"
+COMMON = f"origin: {PAGE}\r\nauthorization: Bearer {KEY}\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\nhost: evil.example\r\n" + COMMON + b"\r\n", 403),
+        (b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\n" + COMMON + b"\r\n", 404),
+        (b"POST /livez HTTP/1.1\r\nhost: localhost\r\n" + COMMON + b"\r\n", 405),
+        (
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n"
+            b"content-type: application/json\r\n" + COMMON + b"\r\n12",
+            408,
+        ),
+        (
+            b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000000\r\n" + COMMON + b"\r\n",
+            413,
+        ),
+        (
+            b"GET / HTTP/1.1\r\nhost: localhost\r\n" + COMMON + b"x: " + b"a" * 20_000,
+            431,
+        ),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "",
+)
+async def test_an_allowed_page_can_read_every_refusal(request_bytes: bytes, status: int) -> None:
+    async with running_gateway(
+        api_key=KEY, allowed_origins=PAGE, body_timeout_s=0.2, keep_alive_s=0.1
+    ) as g:
+        answer = await g.raw(request_bytes)
+        assert answer.startswith(b"HTTP/1.1 %d" % status)
+        assert answer.count(f"access-control-allow-origin: {PAGE}\r\n".encode()) == 1
+        elsewhere = await g.raw(request_bytes.replace(b"chat.example", b"evil.example"))
+        assert b"access-control" not in elsewhere
+
+
+async def test_a_key_may_come_as_x_api_key() -> None:
+    async with running_gateway(api_key=KEY) as g:
+        right = {"x-api-key": KEY}
+        assert (await g.client.post(CHAT, json=HELLO, headers=right)).status_code == 200
+        both = {"x-api-key": KEY, "authorization": "Bearer none"}
+        assert (await g.client.post(CHAT, json=HELLO, headers=both)).status_code == 200
+        wrong = await g.client.post(CHAT, json=HELLO, headers={"x-api-key": "wrong-key"})
+        assert wrong.status_code == 401
+        twice = [("x-api-key", "wrong-key"), ("x-api-key", KEY)]
+        assert (await g.client.post(CHAT, json=HELLO, headers=twice)).status_code == 401
+        assert (await g.client.get("/v1/health")).status_code == 200
+        for page in ("/props", "/slots", "/metrics"):
+            assert (await g.client.get(page)).status_code == 401
+
+
 # --- what is refused is told --------------------------------------------------------------
 
 

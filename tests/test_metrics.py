@@ -101,6 +101,43 @@ async def test_requests_tokens_and_latencies_are_counted() -> None:
 
 
 @pytest.mark.usefixtures("always_fresh")
+async def test_the_same_numbers_have_vllms_names_too() -> None:
+    async with running_gateway(script=Script(cached_tokens=4)) as g:
+        await g.chat()
+        await g.chat(stream=True, max_tokens=3)
+        text = (await g.client.get("/metrics")).text
+        got = {
+            sample.name: sample
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name.startswith("vllm:") and not sample.name.endswith("_bucket")
+        }
+        for sample in got.values():
+            assert (sample.labels["engine"], sample.labels["model_name"]) == ("0", "toy")
+        ours = await samples(g)
+        for theirs, name in (
+            ("prompt_tokens_total", "lbhost_prompt_tokens_total"),
+            ("generation_tokens_total", "lbhost_completion_tokens_total"),
+            ("prefix_cache_hits_total", "lbhost_cached_prompt_tokens_total"),
+            ("time_to_first_token_seconds_sum", "lbhost_time_to_first_token_seconds_sum"),
+            ("inter_token_latency_seconds_count", "lbhost_inter_token_seconds_count"),
+            ("e2e_request_latency_seconds_count", "lbhost_request_seconds_count"),
+            ("request_queue_time_seconds_sum", "lbhost_queue_wait_seconds_sum"),
+        ):
+            assert got[f"vllm:{theirs}"].value == ours[name] > 0
+        assert got["vllm:request_time_per_output_token_seconds_count"].value == 2
+        assert got["vllm:request_prefill_time_seconds_count"].value == 2
+        for gauge in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+            assert got[f"vllm:{gauge}"].value == 0
+        assert ours["lbhost_requests_finished_total{stop}"] == 1
+        assert ours["lbhost_requests_finished_total{length}"] == 1
+        buckets = [
+            line for line in text.splitlines() if "vllm:time_to_first_token_seconds_bucket" in line
+        ]
+        assert any('le="+Inf"' in line for line in buckets)
+
+
+@pytest.mark.usefixtures("always_fresh")
 async def test_workers_show_state_share_temperature_and_restarts() -> None:
     async with running_gateway(workers=2) as g:
         g.page.cores.write(0, CoreRow(sampled_ns=1, idle=0.25, others=0.5, temp_c=60.0))

@@ -30,6 +30,7 @@ from lbhost.errors import (
     PromptError,
     QueueFullError,
 )
+from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.prompt import helper_process, helpers
@@ -37,6 +38,7 @@ from lbhost.gateway.prompt.helper_messages import LENGTH, Ready, Setup, answer, 
 from lbhost.gateway.prompt.helpers import Helpers
 from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.preparation import Taken
+from lbhost.gateway.prompt.questions import PATHS
 from lbhost.llama import Vocab
 from lbhost.wire import unpack_tokens
 from running_gateway import HELPER, PATIENCE_S, until
@@ -73,7 +75,9 @@ def text(word: str, size: int = 5000) -> bytes:
 
 async def prepared(under_test: Helpers, body: bytes) -> Taken:
     async with asyncio.timeout(PATIENCE_S):
-        return await under_test.prepare(body, Kind.COMPLETION)
+        taken = await under_test.prepare(body, Kind.COMPLETION)
+        assert isinstance(taken, Taken)
+        return taken
 
 
 async def busy(under_test: Helpers, body: bytes) -> asyncio.Task[Taken]:
@@ -265,10 +269,12 @@ async def test_a_run_that_overflows_the_usual_stack_gets_an_answer(
                     body = json.dumps({field: content}).encode()
                     async with asyncio.timeout(PATIENCE_S):
                         taken = await intake.take(body, kind)
+                    assert isinstance(taken, Taken)
                     assert taken.works[0].prompt_tokens >= length
             million = json.dumps({"prompt": run * 90_000}).encode()
             async with asyncio.timeout(PATIENCE_S):
                 taken = await intake.take(million, Kind.COMPLETION)
+                assert isinstance(taken, Taken)
                 assert taken.works[0].prompt_tokens >= 90_000
     finally:
         vocab.close()
@@ -289,7 +295,7 @@ async def test_fuzzed_bodies_never_cost_a_helper() -> None:
             body = "".join(chars).encode()
             if chance.random() < 0.3:
                 body = body.replace(b"hello", chance.randbytes(3), 3)
-            kind = chance.choice([Kind.CHAT, Kind.COMPLETION])
+            kind = chance.choice([*DIALECTS, *PATHS])
             asked = asyncio.create_task(under_test.prepare(body, kind))
             await asyncio.wait({asked}, timeout=PATIENCE_S)
             error = asked.exception()
@@ -306,6 +312,7 @@ async def test_short_bodies_need_no_helper() -> None:
     async with running(opened=False) as under_test:
         intake = Intake(ToyVocab(), 2048, "toy", under_test)
         taken = await intake.take(b'{"prompt":"abc"}', Kind.COMPLETION)
+    assert isinstance(taken, Taken)
     assert taken.works[0].prompt_tokens == 3
 
 

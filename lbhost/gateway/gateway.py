@@ -30,6 +30,7 @@ from lbhost.gateway.recorder import WRITE_S, Recorder
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.readings import Readings, Siblings
 from lbhost.gateway.scheduling.sessions import Sessions
+from lbhost.gateway.vllm_names import VllmNames
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -85,6 +86,9 @@ class Gateway:
         counters.registry.register(
             BoardCollector(self.sessions, self.dispatcher, settings.queue_size)
         )
+        counters.registry.register(
+            VllmNames(counters, self.sessions, self.dispatcher, configure.model_alias)
+        )
         helpers = Helpers(
             Setup(
                 model_path=configure.model_path,
@@ -104,6 +108,8 @@ class Gateway:
             app.build(
                 intake=self.intake,
                 dispatcher=self.dispatcher,
+                sessions=self.sessions,
+                vocab=vocab,
                 counters=counters,
                 model=configure.model_alias,
                 pieces=functools.partial(vocab.piece, special=True),

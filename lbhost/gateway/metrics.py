@@ -99,6 +99,30 @@ class Metrics:
             buckets=_REQUEST,
             registry=registry,
         )
+        self.finished = Counter(
+            "lbhost_requests_finished",
+            "Requests that were answered in full, by why the answer ended",
+            ["finished_reason"],
+            registry=registry,
+        )
+        self.output_token = Histogram(
+            "lbhost_time_per_output_token_seconds",
+            "Mean time between two tokens of an answered request",
+            buckets=_INTER_TOKEN,
+            registry=registry,
+        )
+        self.prefill_time = Histogram(
+            "lbhost_request_prefill_seconds",
+            "What answered requests' prompts took in the worker",
+            buckets=_REQUEST,
+            registry=registry,
+        )
+        self.decode_time = Histogram(
+            "lbhost_request_decode_seconds",
+            "From answered requests' first token to the last",
+            buckets=_REQUEST,
+            registry=registry,
+        )
         self.helper_restarts = Counter(
             "lbhost_prompt_helper_restarts", "Prompt helpers started again", registry=registry
         )

@@ -140,8 +140,15 @@ class Recorder:
         self._metrics.retries.inc()
 
     def ended(self, job: Job, now: float) -> None:
-        if job.finish is not None:
-            self._metrics.request_time.observe(now - job.arrived)
+        finish = job.finish
+        if finish is None:
+            return
+        self._metrics.request_time.observe(now - job.arrived)
+        self._metrics.finished.labels(str(finish.reason)).inc()
+        self._metrics.prefill_time.observe(finish.prefill_s)
+        self._metrics.decode_time.observe(finish.decode_s)
+        if finish.completion_tokens > 1:
+            self._metrics.output_token.observe(finish.decode_s / (finish.completion_tokens - 1))
 
     # --- the HTTP side ---------------------------------------------------------------
 

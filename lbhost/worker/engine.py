@@ -574,6 +574,7 @@ class Engine:
             prefill_s=first - started,
             decode_s=now - first,
             error=error,
+            stop=request.text.stop,
         )
         tokens = () if token is None else (token,)
         delta = Delta(request.submit.request, tokens, text, finish, scores)

@@ -7,17 +7,22 @@ be the beginning of a stop string waits until it is clear that it is not.
 from __future__ import annotations
 
 import codecs
+import operator
 
 
 class TextStream:
-    """The text of one sequence. `stopped` is set once a stop string was found."""
+    """The text of one sequence. `stop` is the stop string that was found."""
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._longest = max((len(stop) for stop in self._stops), default=0)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
-        self.stopped = False
+        self.stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
 
     def feed(self, piece: bytes) -> str:
         """The text that is certain after one more token. Invalid bytes become U+FFFD."""
@@ -35,11 +40,11 @@ class TextStream:
         if not self._stops:
             return text
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
+            at, self.stop = min(found, key=operator.itemgetter(0))
             self._held = ""
-            return text[: min(found)]
+            return text[:at]
         keep = self._possible_start(text)
         cut = len(text) - keep
         self._held = text[cut:]

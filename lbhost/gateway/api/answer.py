@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from starlette.types import Send
 
 from lbhost import wire
-from lbhost.gateway.api.replies import Given, Reply
+from lbhost.gateway.api.replies import Given
+from lbhost.gateway.api.writer import Writer
 from lbhost.gateway.exchange import Exchange, milliseconds
 from lbhost.gateway.scheduling.deltas import merged
 from lbhost.gateway.scheduling.group import Group
@@ -35,7 +36,14 @@ class Answer:
         self._send = send
         self.group: Group | None = None
 
-    async def whole(self, group: Group, reply: Reply, *, n: int = 1, best_of: int = 1) -> None:
+    async def tell(self, body: bytes) -> None:
+        """JSON that needed no worker."""
+        self.exchange.status = 200
+        start = {"type": "http.response.start", "status": 200, "headers": _json_headers(body)}
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def whole(self, group: Group, reply: Writer, *, n: int = 1, best_of: int = 1) -> None:
         """All in one piece.
 
         Args:
@@ -57,13 +65,10 @@ class Answer:
                 for answer in most_probable(answers[at : at + best_of], n)
             ]
         body = reply.whole(answers, costs)
-        await self._start(
-            group,
-            [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
-        )
+        await self._start(group, _json_headers(body))
         await self._send({"type": "http.response.body", "body": body})
 
-    async def stream(self, group: Group, reply: Reply) -> None:
+    async def stream(self, group: Group, reply: Writer) -> None:
         """As server-sent events, ending in [DONE] or an error event."""
         pinger = _Pinger(group.bell)
         opened: set[int] = set()
@@ -130,7 +135,7 @@ def most_probable(answers: Sequence[Given], count: int) -> list[Given]:
     return sorted(answers, key=mean, reverse=True)[:count]
 
 
-def _news(group: Group, place: int, reply: Reply, opened: set[int]) -> bytes:
+def _news(group: Group, place: int, reply: Writer, opened: set[int]) -> bytes:
     """The events of what has come of one job since the last time."""
     job = group.jobs[place]
     if place in group.told:
@@ -151,6 +156,10 @@ def _news(group: Group, place: int, reply: Reply, opened: set[int]) -> bytes:
 
 def _finishes(group: Group) -> list[wire.Finish]:
     return [job.finish for job in group.jobs if job.finish is not None]
+
+
+def _json_headers(body: bytes) -> list[tuple[bytes, bytes]]:
+    return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
 
 
 _STREAM_HEADERS = [

@@ -1,6 +1,6 @@
 """The ways in which clients ask for an answer, and where each is understood. Pure.
 
-A new one is a module with `parse` and a Reply, a Kind, and its Dialect and Operation here.
+A new one is a module with `parse` and a writer.Writer, a Kind, and its Dialect and Operation here.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from typing import Any
 
 import msgspec
 
-from lbhost.gateway.api import chat, completions
+from lbhost.gateway.api import chat, completions, messages, native, responses
 from lbhost.gateway.api.generation import Parsed
-from lbhost.gateway.api.replies import Completion, Kind, Reply
+from lbhost.gateway.api.replies import Completion, Kind
+from lbhost.gateway.api.writer import Writer
 
 
 class Dialect(msgspec.Struct, frozen=True):
     """How one kind of request is read, and its answer written."""
 
-    path: str
+    paths: tuple[str, ...]
+    """The first is the one to be documented."""
     parse: Callable[[bytes, int], Parsed]
-    reply: type[Reply]
+    reply: Callable[..., Writer]
+    """Its arguments are Reply's."""
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -36,15 +39,23 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 DIALECTS = {
-    Kind.CHAT: Dialect("/v1/chat/completions", chat.parse, chat.ChatReply),
-    Kind.COMPLETION: Dialect("/v1/completions", completions.parse, completions.CompletionReply),
+    Kind.CHAT: Dialect(("/v1/chat/completions", "/chat/completions"), chat.parse, chat.ChatReply),
+    Kind.COMPLETION: Dialect(
+        ("/v1/completions", "/completions"), completions.parse, completions.CompletionReply
+    ),
+    Kind.RESPONSES: Dialect(
+        ("/v1/responses", "/responses"), responses.parse, responses.ResponsesReply
+    ),
+    Kind.MESSAGES: Dialect(("/v1/messages",), messages.parse, messages.MessagesReply),
+    Kind.NATIVE: Dialect(("/completion",), native.parse, native.NativeReply),
+    Kind.INFILL: Dialect(("/infill",), native.parse_infill, native.NativeReply),
 }
 
 OPERATIONS = (
     Operation(
         "createChatCompletion",
         "Answers to a conversation",
-        DIALECTS[Kind.CHAT].path,
+        DIALECTS[Kind.CHAT].paths[0],
         chat.ChatRequest,
         Completion[chat.ChatChoice],
         Completion[chat.ChatChunkChoice],
@@ -52,7 +63,7 @@ OPERATIONS = (
     Operation(
         "createCompletion",
         "Continuations of texts",
-        DIALECTS[Kind.COMPLETION].path,
+        DIALECTS[Kind.COMPLETION].paths[0],
         completions.CompletionRequest,
         Completion[completions.TextChoice],
         Completion[completions.TextChoice],

@@ -1,4 +1,4 @@
-"""The two endpoints that generate: one HTTP request from its body to its last byte.
+"""The endpoints that take a body: one HTTP request from it to the last byte of its answer.
 
 A plain ASGI application; what goes out is in answer.py.
 """
@@ -22,6 +22,7 @@ from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.preparation import Taken
+from lbhost.gateway.prompt.questions import Told
 from lbhost.gateway.recorder import outcome
 from lbhost.gateway.scheduling import group
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
@@ -29,7 +30,7 @@ from lbhost.gateway.scheduling.group import Group
 
 
 class Completions:
-    """POST /v1/chat/completions or /v1/completions."""
+    """POST to one of the paths of dialects.DIALECTS or questions.PATHS."""
 
     def __init__(
         self,
@@ -50,7 +51,6 @@ class Completions:
             most_answers: that one request may have generated.
         """
         self._kind = kind
-        self._reply = DIALECTS[kind].reply
         self._intake = intake
         self._dispatcher = dispatcher
         self._model = model
@@ -68,9 +68,10 @@ class Completions:
             check_media_type(scope)
             await self._answer(answer, await _read(receive), receive)
             jobs = answer.group
-            exchange.ended_as = (
-                "cancelled" if jobs is None or jobs.cancelled else outcome(jobs.error)
-            )
+            if jobs is not None and jobs.cancelled:
+                exchange.ended_as = "cancelled"
+            else:
+                exchange.ended_as = outcome(None if jobs is None else jobs.error)
         except (ClientGoneError, asyncio.CancelledError) as error:
             exchange.ended_as = "cancelled"
             if isinstance(error, asyncio.CancelledError):
@@ -86,6 +87,9 @@ class Completions:
         try:
             taken = await self._prepare(body, client, answer.exchange)
             del body
+            if isinstance(taken, Told):
+                await answer.tell(taken.body)
+                return
             exchange = answer.exchange
             self._check_answers(taken)
             works = group.spread(taken.works, taken.best_of)
@@ -93,7 +97,7 @@ class Completions:
                 self._dispatcher, works, exchange.began, exchange.complete
             )
             client.on_gone(lambda: self._cancel(jobs))
-            reply = self._reply(
+            reply = DIALECTS[self._kind].reply(
                 exchange.request_id,
                 self._model,
                 taken.style,
@@ -123,7 +127,7 @@ class Completions:
                 param=param,
             )
 
-    async def _prepare(self, body: bytes, client: _Client, exchange: Exchange) -> Taken:
+    async def _prepare(self, body: bytes, client: _Client, exchange: Exchange) -> Taken | Told:
         """Intake, for as long as the client waits for it and there is time.
 
         Raises:

@@ -6,7 +6,7 @@ how the client put it. Names of parameters are kept only to tell the client whic
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -36,6 +36,8 @@ class Infill(Several, frozen=True):
     """The same, and what comes after the answers."""
 
     after: str
+    after_param: str = "suffix"
+    """What the client calls that."""
 
 
 Prompt: TypeAlias = tuple[Turn, ...] | Plain | Several
@@ -83,6 +85,10 @@ class Style(msgspec.Struct, frozen=True, kw_only=True):
     tier: str | None = None
     """The class that the answer names."""
     logprobs: bool = False
+    repeated: dict[str, Any] = {}
+    """Parameters that the answer names again."""
+    prompt_tokens: int = 0
+    """Of the first prompt; known once it is tokenised."""
 
 
 class Echo(msgspec.Struct, frozen=True):

@@ -158,6 +158,10 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a stream is to end with what it cost."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    def rank(self) -> int:
+        """The request's class; see lbhost/order.py."""
+        return _RANKS[self.service_tier]
+
     def style(self, *, logprobs: bool) -> Style:
         """For the answer's writer."""
         return Style(include_usage=self.include_usage(), tier=self.tier(), logprobs=logprobs)
@@ -186,17 +190,18 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
             stop=self.stops(),
             ignore_eos=bool(self.ignore_eos),
             stream=bool(self.stream),
-            rank=_RANKS[self.service_tier],
+            rank=self.rank(),
             n=self.n or 1,
             **{"best_of": self.n or 1, **more},
         )
 
 
+S = TypeVar("S", bound=msgspec.Struct)
 R = TypeVar("R", bound=Parameters)
 
 
 @cache
-def _decoder(kind: type[R]) -> msgspec.json.Decoder[R]:
+def _decoder(kind: type[S]) -> msgspec.json.Decoder[S]:
     return msgspec.json.Decoder(kind)
 
 
@@ -207,21 +212,32 @@ def parse(body: bytes, kind: type[R]) -> R:
         InvalidRequestError: not JSON, not UTF-8, too deep, a wrong type, a number out of range,
             or something that this server does not support. `param` names the field.
     """
-    check_depth(body)
-    try:
-        request: R = _decoder(kind).decode(body)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from error
-    except msgspec.DecodeError as error:
-        raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError("the body is not valid UTF-8") from error
+    request = decode(body, kind)
     unsupported = request.unsupported()
     if unsupported is not None:
         raise InvalidRequestError(
             f"{unsupported}: this server does not support it", param=unsupported
         )
     return request
+
+
+def decode(body: bytes, kind: type[S]) -> S:
+    """A body of one type.
+
+    Raises:
+        InvalidRequestError: not JSON, not UTF-8, too deep, a wrong type, a number out of range.
+            `param` names the field.
+    """
+    check_depth(body)
+    try:
+        decoded: S = _decoder(kind).decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from error
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError("the body is not valid UTF-8") from error
+    return decoded
 
 
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))

@@ -32,6 +32,14 @@ class Kind(enum.Enum):
 
     CHAT = "chat"
     COMPLETION = "completion"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    NATIVE = "native"
+    INFILL = "infill"
+    COUNT_TOKENS = "count_tokens"
+    TOKENIZE = "tokenize"
+    DETOKENIZE = "detokenize"
+    APPLY_TEMPLATE = "apply_template"
 
 
 class CachedTokens(msgspec.Struct, frozen=True):
@@ -172,13 +180,13 @@ class Reply(abc.ABC):
         ]
         each = len(costs) // len(answers) * self._n
         return _encode(
-            self._completion(self.whole_kind, choices, _usage(costs, each), _timings(costs))
+            self._completion(self.whole_kind, choices, _usage(costs, each), timings_of(costs))
         )
 
     def last_chunk(self, index: int, finish: wire.Finish) -> bytes:
         """The event that says why an answer ended."""
         choice = self.last_choice(index, finish)
-        timings = _timings([finish])
+        timings = timings_of([finish])
         return _sse(self._completion(self.chunk_kind, [choice], self._between, timings))
 
     def closing(self, costs: Sequence[wire.Finish]) -> bytes:
@@ -250,7 +258,8 @@ def _usage(costs: Sequence[wire.Finish], each: int) -> Usage:
     return Usage(prompt, output, prompt + output, cached)
 
 
-def _timings(costs: Sequence[wire.Finish]) -> Timings:
+def timings_of(costs: Sequence[wire.Finish]) -> Timings:
+    """What answers took."""
     cached = sum(finish.cached_tokens for finish in costs)
     prompt = sum(finish.prompt_tokens for finish in costs) - cached
     prompt_ms = 1000 * sum(finish.prefill_s for finish in costs)

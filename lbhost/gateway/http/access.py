@@ -20,12 +20,12 @@ from lbhost.errors import (
     OriginNotAllowedError,
     UnauthorizedError,
 )
-from lbhost.gateway.api import replies
+from lbhost.gateway.api import error_shapes, replies
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/v1/health"})
 """Need no API key: whoever checks health should not have to know it."""
 
 _SAFE_HEADER_NAMES = frozenset(
@@ -55,7 +55,10 @@ class Access:
         if scope["type"] != "http":
             return
         exchange: Exchange = scope["state"]["exchange"]
-        own: list[tuple[bytes, bytes]] = [(b"x-request-id", exchange.request_id.encode())]
+        own = [
+            *identifying_headers(exchange.path, exchange.request_id),
+            *self._origins.headers_for(scope["headers"]),
+        ]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -76,13 +79,11 @@ class Access:
         """The answer of a request that the application does not get to see.
 
         Args:
-            own: headers that every answer gets; those for browsers are added.
+            own: headers that every answer gets; those of a preflight are added.
         """
         try:
             host = self._check_host(scope)
             origin = self._check_origin(scope, host)
-            if origin is not None:
-                own += self._origins.headers(origin)
             asked = _values(scope, b"access-control-request-method")
             if origin is not None and asked and scope["method"] == "OPTIONS":
                 own += _preflight_headers(scope)
@@ -90,7 +91,7 @@ class Access:
             self._check_key(scope)
         except LbhostError as error:
             exchange.fail(error)
-            return error_response(error)
+            return error_response(error, exchange)
         return None
 
     def _check_host(self, scope: Scope) -> bytes:
@@ -121,16 +122,30 @@ class Access:
     def _check_key(self, scope: Scope) -> None:
         if self._key is None or scope["path"] in OPEN_PATHS:
             return
-        given = _values(scope, b"authorization")
-        scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-        right = hmac.compare_digest(key.strip(), self._key)
-        if scheme.lower() != b"bearer" or not right:
-            raise UnauthorizedError("wrong or missing API key: send Authorization: Bearer KEY")
+        bearers = _values(scope, b"authorization")
+        scheme, _, key = bearers[0].partition(b" ") if len(bearers) == 1 else (b"", b"", b"")
+        named = _values(scope, b"x-api-key")
+        right = scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
+        right = right or (len(named) == 1 and hmac.compare_digest(named[0].strip(), self._key))
+        if not right:
+            raise UnauthorizedError(
+                "wrong or missing API key: send Authorization: Bearer KEY, or x-api-key: KEY"
+            )
 
 
-def error_response(error: LbhostError) -> Response:
-    """An error as the response to a request."""
-    response = Response(replies.error_body(error), error.status, media_type="application/json")
+def identifying_headers(path: str, request_id: str) -> list[tuple[bytes, bytes]]:
+    """The request's id, under the names by which clients of that path look for it."""
+    value = request_id.encode()
+    headers = [(b"x-request-id", value)]
+    if error_shapes.is_anthropics(path):
+        headers.append((b"request-id", value))
+    return headers
+
+
+def error_response(error: LbhostError, exchange: Exchange) -> Response:
+    """An error as the response to a request, in the shape of the path that was asked."""
+    body = error_shapes.body(error, exchange.path, exchange.request_id)
+    response = Response(body, error.status, media_type="application/json")
     response.raw_headers += replies.error_headers(error)
     return response
 

@@ -7,6 +7,7 @@ give that away, an address in Host cannot be faked by a page.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from urllib.parse import urlsplit
 
@@ -56,6 +57,22 @@ class Origins:
         except ValueError:
             return False
         return page.hostname is not None and page.hostname == own.hostname and same_port
+
+    def headers_for(self, request: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """What the answer to a request gets for browsers; nothing for pages that may not read it.
+
+        Args:
+            request: its headers, names in lower case; of a cut-off head, those that came.
+        """
+        host, origins = b"", []
+        for name, value in request:
+            if name == b"host":
+                host = value
+            elif name == b"origin":
+                origins.append(value)
+        if len(origins) != 1 or not self.allow(origins[0], host):
+            return []
+        return self.headers(origins[0])
 
     def headers(self, origin: bytes) -> list[tuple[bytes, bytes]]:
         """What tells a browser that an allowed page may read the answer."""

@@ -4,9 +4,9 @@ That one has no time-outs for slow headers and bodies, takes any number of heade
 merges trailers into the headers, forgets the body of a request that asks for an upgrade, and
 answers in text/plain. `LimitedProtocol` adds: 431 for headers, 413 for bodies, 400 for trailers
 and for chunks that are mostly framing, 408 for slow clients, 503 for too many connections, all
-in OpenAI's shape and all counted; an end for clients that do not read; no pipelining (a second
-request sent before the first is answered would hide that the client has gone). Never looks at
-what a request asks for.
+in the shape of the path and all counted; an end for clients that do not read; no pipelining (a
+second request sent before the first is answered would hide that the client has gone). Never looks
+at what a request asks for.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from lbhost.errors import (
     NotReadyError,
     PayloadTooLargeError,
 )
-from lbhost.gateway.api import replies
+from lbhost.gateway.api import error_shapes, replies
 from lbhost.gateway.exchange import Counter, Exchange
+from lbhost.gateway.http.access import identifying_headers
 from lbhost.gateway.http.budget import BodyHold, Budget
+from lbhost.gateway.http.hosts import Origins
 
 MAX_HEADER_FIELDS = 128
 
@@ -55,6 +57,7 @@ class Shared:
 
     def __init__(self, settings: Settings, counter: Counter, limit: int, budget: Budget) -> None:
         self.settings = settings
+        self.origins = Origins(settings)
         self.counter = counter
         self.limit = limit
         """Connections at once."""
@@ -367,13 +370,14 @@ class LimitedProtocol(HttpToolsProtocol):
         if not (running and self.cycle.response_started):
             exchange.fail(error)
             exchange.end()
-            body = replies.error_body(error)
+            body = error_shapes.body(error, exchange.path, exchange.request_id)
             headers = [
                 *self.server_state.default_headers,
                 (b"content-type", b"application/json"),
                 (b"content-length", b"%d" % len(body)),
                 (b"connection", b"close"),
-                (b"x-request-id", exchange.request_id.encode()),
+                *identifying_headers(exchange.path, exchange.request_id),
+                *self.shared.origins.headers_for(self._received_headers()),
                 *replies.error_headers(error),
             ]
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
@@ -382,6 +386,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._linger()
+
+    def _received_headers(self) -> list[tuple[bytes, bytes]]:
+        """Of the request that is refused, as far as they came; none before the first request."""
+        return self.headers or []
 
     def _linger(self) -> None:
         if self.transport.is_closing():

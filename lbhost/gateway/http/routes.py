@@ -1,6 +1,6 @@
 """The HTTP application: routes, and what every answer has in common.
 
-Every answer carries x-request-id, every error OpenAI's shape. Owns no state of requests.
+Every answer carries x-request-id, every error the shape of its path. Owns no state of requests.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.http import openapi
 from lbhost.gateway.http.access import Access, error_response
 from lbhost.gateway.http.hosts import Hosts, Origins
+from lbhost.gateway.http.native_pages import NativePages
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.prompt.intake import Intake
+from lbhost.gateway.prompt.prompter import Vocabulary
+from lbhost.gateway.prompt.questions import PATHS
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
+from lbhost.gateway.scheduling.sessions import Sessions
 
 _json = msgspec.json.Encoder().encode
 
@@ -45,6 +49,8 @@ def build(
     *,
     intake: Intake,
     dispatcher: Dispatcher,
+    sessions: Sessions,
+    vocab: Vocabulary,
     counters: Metrics,
     model: str,
     pieces: Callable[[int], bytes],
@@ -59,17 +65,23 @@ def build(
         on_loopback: only this machine can reach it.
     """
     pages = _Pages(dispatcher, counters, model, n_ctx)
+    native = NativePages(sessions, vocab, model, n_ctx)
     get: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
         ("/v1/models", pages.models),
+        ("/models", pages.models),
         ("/v1/models/{model:path}", pages.one_model),
         ("/livez", pages.livez),
         ("/readyz", pages.readyz),
         ("/health", pages.readyz),
+        ("/v1/health", pages.readyz),
+        ("/props", native.props),
+        ("/slots", native.slots),
         ("/metrics", pages.metrics),
         ("/openapi.json", pages.openapi),
     ]
     routes = [Route(path, page, methods=["GET"]) for path, page in get]
-    for kind, dialect in DIALECTS.items():
+    taking = {kind: dialect.paths for kind, dialect in DIALECTS.items()} | PATHS
+    for kind, paths in taking.items():
         endpoint = Completions(
             kind,
             intake,
@@ -79,7 +91,7 @@ def build(
             time_limit_s=settings.request_timeout_s,
             most_answers=min(MAX_CHOICES, settings.queue_size),
         )
-        routes.append(Route(dialect.path, endpoint, methods=["POST"]))
+        routes += [Route(path, endpoint, methods=["POST"]) for path in paths]
     app = Starlette(
         routes=routes,
         exception_handlers={
@@ -128,12 +140,12 @@ class _Pages:
     async def livez(self, _: Request) -> Response:
         return _ok({"status": "ok"})
 
-    async def readyz(self, _: Request) -> Response:
+    async def readyz(self, request: Request) -> Response:
         if self._dispatcher.ready():
             return _ok({"status": "ok"})
         why = "the server is shutting down" if self._dispatcher.stopping else "no worker is ready"
         # An answer to what was asked, no refusal: probes are not counted.
-        return error_response(NotReadyError(why, retry_after_s=1))
+        return error_response(NotReadyError(why, retry_after_s=1), _exchange(request))
 
     async def openapi(self, _: Request) -> Response:
         return Response(self._openapi, media_type="application/json")
@@ -175,8 +187,9 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 
 
 def _refuse(request: Request, error: LbhostError) -> Response:
-    _exchange(request).fail(error)
-    return error_response(error)
+    exchange = _exchange(request)
+    exchange.fail(error)
+    return error_response(error, exchange)
 
 
 def _exchange(request: Request) -> Exchange:

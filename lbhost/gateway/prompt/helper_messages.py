@@ -16,6 +16,7 @@ from lbhost.config import LogFormat, LogLevel
 from lbhost.errors import LbhostError, WireError
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.preparation import Taken
+from lbhost.gateway.prompt.questions import Told
 
 LENGTH = struct.Struct("<I")
 
@@ -63,7 +64,7 @@ class Begun(msgspec.Struct, frozen=True, tag="begun"):
 class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
     """Helper -> gateway: the body is good."""
 
-    taken: Taken
+    taken: Taken | Told
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

@@ -29,6 +29,7 @@ from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.prompt.helper_messages import Answer, Prepared, Refused, Setup, Task
 from lbhost.gateway.prompt.helper_process import COMMAND, HelperProcess
 from lbhost.gateway.prompt.preparation import Taken
+from lbhost.gateway.prompt.questions import Told
 
 MAX_WAITING = 64
 
@@ -59,7 +60,7 @@ class _Waiting:
         self.body = body
         self.kind = kind
         self.place = (time.monotonic() + len(body) / BYTES_PER_S, number)
-        self.answer: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Taken | Told] = asyncio.get_running_loop().create_future()
 
     def __lt__(self, other: _Waiting) -> bool:
         return self.place < other.place
@@ -109,7 +110,7 @@ class Helpers:
     def waiting(self) -> int:
         return len(self._queue)
 
-    async def prepare(self, body: bytes, kind: Kind) -> Taken:
+    async def prepare(self, body: bytes, kind: Kind) -> Taken | Told:
         """Raises what Preparation.prepare does, and PromptError, QueueFullError, DeadlineError."""
         if len(self._queue) >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} long prompts wait already", retry_after_s=2.0)
@@ -224,7 +225,7 @@ def _refusal(answer: Refused) -> LbhostError:
         raise HelperGoneError(error.message) from error
 
 
-def _settle(waiting: _Waiting, outcome: Taken | Exception) -> None:
+def _settle(waiting: _Waiting, outcome: Taken | Told | Exception) -> None:
     """Tell the caller, if it still waits."""
     if waiting.answer.done():
         return

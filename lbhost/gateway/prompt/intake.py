@@ -14,6 +14,7 @@ from lbhost.gateway.prompt import stack
 from lbhost.gateway.prompt.helpers import Helpers
 from lbhost.gateway.prompt.preparation import Preparation, Taken
 from lbhost.gateway.prompt.prompter import Limits, Vocabulary
+from lbhost.gateway.prompt.questions import Told
 
 INLINE_BYTES = 4096
 """Bodies up to here are worked on in the event loop: 1.7 ms of tokenising at the most."""
@@ -32,13 +33,13 @@ class Intake:
         self._preparation = Preparation(vocab, n_ctx, alias, limits)
         self.helpers = helpers
 
-    async def take(self, body: bytes, kind: Kind) -> Taken:
+    async def take(self, body: bytes, kind: Kind) -> Taken | Told:
         """Raises InvalidRequestError and its kin, ModelNotFoundError, PromptError, QueueFullError,
         DeadlineError. Cancelling it takes the body out of the queue."""
         taken = self._take_inline(body, kind)
         return taken if taken is not None else await self.helpers.prepare(body, kind)
 
-    def _take_inline(self, body: bytes, kind: Kind) -> Taken | None:
+    def _take_inline(self, body: bytes, kind: Kind) -> Taken | Told | None:
         """At once, in milliseconds; None for what only a helper may prepare.
 
         Raises InvalidRequestError and its kin, ModelNotFoundError.

@@ -18,14 +18,15 @@ from lbhost.gateway.api.generation import (
     Prompt,
     Several,
     Style,
-    Turn,
 )
 from lbhost.gateway.api.replies import Kind
-from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary
+from lbhost.gateway.prompt import questions
+from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary, for_template
+from lbhost.gateway.prompt.questions import Questions, Told
 from lbhost.gateway.scheduling.job import Work
 
 
-class Taken(msgspec.Struct, frozen=True):
+class Taken(msgspec.Struct, frozen=True, tag="taken"):
     """A request that can be answered, as far as its body goes."""
 
     works: tuple[Work, ...]
@@ -46,36 +47,43 @@ class Preparation:
         self._n_ctx = n_ctx
         self._alias = alias
         self._prompter = Prompter(vocab, n_ctx, limits)
+        self._questions = Questions(vocab, self._prompter, self._count)
 
-    def prepare(self, body: bytes, kind: Kind) -> Taken:
+    def prepare(self, body: bytes, kind: Kind) -> Taken | Told:
         """Raises InvalidRequestError and its kin, ModelNotFoundError, TooLongInlineError."""
+        if kind in questions.PATHS:
+            return self._questions.tell(body, kind)
         parsed = dialects.parse(body, kind, self._vocab.n_tokens)
         generation = parsed.generation
-        if generation.model is not None and generation.model != self._alias:
-            raise ModelNotFoundError(
-                f"model {generation.model[:100]!r} is not served here; {self._alias!r} is",
-                param="model",
-            )
         tokens = self._tokens(generation)
         return Taken(
             tuple(self._fit(generation, one) for one in tokens),
-            parsed.style,
+            msgspec.structs.replace(parsed.style, prompt_tokens=len(tokens[0])),
             self._echoes(generation.prompt, tokens) if generation.echo else (),
             generation.n,
             generation.best_of,
         )
 
+    def _count(self, generation: Generation) -> int:
+        """Tokens of all its prompts."""
+        return sum(len(tokens) for tokens in self._tokens(generation))
+
     def _tokens(self, generation: Generation) -> list[list[int]]:
-        """Those of each prompt."""
+        """Those of each prompt. Raises ModelNotFoundError."""
+        if generation.model is not None and generation.model != self._alias:
+            raise ModelNotFoundError(
+                f"model {generation.model[:100]!r} is not served here; {self._alias!r} is",
+                param="model",
+            )
         prompt = generation.prompt
         if isinstance(prompt, tuple):
-            messages = [_for_template(turn) for turn in prompt]
+            messages = [for_template(turn) for turn in prompt]
             chat = self._prompter.chat(
                 messages, next_speaker=generation.next_speaker, continues=generation.continues
             )
             return [chat]
         if isinstance(prompt, Infill):
-            return self._prompter.infill(prompt.prompts, prompt.after)
+            return self._prompter.infill(prompt.prompts, prompt.after, prompt.after_param)
         return [
             self._prompter.text(one) if isinstance(one, str) else one or self._prompter.empty()
             for one in _plain(prompt)
@@ -131,9 +139,3 @@ class Preparation:
 
 def _plain(prompt: Plain | Several) -> tuple[Plain, ...]:
     return prompt.prompts if isinstance(prompt, Several) else (prompt,)
-
-
-def _for_template(turn: Turn) -> dict[str, str]:
-    """As chat templates take it."""
-    message = {"role": turn.role, "content": turn.text}
-    return message if turn.name is None else {**message, "name": turn.name}

@@ -28,6 +28,7 @@ from lbhost.errors import (
     TooLongInlineError,
     UnprocessableError,
 )
+from lbhost.gateway.api.generation import Turn
 from lbhost.gateway.prompt import special_texts
 from lbhost.gateway.prompt.chat_template import ChatTemplate
 
@@ -48,6 +49,12 @@ IN_HELPER = Limits(render_s=5.0, characters=16 * 1024 * 1024)
 
 _CHECKED_FROM = 65536
 """Characters from which it is worth knowing that a text cannot fit before tokenising it."""
+
+
+def for_template(turn: Turn) -> dict[str, str]:
+    """As chat templates take it."""
+    message = {"role": turn.role, "content": turn.text}
+    return message if turn.name is None else {**message, "name": turn.name}
 
 
 class Vocabulary(Protocol):
@@ -141,6 +148,22 @@ class Prompter:
                 raise self._too_long("messages", len(tokens))
         return tokens
 
+    def rendered(self, turns: Sequence[Turn]) -> str:
+        """The text of a conversation, ending where the answer begins.
+
+        Raises:
+            UnprocessableError: no chat template, or it refuses these messages.
+        """
+        if self._template is None:
+            raise UnprocessableError(self._why_no_chat, param="messages")
+        return self._render([for_template(turn) for turn in turns], True)
+
+    def tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Tokens of any text, however many. `add_special`: begin as the model wants it."""
+        if self._limits.inline and len(text) > self._limits.characters:
+            raise TooLongInlineError("too long to be tokenised here")
+        return self._vocab.tokenize(text, add_bos=add_special, parse_special=parse_special)
+
     def text(self, text: str) -> list[int]:
         """Tokens of a plain completion's prompt; a lone BOS for an empty one.
 
@@ -152,7 +175,9 @@ class Prompter:
         tokens = self._vocab.tokenize(text, add_bos=True, parse_special=True)
         return tokens or self.empty()
 
-    def infill(self, befores: Sequence[str | list[int]], after: str) -> list[list[int]]:
+    def infill(
+        self, befores: Sequence[str | list[int]], after: str, after_param: str
+    ) -> list[list[int]]:
         """Tokens of what is to be filled in between each of these and what comes after, in the
         model's own way.
 
@@ -162,9 +187,10 @@ class Prompter:
         marks = self._vocab.infill_tokens
         if marks is None:
             raise InvalidRequestError(
-                "suffix: this model has no tokens for filling in; leave it out", param="suffix"
+                f"{after_param}: this model has no tokens for filling in; leave it out",
+                param=after_param,
             )
-        self._check_length(len(after), "suffix")
+        self._check_length(len(after), after_param)
         prefix, suffix, middle = marks
         begin = [*self._vocab.tokenize("", add_bos=True, parse_special=False), prefix]
         end = [suffix, *self._plain(after), middle]

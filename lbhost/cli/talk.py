@@ -1,0 +1,44 @@
+"""A conversation with the model, for a first try in the terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from lbhost import config
+from lbhost.cli.app import RuntimeDir, app, where
+from lbhost.client import AdminClient
+from lbhost.errors import UsageError
+
+
+@app.command
+def chat(
+    *,
+    url: Annotated[
+        str | None,
+        Parameter(help="The server; default: the one on the runtime dir.", show_default=False),
+    ] = None,
+    system: Annotated[
+        str | None, Parameter(help="What the model is told first.", show_default=False)
+    ] = None,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """Talk with the model in this terminal.
+
+    Ctrl-C stops an answer, Ctrl-D ends. Without a terminal every line of the input is a message.
+    LBHOST_API_KEY holds the key, if the server asks for one.
+    """
+    from lbhost.conversation import Conversation, talk
+
+    if url is None:
+        with AdminClient(where(runtime_dir)) as client:
+            url = client.status().endpoint
+    elif not re.match("https?://[^/]", url):
+        raise UsageError(f"--url: expected something like http://127.0.0.1:8080, got {url!r}")
+    key = config.load({}, os.environ).api_key
+    with Conversation(url, key=key, system=system) as conversation:
+        talk(conversation, interactive=sys.stdin.isatty())

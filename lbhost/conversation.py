@@ -1,0 +1,170 @@
+"""`lbhost chat`: a conversation in the terminal with a running server.
+
+Owns what was said. Speaks the HTTP API as any client does; Ctrl-C stops one answer, which is kept
+as far as it came, and Ctrl-D ends the conversation.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import httpx2
+import msgspec
+
+from lbhost.errors import LbhostError, ServerGoneError
+
+CONNECT_S = 5.0
+SILENCE_S = 60.0
+"""A stream is pinged every 10 s; a server that is silent for so long is gone."""
+
+PROMPT = "> "
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Conversation:
+    """What was said, and the server that answers. A context manager."""
+
+    def __init__(self, url: str, *, key: str | None = None, system: str | None = None) -> None:
+        """`url` is the server's, with or without /v1; `key` its API key."""
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._messages: list[dict[str, str]] = []
+        if system:
+            self._messages.append({"role": "system", "content": system})
+        self._http = httpx2.Client(
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S),
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def model(self) -> str:
+        """The served model's name. Raises LbhostError."""
+        try:
+            answer = self._http.get(f"{self._url}/v1/models")
+        except (httpx2.TransportError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            raise self._gone(error) from error
+        if answer.status_code != 200:
+            raise LbhostError(_refusal(answer))
+        return str(answer.json()["data"][0]["id"])
+
+    def ask(self, text: str) -> Generator[str, None, None]:
+        """The pieces of the answer to one more message.
+
+        Closing the generator stops the answer. What has come of it stays in the conversation; a
+        message that got no answer at all does not.
+
+        Raises:
+            LbhostError: the server refused, failed or is gone.
+        """
+        self._messages.append({"role": "user", "content": text})
+        said: list[str] = []
+        try:
+            for piece in self._stream():
+                said.append(piece)
+                yield piece
+        except httpx2.TransportError as error:
+            raise self._gone(error) from error
+        finally:
+            if said:
+                self._messages.append({"role": "assistant", "content": "".join(said)})
+            else:
+                self._messages.pop()
+
+    def _stream(self) -> Iterator[str]:
+        body = {"messages": self._messages, "stream": True}
+        with self._http.stream("POST", f"{self._url}/v1/chat/completions", json=body) as answer:
+            if answer.status_code != 200:
+                answer.read()
+                raise LbhostError(_refusal(answer))
+            for line in answer.iter_lines():
+                if line == "data: [DONE]":
+                    return
+                if line.startswith("data: "):
+                    yield from _pieces(msgspec.json.decode(line[6:]))
+        raise LbhostError("the answer was cut off")
+
+    def _gone(self, error: Exception) -> ServerGoneError:
+        if isinstance(error, httpx2.TimeoutException):
+            return ServerGoneError(f"the server at {self._url} does not answer")
+        return ServerGoneError(f"no server answers at {self._url}: {error}")
+
+
+def talk(conversation: Conversation, *, interactive: bool) -> None:
+    """Lines from stdin, answers to stdout, until the end of the input.
+
+    Args:
+        interactive: a person types: show a prompt, and let a failure end one answer, not all.
+
+    Raises:
+        LbhostError: the server is gone; or, unless interactive, any failure.
+    """
+    if interactive:
+        import readline  # noqa: F401 - input() edits lines and remembers them with it
+
+        print(f"{conversation.model()}: Ctrl-C stops an answer, Ctrl-D ends")  # noqa: T201
+    while True:
+        try:
+            line = input(PROMPT if interactive else "").strip()
+        except EOFError:
+            if interactive:
+                print()  # noqa: T201
+            return
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print()  # noqa: T201 - as in a shell: what was typed is thrown away
+            continue
+        if line:
+            _answer(conversation, line, interactive=interactive)
+
+
+def _answer(conversation: Conversation, line: str, *, interactive: bool) -> None:
+    pieces = conversation.ask(line)
+    try:
+        for piece in pieces:
+            sys.stdout.write(_printable(piece))
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+        sys.stdout.write(" [stopped]")
+    except ServerGoneError:
+        raise
+    except LbhostError as error:
+        if not interactive:
+            raise
+        print(f"lbhost: {error.message}", file=sys.stderr)  # noqa: T201
+    finally:
+        pieces.close()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _printable(text: str) -> str:
+    """Without what would steer the terminal: the model's words are a stranger's."""
+    return _CONTROLS.sub("", text)
+
+
+def _pieces(event: Any) -> Iterator[str]:
+    if "error" in event:
+        raise LbhostError(str(event["error"].get("message", "the answer failed")))
+    for choice in event["choices"]:
+        text = choice["delta"].get("content")
+        if text:
+            yield text
+
+
+def _refusal(answer: httpx2.Response) -> str:
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the server answered {answer.status_code}; is it an lbhost?"

@@ -1,0 +1,96 @@
+"""Answers what only the vocabulary and the chat template are needed for.
+
+Computes and never waits, within the prompter's limits. The answer is JSON, ready to be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from lbhost.errors import UnprocessableError
+from lbhost.gateway.api import messages, questions
+from lbhost.gateway.api.generation import Generation
+from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.prompt.prompter import Prompter, Vocabulary
+
+MAX_ANSWER = 12 * 1024 * 1024
+"""Bytes: what a helper may send."""
+
+PATHS = {
+    Kind.COUNT_TOKENS: ("/v1/messages/count_tokens",),
+    Kind.TOKENIZE: ("/tokenize",),
+    Kind.DETOKENIZE: ("/detokenize",),
+    Kind.APPLY_TEMPLATE: ("/apply-template",),
+}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Told(msgspec.Struct, frozen=True, tag="told"):
+    """The answer's body, as JSON."""
+
+    body: bytes
+
+
+class Questions:
+    """Answers for one model."""
+
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        prompter: Prompter,
+        count: Callable[[Generation], int],
+    ) -> None:
+        """`count`: tokens of a prompt; checks the model's name too."""
+        self._vocab = vocab
+        self._prompter = prompter
+        self._count = count
+
+    def tell(self, body: bytes, kind: Kind) -> Told:
+        """The answer to a question of PATHS.
+
+        Raises:
+            InvalidRequestError: it cannot be understood.
+            UnprocessableError: the answer would be over MAX_ANSWER bytes.
+            TooLongInlineError: for a helper to do.
+        """
+        answer = _encode(self._answer(body, kind))
+        if len(answer) > MAX_ANSWER:
+            raise UnprocessableError(
+                f"the answer would be over {MAX_ANSWER} bytes; ask for parts of it"
+            )
+        return Told(answer)
+
+    def _answer(self, body: bytes, kind: Kind) -> dict[str, Any]:
+        if kind is Kind.TOKENIZE:
+            return {"tokens": self._tokens(questions.tokenize(body))}
+        if kind is Kind.DETOKENIZE:
+            tokens = questions.detokenize(body, self._vocab.n_tokens)
+            data = b"".join(self._vocab.piece(token) for token in tokens)
+            return {"content": data.decode(errors="replace")}
+        if kind is Kind.APPLY_TEMPLATE:
+            return {"prompt": self._prompter.rendered(questions.apply_template(body))}
+        assert kind is Kind.COUNT_TOKENS
+        generation = messages.parse_count(body, self._vocab.n_tokens)
+        return {"input_tokens": self._count(generation)}
+
+    def _tokens(self, asked: questions.TokenizeRequest) -> list[Any]:
+        tokens = self._prompter.tokens(
+            asked.content,
+            add_special=bool(asked.add_special),
+            parse_special=asked.parse_special is not False,
+        )
+        if not asked.with_pieces:
+            return tokens
+        return [{"id": token, "piece": _piece(self._vocab.piece(token))} for token in tokens]
+
+
+def _piece(data: bytes) -> str | list[int]:
+    """Its text, or its bytes where they are only a part of a character, as llama-server does."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)

@@ -41,13 +41,17 @@ class ContextLike(Protocol):
 class SamplerLike(Protocol):
     """See sampling.Sampler."""
 
+    @property
+    def finished(self) -> bool: ...
     def pick(self, outputs: Any, index: int) -> int: ...
 
 
 class SamplersLike(Protocol):
     """See sampling.Samplers."""
 
-    def make(self, sampling: Sampling, *, ignore_eos: bool, history: list[int]) -> SamplerLike: ...
+    def make(
+        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], grammar: str = ""
+    ) -> SamplerLike: ...
 
 
 class VocabLike(Protocol):

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from lbhost import order, wire
+from lbhost.grammar import Grammar
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -61,6 +62,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     rank: int = order.DEFAULT
     """Its class; see lbhost/order.py."""
+    grammar: Grammar | None = None
+    """What the answer must follow."""
     n: int = 1
     """Answers to each prompt."""
     best_of: int = 1

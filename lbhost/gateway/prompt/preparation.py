@@ -21,8 +21,10 @@ from lbhost.gateway.api.generation import (
     Turn,
 )
 from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.prompt.grammars import Grammars
 from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary
 from lbhost.gateway.scheduling.job import Work
+from lbhost.grammar import Grammar
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -36,16 +38,26 @@ class Taken(msgspec.Struct, frozen=True):
     n: int = 1
     best_of: int = 1
     """As in Generation."""
+    grammar: Grammar | None = None
+    """What the works' grammar was made from."""
 
 
 class Preparation:
     """Turns bodies into work, for one model."""
 
-    def __init__(self, vocab: Vocabulary, n_ctx: int, alias: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        n_ctx: int,
+        alias: str,
+        limits: Limits,
+        grammars: Grammars,
+    ) -> None:
         self._vocab = vocab
         self._n_ctx = n_ctx
         self._alias = alias
         self._prompter = Prompter(vocab, n_ctx, limits)
+        self._grammars = grammars
 
     def prepare(self, body: bytes, kind: Kind) -> Taken:
         """Raises InvalidRequestError and its kin, ModelNotFoundError, TooLongInlineError."""
@@ -56,13 +68,15 @@ class Preparation:
                 f"model {generation.model[:100]!r} is not served here; {self._alias!r} is",
                 param="model",
             )
+        bound = "" if generation.grammar is None else self._grammars.written(generation.grammar)
         tokens = self._tokens(generation)
         return Taken(
-            tuple(self._fit(generation, one) for one in tokens),
+            tuple(self._fit(generation, one, bound) for one in tokens),
             parsed.style,
             self._echoes(generation.prompt, tokens) if generation.echo else (),
             generation.n,
             generation.best_of,
+            generation.grammar,
         )
 
     def _tokens(self, generation: Generation) -> list[list[int]]:
@@ -88,7 +102,7 @@ class Preparation:
             for given, made in zip(_plain(prompt), tokens, strict=True)
         )
 
-    def _fit(self, generation: Generation, tokens: list[int]) -> Work:
+    def _fit(self, generation: Generation, tokens: list[int], grammar: str) -> Work:
         room = self._n_ctx - len(tokens)
         if room < 1:
             raise ContextLengthError(
@@ -120,6 +134,7 @@ class Preparation:
             rank=generation.rank,
             logprobs=self._scores(generation),
             prompt_logprobs=generation.echo and generation.logprobs is not None,
+            grammar=grammar,
         )
 
     @staticmethod

@@ -36,6 +36,8 @@ class Work(msgspec.Struct, frozen=True):
     logprobs: int | None = None
     """As in wire.Submit."""
     prompt_logprobs: bool = False
+    grammar: str = ""
+    """What the answer must follow, as wire.Submit has it."""
 
 
 class JobState(enum.Enum):

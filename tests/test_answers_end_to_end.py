@@ -1,0 +1,88 @@
+"""What an answer must look like, asked of the real server by the official client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openai import BadRequestError, OpenAI
+
+import schemas
+from serving import Server
+
+pytestmark = pytest.mark.e2e
+
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+ASKED: Any = [{"role": "user", "content": "Make up a person."}]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for the tests that leave it as they found it."""
+    at = tmp_path_factory.mktemp("shared") / "run"
+    with Server(at, "--ctx-size", "1024", "--workers", "2") as server:
+        yield server
+
+
+@pytest.fixture
+def client(shared: Server) -> Iterator[OpenAI]:
+    base = f"{shared.endpoint}/v1"
+    with OpenAI(base_url=base, api_key="none", max_retries=0) as made:
+        yield made
+
+
+def form(schema: dict[str, Any]) -> Any:
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": schema, "strict": True},
+    }
+
+
+def test_an_answer_follows_its_schema_streamed_or_not(client: OpenAI) -> None:
+    said: list[str] = []
+    how: dict[str, Any] = {
+        "model": client.models.list().data[0].id,
+        "messages": ASKED,
+        "response_format": form(PERSON),
+        "max_tokens": 80,
+        "seed": 4,
+    }
+    whole = client.chat.completions.create(**how)
+    assert whole.choices[0].finish_reason == "stop"
+    said.append(whole.choices[0].message.content or "")
+    chunks = client.chat.completions.create(**how, stream=True)
+    said.append("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+    assert said[0] == said[1]
+    assert schemas.follows(said[0], PERSON)
+
+
+def test_extensions_of_llama_server_work_on_both_endpoints(shared: Server) -> None:
+    answer = shared.complete("Is water wet?", grammar='root ::= "yes" | "no"')
+    assert answer.json()["choices"][0]["text"] in ("yes", "no")
+    answer = shared.complete("A person:", json_schema=PERSON, max_tokens=80)
+    assert schemas.follows(answer.json()["choices"][0]["text"], PERSON)
+    body = {"messages": ASKED, "response_format": {"type": "json_object"}, "max_tokens": 120}
+    choice = shared.http.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert choice["message"]["content"].startswith("{")
+    if choice["finish_reason"] == "stop":
+        assert isinstance(json.loads(choice["message"]["content"]), dict)
+
+
+def test_what_cannot_be_enforced_is_refused_and_nothing_is_generated(client: OpenAI) -> None:
+    model = client.models.list().data[0].id
+    for schema in ({"not": {"type": "string"}}, {"$ref": "#/nowhere"}, {"$ref": "#"}):
+        with pytest.raises(BadRequestError) as caught:
+            client.chat.completions.create(
+                model=model, messages=ASKED, response_format=form(schema)
+            )
+        assert caught.value.param == "response_format"

@@ -172,7 +172,7 @@ class FakeSamplers:
 class FakeVocab:
     """Token 1 is "1 ", and so on."""
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, *, special: bool = False) -> bytes:
         return f"{token} ".encode()
 
     def is_eog(self, token: int) -> bool:

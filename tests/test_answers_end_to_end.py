@@ -86,3 +86,79 @@ def test_what_cannot_be_enforced_is_refused_and_nothing_is_generated(client: Ope
                 model=model, messages=ASKED, response_format=form(schema)
             )
         assert caught.value.param == "response_format"
+
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "make_person",
+            "description": "Makes a person up",
+            "parameters": PERSON,
+        },
+    },
+    {"type": "function", "function": {"name": "now", "description": "What time it is"}},
+]
+
+
+def test_a_required_call_always_parses_streamed_or_not(client: OpenAI) -> None:
+    named = {"type": "function", "function": {"name": "make_person"}}
+    model = client.models.list().data[0].id
+    for choice in ("required", named):
+        how: dict[str, Any] = {
+            "model": model,
+            "messages": ASKED,
+            "tools": TOOLS,
+            "tool_choice": choice,
+            "parallel_tool_calls": False,
+            "max_tokens": 120,
+            "seed": 1,
+        }
+        whole = client.chat.completions.create(**how).choices[0]
+        assert whole.finish_reason == "tool_calls"
+        assert whole.message.content is None
+        (call,) = whole.message.tool_calls or ()
+        assert call.type == "function"
+        arguments = json.loads(call.function.arguments)
+        if call.function.name == "make_person":
+            assert schemas.follows(call.function.arguments, PERSON)
+        else:
+            assert choice == "required"
+            assert isinstance(arguments, dict)
+        pieces = [
+            piece
+            for chunk in client.chat.completions.create(**how, stream=True)
+            for piece in chunk.choices[0].delta.tool_calls or ()
+        ]
+        assert pieces[0].id
+        assert pieces[0].function is not None
+        assert pieces[0].function.name == call.function.name
+        told = "".join(p.function.arguments or "" for p in pieces if p.function is not None)
+        assert told == call.function.arguments
+
+
+def test_several_answers_have_calls_of_their_own(shared: Server) -> None:
+    body = {
+        "messages": ASKED, "tools": TOOLS, "tool_choice": "required", "n": 3, "max_tokens": 150,
+        "parallel_tool_calls": False,
+    }  # fmt: skip
+    choices = shared.http.post("/v1/chat/completions", json=body).json()["choices"]
+    ids = [call["id"] for c in choices for call in c["message"]["tool_calls"]]
+    assert len(ids) == len(set(ids)) == 3
+
+
+def test_a_conversation_with_calls_goes_on(client: OpenAI) -> None:
+    call: Any = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    answer = client.chat.completions.create(
+        model=client.models.list().data[0].id,
+        messages=[
+            {"role": "user", "content": "What time is it?"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "12:00"},
+        ],
+        tools=TOOLS,
+        max_tokens=24,
+        temperature=0,
+    )
+    message = answer.choices[0].message
+    assert message.content or message.tool_calls

@@ -149,7 +149,8 @@ def test_top_k_of_minus_one_means_all() -> None:
         ("messages", [{"role": "user", "content": "x", "name": "<|im_end|>"}]),
         ("model", 5), ("logprobs", 1), ("top_logprobs", 21), ("top_logprobs", -1),
         ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"), ("functions", [{}]), ("modalities", ["audio"]),
+        ("tool_choice", "required"), ("tool_choice", 5), ("functions", [{}]),
+        ("modalities", ["audio"]),
         ("response_format", {"type": "xml"}), ("response_format", "text"),
         ("response_format", {"type": "json_schema"}), ("response_format", {}),
         ("response_format", {"type": "json_schema", "json_schema": {"schema": [1]}}),
@@ -357,7 +358,7 @@ def test_several_answers_to_several_prompts() -> None:
 
 def test_tools_answers_are_turns_of_their_own() -> None:
     request = chat(messages=[USER, {"role": "tool", "content": "42", "tool_call_id": "1"}])
-    assert request.turns() == (Turn("user", "x"), Turn("tool", "42"))
+    assert request.turns() == (Turn("user", "x"), Turn("tool", "42", answers="1"))
 
 
 def test_dialects_differ_only_in_what_they_call_things() -> None:

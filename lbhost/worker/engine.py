@@ -511,7 +511,9 @@ class Engine:
         if self._vocab.is_eog(token):
             reason = FinishReason.STOP
         else:
-            text = request.text.feed(self._vocab.piece(token))
+            text = request.text.feed(
+                self._vocab.piece(token, special=token in request.submit.shown)
+            )
             assert request.sampler is not None
             if request.text.stopped or request.sampler.finished:
                 reason = FinishReason.STOP

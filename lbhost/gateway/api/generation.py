@@ -6,12 +6,32 @@ how the client put it. Names of parameters are kept only to tell the client whic
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from lbhost import order, wire
+from lbhost.gateway.api.reading import Reading
+from lbhost.gateway.api.tools.forced import Tool
 from lbhost.grammar import Grammar
+
+
+class PastCall(msgspec.Struct, frozen=True):
+    """A function that the assistant called earlier in the conversation."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolUse(msgspec.Struct, frozen=True):
+    """The client's functions, and which of them the answer may or must call."""
+
+    tools: tuple[Tool, ...]
+    forced: tuple[str, ...] = ()
+    """The answer is calls of these and nothing else; empty: it may be anything."""
+    parallel: bool = True
+    """Whether one answer may hold several calls."""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -21,6 +41,11 @@ class Turn(msgspec.Struct, frozen=True):
     """As chat templates know it: system, user, assistant."""
     text: str
     name: str | None = None
+    calls: tuple[PastCall, ...] = ()
+    answers: str | None = None
+    """The id of the call that this is the result of."""
+    thought: str | None = None
+    """What the assistant wrote for itself before it."""
 
 
 Plain: TypeAlias = str | list[int]
@@ -76,6 +101,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a conversation's prompt ends where the assistant's turn begins."""
     continues: bool = False
     """The answer goes on with the conversation's last message."""
+    tools: ToolUse | None = None
+    template_options: dict[str, Any] = {}
+    """What the chat template is told beside the conversation."""
+    reads: bool = False
+    """The answer's thoughts and calls are to be told from its text."""
 
 
 class Style(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +116,8 @@ class Style(msgspec.Struct, frozen=True, kw_only=True):
     tier: str | None = None
     """The class that the answer names."""
     logprobs: bool = False
+    reading: Reading | None = None
+    """What there is to find in the answers' text; None: nothing but text."""
 
 
 class Echo(msgspec.Struct, frozen=True):

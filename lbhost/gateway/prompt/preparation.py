@@ -5,6 +5,8 @@ Computes and never waits. The gateway runs it for short bodies, a helper process
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from lbhost import wire
@@ -20,7 +22,11 @@ from lbhost.gateway.api.generation import (
     Style,
     Turn,
 )
+from lbhost.gateway.api.reading import Reading
 from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.api.tools.families import Family
+from lbhost.gateway.api.tools.forced import calls_only
+from lbhost.gateway.prompt import habits, tool_turns
 from lbhost.gateway.prompt.grammars import Grammars
 from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary
 from lbhost.gateway.scheduling.job import Work
@@ -58,6 +64,8 @@ class Preparation:
         self._alias = alias
         self._prompter = Prompter(vocab, n_ctx, limits)
         self._grammars = grammars
+        self._habits = habits.of(vocab.chat_template)
+        self._shown = self._prompter.special_tokens(self._habits.marks)
 
     def prepare(self, body: bytes, kind: Kind) -> Taken:
         """Raises InvalidRequestError and its kin, ModelNotFoundError, TooLongInlineError."""
@@ -68,26 +76,24 @@ class Preparation:
                 f"model {generation.model[:100]!r} is not served here; {self._alias!r} is",
                 param="model",
             )
-        bound = "" if generation.grammar is None else self._grammars.written(generation.grammar)
         tokens = self._tokens(generation)
+        reading = self._reading(generation, tokens[0])
+        grammar = self._grammar(generation, reading)
+        bound = "" if grammar is None else self._grammars.written(grammar)
         return Taken(
-            tuple(self._fit(generation, one, bound) for one in tokens),
-            parsed.style,
+            tuple(self._fit(generation, one, bound, reading) for one in tokens),
+            msgspec.structs.replace(parsed.style, reading=reading),
             self._echoes(generation.prompt, tokens) if generation.echo else (),
             generation.n,
             generation.best_of,
-            generation.grammar,
+            grammar,
         )
 
     def _tokens(self, generation: Generation) -> list[list[int]]:
         """Those of each prompt."""
         prompt = generation.prompt
         if isinstance(prompt, tuple):
-            messages = [_for_template(turn) for turn in prompt]
-            chat = self._prompter.chat(
-                messages, next_speaker=generation.next_speaker, continues=generation.continues
-            )
-            return [chat]
+            return [self._conversation(prompt, generation)]
         if isinstance(prompt, Infill):
             return self._prompter.infill(prompt.prompts, prompt.after)
         return [
@@ -102,7 +108,56 @@ class Preparation:
             for given, made in zip(_plain(prompt), tokens, strict=True)
         )
 
-    def _fit(self, generation: Generation, tokens: list[int], grammar: str) -> Work:
+    def _conversation(self, turns: Sequence[Turn], generation: Generation) -> list[int]:
+        family, use = self._habits.family, generation.tools
+        tools = () if use is None else use.tools
+        called = any(turn.calls or turn.role == "tool" for turn in turns)
+        foreign = family is Family.GENERIC and (tools or called)
+        messages = tool_turns.generic(turns, tools) if foreign else tool_turns.native(turns, family)
+        tokens = self._prompter.chat(
+            messages if self._habits.system else tool_turns.without_system(messages),
+            next_speaker=generation.next_speaker,
+            continues=generation.continues,
+            tools=tool_turns.specs(tools) if tools and not foreign else None,
+            options=generation.template_options,
+        )
+        forced = use is not None and use.forced
+        return tokens + self._prompter.suffix(self._habits.opening) if forced else tokens
+
+    def _reading(self, generation: Generation, tokens: list[int]) -> Reading | None:
+        """What is to be found in the answer's text."""
+        if not generation.reads:
+            return None
+        thinking, use = self._habits.thinking, generation.tools
+        if thinking is not None:
+            end = self._prompter.said(tokens[-16:]).rstrip()
+            begun = end.endswith(thinking.opening)
+            thinking = msgspec.structs.replace(thinking, begun=begun)
+        if use is None:
+            return None if thinking is None else Reading(thinking)
+        return Reading(
+            thinking if thinking is None or thinking.begun or not use.forced else None,
+            self._habits.family,
+            tuple(tool.name for tool in use.tools),
+            forced=bool(use.forced),
+            parallel=use.parallel,
+        )
+
+    def _grammar(self, generation: Generation, reading: Reading | None) -> Grammar | None:
+        use = generation.tools
+        if use is None or not use.forced or reading is None:
+            return generation.grammar
+        thinking = reading.thinking
+        return calls_only(
+            [tool for tool in use.tools if tool.name in use.forced],
+            self._habits.family,
+            parallel=use.parallel,
+            thinking_until="" if thinking is None else thinking.closing,
+        )
+
+    def _fit(
+        self, generation: Generation, tokens: list[int], grammar: str, reading: Reading | None
+    ) -> Work:
         room = self._n_ctx - len(tokens)
         if room < 1:
             raise ContextLengthError(
@@ -135,6 +190,7 @@ class Preparation:
             logprobs=self._scores(generation),
             prompt_logprobs=generation.echo and generation.logprobs is not None,
             grammar=grammar,
+            shown=() if reading is None else self._shown,
         )
 
     @staticmethod
@@ -146,9 +202,3 @@ class Preparation:
 
 def _plain(prompt: Plain | Several) -> tuple[Plain, ...]:
     return prompt.prompts if isinstance(prompt, Several) else (prompt,)
-
-
-def _for_template(turn: Turn) -> dict[str, str]:
-    """As chat templates take it."""
-    message = {"role": turn.role, "content": turn.text}
-    return message if turn.name is None else {**message, "name": turn.name}

@@ -38,6 +38,8 @@ class Work(msgspec.Struct, frozen=True):
     prompt_logprobs: bool = False
     grammar: str = ""
     """What the answer must follow, as wire.Submit has it."""
+    shown: tuple[int, ...] = ()
+    """As in wire.Submit."""
 
 
 class JobState(enum.Enum):

@@ -117,7 +117,9 @@ def test_a_required_call_always_parses_streamed_or_not(client: OpenAI) -> None:
         whole = client.chat.completions.create(**how).choices[0]
         assert whole.finish_reason == "tool_calls"
         assert whole.message.content is None
-        (call,) = whole.message.tool_calls or ()
+        calls = whole.message.tool_calls or []
+        assert len(calls) == 1
+        call = calls[0]
         assert call.type == "function"
         arguments = json.loads(call.function.arguments)
         if call.function.name == "make_person":

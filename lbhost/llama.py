@@ -261,8 +261,8 @@ class Vocab:
         self.add_bos = bool(api.llama_vocab_get_add_bos(self.handle))
         self.bos = _token(api.llama_vocab_bos(self.handle))
         self.eos = _token(api.llama_vocab_eos(self.handle))
-        self.bos_text = self._special_text(self.bos)
-        self.eos_text = self._special_text(self.eos)
+        self.bos_text = self.special_text(self.bos)
+        self.eos_text = self.special_text(self.eos)
         template = api.llama_model_chat_template(model, None)
         self.chat_template: str | None = template.decode(errors="replace") if template else None
         self.uses_regex = _splits_with_regex(model, self.handle)
@@ -336,7 +336,7 @@ class Vocab:
         mask = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN
         attributes = api.llama_vocab_get_attr
         found = {
-            self._special_text(token)
+            self.special_text(token)
             for token in range(self.n_tokens)
             if attributes(self.handle, token) & mask
         }
@@ -351,7 +351,8 @@ class Vocab:
         """Whether generation ends with this token (EOS, EOT, EOM, …)."""
         return bool(api.llama_vocab_is_eog(self.handle, token))
 
-    def _special_text(self, token: int | None) -> str | None:
+    def special_text(self, token: int | None) -> str | None:
+        """A token as the vocabulary writes it ("<|im_end|>")."""
         if token is None:
             return None
         text = api.llama_vocab_get_text(self.handle, token)

@@ -72,6 +72,13 @@ def ggml(name: str, restype: Any, *argtypes: Any) -> Any:
     return function
 
 
+def address(name: str) -> int:
+    """Where a function of llama.h is, for another library that calls it."""
+    found = ctypes.cast(getattr(api._lib, name), ctypes.c_void_p).value
+    assert found is not None
+    return found
+
+
 api.llama_log_set(_on_log, ctypes.c_void_p(0))
 api.llama_backend_init()
 

@@ -68,6 +68,10 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """Tell the log-probability of each output token, and so many of the most probable ones."""
     prompt_logprobs: bool = False
     """The same for the prompt, which is computed anew for it. Needs `logprobs`."""
+    grammar: str = ""
+    """What the answer must follow, as guidance.check wrote it; empty: nothing."""
+    shown: tuple[int, ...] = ()
+    """Special tokens that are part of the text, as marks of calls and thoughts; others are not."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):

@@ -150,6 +150,8 @@ class FakeSampler:
     def __init__(self, history: list[int]) -> None:
         self._window = deque(history, PENALTY_LAST_N)
 
+    finished = False
+
     def pick(self, outputs: Any, index: int) -> int:
         assert isinstance(outputs, FakeContext)
         tokens = outputs.tokens_before(index)
@@ -161,14 +163,16 @@ class FakeSampler:
 class FakeSamplers:
     """See sampling.Samplers."""
 
-    def make(self, sampling: Sampling, *, ignore_eos: bool, history: list[int]) -> FakeSampler:
+    def make(
+        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], grammar: str = ""
+    ) -> FakeSampler:
         return FakeSampler(history)
 
 
 class FakeVocab:
     """Token 1 is "1 ", and so on."""
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, *, special: bool = False) -> bytes:
         return f"{token} ".encode()
 
     def is_eog(self, token: int) -> bool:

@@ -15,6 +15,7 @@ from lbhost import wire
 from lbhost.gateway.api.generation import Echo, Style
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt import helper_messages
+from lbhost.gateway.prompt.grammars import Grammars
 from lbhost.gateway.prompt.helper_messages import Prepared
 from lbhost.gateway.prompt.preparation import Preparation, Taken
 from lbhost.gateway.prompt.prompter import IN_HELPER
@@ -362,7 +363,9 @@ async def test_an_answer_may_go_on_with_the_last_message() -> None:
 def test_what_a_helper_hands_over_arrives_as_it_was() -> None:
     body = {"prompt": ["ab", [120]], "n": 2, "best_of": 3, "echo": True, "logprobs": 2}
     asked = msgspec.json.encode({**body, "service_tier": "flex"})
-    taken = Preparation(ToyVocab(), 64, "toy", IN_HELPER).prepare(asked, Kind.COMPLETION)
+    taken = Preparation(ToyVocab(), 64, "toy", IN_HELPER, Grammars()).prepare(
+        asked, Kind.COMPLETION
+    )
     assert isinstance(taken, Taken)
     assert (taken.n, taken.best_of, len(taken.works)) == (2, 3, 2)
     assert taken.echoes == (Echo("ab", 97), Echo("x", 120))

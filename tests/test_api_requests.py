@@ -12,6 +12,7 @@ from lbhost import wire
 from lbhost.errors import InvalidRequestError
 from lbhost.gateway.api import parameters
 from lbhost.gateway.api.chat import ChatRequest
+from lbhost.gateway.api.chat import parse as parse_chat
 from lbhost.gateway.api.completions import CompletionRequest
 from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.generation import Generation, Infill, Several, Turn
@@ -21,8 +22,11 @@ from lbhost.gateway.scheduling.deltas import TextDelta
 N_VOCAB = 1000
 
 
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+
+
 def chat(**fields: Any) -> ChatRequest:
-    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    body = {**HI, **fields}
     return parameters.parse(msgspec.json.encode(body), ChatRequest)
 
 
@@ -145,9 +149,12 @@ def test_top_k_of_minus_one_means_all() -> None:
         ("messages", [{"role": "user", "content": "x", "name": "<|im_end|>"}]),
         ("model", 5), ("logprobs", 1), ("top_logprobs", 21), ("top_logprobs", -1),
         ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"), ("functions", [{}]), ("modalities", ["audio"]),
-        ("response_format", {"type": "json_object"}), ("response_format", "text"),
-        ("grammar", "root ::= x"), ("json_schema", {"type": "object"}), ("audio", {"voice": "a"}),
+        ("tool_choice", "required"), ("tool_choice", 5), ("functions", [{}]),
+        ("modalities", ["audio"]),
+        ("response_format", {"type": "xml"}), ("response_format", "text"),
+        ("response_format", {"type": "json_schema"}), ("response_format", {}),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": [1]}}),
+        ("grammar", 5), ("grammar", "(" * 60), ("json_schema", []), ("audio", {"voice": "a"}),
         ("min_tokens", 5), ("stop_token_ids", [2]), ("use_beam_search", True), ("mirostat", 2),
         ("typical_p", 0.5), ("prompt_logprobs", 1), ("bad_words", ["x"]),
         ("add_generation_prompt", "no"), ("continue_final_message", 1),
@@ -155,7 +162,7 @@ def test_top_k_of_minus_one_means_all() -> None:
 )  # fmt: skip
 def test_what_is_wrong_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        chat(**{field: value}).turns()
+        parse_chat(msgspec.json.encode({**HI, field: value}), N_VOCAB)
     assert caught.value.status == 400
     assert caught.value.param == field
     assert field in caught.value.message
@@ -351,7 +358,7 @@ def test_several_answers_to_several_prompts() -> None:
 
 def test_tools_answers_are_turns_of_their_own() -> None:
     request = chat(messages=[USER, {"role": "tool", "content": "42", "tool_call_id": "1"}])
-    assert request.turns() == (Turn("user", "x"), Turn("tool", "42"))
+    assert request.turns() == (Turn("user", "x"), Turn("tool", "42", answers="1"))
 
 
 def test_dialects_differ_only_in_what_they_call_things() -> None:

@@ -18,6 +18,7 @@ from lbhost.errors import (
 )
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.chat_template import ChatTemplate
+from lbhost.gateway.prompt.grammars import Grammars
 from lbhost.gateway.prompt.preparation import Preparation
 from lbhost.gateway.prompt.prompter import IN_HELPER, Limits, Prompter
 from lbhost.wire import unpack_tokens
@@ -225,7 +226,7 @@ def test_inline_a_rendered_text_over_the_limit_is_left_to_a_helper() -> None:
 
 
 def take(body: bytes, kind: Kind = Kind.CHAT, n_ctx: int = 2048) -> Any:
-    return Preparation(ToyVocab(), n_ctx, "toy", IN_HELPER).prepare(body, kind)
+    return Preparation(ToyVocab(), n_ctx, "toy", IN_HELPER, Grammars()).prepare(body, kind)
 
 
 def chat_body(content: str, more: str = "") -> bytes:

@@ -12,6 +12,7 @@ import sys
 from lbhost import control, log
 from lbhost.board import Board
 from lbhost.errors import LbhostError
+from lbhost.guidance import Constraints
 from lbhost.llama import Model
 from lbhost.weights import unchanged
 from lbhost.worker import start
@@ -35,7 +36,7 @@ def main() -> int:
     except LbhostError as error:
         control.send(link, control.Failed(error.message))
         return 1
-    return start.serve(link, Board.attach(fds[0]), configure, fork, model)
+    return start.serve(link, Board.attach(fds[0]), configure, fork, model, Constraints(model.vocab))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import msgspec
 
 from lbhost import log
 from lbhost.errors import WireError
+from lbhost.guidance import GrammarError
 from lbhost.order import Overtaken, Prompt, after
 from lbhost.wire import Delta, Finish, FinishReason, Submit, TokenLogprob, unpack_tokens
 from lbhost.worker import logprobs
@@ -305,6 +306,18 @@ class Engine:
             self._start(first)
 
     def _start(self, request: Request) -> None:
+        submit = request.submit
+        try:
+            request.sampler = self._samplers.make(
+                submit.sampling,
+                ignore_eos=submit.ignore_eos,
+                history=unpack_tokens(request.prompt[-4 * PENALTY_LAST_N :]),
+                grammar=submit.grammar,
+            )
+        except GrammarError as error:
+            self._waiting.append(request)  # where _end looks for those without a slot
+            self._end(request, FinishReason.ERROR, error=f"its grammar: {error}")
+            return
         # what is to be scored must be computed: nothing of it is taken from a slot
         sought = b"" if request.submit.prompt_logprobs else request.prompt
         views = [
@@ -325,12 +338,6 @@ class Engine:
         self._truncate(slot, choice.reuse)
         request.cached = len(slot.tokens) // 4
         request.started_s = self._clock()
-        submit = request.submit
-        request.sampler = self._samplers.make(
-            submit.sampling,
-            ignore_eos=submit.ignore_eos,
-            history=unpack_tokens(request.prompt[-4 * PENALTY_LAST_N :]),
-        )
         slot.request = request
         self._uses += 1
         slot.last_used = self._uses
@@ -459,6 +466,8 @@ class Engine:
                 self._forget(entry.slot)
                 why = "the model computed something that is no number"
                 self._end(entry.request, FinishReason.ERROR, error=why)
+            except GrammarError as error:
+                self._end(entry.request, FinishReason.ERROR, error=f"its grammar: {error}")
 
     def _score(self, entry: Entry) -> None:
         """Tell how probable the prompt's tokens were that come after those just computed."""
@@ -502,8 +511,11 @@ class Engine:
         if self._vocab.is_eog(token):
             reason = FinishReason.STOP
         else:
-            text = request.text.feed(self._vocab.piece(token))
-            if request.text.stopped:
+            text = request.text.feed(
+                self._vocab.piece(token, special=token in request.submit.shown)
+            )
+            assert request.sampler is not None
+            if request.text.stopped or request.sampler.finished:
                 reason = FinishReason.STOP
             elif (
                 request.completion >= request.submit.max_tokens

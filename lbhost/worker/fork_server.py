@@ -22,6 +22,7 @@ from lbhost import control, log
 from lbhost.board import Board
 from lbhost.config import FlashAttention
 from lbhost.errors import LbhostError
+from lbhost.guidance import Constraints
 from lbhost.linux import bind_memory
 from lbhost.llama import Model
 from lbhost.machine import cpulist, tree
@@ -58,7 +59,7 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
     except LbhostError as error:
         control.send(link, control.Failed(error.message))
         return 1
-    _ = model.vocab.eog_tokens  # found once here instead of in every child
+    constraints = Constraints(model.vocab)  # made once here instead of in every child
     gc.collect()
     gc.freeze()  # or the children's collections would copy every page that holds an object
     loaded = control.Loaded(
@@ -75,7 +76,12 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
         match message:
             case control.Fork():
                 serve = partial(
-                    start.serve, board=board, configure=configure, fork=message, model=model
+                    start.serve,
+                    board=board,
+                    configure=configure,
+                    fork=message,
+                    model=model,
+                    constraints=constraints,
                 )
                 _fork_worker(link, socket.socket(fileno=fds[0]), serve)
             case control.Stop():

@@ -41,17 +41,21 @@ class ContextLike(Protocol):
 class SamplerLike(Protocol):
     """See sampling.Sampler."""
 
+    @property
+    def finished(self) -> bool: ...
     def pick(self, outputs: Any, index: int) -> int: ...
 
 
 class SamplersLike(Protocol):
     """See sampling.Samplers."""
 
-    def make(self, sampling: Sampling, *, ignore_eos: bool, history: list[int]) -> SamplerLike: ...
+    def make(
+        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], grammar: str = ""
+    ) -> SamplerLike: ...
 
 
 class VocabLike(Protocol):
     """See llama.Vocab."""
 
-    def piece(self, token: int) -> bytes: ...
+    def piece(self, token: int, *, special: bool = False) -> bytes: ...
     def is_eog(self, token: int) -> bool: ...

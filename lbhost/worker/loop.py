@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from lbhost import control, log, wire
 from lbhost.board import Board, ProgressRow
 from lbhost.config import Settings
+from lbhost.guidance import Constraints
 from lbhost.worker.context import Context
 from lbhost.worker.crew import Crew
 from lbhost.worker.engine import Engine, EngineFailureError, Out
@@ -51,6 +52,7 @@ class Loop:
         settings: Settings,
         fork: control.Fork,
         context: Context,
+        constraints: Constraints,
     ) -> None:
         link.setblocking(False)
         self._control = link
@@ -61,7 +63,7 @@ class Loop:
         model = context.model
         self._engine = Engine(
             context,
-            Samplers(model.vocab),
+            Samplers(model.vocab, constraints),
             model.vocab,
             target_s=settings.inter_token_target_ms / 1000,
             cpu_clock=time.monotonic if model.gpu else time.thread_time,

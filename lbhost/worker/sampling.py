@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy
 from numpy.typing import NDArray
 
+from lbhost.guidance import Constraints, GrammarError, Matcher
 from lbhost.llama import Vocab
 from lbhost.wire import Sampling
 from lbhost.worker.draw import Draw, LogitsError
@@ -69,24 +70,39 @@ class Sampler:
     """One request's way of picking: by a draw; without one, the largest."""
 
     def __init__(
-        self, biases: dict[int, float], penalties: Penalties | None, draw: Draw | None
+        self,
+        biases: dict[int, float],
+        penalties: Penalties | None,
+        draw: Draw | None,
+        matcher: Matcher | None = None,
     ) -> None:
         self._penalties = penalties
         self._draw = draw
+        self._matcher = matcher
         self._biased = numpy.fromiter(biases.keys(), numpy.int32, len(biases))
         self._biases = numpy.fromiter(biases.values(), numpy.float32, len(biases))
+
+    @property
+    def finished(self) -> bool:
+        """Whether its grammar lets nothing follow but the end."""
+        return self._matcher is not None and self._matcher.finished
 
     def pick(self, outputs: Outputs, index: int) -> int:
         """The next token of the sequence whose logits are at this batch index. Only once.
 
         Raises:
             LogitsError: one of them is no number.
+            GrammarError: its grammar is too complex, or its biases forbid all that it allows.
         """
         logits = outputs.logits(index)
+        if self._matcher is not None:
+            self._matcher.mask(logits)
         if len(self._biased):
             logits[self._biased] += self._biases
         if self._penalties is not None:
             self._penalties.apply(logits)
+        if self._matcher is not None and logits.max() == -math.inf:
+            raise GrammarError("logit_bias forbids every token that the grammar allows here")
         if self._draw is not None:
             token = self._draw.pick(logits)
         else:
@@ -95,22 +111,32 @@ class Sampler:
                 raise LogitsError
         if self._penalties is not None:
             self._penalties.accept(token)
+        if self._matcher is not None:
+            self._matcher.accept(token)
         return token
 
 
 class Samplers:
     """Makes samplers for a vocabulary."""
 
-    def __init__(self, vocab: Vocab) -> None:
+    def __init__(self, vocab: Vocab, constraints: Constraints | None = None) -> None:
+        """`constraints`: for grammars; without them, requests with one are refused."""
+        self._constraints = constraints
         self._n_vocab = vocab.n_tokens
         self._eog = vocab.eog_tokens
 
-    def make(self, sampling: Sampling, *, ignore_eos: bool, history: list[int]) -> Sampler:
-        """For one request: bias, penalties, top-k, top-p, min-p, temperature, draw.
+    def make(
+        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], grammar: str = ""
+    ) -> Sampler:
+        """For one request: grammar, bias, penalties, top-k, top-p, min-p, temperature, draw.
 
         Args:
             history: the tokens before the first one; the penalties look at the last
                 PENALTY_LAST_N of them.
+            grammar: as guidance.check returned it.
+
+        Raises:
+            GrammarError: it cannot be compiled.
         """
         penalised = bool(sampling.presence_penalty or sampling.frequency_penalty) or (
             sampling.repeat_penalty != 1.0
@@ -119,7 +145,13 @@ class Samplers:
             self._biases(sampling, ignore_eos),
             Penalties(sampling, history) if penalised else None,
             Draw(sampling) if sampling.temperature > 0 else None,
+            self._matcher(grammar) if grammar else None,
         )
+
+    def _matcher(self, grammar: str) -> Matcher:
+        if self._constraints is None:
+            raise GrammarError("this worker knows no grammars")
+        return self._constraints.matcher(grammar)
 
     def _biases(self, sampling: Sampling, ignore_eos: bool) -> dict[int, float]:
         biases = {

@@ -14,6 +14,7 @@ import setproctitle
 from lbhost import control, log, stream
 from lbhost.board import Board
 from lbhost.errors import StartupError
+from lbhost.guidance import Constraints
 from lbhost.linux import die_with_parent, ignore_stop_signals
 from lbhost.llama import Model
 from lbhost.placement.placement import Placement
@@ -41,6 +42,7 @@ def serve(
     configure: control.Configure,
     fork: control.Fork,
     model: Model,
+    constraints: Constraints,
 ) -> int:
     """Be worker `fork.worker` until told to stop. Returns the exit code.
 
@@ -58,7 +60,7 @@ def serve(
     except StartupError as error:
         control.send(link, control.Failed(error.message))
         return 1
-    return Loop(link, board, settings, fork, context).run()
+    return Loop(link, board, settings, fork, context, constraints).run()
 
 
 def _take_place(placement: Placement, nice: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -10,12 +11,37 @@ from msgspec import Meta
 from lbhost import wire
 from lbhost.errors import InvalidRequestError
 from lbhost.gateway.api import parameters
-from lbhost.gateway.api.generation import Parsed, Turn
+from lbhost.gateway.api.generation import Parsed, ToolUse, Turn
 from lbhost.gateway.api.parameters import Parameters, Tokens, only
+from lbhost.gateway.api.reading import AnswerReader
 from lbhost.gateway.api.replies import Reply
+from lbhost.gateway.api.tools.calls import Arguments, CallBegun, Event, Said, Thought
+from lbhost.gateway.api.tools.request import (
+    ToolCalls,
+    ToolChoice,
+    ToolSpecs,
+    past_calls,
+    tool_use,
+)
 from lbhost.gateway.scheduling.deltas import TextDelta
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class TemplateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a client may tell the model's chat template; never anything else."""
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    reasoning_effort: Annotated[str, Meta(pattern="^[a-z]{1,16}$")] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were set."""
+        return {
+            name: value
+            for name in self.__struct_fields__
+            if (value := getattr(self, name)) is not None
+        }
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -31,7 +57,10 @@ class Message(msgspec.Struct, frozen=True):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: Name | None = None
-    tool_calls: Annotated[Any, only([])] = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
+    reasoning_content: str | None = None
+    """Extension, as other servers have it: what the assistant thought before it answered."""
     function_call: Annotated[Any, only()] = None
 
 
@@ -48,8 +77,14 @@ class ChatRequest(Parameters, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     """Extension: false leaves out what the template puts before an answer."""
 
-    tools: Annotated[Any, only([])] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
+    tools: ToolSpecs | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """Told to the chat template; few ask for it."""
+    chat_template_kwargs: TemplateOptions | None = None
+    """Extension, as other servers have it."""
+    chat_template: Annotated[Any, only()] = None
     functions: Annotated[Any, only([])] = None
     function_call: Annotated[Any, only("none", "auto")] = None
     modalities: Annotated[Any, only([], ["text"])] = None
@@ -57,13 +92,11 @@ class ChatRequest(Parameters, frozen=True, kw_only=True):
     web_search_options: Annotated[Any, only()] = None
 
     def unsupported(self) -> str | None:
-        if self.tool_choice not in (None, "none", "auto"):
-            return "tool_choice"
         if self.function_call not in (None, "none", "auto"):
             return "function_call"
         if self.modalities not in (None, [], ["text"]):
             return "modalities"
-        for name in ("tools", "functions", "audio", "web_search_options"):
+        for name in ("functions", "audio", "web_search_options", "chat_template"):
             if getattr(self, name) not in (None, [], 0, {}):
                 return name
         return super().unsupported()
@@ -79,6 +112,15 @@ class ChatRequest(Parameters, frozen=True, kw_only=True):
             raise InvalidRequestError(
                 "top_logprobs: only together with logprobs: true", param="top_logprobs"
             )
+        if self.tool_use() is not None:
+            for bound in filter(None, [self.bound_by()]):
+                raise InvalidRequestError(
+                    f"{bound.param}: cannot be combined with tools", param=bound.param
+                )
+            if self.ignore_eos and self.tool_choice not in (None, "auto"):
+                raise InvalidRequestError(
+                    "ignore_eos: an answer that must be a call has an end", param="ignore_eos"
+                )
         if not self.continue_final_message:
             return
         if self.add_generation_prompt:
@@ -91,6 +133,16 @@ class ChatRequest(Parameters, frozen=True, kw_only=True):
                 "continue_final_message: the last message must be the assistant's",
                 param="continue_final_message",
             )
+
+    def tool_use(self) -> ToolUse | None:
+        """Raises InvalidRequestError: see tools/request.py."""
+        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    def template_options(self) -> dict[str, Any]:
+        """What the chat template is told beside the conversation."""
+        effort, given = self.reasoning_effort, self.chat_template_kwargs
+        options: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
+        return options if given is None else {**options, **given.given()}
 
     def turns(self) -> tuple[Turn, ...]:
         """Who said what, each as one text.
@@ -115,14 +167,22 @@ def parse(body: bytes, n_vocab: int) -> Parsed:
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         continues=bool(request.continue_final_message),
         next_speaker=request.add_generation_prompt is not False,
+        tools=request.tool_use(),
+        template_options=request.template_options(),
+        reads=not request.continue_final_message,
     )
     return Parsed(generation, request.style(logprobs=bool(request.logprobs)))
 
 
 def _turn(index: int, message: Message) -> Turn:
     where = f"messages[{index}]"
-    if message.tool_calls or message.function_call:
-        raise InvalidRequestError(f"{where}: this server does not support tools", param="messages")
+    if message.function_call or message.role == "function":
+        raise InvalidRequestError(
+            f"{where}: functions are called tools by now: use tool_calls and role tool",
+            param="messages",
+        )
+    if message.tool_calls and message.role != "assistant":
+        raise InvalidRequestError(f"{where}.tool_calls: only the assistant calls", param="messages")
     content = message.content
     if isinstance(content, list):
         for part in content:
@@ -132,10 +192,19 @@ def _turn(index: int, message: Message) -> Turn:
                     param="messages",
                 )
         content = "\n".join(part.text or "" for part in content)
+    if content is None and message.tool_calls:
+        content = ""
     if content is None:
         raise InvalidRequestError(f"{where}.content: must be given", param="messages")
     role = "system" if message.role == "developer" else message.role
-    return Turn(role, content, message.name)
+    return Turn(
+        role,
+        content,
+        message.name,
+        past_calls(message.tool_calls, where),
+        message.tool_call_id if role == "tool" else None,
+        message.reasoning_content if role == "assistant" else None,
+    )
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -162,12 +231,32 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
+class Called(msgspec.Struct, frozen=True):
+    """A call of one of the client's functions."""
+
+    id: str
+    type: str
+    function: dict[str, str]
+
+
+class CalledDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A piece of one: the first has everything but the arguments."""
+
+    index: int
+    function: dict[str, str]
+    id: str | None = None
+    type: str | None = None
+
+
 class ChatMessage(msgspec.Struct, frozen=True):
     """An answer."""
 
     role: str
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    """Extension: what the model wrote for itself."""
+    tool_calls: list[Called] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -184,6 +273,8 @@ class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     role: str | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CalledDelta] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):
@@ -202,21 +293,112 @@ class ChatReply(Reply):
     whole_kind: ClassVar[str] = "chat.completion"
     chunk_kind: ClassVar[str] = "chat.completion.chunk"
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """See Reply."""
+        super().__init__(*args, **kwargs)
+        self._readers: dict[int, AnswerReader] = {}
+        self._begun: dict[int, int] = {}
+        """The newest call of each answer."""
+
     def opening(self, index: int) -> bytes:
-        return self.chunk(
-            ChatChunkChoice(index, ChatDelta(role="assistant", content=""), None, None)
-        )
+        return self._event(index, ChatDelta(role="assistant", content=""))
 
     def text(self, index: int, delta: TextDelta) -> bytes:
         logprobs = self._logprobs(delta)
-        return self.chunk(ChatChunkChoice(index, ChatDelta(content=delta.text), logprobs, None))
+        if self.style.reading is None:
+            return self._event(index, ChatDelta(content=delta.text), logprobs)
+        written = b""
+        for event in self._reader(index).feed(delta.text):
+            written += self._event(index, self._delta(index, event), logprobs)
+            logprobs = None if logprobs is None else ChatLogprobs([])
+        if not written and delta.logprobs:
+            written = self._event(index, ChatDelta(content=""), logprobs)
+        return written
 
     def whole_choice(self, index: int, delta: TextDelta, finish: wire.Finish) -> ChatChoice:
-        message = ChatMessage("assistant", delta.text)
-        return ChatChoice(index, message, self._logprobs(delta), str(finish.reason))
+        logprobs = self._logprobs(delta)
+        if self.style.reading is None:
+            message = ChatMessage("assistant", delta.text)
+            return ChatChoice(index, message, logprobs, str(finish.reason))
+        reader = self._reader(index)
+        message = self._message(index, [*reader.feed(delta.text), *reader.finish()])
+        return ChatChoice(index, message, logprobs, self._reason(index, finish))
+
+    def last_chunk(self, index: int, finish: wire.Finish) -> bytes:
+        held = b""
+        if self.style.reading is not None:
+            none = ChatLogprobs([]) if self.style.logprobs else None
+            for event in self._reader(index).finish():
+                held += self._event(index, self._delta(index, event), none)
+        return held + super().last_chunk(index, finish)
 
     def last_choice(self, index: int, finish: wire.Finish) -> ChatChunkChoice:
-        return ChatChunkChoice(index, ChatDelta(), None, str(finish.reason))
+        return ChatChunkChoice(index, ChatDelta(), None, self._reason(index, finish))
+
+    def _event(self, index: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None) -> bytes:
+        return self.chunk(ChatChunkChoice(index, delta, logprobs, None))
+
+    # --- thoughts and calls -----------------------------------------------------------
+
+    def _reader(self, index: int) -> AnswerReader:
+        reader = self._readers.get(index)
+        if reader is None:
+            assert self.style.reading is not None
+            reader = self._readers[index] = AnswerReader(self.style.reading)
+        return reader
+
+    def _delta(self, index: int, event: Event) -> ChatDelta:
+        match event:
+            case Said(text):
+                return ChatDelta(content=text)
+            case Thought(text):
+                return ChatDelta(reasoning_content=text)
+            case CallBegun(name):
+                at = self._begun[index] = self._begun.get(index, -1) + 1
+                head = {"name": name, "arguments": ""}
+                return ChatDelta(
+                    tool_calls=[CalledDelta(at, head, self._call_id(index, at), "function")]
+                )
+            case Arguments(text):
+                return ChatDelta(tool_calls=[CalledDelta(self._begun[index], {"arguments": text})])
+
+    def _message(self, index: int, events: list[Event]) -> ChatMessage:
+        said = thought = ""
+        calls: list[tuple[str, list[str]]] = []
+        for event in events:
+            match event:
+                case Said(text):
+                    said += text
+                case Thought(text):
+                    thought += text
+                case CallBegun(name):
+                    calls.append((name, []))
+                case Arguments(text):
+                    calls[-1][1].append(text)
+        made = [
+            Called(
+                self._call_id(index, at),
+                "function",
+                {"name": name, "arguments": "".join(arguments)},
+            )
+            for at, (name, arguments) in enumerate(calls)
+        ]
+        return ChatMessage(
+            "assistant",
+            said if said or not calls else None,
+            reasoning_content=thought or msgspec.UNSET,
+            tool_calls=made or msgspec.UNSET,
+        )
+
+    def _call_id(self, index: int, at: int) -> str:
+        """Unique, and as Mistral's templates want it: nine letters and digits."""
+        name = f"{self.name}.{index}.{at}"
+        return hashlib.sha256(name.encode()).hexdigest()[:9]
+
+    def _reason(self, index: int, finish: wire.Finish) -> str:
+        called = self.style.reading is not None and self._reader(index).calls
+        stopped = finish.reason is wire.FinishReason.STOP
+        return "tool_calls" if called and stopped else str(finish.reason)
 
     def _logprobs(self, delta: TextDelta) -> ChatLogprobs | None:
         if not self.style.logprobs:

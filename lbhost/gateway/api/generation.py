@@ -11,6 +11,27 @@ from typing import Any, TypeAlias
 import msgspec
 
 from lbhost import order, wire
+from lbhost.gateway.api.reading import Reading
+from lbhost.gateway.api.tools.forced import Tool
+from lbhost.grammar import Grammar
+
+
+class PastCall(msgspec.Struct, frozen=True):
+    """A function that the assistant called earlier in the conversation."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolUse(msgspec.Struct, frozen=True):
+    """The client's functions, and which of them the answer may or must call."""
+
+    tools: tuple[Tool, ...]
+    forced: tuple[str, ...] = ()
+    """The answer is calls of these and nothing else; empty: it may be anything."""
+    parallel: bool = True
+    """Whether one answer may hold several calls."""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -20,6 +41,11 @@ class Turn(msgspec.Struct, frozen=True):
     """As chat templates know it: system, user, assistant."""
     text: str
     name: str | None = None
+    calls: tuple[PastCall, ...] = ()
+    answers: str | None = None
+    """The id of the call that this is the result of."""
+    thought: str | None = None
+    """What the assistant wrote for itself before it."""
 
 
 Plain: TypeAlias = str | list[int]
@@ -63,6 +89,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     rank: int = order.DEFAULT
     """Its class; see lbhost/order.py."""
+    grammar: Grammar | None = None
+    """What the answer must follow."""
     n: int = 1
     """Answers to each prompt."""
     best_of: int = 1
@@ -75,6 +103,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a conversation's prompt ends where the assistant's turn begins."""
     continues: bool = False
     """The answer goes on with the conversation's last message."""
+    tools: ToolUse | None = None
+    template_options: dict[str, Any] = {}
+    """What the chat template is told beside the conversation."""
+    reads: bool = False
+    """The answer's thoughts and calls are to be told from its text."""
 
 
 class Style(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +122,8 @@ class Style(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters that the answer names again."""
     prompt_tokens: int = 0
     """Of the first prompt; known once it is tokenised."""
+    reading: Reading | None = None
+    """What there is to find in the answers' text; None: nothing but text."""
 
 
 class Echo(msgspec.Struct, frozen=True):

@@ -17,7 +17,10 @@ from msgspec import Meta
 
 from lbhost import order, wire
 from lbhost.errors import InvalidRequestError
+from lbhost.gateway.api import formats
+from lbhost.gateway.api.formats import ResponseFormat
 from lbhost.gateway.api.generation import Generation, Prompt, Style
+from lbhost.grammar import Grammar
 
 MAX_DEPTH = 32
 """Nesting of a body: msgspec recurses, and no request needs more than six."""
@@ -97,10 +100,13 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     service_tier: Literal["auto", "default", "priority", "flex"] | None = None
 
+    response_format: ResponseFormat | None = None
+    grammar: str | None = None
+    """Extension, as llama-server has it: GBNF; or Lark."""
+    json_schema: dict[str, Any] | None = None
+    """Extension, as llama-server has it."""
+
     # Looked at only to refuse them.
-    response_format: Annotated[Any, only({"type": "text"})] = None
-    grammar: Annotated[Any, only("")] = None
-    json_schema: Annotated[Any, only({})] = None
     min_tokens: Annotated[Any, only(0)] = None
     stop_token_ids: Annotated[Any, only([])] = None
     bad_words: Annotated[Any, only([])] = None
@@ -117,10 +123,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         for name, neutral in _OF_OTHER_SERVERS.items():
             if getattr(self, name) not in (None, *neutral):
                 return name
-        plain = isinstance(self.response_format, dict) and self.response_format == {"type": "text"}
-        if self.response_format is not None and not plain:
-            return "response_format"
-        return "grammar" if self.grammar else "json_schema" if self.json_schema else None
+        return None
 
     def output_limit(self) -> tuple[str, int | None]:
         """The parameter that limits the output, and its value."""
@@ -149,6 +152,20 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         if self.seed is None or self.seed == -1:
             return random.getrandbits(_SEED_BITS)
         return self.seed % (1 << _SEED_BITS)
+
+    def bound_by(self) -> Grammar | None:
+        """What the answer must follow. Raises InvalidRequestError: not understood, or two."""
+        given = formats.grammars(self.response_format, self.grammar, self.json_schema)
+        if len(given) > 1:
+            raise InvalidRequestError(
+                f"{given[1].param}: cannot be combined with {given[0].param}", param=given[1].param
+            )
+        if given and self.ignore_eos:
+            raise InvalidRequestError(
+                f"ignore_eos: an answer that follows {given[0].param} has an end",
+                param="ignore_eos",
+            )
+        return given[0] if given else None
 
     def tier(self) -> str | None:
         """The class that the answer names, if the request did: `auto` means the usual one."""
@@ -191,6 +208,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
             ignore_eos=bool(self.ignore_eos),
             stream=bool(self.stream),
             rank=self.rank(),
+            grammar=self.bound_by(),
             n=self.n or 1,
             **{"best_of": self.n or 1, **more},
         )

@@ -131,6 +131,7 @@ class Reply(abc.ABC):
             echoes: the prompts that answers are to begin with; none: they are not.
             n: answers to each prompt.
         """
+        self.name = name
         self.style = style or Style()
         self.pieces = pieces
         self._echoes = echoes

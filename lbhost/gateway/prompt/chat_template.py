@@ -232,9 +232,11 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         next_speaker: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
         time_s: float,
         characters: int,
     ) -> str:
@@ -242,6 +244,8 @@ class ChatTemplate:
 
         Args:
             next_speaker: whether it ends with what comes before an answer.
+            tools: functions that may be called, as Hugging Face's templates take them.
+            options: more variables for the template.
             time_s: seconds of wall clock that it may take.
             characters: longest prompt, and longest text on the way there.
 
@@ -249,18 +253,31 @@ class ChatTemplate:
             UnprocessableError: the template refuses or fails.
             RenderLimitError: it goes over a limit.
         """
+        variables = {
+            "documents": None,
+            "functions": json.dumps(tools) if tools else "",
+            "datetime": _strftime_now("%b %d %Y %H:%M:%S"),
+            **(options or {}),
+            "messages": messages,
+            "add_generation_prompt": next_speaker,
+            "tools": tools,
+            **self._constants,
+        }
+        try:
+            return self._rendered(variables, time_s, characters)
+        except UnprocessableError as error:
+            if tools is not None or not isinstance(error.__cause__, TypeError):
+                raise
+            # Some templates loop over the tools without asking whether there are any.
+            return self._rendered({**variables, "tools": ()}, time_s, characters)
+
+    def _rendered(self, variables: Mapping[str, Any], time_s: float, characters: int) -> str:
         meter = _Meter(time_s, characters)
         token = _meter.set(meter)
         pieces: list[str] = []
         size = 0
         try:
-            for piece in self._template.generate(
-                messages=messages,
-                add_generation_prompt=next_speaker,
-                tools=None,
-                documents=None,
-                **self._constants,
-            ):
+            for piece in self._template.generate(variables):
                 pieces.append(piece)
                 size += len(piece)
                 meter.tick()

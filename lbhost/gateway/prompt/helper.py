@@ -24,6 +24,7 @@ import setproctitle
 
 from lbhost import log, stream
 from lbhost.errors import LbhostError, ModelFileError, PromptError
+from lbhost.gateway.prompt.grammars import Grammars
 from lbhost.gateway.prompt.helper_messages import (
     LENGTH,
     Answer,
@@ -38,6 +39,7 @@ from lbhost.gateway.prompt.helper_messages import (
 )
 from lbhost.gateway.prompt.preparation import Preparation
 from lbhost.gateway.prompt.prompter import IN_HELPER, Vocabulary
+from lbhost.grammar import Grammar
 from lbhost.linux import die_with_parent
 from lbhost.llama import Vocab
 
@@ -72,7 +74,7 @@ def main(load: Callable[[str], Vocabulary] = Vocab.load) -> int:
     except ModelFileError as error:
         link.sendall(frame(Failed(error.message)))
         return 1
-    preparation = Preparation(vocab, setup.n_ctx, setup.alias, IN_HELPER)
+    preparation = Preparation(vocab, setup.n_ctx, setup.alias, IN_HELPER, Grammars(_compile))
     _limit_memory()
     threading.stack_size(STACK_BYTES)
     link.sendall(frame(Ready()))
@@ -82,6 +84,12 @@ def main(load: Callable[[str], Vocabulary] = Vocab.load) -> int:
         link.sendall(frame(Begun()))
         link.sendall(frame(_in_thread(preparation, task)))
     return 0
+
+
+def _compile(grammar: Grammar) -> str:
+    from lbhost import guidance  # 4 MB that most helpers never need
+
+    return guidance.check(grammar)
 
 
 def _in_thread(preparation: Preparation, task: Task) -> Answer:

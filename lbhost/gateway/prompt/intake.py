@@ -11,6 +11,7 @@ import resource
 from lbhost.errors import TooLongInlineError
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt import stack
+from lbhost.gateway.prompt.grammars import Grammars
 from lbhost.gateway.prompt.helpers import Helpers
 from lbhost.gateway.prompt.preparation import Preparation, Taken
 from lbhost.gateway.prompt.prompter import Limits, Vocabulary
@@ -30,14 +31,19 @@ class Intake:
         soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
         longest = stack.inline_characters(vocab.uses_regex, soft)
         limits = Limits(INLINE_RENDER_S, max(1, longest), inline=True)
-        self._preparation = Preparation(vocab, n_ctx, alias, limits)
+        self._grammars = Grammars()
+        self._preparation = Preparation(vocab, n_ctx, alias, limits, self._grammars)
         self.helpers = helpers
 
     async def take(self, body: bytes, kind: Kind) -> Taken | Told:
         """Raises InvalidRequestError and its kin, ModelNotFoundError, PromptError, QueueFullError,
         DeadlineError. Cancelling it takes the body out of the queue."""
         taken = self._take_inline(body, kind)
-        return taken if taken is not None else await self.helpers.prepare(body, kind)
+        if taken is None:
+            taken = await self.helpers.prepare(body, kind)
+            if isinstance(taken, Taken) and taken.grammar is not None:
+                self._grammars.learn(taken.grammar, taken.works[0].grammar)
+        return taken
 
     def _take_inline(self, body: bytes, kind: Kind) -> Taken | Told | None:
         """At once, in milliseconds; None for what only a helper may prepare.

@@ -5,6 +5,8 @@ Computes and never waits. The gateway runs it for short bodies, a helper process
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from lbhost import wire
@@ -18,12 +20,18 @@ from lbhost.gateway.api.generation import (
     Prompt,
     Several,
     Style,
+    Turn,
 )
+from lbhost.gateway.api.reading import Reading
 from lbhost.gateway.api.replies import Kind
-from lbhost.gateway.prompt import questions
-from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary, for_template
+from lbhost.gateway.api.tools.families import Family
+from lbhost.gateway.api.tools.forced import Tool, calls_only
+from lbhost.gateway.prompt import habits, questions, tool_turns
+from lbhost.gateway.prompt.grammars import Grammars
+from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary
 from lbhost.gateway.prompt.questions import Questions, Told
 from lbhost.gateway.scheduling.job import Work
+from lbhost.grammar import Grammar
 
 
 class Taken(msgspec.Struct, frozen=True, tag="taken"):
@@ -37,17 +45,29 @@ class Taken(msgspec.Struct, frozen=True, tag="taken"):
     n: int = 1
     best_of: int = 1
     """As in Generation."""
+    grammar: Grammar | None = None
+    """What the works' grammar was made from."""
 
 
 class Preparation:
     """Turns bodies into work, for one model."""
 
-    def __init__(self, vocab: Vocabulary, n_ctx: int, alias: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        n_ctx: int,
+        alias: str,
+        limits: Limits,
+        grammars: Grammars,
+    ) -> None:
         self._vocab = vocab
         self._n_ctx = n_ctx
         self._alias = alias
         self._prompter = Prompter(vocab, n_ctx, limits)
-        self._questions = Questions(vocab, self._prompter, self._count)
+        self._questions = Questions(vocab, self._prompter, self._count, self._rendered)
+        self._grammars = grammars
+        self._habits = habits.of(vocab.chat_template)
+        self._shown = self._prompter.special_tokens(self._habits.marks)
 
     def prepare(self, body: bytes, kind: Kind) -> Taken | Told:
         """Raises InvalidRequestError and its kin, ModelNotFoundError, TooLongInlineError."""
@@ -56,17 +76,25 @@ class Preparation:
         parsed = dialects.parse(body, kind, self._vocab.n_tokens)
         generation = parsed.generation
         tokens = self._tokens(generation)
+        reading = self._reading(generation, tokens[0])
+        grammar = self._grammar(generation, reading)
+        bound = "" if grammar is None else self._grammars.written(grammar)
         return Taken(
-            tuple(self._fit(generation, one) for one in tokens),
-            msgspec.structs.replace(parsed.style, prompt_tokens=len(tokens[0])),
+            tuple(self._fit(generation, one, bound, reading) for one in tokens),
+            msgspec.structs.replace(parsed.style, prompt_tokens=len(tokens[0]), reading=reading),
             self._echoes(generation.prompt, tokens) if generation.echo else (),
             generation.n,
             generation.best_of,
+            grammar,
         )
 
     def _count(self, generation: Generation) -> int:
         """Tokens of all its prompts."""
         return sum(len(tokens) for tokens in self._tokens(generation))
+
+    def _rendered(self, turns: Sequence[Turn]) -> str:
+        """A conversation as the model reads it."""
+        return self._prompter.rendered(self._messages(turns, ()))
 
     def _tokens(self, generation: Generation) -> list[list[int]]:
         """Those of each prompt. Raises ModelNotFoundError."""
@@ -77,11 +105,7 @@ class Preparation:
             )
         prompt = generation.prompt
         if isinstance(prompt, tuple):
-            messages = [for_template(turn) for turn in prompt]
-            chat = self._prompter.chat(
-                messages, next_speaker=generation.next_speaker, continues=generation.continues
-            )
-            return [chat]
+            return [self._conversation(prompt, generation)]
         if isinstance(prompt, Infill):
             return self._prompter.infill(prompt.prompts, prompt.after, prompt.after_param)
         return [
@@ -96,7 +120,67 @@ class Preparation:
             for given, made in zip(_plain(prompt), tokens, strict=True)
         )
 
-    def _fit(self, generation: Generation, tokens: list[int]) -> Work:
+    def _conversation(self, turns: Sequence[Turn], generation: Generation) -> list[int]:
+        use = generation.tools
+        tools = () if use is None else use.tools
+        foreign = self._is_foreign(turns, tools)
+        tokens = self._prompter.chat(
+            self._messages(turns, tools),
+            next_speaker=generation.next_speaker,
+            continues=generation.continues,
+            tools=tool_turns.specs(tools) if tools and not foreign else None,
+            options=generation.template_options,
+        )
+        forced = use is not None and use.forced
+        return tokens + self._prompter.suffix(self._habits.opening) if forced else tokens
+
+    def _is_foreign(self, turns: Sequence[Turn], tools: Sequence[Tool]) -> bool:
+        """Whether there are calls, and the template knows none."""
+        called = any(turn.calls or turn.role == "tool" for turn in turns)
+        return self._habits.family is Family.GENERIC and (bool(tools) or called)
+
+    def _messages(self, turns: Sequence[Turn], tools: Sequence[Tool]) -> tool_turns.Messages:
+        """As the model's chat template takes them."""
+        if self._is_foreign(turns, tools):
+            messages = tool_turns.generic(turns, tools)
+        else:
+            messages = tool_turns.native(turns, self._habits.family)
+        return messages if self._habits.system else tool_turns.without_system(messages)
+
+    def _reading(self, generation: Generation, tokens: list[int]) -> Reading | None:
+        """What is to be found in the answer's text."""
+        if not generation.reads:
+            return None
+        thinking, use = self._habits.thinking, generation.tools
+        if thinking is not None:
+            end = self._prompter.said(tokens[-16:]).rstrip()
+            begun = end.endswith(thinking.opening)
+            thinking = msgspec.structs.replace(thinking, begun=begun)
+        if use is None:
+            return None if thinking is None else Reading(thinking)
+        return Reading(
+            thinking if thinking is None or thinking.begun or not use.forced else None,
+            self._habits.family,
+            tuple(tool.name for tool in use.tools),
+            forced=bool(use.forced),
+            parallel=use.parallel,
+        )
+
+    def _grammar(self, generation: Generation, reading: Reading | None) -> Grammar | None:
+        use = generation.tools
+        if use is None or not use.forced or reading is None:
+            return generation.grammar
+        thinking = reading.thinking
+        return calls_only(
+            [tool for tool in use.tools if tool.name in use.forced],
+            self._habits.family,
+            parallel=use.parallel,
+            thinking_until="" if thinking is None else thinking.closing,
+        )
+
+    def _fit(
+        self, generation: Generation, tokens: list[int], grammar: str, reading: Reading | None
+    ) -> Work:
         room = self._n_ctx - len(tokens)
         if room < 1:
             raise ContextLengthError(
@@ -128,6 +212,8 @@ class Preparation:
             rank=generation.rank,
             logprobs=self._scores(generation),
             prompt_logprobs=generation.echo and generation.logprobs is not None,
+            grammar=grammar,
+            shown=() if reading is None else self._shown,
         )
 
     @staticmethod

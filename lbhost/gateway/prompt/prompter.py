@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import msgspec
 
@@ -28,7 +29,6 @@ from lbhost.errors import (
     TooLongInlineError,
     UnprocessableError,
 )
-from lbhost.gateway.api.generation import Turn
 from lbhost.gateway.prompt import special_texts
 from lbhost.gateway.prompt.chat_template import ChatTemplate
 
@@ -49,12 +49,6 @@ IN_HELPER = Limits(render_s=5.0, characters=16 * 1024 * 1024)
 
 _CHECKED_FROM = 65536
 """Characters from which it is worth knowing that a text cannot fit before tokenising it."""
-
-
-def for_template(turn: Turn) -> dict[str, str]:
-    """As chat templates take it."""
-    message = {"role": turn.role, "content": turn.text}
-    return message if turn.name is None else {**message, "name": turn.name}
 
 
 class Vocabulary(Protocol):
@@ -109,16 +103,19 @@ class Prompter:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         next_speaker: bool = True,
         continues: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Tokens of a conversation, ending where the answer begins.
 
         Args:
             next_speaker: whether the template puts what it has before the assistant's turn.
             continues: the answer goes on with the last message: nothing comes after that.
+            tools, options: see ChatTemplate.render.
 
         Raises:
             UnprocessableError: no chat template, or it refuses these messages.
@@ -130,8 +127,9 @@ class Prompter:
         self._check_length(said, "messages")  # before it is searched and rendered
         swapped: list[str] = []
         if self._special is not None:
-            messages = [self._swap(message, swapped) for message in messages]
-        text = self._continued(messages) if continues else self._render(messages, next_speaker)
+            messages, tools = self._swap(messages, swapped), self._swap(tools, swapped)
+        render = partial(self._render, tools=tools, options=options)
+        text = self._continued(messages, render) if continues else render(messages, next_speaker)
         self._check_length(len(text), "messages")
         with_bos = not (self._bos_text and text.startswith(self._bos_text))
         if not swapped:
@@ -148,7 +146,7 @@ class Prompter:
                 raise self._too_long("messages", len(tokens))
         return tokens
 
-    def rendered(self, turns: Sequence[Turn]) -> str:
+    def rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The text of a conversation, ending where the answer begins.
 
         Raises:
@@ -156,7 +154,7 @@ class Prompter:
         """
         if self._template is None:
             raise UnprocessableError(self._why_no_chat, param="messages")
-        return self._render([for_template(turn) for turn in turns], True)
+        return self._render(messages, True, tools=None, options=None)
 
     def tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Tokens of any text, however many. `add_special`: begin as the model wants it."""
@@ -213,26 +211,47 @@ class Prompter:
             raise InvalidRequestError("prompt: must not be empty", param="prompt")
         return [self._vocab.bos]
 
-    def _swap(self, message: Mapping[str, str], swapped: list[str]) -> Mapping[str, str]:
+    def _swap(self, value: Any, swapped: list[str]) -> Any:
+        """The same with marks for special texts, wherever in it they are."""
         assert self._special is not None
-        content = message["content"]
-        if self._special.search(content) is None:
-            return message
 
         def mark(found: re.Match[str]) -> str:
             swapped.append(found[0])
             return self._mark % (len(swapped) - 1)
 
-        return {**message, "content": self._special.sub(mark, content)}
+        if isinstance(value, str):
+            return self._special.sub(mark, value)
+        if isinstance(value, Mapping):
+            return {self._swap(k, swapped): self._swap(v, swapped) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._swap(one, swapped) for one in value]
+        return value
+
+    def special_tokens(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """The tokens of those texts that are one special token each."""
+        found: set[int] = set()
+        for text in texts:
+            tokens = self._vocab.tokenize(text, add_bos=False, parse_special=True)
+            if len(tokens) == 1 and not self._vocab.piece(tokens[0]):
+                found.add(tokens[0])
+        return tuple(sorted(found))
+
+    def suffix(self, text: str) -> list[int]:
+        """Tokens of the server's own words behind a prompt."""
+        return self._vocab.tokenize(text, add_bos=False, parse_special=True)
 
     def _plain(self, text: str) -> list[int]:
         return self._vocab.tokenize(text, add_bos=False, parse_special=False)
 
-    def _continued(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _continued(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        render: Callable[[Sequence[Mapping[str, Any]], bool], str],
+    ) -> str:
         """The conversation up to the end of its last message's text."""
         last = messages[-1]
         marked = {**last, "content": last["content"] + self._end_mark}
-        text, mark, _ = self._render([*messages[:-1], marked], False).rpartition(self._end_mark)
+        text, mark, _ = render([*messages[:-1], marked], False).rpartition(self._end_mark)
         if not mark:
             raise UnprocessableError(
                 "the model's chat template leaves out the last message; it cannot be continued",
@@ -240,13 +259,22 @@ class Prompter:
             )
         return text
 
-    def _render(self, messages: Sequence[Mapping[str, str]], next_speaker: bool) -> str:
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        next_speaker: bool,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any] | None,
+    ) -> str:
         assert self._template is not None
         limits = self._limits
         try:
             return self._template.render(
                 messages,
                 next_speaker=next_speaker,
+                tools=tools,
+                options=options,
                 time_s=limits.render_s,
                 characters=limits.characters,
             )

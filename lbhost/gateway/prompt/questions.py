@@ -5,14 +5,14 @@ Computes and never waits, within the prompter's limits. The answer is JSON, read
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from lbhost.errors import UnprocessableError
 from lbhost.gateway.api import messages, questions
-from lbhost.gateway.api.generation import Generation
+from lbhost.gateway.api.generation import Generation, Turn
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.prompter import Prompter, Vocabulary
 
@@ -43,11 +43,14 @@ class Questions:
         vocab: Vocabulary,
         prompter: Prompter,
         count: Callable[[Generation], int],
+        render: Callable[[Sequence[Turn]], str],
     ) -> None:
-        """`count`: tokens of a prompt; checks the model's name too."""
+        """`count`: tokens of a prompt; checks the model's name too. `render`: a conversation's
+        text."""
         self._vocab = vocab
         self._prompter = prompter
         self._count = count
+        self._render = render
 
     def tell(self, body: bytes, kind: Kind) -> Told:
         """The answer to a question of PATHS.
@@ -72,7 +75,7 @@ class Questions:
             data = b"".join(self._vocab.piece(token) for token in tokens)
             return {"content": data.decode(errors="replace")}
         if kind is Kind.APPLY_TEMPLATE:
-            return {"prompt": self._prompter.rendered(questions.apply_template(body))}
+            return {"prompt": self._render(questions.apply_template(body))}
         assert kind is Kind.COUNT_TOKENS
         generation = messages.parse_count(body, self._vocab.n_tokens)
         return {"input_tokens": self._count(generation)}

@@ -307,6 +307,8 @@ class Dispatcher:
             rank=work.rank,
             logprobs=work.logprobs,
             prompt_logprobs=work.prompt_logprobs,
+            grammar=work.grammar,
+            shown=work.shown,
         )
         self._deadlines.set(job, job.arrived + self._settings.request_timeout_s)
         attempt.session.link.send(wire.encode(submit))

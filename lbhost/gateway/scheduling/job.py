@@ -36,6 +36,10 @@ class Work(msgspec.Struct, frozen=True):
     logprobs: int | None = None
     """As in wire.Submit."""
     prompt_logprobs: bool = False
+    grammar: str = ""
+    """What the answer must follow, as wire.Submit has it."""
+    shown: tuple[int, ...] = ()
+    """As in wire.Submit."""
 
 
 class JobState(enum.Enum):

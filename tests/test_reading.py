@@ -1,0 +1,148 @@
+"""What is found in an answer is the same wherever its pieces are cut."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbhost.gateway.api.reading import AnswerReader, Reading, Thinking
+from lbhost.gateway.api.tools.calls import Arguments, CallBegun, Event, Said, Thought
+from lbhost.gateway.api.tools.families import Family, family_of
+
+NAMES = ("get_weather", "now")
+TAGS = Thinking("<think>", "</think>")
+
+
+def reading(family: Family | None, **how: object) -> Reading:
+    return Reading(family=family, names=NAMES, **how)  # type: ignore[arg-type]
+
+
+def joined(events: list[Event]) -> list[Event]:
+    """Neighbours of a kind as one: where they were cut is nobody's business."""
+    out: list[Event] = []
+    for event in events:
+        last = out[-1] if out else None
+        if not isinstance(event, CallBegun) and type(last) is type(event):
+            assert isinstance(last, Said | Thought | Arguments)
+            out[-1] = type(last)(last.text + event.text)
+        else:
+            out.append(event)
+    return out
+
+
+def read(how: Reading, *pieces: str) -> list[Event]:
+    reader = AnswerReader(how)
+    events = [event for piece in pieces for event in reader.feed(piece)]
+    return joined(events + reader.finish())
+
+
+def call(name: str = "now", **arguments: object) -> list[Event]:
+    return [CallBegun(name), Arguments(json.dumps(arguments))]
+
+
+WEATHER = call("get_weather", city="Rome {[")
+H, L, M, G = Family.HERMES, Family.LLAMA3, Family.MISTRAL, Family.GENERIC
+ROME = '{"name": "get_weather", "arguments": {"city": "Rome {["}}'
+NOW = '{"name": "now", "arguments": {}}'
+
+CASES: list[tuple[Reading, str, list[Event]]] = [
+    (reading(H), f"<tool_call>\n{ROME}\n</tool_call>", WEATHER),
+    (reading(H), f"<tool_call>{ROME}</tool_call>\n<tool_call>{NOW}</tool_call>", WEATHER + call()),
+    (reading(H), f"I look.\n<tool_call>\n{NOW}", [Said("I look.\n"), *call()]),
+    (reading(H), f"<tool_call>{NOW}</tool_call> Done", [*call(), Said(" Done")]),
+    (reading(H), "a < b <tool> c", [Said("a < b <tool> c")]),
+    (reading(H), "<tool_call>{broken", [Said("<tool_call>{broken")]),
+    (reading(H), "<tool_call>{]} x", [Said("<tool_call>{]} x")]),
+    (reading(H), "<tool_call>hello", [Said("<tool_call>hello")]),
+    (reading(H), '<tool_call>{"name": "rm"}', [Said('<tool_call>{"name": "rm"}')]),
+    (reading(H), f"<tool_call>no<tool_call>{NOW}", [Said("<tool_call>no"), *call()]),
+    (reading(H), '<tool_call>{"name": "now", "arguments": "{}"}', call()),
+    (reading(H), '<tool_call>{"name": "now", "arguments": 5}',
+     [Said('<tool_call>{"name": "now", "arguments": 5}')]),
+    (reading(H), r'<tool_call>{"name": "now", "arguments": {"a": "\"}\\"}}', call(a='"}\\')),
+    (reading(H, parallel=False), f"<tool_call>{NOW}</tool_call><tool_call>{ROME}", call()),
+    (reading(L), '{"name": "get_weather", "parameters": {"city": "Rome {["}}', WEATHER),
+    (reading(L), '<|python_tag|>{"name": "now", "parameters": {}}; {"name": "now"}',
+     call() + call()),
+    (reading(L), '{"a": 1} is JSON', [Said('{"a": 1} is JSON')]),
+    (reading(L), "[1, 2] and 3", [Said("[1, 2] and 3")]),
+    (reading(M), f"[TOOL_CALLS][{ROME}, {NOW}]", WEATHER + call()),
+    (reading(M), '[TOOL_CALLS]get_weather[ARGS]{"city": "Rome {["}[TOOL_CALLS]now{}',
+     WEATHER + call()),
+    (reading(M), "[TOOL_CALLS]", [Said("[TOOL_CALLS]")]),
+    (reading(M), "[TOOL_CALLS]nothing else", [Said("[TOOL_CALLS]nothing else")]),
+    (reading(M), f"[TOOL_CALLS] [{NOW}] ", call()),
+    (reading(G), ROME, WEATHER),
+    (reading(G), f"```json\n{ROME}\n```", WEATHER),
+    (reading(G), f'{{"tool_calls": [{NOW}]}}', call()),
+    (reading(G), f" {NOW}\n{ROME}", call() + WEATHER),
+    (reading(G), "It is ```json\n{}\n``` see", [Said("It is ```json\n{}\n``` see")]),
+    (reading(G), "", []),
+    (reading(G), "  ", []),
+    (reading(G, forced=True), f"[{ROME}, {NOW}]", WEATHER + call()),
+    (reading(H, forced=True), f"<tool_call>\n{NOW}\n</tool_call>", call()),
+    (reading(L, forced=True), '{"name": "now", "parameters": {"a": {"b": ["}"]}}}',
+     call(a={"b": ["}"]})),
+    (Reading(TAGS), "<think>\nhm</thin\n</think>\n\nYes.", [Thought("hm</thin"), Said("Yes.")]),
+    (Reading(TAGS), "No <think>thoughts</think>", [Said("No <think>thoughts</think>")]),
+    (Reading(TAGS), "<think></think>x", [Said("x")]),
+    (Reading(TAGS), "<think>cut o", [Thought("cut o")]),
+    (Reading(TAGS), " <thi", [Said("<thi")]),
+    (Reading(Thinking("<think>", "</think>", begun=True)), "so\n\nso </think> a b ",
+     [Thought("so\n\nso"), Said("a b ")]),
+    (Reading(), "plain", [Said("plain")]),
+    (reading(H, thinking=TAGS), f"<think>call <tool_call></think>\n<tool_call>{NOW}</tool_call>",
+     [Thought("call <tool_call>"), *call()]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "text", "expected"), CASES)
+def test_an_answer_is_read_alike_wherever_it_is_cut(
+    how: Reading, text: str, expected: list[Event]
+) -> None:
+    assert read(how, text) == expected
+    assert read(how, *text) == expected
+    for at in range(len(text) + 1):
+        assert read(how, text[:at], text[at:]) == expected, (text[:at], text[at:])
+
+
+PIECES = st.sampled_from(
+    ["<tool_call>", "</tool_call>", NOW, ROME, "[TOOL_CALLS]", "{", "}", "[", "]", '"', "\\",
+     "now", "[ARGS]", "<think>", "</think>", " ", "\n", "text", ";", ",", "```json", "```",
+     "<|python_tag|>", '{"name": "now"', "é"]
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(PIECES, max_size=10),
+    st.sampled_from([*Family, None]),
+    st.booleans(),
+    st.lists(st.integers(0, 200), max_size=6),
+)
+def test_nothing_that_a_model_writes_is_lost_or_depends_on_the_cuts(
+    parts: list[str], family: Family | None, thinks: bool, cuts: list[int]
+) -> None:
+    text = "".join(parts)
+    how = reading(family, thinking=TAGS if thinks else None)
+    whole = read(how, text)
+    ends = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    assert read(how, *(text[a:b] for a, b in itertools.pairwise(ends))) == whole
+    for event in whole:
+        if isinstance(event, Arguments):
+            assert isinstance(json.loads(event.text), dict)
+    if not any(isinstance(event, CallBegun) for event in whole) and not thinks:
+        said = "".join(event.text for event in whole if isinstance(event, Said))
+        assert said.strip() == text.strip()
+
+
+def test_the_family_is_told_from_the_template() -> None:
+    assert family_of("{{ tools }}<tool_call>{{ x }}</tool_call>") is Family.HERMES
+    assert family_of("{% if tools %}<|python_tag|>{% endif %}") is Family.LLAMA3
+    assert family_of("{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]") is Family.MISTRAL
+    assert family_of("{{ messages }}") is Family.GENERIC
+    assert family_of("{{ tools }}<tool_call><function=x>") is Family.GENERIC

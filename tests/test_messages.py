@@ -51,6 +51,7 @@ def test_a_conversation_becomes_turns() -> None:
                 ],
             },
             {"role": "user", "content": "e"},
+            {"role": "system", "content": "f"},
         ],
         stop_sequences=["x", "y", "x"],
         top_k=5,
@@ -62,6 +63,7 @@ def test_a_conversation_becomes_turns() -> None:
         Turn("user", "a\n\nb"),
         Turn("assistant", "c\nd"),
         Turn("user", "e"),
+        Turn("system", "f"),
     )
     assert generation.stop == ("x", "y")
     assert (generation.sampling.top_k, generation.sampling.temperature) == (5, 0.5)
@@ -84,7 +86,7 @@ def test_max_tokens_is_cut_to_the_room_there_is() -> None:
         ("max_tokens", None), ("max_tokens", 0), ("max_tokens", "5"), ("temperature", 1.5),
         ("temperature", -1), ("top_p", 2), ("top_k", -2), ("system", 5), ("system", [{}]),
         ("system", [{"type": "image"}]), ("messages", []), ("messages", "hi"),
-        ("messages", [{"role": "system", "content": "x"}]), ("messages", [{"role": "user"}]),
+        ("messages", [{"role": "king", "content": "x"}]), ("messages", [{"role": "user"}]),
         ("messages", [{"role": "user", "content": [{"type": "image", "source": {}}]}]),
         ("messages", [{"role": "user", "content": [{"type": "text"}]}]),
         ("n", 2),

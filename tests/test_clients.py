@@ -1,0 +1,268 @@
+"""The official clients of OpenAI's responses and Anthropic's messages, and `lbhost chat`, against
+the real server with the real model.
+
+Needs the starter extra.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import anthropic
+import openai
+import pytest
+from anthropic import Anthropic
+from openai import OpenAI
+
+from serving import PATIENCE_S, Server, wait_for
+
+pytestmark = pytest.mark.e2e
+
+KEY = "a-key-of-the-tests"
+SAY = "Name three rivers."
+GREEDY = {"temperature": 0}
+"""Anthropic's client has no parameter for it any more; the API has."""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    where = tmp_path_factory.mktemp("clients") / "run"
+    arguments = ("--ctx-size", "512", "--workers", "1", "--api-key", KEY)
+    with Server(where, *arguments) as server:
+        server.http.headers["authorization"] = f"Bearer {KEY}"
+        yield server
+
+
+# --- responses --------------------------------------------------------------------------
+
+
+def test_the_openai_client_gets_responses(shared: Server) -> None:
+    with OpenAI(base_url=f"{shared.endpoint}/v1", api_key=KEY, max_retries=0) as client:
+        answer = client.responses.create(
+            model=client.models.list().data[0].id,
+            instructions="Be brief.",
+            input=[{"role": "user", "content": [{"type": "input_text", "text": SAY}]}],
+            temperature=0,
+            max_output_tokens=16,
+            store=False,
+        )
+        assert answer.output_text
+        assert answer.status in ("completed", "incomplete")
+        assert answer.usage is not None
+        assert 0 < answer.usage.output_tokens <= 16
+        with client.responses.stream(
+            model=answer.model,
+            instructions="Be brief.",
+            input=SAY,
+            temperature=0,
+            max_output_tokens=16,
+        ) as stream:
+            deltas = [e.delta for e in stream if e.type == "response.output_text.delta"]
+        assert "".join(deltas) == answer.output_text
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(model=answer.model, input=SAY, previous_response_id="resp_1")
+        assert caught.value.param == "previous_response_id"
+
+
+# --- messages ---------------------------------------------------------------------------
+
+
+def test_the_anthropic_client_gets_messages(shared: Server) -> None:
+    with Anthropic(base_url=shared.endpoint, api_key=KEY, max_retries=0) as client:
+        model = shared.status().model
+        answer = client.messages.create(
+            model=model,
+            system="Be brief.",
+            messages=[{"role": "user", "content": SAY}],
+            max_tokens=16,
+            extra_body=GREEDY,
+        )
+        (block,) = answer.content
+        assert block.type == "text"
+        assert block.text
+        assert answer.stop_reason in ("end_turn", "max_tokens")
+        counted = client.messages.count_tokens(
+            model=model, system="Be brief.", messages=[{"role": "user", "content": SAY}]
+        )
+        usage = answer.usage
+        assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+        with client.messages.stream(
+            model=model,
+            system="Be brief.",
+            messages=[{"role": "user", "content": SAY}],
+            max_tokens=16,
+            extra_body=GREEDY,
+        ) as stream:
+            text = "".join(stream.text_stream)
+            final = stream.get_final_message()
+        assert text == block.text
+        assert final.usage.output_tokens == usage.output_tokens
+        assert final.stop_reason == answer.stop_reason
+        first = block.text.split()[0]
+        stopped = client.messages.create(
+            model=model,
+            system="Be brief.",
+            messages=[{"role": "user", "content": SAY}],
+            max_tokens=16,
+            extra_body=GREEDY,
+            stop_sequences=[first],
+        )
+        assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", first)
+
+
+def test_the_anthropic_client_raises_what_it_should(shared: Server) -> None:
+    with Anthropic(base_url=shared.endpoint, api_key="wrong-key", max_retries=0) as client:
+        with pytest.raises(anthropic.AuthenticationError) as caught:
+            client.messages.create(
+                model="x", max_tokens=1, messages=[{"role": "user", "content": "x"}]
+            )
+        assert caught.value.request_id
+    with Anthropic(base_url=shared.endpoint, api_key=KEY, max_retries=0) as client:
+        with pytest.raises(anthropic.NotFoundError):
+            client.messages.create(
+                model="gpt", max_tokens=1, messages=[{"role": "user", "content": "x"}]
+            )
+        with pytest.raises(anthropic.BadRequestError, match="temperature"):
+            client.messages.create(
+                model=shared.status().model,
+                max_tokens=1,
+                messages=[{"role": "user", "content": "x"}],
+                extra_body={"temperature": 7},
+            )
+
+
+# --- llama-server's routes --------------------------------------------------------------
+
+
+def test_texts_become_tokens_and_back_and_templates_are_applied(shared: Server) -> None:
+    text = "Three rivers: Rhône, 長江 and 🏞️"
+    tokens = shared.http.post("/tokenize", json={"content": text}).json()["tokens"]
+    assert shared.http.post("/detokenize", json={"tokens": tokens}).json() == {"content": text}
+    asked = {"messages": [{"role": "user", "content": SAY}]}
+    prompt = shared.http.post("/apply-template", json=asked).json()["prompt"]
+    assert SAY in prompt
+    body = {"prompt": prompt, "n_predict": 12, "temperature": 0}
+    native = shared.http.post("/completion", json=body).json()
+    chat = shared.http.post(
+        "/chat/completions", json={**asked, "max_tokens": 12, "temperature": 0}
+    ).json()
+    assert native["content"] == chat["choices"][0]["message"]["content"]
+    assert native["timings"]["predicted_n"] == native["tokens_predicted"]
+
+
+def test_slots_and_props_are_there(shared: Server) -> None:
+    slots = shared.http.get("/slots").json()
+    assert shared.http.get("/props").json()["total_slots"] == len(slots) > 0
+
+
+# --- the terminal -----------------------------------------------------------------------
+
+
+def test_lines_of_a_file_are_messages(shared: Server) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lbhost", "chat", "--url", shared.endpoint, "--system", "Be brief."],
+        input=f"{SAY}\n\nAnd one more.\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+        env={**os.environ, "LBHOST_API_KEY": KEY},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.strip().splitlines()) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "complaint"),
+    [
+        (("--url", "http://127.0.0.1:9"), KEY, "no server answers at http://127.0.0.1:9"),
+        (("--url", "localhost"), KEY, "--url: expected something like"),
+        ((), "another-key", "wrong or missing API key"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    shared: Server, arguments: tuple[str, ...], key: str, complaint: str
+) -> None:
+    where = arguments or ("--runtime-dir", str(shared.runtime_dir))
+    done = subprocess.run(
+        [sys.executable, "-m", "lbhost", "chat", *where],
+        input="hello\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+        env={**os.environ, "LBHOST_API_KEY": key},
+    )
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("lbhost: ")
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+class Terminal:
+    """`lbhost chat` with a person at the keyboard. A context manager."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lbhost", "chat", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env={**os.environ, "LBHOST_API_KEY": KEY, "TERM": "dumb"},
+        )
+        os.close(theirs)
+        os.set_blocking(self._ours, False)
+        self.screen = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def sees(self, pattern: str) -> None:
+        """Wait for it, and forget what came before its end."""
+
+        def probe() -> bool:
+            try:
+                self.screen += os.read(self._ours, 65536).decode(errors="replace")
+            except (BlockingIOError, OSError):
+                time.sleep(0.01)
+            found = re.search(pattern, self.screen)
+            if found:
+                self.screen = self.screen[found.end() :]
+            return found is not None
+
+        wait_for(probe, f"the terminal shows {pattern!r}")
+
+
+def test_ctrl_c_stops_an_answer_and_ctrl_d_ends(shared: Server) -> None:
+    with Terminal("--runtime-dir", str(shared.runtime_dir)) as terminal:
+        terminal.sees("Ctrl-D ends\\s+> ")
+        terminal.type("Tell me a very long story about a river.\n")
+        shared.wait(lambda status: status.traffic.in_flight > 0, "it answers")
+        terminal.sees("river\\.\\s+\\w+")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.sees(r"\[stopped\]\s+> ")
+        shared.wait(lambda status: status.traffic.in_flight == 0, "the slot is free")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.sees("> ")
+        terminal.type("Say hello.\n")
+        terminal.sees("hello\\.\\s+\\w+")
+        terminal.sees("> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(PATIENCE_S) == 0

@@ -275,3 +275,7 @@ class HelperGoneError(LbhostError):
 
 class WireError(LbhostError):
     """A peer process broke the protocol: oversized or undecodable frame. Drop the link."""
+
+
+class StateError(LbhostError):
+    """A KV state that cannot be used: what it holds must be computed."""

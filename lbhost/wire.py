@@ -63,6 +63,12 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     ignore_eos: bool = False
     rank: int = order.DEFAULT
     """Its class: lower goes first; see order.py."""
+    state: int = 0
+    """The number of the KV state that was sent for it over the states link; 0: none."""
+    kept: int = 0
+    """How many of its tokens, from the first on, the store has the KV of: not to be saved again."""
+    scope: int = 0
+    """Who shares KV with whom: what was computed for one scope answers no other sooner."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
@@ -222,3 +228,18 @@ def unpack_tokens(packed: bytes) -> list[int]:
     if sys.byteorder == "big":
         tokens.byteswap()
     return tokens.tolist()
+
+
+def common_prefix(a: bytes | bytearray, b: bytes | bytearray) -> int:
+    """Tokens (4 bytes each) that two packed sequences share from the start."""
+    low, high = 0, min(len(a), len(b)) // 4
+    view_a, view_b = memoryview(a), memoryview(b)
+    if view_a[: 4 * high] == view_b[: 4 * high]:
+        return high
+    while high - low > 1:  # the first `low` are equal, the first `high` are not
+        middle = (low + high) // 2
+        if view_a[4 * low : 4 * middle] == view_b[4 * low : 4 * middle]:
+            low = middle
+        else:
+            high = middle
+    return low

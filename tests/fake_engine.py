@@ -8,11 +8,12 @@ slot and on nothing else, so that a leak or a wrong reuse shows in the output.
 from __future__ import annotations
 
 import array
+import ctypes
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from lbhost.wire import Sampling, Submit, pack_tokens
+from lbhost.wire import Sampling, Submit, pack_tokens, unpack_tokens
 from lbhost.worker.context import Decoded
 from lbhost.worker.sampling import PENALTY_LAST_N
 
@@ -71,6 +72,8 @@ class FakeContext:
         self.batches: list[list[tuple[int, int]]] = []
         """(slot, tokens) of every decode."""
         self.copies = 0
+        self.loads = 0
+        self.can_load = True
         self._batch: list[tuple[int, list[int], int | None]] = []
         self._outputs: dict[int, int] = {}
 
@@ -123,6 +126,18 @@ class FakeContext:
     def copy(self, source: int, target: int) -> None:
         self.copies += 1
         self.kv[target] = list(self.kv[source])
+
+    def state_bytes(self, slot: int) -> int:
+        return 4 * len(self.kv[slot])
+
+    def save(self, slot: int, address: int, size: int) -> bool:
+        ctypes.memmove(address, pack_tokens(self.kv[slot]), size)
+        return True
+
+    def load(self, slot: int, address: int, size: int) -> bool:
+        self.loads += 1
+        self.kv[slot] = unpack_tokens(ctypes.string_at(address, size)) if self.can_load else []
+        return self.can_load
 
 
 class FakeSampler:

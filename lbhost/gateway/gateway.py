@@ -29,6 +29,8 @@ from lbhost.gateway.recorder import WRITE_S, Recorder
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.readings import Readings, Siblings
 from lbhost.gateway.scheduling.sessions import Sessions
+from lbhost.gateway.states.collector import StatesCollector
+from lbhost.gateway.states.plane import Plane
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -80,10 +82,13 @@ class Gateway:
         counters = Metrics()
         self.sessions = Sessions(Readings(start.page, settings, siblings=siblings), settings.slots)
         self.traffic = Recorder(start.page, settings, self.sessions, counters)
-        self.dispatcher = Dispatcher(settings, self.sessions, self.traffic)
+        self._page = start.page
+        self.states = Plane(settings.state_cache_bytes, self.sessions)
+        self.dispatcher = Dispatcher(settings, self.sessions, self.traffic, states=self.states)
         counters.registry.register(
             BoardCollector(self.sessions, self.dispatcher, settings.queue_size)
         )
+        counters.registry.register(StatesCollector(self.states))
         helpers = Helpers(
             Setup(
                 model_path=configure.model_path,
@@ -149,8 +154,8 @@ class Gateway:
             self._obey(*packet)
 
     def _obey(self, message: control.Control, fds: list[int]) -> None:
-        if isinstance(message, control.Link) and len(fds) == 1:
-            self._spawn(self._attach(fds[0], message))
+        if isinstance(message, control.Link) and len(fds) in (1, 2):
+            self._spawn(self._attach(message, *fds))
             return
         for fd in fds:
             os.close(fd)
@@ -165,9 +170,9 @@ class Gateway:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _attach(self, fd: int, link: control.Link) -> None:
+    async def _attach(self, link: control.Link, fd: int, states_fd: int | None = None) -> None:
         try:
-            await self.dispatcher.attach(fd, link.worker, link.epoch)
+            await self.dispatcher.attach(fd, link.worker, link.epoch, states_fd)
         except OSError as error:
             log.get().error("data link unusable", worker=link.worker, reason=str(error))
 
@@ -178,6 +183,9 @@ class Gateway:
 
     async def _write_board(self) -> None:
         while True:
+            host = self._page.host.read(0)
+            if host is not None:
+                self.states.settle(host.memory_available, host.memory_total)
             try:
                 self.traffic.write(self.dispatcher, self.server.connections)
             except Exception:  # noqa: BLE001 - the next one may do; without any we would look hung

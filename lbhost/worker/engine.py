@@ -21,16 +21,18 @@ import msgspec
 from lbhost import log
 from lbhost.errors import WireError
 from lbhost.order import Overtaken, Prompt, after
-from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
+from lbhost.wire import Delta, Finish, FinishReason, Submit, common_prefix, unpack_tokens
 from lbhost.worker.batch import Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.crew import Crew
 from lbhost.worker.draw import LogitsError
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
+from lbhost.worker.keeper import Keeper
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
-from lbhost.worker.slot_choice import SlotView, choose, common_prefix
+from lbhost.worker.slot_choice import SlotView, choose
 from lbhost.worker.speed import SpeedMeter
+from lbhost.worker.states import States
 from lbhost.worker.widths import Phase, Widths
 
 MAX_WAITING = 256
@@ -79,6 +81,7 @@ class Engine:
         before_step: called with the expected seconds of a step just before it is computed.
         crew: the worker's threads; without one nothing can be lent.
         fallback_token_s: a token's expected time while nothing is measured.
+        states: saves and loads slots; without it nothing leaves this worker or comes in.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Engine:
         before_step: Callable[[float], None] | None = None,
         fallback_token_s: float = 0.01,
         crew: Crew | None = None,
+        states: States | None = None,
     ) -> None:
         self._context = context
         self._samplers = samplers
@@ -103,6 +107,7 @@ class Engine:
         self._before_step = before_step
         self._fallback_token_s = fallback_token_s
         self._slots = [Slot(i) for i in range(context.slots)]
+        self.keeper = Keeper(states, self._slots, most_s=target_s)
         self._waiting: list[Request] = []
         self._requests: dict[Key, Request] = {}
         self._computing: set[Key] = set()
@@ -112,6 +117,7 @@ class Engine:
         self._widths = Widths(self._crew.own)
         self._wide_steps = 0
         self._lent: tuple[int, ...] = ()
+        self._step_s = 0.0
         self._arrivals = 0
         self._overtaken = Overtaken()
         self._uses = 0
@@ -132,12 +138,17 @@ class Engine:
         """The requests in the batch that is being computed: for whoever decides on an abort."""
         return self._computing
 
-    def submit(self, link: int, submit: Submit) -> None:
-        """Take a request. What is wrong with it is answered by the next `step`."""
-        request = Request(link, submit, self._arrivals, self._clock())
+    def submit(self, link: int, submit: Submit, state: int | None = None) -> None:
+        """Take a request. What is wrong with it is answered by the next `step`.
+
+        Args:
+            state: descriptor of the KV state that came for it; the engine's from now on.
+        """
+        request = Request(link, submit, self._arrivals, self._clock(), state)
         self._arrivals += 1
         if request.key in self._requests:
             log.get().warning("a request id was used twice", request=submit.request)
+            self.keeper.drop(request)
             return
         problem = self._problem(request)
         if problem is not None:
@@ -272,6 +283,7 @@ class Engine:
             self._wide_steps += crew.width > crew.own
             self._prompt_tokens += prefill
         self._lent = crew.lent
+        self._step_s = wall_s
         for filler in fillers:
             self._cut_back(filler.slot)
         return result
@@ -295,25 +307,11 @@ class Engine:
             self._start(first)
 
     def _start(self, request: Request) -> None:
-        views = [
-            SlotView(
-                slot=slot.index,
-                busy=slot.request is not None,
-                matched=common_prefix(slot.tokens, request.prompt),
-                last_used=slot.last_used,
-            )
-            for slot in self._slots
-        ]
-        choice = choose(views, request.prompt_tokens, self._copy_worth())
-        assert choice is not None, "a slot is free"
-        slot = self._slots[choice.slot]
-        if choice.copy_from is not None:
-            self._context.copy(choice.copy_from, slot.index)
-            slot.tokens[:] = self._slots[choice.copy_from].tokens
-        self._truncate(slot, choice.reuse)
+        submit = request.submit
+        slot = self._fill(request)
+        slot.scope, slot.kept = submit.scope, submit.kept
         request.cached = len(slot.tokens) // 4
         request.started_s = self._clock()
-        submit = request.submit
         request.sampler = self._samplers.make(
             submit.sampling,
             ignore_eos=submit.ignore_eos,
@@ -322,6 +320,39 @@ class Engine:
         slot.request = request
         self._uses += 1
         slot.last_used = self._uses
+
+    def _fill(self, request: Request) -> Slot:
+        """A free slot that holds as much of the request as can be had without computing."""
+        scope = request.submit.scope
+        views = [
+            SlotView(
+                slot=slot.index,
+                busy=slot.request is not None,
+                matched=common_prefix(slot.tokens, request.prompt) if slot.scope == scope else 0,
+                last_used=slot.last_used,
+            )
+            for slot in self._slots
+        ]
+        choice = choose(views, request.prompt_tokens, self._copy_worth())
+        assert choice is not None, "a slot is free"
+        offer = self.keeper.offer(request, choice.reuse)
+        if offer is not None:  # nobody's match is needed: whoever was used longest ago makes room
+            views = [msgspec.structs.replace(view, matched=0) for view in views]
+            choice = choose(views, request.prompt_tokens, None)
+            assert choice is not None, "a slot is free"
+        slot = self._slots[choice.slot]
+        overwritten = offer is not None or choice.copy_from is not None
+        self.keeper.before_reuse(slot, 0 if overwritten else choice.reuse)
+        slot.unsaved_s = 0.0
+        if offer is not None:
+            taken = self.keeper.take_over(slot, request, offer)
+            self._truncate(slot, offer.matched if taken else 0)
+            return slot
+        if choice.copy_from is not None:
+            self._context.copy(choice.copy_from, slot.index)
+            slot.tokens[:] = self._slots[choice.copy_from].tokens
+        self._truncate(slot, choice.reuse)
+        return slot
 
     def _copy_worth(self) -> int | None:
         """Tokens whose prefill takes as long as copying a slot's whole KV stream."""
@@ -409,6 +440,7 @@ class Engine:
             entry.slot.tokens += entry.packed
             if entry.padding:
                 self._cut_back(entry.slot)
+        self.keeper.computed(entries, self._step_s)
         now = self._clock()
         for entry in entries:
             if entry.output:
@@ -482,6 +514,7 @@ class Engine:
         error: str | None = None,
     ) -> None:
         """Free what the request holds (its KV stays for the next), and say why it ended."""
+        self.keeper.drop(request)
         if self._requests.pop(request.key, None) is not None:
             for slot in self._slots:
                 if slot.request is request:

@@ -20,12 +20,21 @@ class Slot:
         self.tokens = bytearray()
         self.request: Request | None = None
         self.last_used = 0
+        self.scope = 0
+        """Whose tokens these are; see wire.Submit."""
+        self.kept = 0
+        """How many of them the store has, from the first on; more than there are while the rest
+        is still to be computed."""
+        self.unsaved_s = 0.0
+        """Seconds that computing the others took."""
 
 
 class Request:
     """A request from its Submit to its Finish."""
 
-    def __init__(self, link: int, submit: Submit, number: int, arrived_s: float) -> None:
+    def __init__(
+        self, link: int, submit: Submit, number: int, arrived_s: float, state: int | None = None
+    ) -> None:
         self.link = link
         self.number = number
         """Counts the arrivals; see order.Prompt."""
@@ -33,6 +42,8 @@ class Request:
         self.prompt = submit.prompt
         self.prompt_tokens = len(submit.prompt) // 4
         self.key: Key = (link, submit.request)
+        self.state = state
+        """Descriptor of the KV state that came with it, until it has been looked at."""
         self.arrived_s = arrived_s
         self.started_s: float | None = None
         self.first_token_s: float | None = None

@@ -58,7 +58,7 @@ def serve(
     except StartupError as error:
         control.send(link, control.Failed(error.message))
         return 1
-    return Loop(link, board, settings, fork, context).run()
+    return Loop(link, board, settings, fork, context, configure.weights).run()
 
 
 def _take_place(placement: Placement, nice: int) -> None:

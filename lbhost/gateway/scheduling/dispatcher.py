@@ -46,6 +46,7 @@ from lbhost.gateway.scheduling.pace import Pace
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Session, Sessions
 from lbhost.gateway.scheduling.worker_link import OpenLink, WorkerLink
+from lbhost.gateway.states.plane import Plane
 
 MAX_ATTEMPTS = 3
 """Workers that may be lost under a request before it is given up."""
@@ -87,6 +88,7 @@ class Dispatcher:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         router: Router | None = None,
         open_link: OpenLink = WorkerLink.open,
+        states: Plane | None = None,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -95,6 +97,7 @@ class Dispatcher:
         self._clock = clock
         self._clock_ns = clock_ns
         self._open_link = open_link
+        self.states = states or Plane(0, sessions, clock)
         self._queue = JobQueue()
         self._pace = Pace()
         self._admission = Admission(settings, self._queue, self._pace, self._router, clock)
@@ -134,9 +137,11 @@ class Dispatcher:
 
     # --- links -----------------------------------------------------------------------
 
-    async def attach(self, fd: int, worker: int, epoch: int) -> None:
-        """A data link has come. Raises OSError if the descriptor is none."""
+    async def attach(self, fd: int, worker: int, epoch: int, states_fd: int | None = None) -> None:
+        """A data link has come, and a states link. Raises OSError if a descriptor is none."""
         link = await self._open_link(fd, worker, epoch, self._on_step, self._on_lost)
+        if states_fd is not None:
+            self.states.join(link, states_fd)
         old = self._sessions.current(worker)
         if old is not None and old.epoch == epoch:
             old.link.close()
@@ -148,6 +153,7 @@ class Dispatcher:
         """Drop all links and timers; for the end of the process and of tests."""
         for link in self._sessions.links():
             link.close()
+        self.states.close()
         self._deadlines.close()
         for timer in (self._poll, self._look):
             if timer is not None:
@@ -271,6 +277,7 @@ class Dispatcher:
         ):
             if not room:
                 break
+            self.states.look(job)
             index = self._router.choose(job, usable, views)
             if index is None:
                 continue
@@ -297,6 +304,7 @@ class Dispatcher:
 
     def _send(self, attempt: Attempt) -> None:
         job, work = attempt.job, attempt.job.work
+        attached = self.states.attach(attempt.session.link, attempt.number, job, attempt.own)
         submit = wire.Submit(
             request=attempt.number,
             prompt=work.prompt,
@@ -305,6 +313,9 @@ class Dispatcher:
             stop=work.stop,
             ignore_eos=work.ignore_eos,
             rank=work.rank,
+            state=attempt.number if attached else 0,
+            kept=job.match.tokens if job.match is not None else 0,
+            scope=work.scope,
         )
         self._deadlines.set(job, job.arrived + self._settings.request_timeout_s)
         attempt.session.link.send(wire.encode(submit))
@@ -324,6 +335,7 @@ class Dispatcher:
         del self._attempts[job.number]
         job.forget()
         job.worker = None
+        job.match_version = -1
         job.order = job.arrived + _REQUEUED_FIRST
         self._enqueue(job)
 
@@ -335,6 +347,8 @@ class Dispatcher:
             return
         now = self._clock()
         released = False
+        if any(delta.finish is not None for delta in step.deltas):
+            self.states.read(link)  # what it has saved by now may be wanted at once
         for delta in step.deltas:
             attempt = session.attempts.get(delta.request)
             if attempt is None:
@@ -389,6 +403,7 @@ class Dispatcher:
     def _on_lost(self, link: WorkerLink) -> None:
         attempts = self._sessions.leave(link)
         self._lender.forget(link)
+        self.states.leave(link)
         if attempts:
             attempts[0].session.tally.errors += len(attempts)
         for attempt in attempts:

@@ -17,6 +17,7 @@ from lbhost import order, wire
 from lbhost.errors import LbhostError
 from lbhost.gateway.scheduling import policy, prefix_index
 from lbhost.gateway.scheduling.deltas import Delta
+from lbhost.gateway.states.store import Match
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -32,6 +33,8 @@ class Work(msgspec.Struct, frozen=True):
     stream: bool = False
     rank: int = order.DEFAULT
     """Its class; see lbhost/order.py."""
+    scope: int = 0
+    """Who shares KV with whom; see wire.Submit."""
 
 
 class JobState(enum.Enum):
@@ -50,7 +53,12 @@ class Job:
         self.work = work
         self.arrived = arrived
         """time.monotonic() of its head at this server."""
-        self.chain = prefix_index.chain(work.prompt)
+        self.chain = prefix_index.chain(work.prompt, work.scope)
+        self.match: Match | None = None
+        """The KV state that holds most of it, as of version `match_version` of the store."""
+        self.match_version = -1
+        self.stored = 0
+        """Tokens that this state spares, less those that could be computed while it is copied."""
         self.long = work.prompt_tokens >= policy.LONG_PROMPT
         self.order = 0.0
         """Place in the queue: smaller goes first."""

@@ -19,10 +19,13 @@ _BLOCK_BYTES = BLOCK * 4
 Chain: TypeAlias = tuple[int, ...]
 
 
-def chain(packed: bytes) -> Chain:
-    """The chain of a prompt given as wire.pack_tokens; the last partial block is left out."""
+def chain(packed: bytes, scope: int = 0) -> Chain:
+    """The chain of a prompt given as wire.pack_tokens; the last partial block is left out.
+
+    Prompts of different scopes (see wire.Submit) have nothing in common.
+    """
     links: list[int] = []
-    link = 0
+    link = scope
     for at in range(0, len(packed) - _BLOCK_BYTES + 1, _BLOCK_BYTES):
         link = hash((link, packed[at : at + _BLOCK_BYTES]))
         links.append(link)

@@ -51,6 +51,8 @@ class Attempt:
         self.job = job
         self.session = session
         self.sent_ns = sent_ns
+        self.own = session.own(job)
+        """Prompt tokens that the worker probably has in its slots."""
         cached = session.cached(job)
         self.prefill = max(1, job.work.prompt_tokens - cached)
         """Prompt tokens that it has to compute, as far as we can tell."""
@@ -89,8 +91,13 @@ class Session:
     def room(self) -> int:
         return self.slots - len(self.attempts)
 
-    def cached(self, job: Job) -> int:
+    def own(self, job: Job) -> int:
+        """Tokens of its prompt that are probably in a slot there."""
         return min(self.prefixes.predict(job.chain), job.work.prompt_tokens - 1)
+
+    def cached(self, job: Job) -> int:
+        """Tokens of its prompt that need not be computed there, be it thanks to a stored state."""
+        return max(self.own(job), min(job.stored, job.work.prompt_tokens - 1))
 
     def assign(self, attempt: Attempt) -> None:
         """A request is on its way there and holds a slot from now on."""

@@ -343,7 +343,8 @@ class Engine:
         slot = self._slots[choice.slot]
         overwritten = offer is not None or choice.copy_from is not None
         self.keeper.before_reuse(slot, 0 if overwritten else choice.reuse)
-        slot.unsaved_s = 0.0
+        if overwritten:
+            slot.unsaved_s = 0.0
         if offer is not None:
             taken = self.keeper.take_over(slot, request, offer)
             self._truncate(slot, offer.matched if taken else 0)
@@ -483,6 +484,7 @@ class Engine:
         """Nobody may reuse what this slot's KV holds."""
         self._context.truncate(slot.index, 0)
         slot.tokens.clear()
+        slot.unsaved_s = 0.0
 
     def _roll_back(self, entries: list[Entry]) -> None:
         """After an abort: the KV holds what it held before, whatever was through."""

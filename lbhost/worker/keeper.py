@@ -61,6 +61,7 @@ class Keeper:
         self._clock = clock
         self._bytes_s = _GUESS_BYTES_S
         self._bytes_per_token = 0.0
+        self._token_s = 0.0
         self._tested = False
         self._told = False
         self._wanted = False
@@ -71,6 +72,7 @@ class Keeper:
         self._wanted = True
         for slot in self._slots:
             slot.kept = 0
+            slot.unsaved_s = len(slot.tokens) // 4 * self._token_s
         if self._states is None or not self._states.movable:
             self.out.append((None, Unable("this model's memory cannot be cut or moved"), None))
 
@@ -79,6 +81,7 @@ class Keeper:
     def computed(self, entries: Sequence[Entry], seconds: float) -> None:
         """A step is over, and its tokens are in the slots."""
         total = sum(len(entry.packed) for entry in entries)
+        self._token_s += _WEIGHT * (4 * seconds / total - self._token_s)
         for entry in entries:
             slot = entry.slot
             new = min(len(entry.packed), len(slot.tokens) - 4 * slot.kept)
@@ -87,8 +90,8 @@ class Keeper:
 
     @property
     def due(self) -> bool:
-        """Whether `save_one` would save something."""
-        return self._next(busy=False) is not None
+        """Whether `save_one` has something to do."""
+        return self._able and not (self._tested and self._next(busy=False) is None)
 
     def save_one(self, *, busy: bool) -> None:
         """Save the slot for which that pays most, if there is one.
@@ -96,14 +99,29 @@ class Keeper:
         Args:
             busy: whether somebody waits for the next step.
         """
+        if not self._able or (busy and self._next(busy=True) is None) or not self._test():
+            return
         slot = self._next(busy=busy)
-        if slot is not None and self._test():
+        if slot is not None:
             self._save(slot)
 
     def before_reuse(self, slot: Slot, keep: int) -> None:
         """All but a slot's first `keep` tokens are about to be forgotten: the last chance."""
-        if len(slot.tokens) > 4 * keep and self._worth(slot) and self._test():
+        tokens = len(slot.tokens) // 4
+        lost = tokens - max(keep, slot.kept)
+        if lost <= 0:
+            return
+        lost_s = slot.unsaved_s * lost / (tokens - slot.kept)
+        unsaved = Unsaved(Doing.NOTHING, tokens, tokens - lost, lost_s)
+        if self._able and self._tested and worth(unsaved, self._save_s(slot)):
             self._save(slot)
+        else:
+            slot.unsaved_s -= lost_s
+
+    @property
+    def _able(self) -> bool:
+        """Whether there is a store, and states that can be moved."""
+        return self._wanted and self._states is not None and self._states.movable
 
     def _next(self, *, busy: bool) -> Slot | None:
         best, most = None, 0.0
@@ -114,7 +132,7 @@ class Keeper:
         return best
 
     def _worth(self, slot: Slot) -> float:
-        if self._states is None or not (self._wanted and self._states.movable):
+        if not self._able:
             return 0.0
         if slot.request is None:
             doing = Doing.NOTHING
@@ -144,14 +162,17 @@ class Keeper:
         slot.unsaved_s = 0.0
 
     def _test(self) -> bool:
-        """Whether states can be moved here: tried once, in a slot that nobody misses."""
+        """Whether states can be moved here: tried once, in the slot that is missed least."""
         assert self._states is not None
         if self._tested:
             return self._states.movable
-        spare = next((s for s in self._slots if s.request is None and not s.tokens), None)
-        if spare is None:
+        free = [slot for slot in self._slots if slot.request is None]
+        if not free:
             return False
         self._tested = True
+        spare = min(free, key=lambda slot: len(slot.tokens))
+        spare.tokens.clear()
+        spare.unsaved_s = 0.0
         try:
             self._states.test(spare.index)
         except StateError as error:

@@ -179,7 +179,7 @@ class Loop:
         self._receive(0.0)
         if any(isinstance(message, control.Stop) for message, _ in self._control_inbox):
             return True
-        if not self._inbox:
+        if not (self._inbox and self._engine.computing):
             return False
         gone = {link for link, message in self._inbox if message is None}
         cancelled = {

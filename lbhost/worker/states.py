@@ -67,12 +67,13 @@ class States:
         """False: this model's memory cannot be cut at any token, or `test` failed."""
 
     def test(self, slot: int) -> None:
-        """Try it in an empty slot, which is empty again afterwards.
+        """Try it in a slot, which is empty afterwards.
 
         Raises:
             StateError: the logits after a restored and cut sequence are others; not `movable`.
         """
         context, tokens = self._context, wire.pack_tokens(_TEST)
+        context.truncate(slot, 0)
         try:
             self._decode(slot, 0, tokens)
             fd, _ = self.save(slot, tokens, 0)

@@ -64,7 +64,10 @@ def send(link: socket.socket, message: ToWorker | FromWorker, fd: int | None = N
     """Send a message with its descriptor, which stays open here.
 
     Returns:
-        False if the link is full, the other side is gone, or too many descriptors are under way.
+        False if the link is full, or too many descriptors are under way.
+
+    Raises:
+        ConnectionError: the other side is gone.
     """
     try:
         socket.send_fds(
@@ -73,6 +76,8 @@ def send(link: socket.socket, message: ToWorker | FromWorker, fd: int | None = N
             [] if fd is None else [fd],
             socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT,
         )
+    except ConnectionError:
+        raise
     except OSError:
         return False
     return True

@@ -255,7 +255,7 @@ def test_memory_that_cannot_be_cut_is_not_moved() -> None:
 
 
 def test_without_a_store_nothing_is_saved(bench: Bench) -> None:
-    bench.keeper._wanted = False
+    bench.keeper.wanted = False
     bench.engine.submit(0, submit(1, lively(100), 10))
     bench.run()
     assert not bench.states

@@ -17,6 +17,7 @@ import msgspec
 from lbhost import board, control, log
 from lbhost.config import Settings
 from lbhost.errors import WireError
+from lbhost.gateway.http import descriptors
 from lbhost.gateway.http import routes as app
 from lbhost.gateway.http.server import Server
 from lbhost.gateway.metrics import BoardCollector, Metrics
@@ -30,7 +31,7 @@ from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.readings import Readings, Siblings
 from lbhost.gateway.scheduling.sessions import Sessions
 from lbhost.gateway.states.collector import StatesCollector
-from lbhost.gateway.states.plane import Plane
+from lbhost.gateway.states.plane import MAX_ENTRIES, Plane
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -83,7 +84,11 @@ class Gateway:
         self.sessions = Sessions(Readings(start.page, settings, siblings=siblings), settings.slots)
         self.traffic = Recorder(start.page, settings, self.sessions, counters)
         self._page = start.page
-        self.states = Plane(settings.state_cache_bytes, self.sessions)
+        self.states = Plane(
+            settings.state_cache_bytes,
+            self.sessions,
+            most_entries=descriptors.states_within(MAX_ENTRIES, settings.max_connections),
+        )
         self.dispatcher = Dispatcher(settings, self.sessions, self.traffic, states=self.states)
         counters.registry.register(
             BoardCollector(self.sessions, self.dispatcher, settings.queue_size)

@@ -64,12 +64,13 @@ class Keeper:
         self._token_s = 0.0
         self._tested = False
         self._told = False
-        self._wanted = False
+        self.wanted = False
+        """Whether somebody keeps a store."""
         self.out: list[Out] = []
 
     def want(self) -> None:
         """There is a new store, which holds nothing yet."""
-        self._wanted = True
+        self.wanted = True
         for slot in self._slots:
             slot.kept = 0
             slot.unsaved_s = len(slot.tokens) // 4 * self._token_s
@@ -121,7 +122,7 @@ class Keeper:
     @property
     def _able(self) -> bool:
         """Whether there is a store, and states that can be moved."""
-        return self._wanted and self._states is not None and self._states.movable
+        return self.wanted and self._states is not None and self._states.movable
 
     def _next(self, *, busy: bool) -> Slot | None:
         best, most = None, 0.0

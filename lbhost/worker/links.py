@@ -87,11 +87,12 @@ class DataLink:
 
 
 class StatesLink:
-    """The link beside it for KV states."""
+    """The link beside it for KV states. `closed` once nobody takes any."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._socket = connection
+        self.closed = False
 
     def take(self, number: int) -> int | None:
         """The descriptor of the state that was sent under a number, now the caller's.
@@ -116,8 +117,12 @@ class StatesLink:
 
     def send(self, message: state_link.FromWorker, fd: int | None) -> None:
         """Send it, if there is room; nobody relies on it."""
-        state_link.send(self._socket, message, fd)
+        try:
+            state_link.send(self._socket, message, fd)
+        except ConnectionError:
+            self.closed = True
 
     def close(self) -> None:
         """Close the socket, and with it what nobody has taken from it."""
+        self.closed = True
         self._socket.close()

@@ -149,6 +149,8 @@ class Loop:
             link = self._states.get(max(self._states, default=-1) if number is None else number)
             if link is not None:
                 link.send(message, fd)
+                if all(one.closed for one in self._states.values()):
+                    self._keeper.wanted = False
             if fd is not None:
                 os.close(fd)
 

@@ -24,7 +24,10 @@ class StatesLink:
 
     def send(self, number: int, fd: int) -> bool:
         """Send a state; False if the worker cannot take it now."""
-        return self._open and state_link.send(self._socket, state_link.State(number), fd)
+        try:
+            return self._open and state_link.send(self._socket, state_link.State(number), fd)
+        except ConnectionError:
+            return False  # its end is about to be read
 
     def read(self) -> None:
         """Take in all that has come."""

@@ -58,16 +58,20 @@ class Speeds(Protocol):
 
 
 class Plane:
-    """See the module. `most_bytes` 0: nothing is kept.
+    """See the module.
 
     Args:
-        wanted: bytes that states may take; None: a part of what is free.
+        wanted: bytes that states may take; 0: nothing is kept; None: a part of what is free.
     """
 
     def __init__(
-        self, wanted: int | None, speeds: Speeds, clock: Callable[[], float] = time.monotonic
+        self,
+        wanted: int | None,
+        speeds: Speeds,
+        clock: Callable[[], float] = time.monotonic,
+        most_entries: int = MAX_ENTRIES,
     ) -> None:
-        self._wanted = wanted
+        self._most_entries = most_entries
         self._speeds = speeds
         self._clock = clock
         self._store = Store()
@@ -91,7 +95,13 @@ class Plane:
     # --- links ------------------------------------------------------------------------
 
     def join(self, link: WorkerLink, fd: int) -> None:
-        """The states link beside a data link. Raises OSError if the descriptor is none."""
+        """The states link beside a data link. Raises OSError if the descriptor is none.
+
+        Where nothing is to be kept it is closed, which tells the worker so.
+        """
+        if self.budget == 0:
+            os.close(fd)
+            return
         self._links[link] = StatesLink(fd, lambda message, fd: self._on_message(link, message, fd))
         self._sent[link] = {}
 
@@ -103,7 +113,9 @@ class Plane:
         states.read()
         states.close()
         for entry in self._sent.pop(link).values():
-            self._remove(entry)
+            entry.deaths += 1
+            if entry.deaths > 1:
+                self._remove(entry)
 
     def read(self, link: WorkerLink) -> None:
         """Take in what a worker has sent up to now."""
@@ -213,7 +225,7 @@ class Plane:
         self._shrink()
 
     def _shrink(self) -> None:
-        for entry in self._store.shrink(self.limit, MAX_ENTRIES, self._clock()):
+        for entry in self._store.shrink(self.limit, self._most_entries, self._clock()):
             self.counts.evicted += 1
             os.close(entry.fd)
 

@@ -28,6 +28,8 @@ class Entry(msgspec.Struct, eq=False):
     """Bytes."""
     used: float
     """When it was last of use, or came; seconds of the owner's clock."""
+    deaths: int = 0
+    """Workers that ended while they were to load it."""
     shared: int = 0
     """How many of its tokens, from the first on, another state holds too; the store's to write."""
 

@@ -98,10 +98,11 @@ class Loop:
                     self._rest()
         except EngineFailureError as error:
             log.get().error("worker gives up", reason=str(error))
+            self._engine.move_all()
             self._send(self._engine.take())
             self._send_rest()
             return 1
-        self._engine.cancel_all()
+        self._engine.move_all()
         self._send(self._engine.take())
         self._send_rest()
         return 0
@@ -182,6 +183,8 @@ class Loop:
                 self._engine.lend(request.cpus)
             elif isinstance(request, wire.Cancel):
                 self._engine.cancel(link, request.request)
+            elif isinstance(request, wire.Move):
+                self._engine.move(link, request.request)
             elif self._draining:
                 self._engine.reject(link, request)
             else:

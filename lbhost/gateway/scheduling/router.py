@@ -94,13 +94,14 @@ class Router:
         forecast, sent, first = attempt.forecast, attempt.job.started, attempt.first_token
         if forecast is not None and sent is not None and first is not None:
             accuracy = attempt.session.accuracy
-            accuracy.ended(forecast, first - sent, now - sent, tokens, now)
+            here = tokens - attempt.done_tokens
+            accuracy.ended(forecast, first - sent, now - sent, here, now)
 
-    def expected_tokens(self, work: Work) -> int:
-        """Output tokens, by how long answers have been; no more than asked for."""
+    def expected_tokens(self, work: Work, done: int = 0) -> int:
+        """Output tokens after the first `done`, by how long answers have been, up to the limit."""
         if work.ignore_eos:
-            return work.max_tokens
-        return self._lengths.expected(work.max_tokens)
+            return max(1, work.max_tokens - done)
+        return self._lengths.expected(work.max_tokens, done)
 
     def trusted(self) -> bool:
         """Whether enough was measured here to act on predictions."""
@@ -138,7 +139,7 @@ class Router:
 
 
 def _need(job: Job) -> policy.Need:
-    return policy.Need(job.work.prompt_tokens, job.expected_tokens, job.work.rank)
+    return policy.Need(job.known_tokens, job.expected_tokens, job.work.rank, job.begun)
 
 
 def _seen_by(job: Job, session: Session, view: policy.WorkerView) -> policy.WorkerView:

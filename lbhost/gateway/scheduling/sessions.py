@@ -46,14 +46,19 @@ class Attempt:
         session: Session,
         sent_ns: int,
         forecast: Forecast | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         self.number = number
         self.job = job
         self.session = session
         self.sent_ns = sent_ns
-        cached = session.cached(job)
-        self.prefill = max(1, job.work.prompt_tokens - cached)
-        """Prompt tokens that it has to compute, as far as we can tell."""
+        self.done_tokens = job.completion_tokens
+        """Output tokens that earlier attempts have produced."""
+        self.prefill = max(1, job.known_tokens - session.cached(job))
+        """Tokens that it has to compute before its first, as far as we can tell."""
+        self.alone = alone
+        """Whether nobody else may be there until it ends."""
         self.forecast = forecast
         """What was predicted when it was sent; None where nothing was known."""
         self.first_token: float | None = None
@@ -87,10 +92,13 @@ class Session:
 
     @property
     def room(self) -> int:
+        """Slots for others."""
+        if any(attempt.alone for attempt in self.attempts.values()):
+            return 0
         return self.slots - len(self.attempts)
 
     def cached(self, job: Job) -> int:
-        return min(self.prefixes.predict(job.chain), job.work.prompt_tokens - 1)
+        return min(self.prefixes.predict(job.chain), job.known_tokens - 1)
 
     def assign(self, attempt: Attempt) -> None:
         """A request is on its way there and holds a slot from now on."""
@@ -156,7 +164,7 @@ class Session:
         return policy.WorkerView(
             worker=self.worker,
             epoch=self.epoch,
-            slots=self.slots,
+            slots=len(self.attempts) + self.room,
             in_flight=len(self.attempts),
             long_in_flight=sum(attempt.job.long for attempt in self.attempts.values()),
             prefills=tuple([tokens for _, tokens in left]),

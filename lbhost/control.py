@@ -99,6 +99,16 @@ class Resume(msgspec.Struct, frozen=True, tag="resume"):
     """Supervisor -> worker: take Submits again. Withdraws Drain."""
 
 
+class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
+    """Supervisor -> gateway: the board says since just now that a worker drains or rests.
+
+    Its requests may go on elsewhere. Lost, it costs the time until the gateway looks by itself.
+    """
+
+    worker: int
+    epoch: int
+
+
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
     """Supervisor -> gateway: a worker's process has ended, or was found hung."""
 
@@ -130,6 +140,7 @@ Control: TypeAlias = (
     | Drain
     | Drained
     | Resume
+    | Leaving
     | Ended
     | Stop
 )

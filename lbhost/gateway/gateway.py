@@ -154,7 +154,9 @@ class Gateway:
             return
         for fd in fds:
             os.close(fd)
-        if isinstance(message, control.Ended):
+        if isinstance(message, control.Leaving):
+            self.dispatcher.worker_leaves()
+        elif isinstance(message, control.Ended):
             self.dispatcher.worker_ended(message.worker, message.epoch, message.by_its_work)
         elif isinstance(message, control.Stop):
             if not self.dispatcher.stopping:

@@ -23,6 +23,7 @@ from lbhost.errors import (
 from lbhost.gateway.metrics import Load, Metrics
 from lbhost.gateway.rolling import Growth, Part, Quantiles, Rate
 from lbhost.gateway.scheduling.job import Job
+from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.sessions import Attempt, Sessions
 
 WRITE_S = 0.25
@@ -141,6 +142,9 @@ class Recorder:
 
     def retried(self, job: Job) -> None:
         self._metrics.retries.inc()
+
+    def moved(self, job: Job, why: Reason) -> None:
+        self._metrics.moved.labels(why.value).inc()
 
     def ended(self, job: Job, now: float) -> None:
         if job.finish is not None:

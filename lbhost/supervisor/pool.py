@@ -183,6 +183,7 @@ class Pool:
                 worker.drained = False
                 self._apply(worker, Event.DRAIN)
                 self._send(worker, control.Drain(worker.drain))  # deaf: its time runs out
+                self._tell_leaving(worker)
             case decide.Withdraw():
                 if not self._send(worker, control.Resume()):
                     return False  # it would go on rejecting everything
@@ -327,6 +328,8 @@ class Pool:
         for worker, (event, note) in self._thermal.events(places, now_s).items():
             level = "warning" if event is Event.HOT else "info"
             self._apply(self.workers[worker], event, note, level=level)
+            if event is Event.HOT:
+                self._tell_leaving(self.workers[worker])
 
     def close(self) -> None:
         """Let go of all links and of the timer: nobody waits for the workers any more."""
@@ -413,6 +416,9 @@ class Pool:
             worker.last_exit = f"{worker.complaint}: {how}" if worker.complaint else how
             self._crashed(worker)
         self.reconcile()
+
+    def _tell_leaving(self, worker: Worker) -> None:
+        self._launcher.gateway.send(control.Leaving(worker.id, worker.epoch))
 
     def _tell_end(self, worker: Worker, how: str) -> None:
         """The gateway has to know whether a request may have done it. Deaf: it assumes none."""

@@ -165,7 +165,7 @@ class Loop:
         cancelled = {
             (link, message.request)
             for link, message in self._inbox
-            if isinstance(message, wire.Cancel)
+            if isinstance(message, wire.Cancel | wire.Move)
         }
         return all(key in cancelled or key[0] in gone for key in self._engine.computing)
 

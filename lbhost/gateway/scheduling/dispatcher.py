@@ -43,8 +43,11 @@ from lbhost.gateway.scheduling.deltas import TextDelta
 from lbhost.gateway.scheduling.job import Job, JobState, Work
 from lbhost.gateway.scheduling.job_queue import JobQueue
 from lbhost.gateway.scheduling.lender import LOOK_S, Lender
+from lbhost.gateway.scheduling.mover import Mover
+from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.observer import GuardedObserver, Observer, tell_later
 from lbhost.gateway.scheduling.pace import Pace
+from lbhost.gateway.scheduling.readings import FRESH_NS
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Sessions
 from lbhost.gateway.scheduling.suspicion import Condemned, Death, Ends, Trust, settle, trust
@@ -107,6 +110,7 @@ class Dispatcher:
         self._admission = Admission(settings, self._queue, self._pace, self._router, clock)
         self._jobs: dict[int, Job] = {}
         self._attempts: dict[int, Attempt] = {}
+        self._mover = Mover(sessions, self._queue, self._router, clock, clock_ns)
         self._deadlines = Deadlines(self._on_deadline, clock)
         self._lender = Lender(sessions, enabled=settings.lend, clock=clock)
         self._poll: asyncio.TimerHandle | None = None
@@ -212,6 +216,7 @@ class Dispatcher:
         job.order = since + min(alone_s, MAX_OVERTAKEN_S)
         if work.rank == order.PRIORITY:
             job.order -= PRIORITY_AHEAD_S
+        job.place = job.order
         self._admission.check_time(job, alone_s)
         self._jobs[job.number] = job
         self._idle.clear()
@@ -246,6 +251,7 @@ class Dispatcher:
         self._settle_cores()
         for attempt in attempts:
             self._send(attempt)
+        self._mover.settle()
         if self._queue:
             self._give_up_hopeless()
         if self._queue:
@@ -259,7 +265,15 @@ class Dispatcher:
             self._look.cancel()
             self._look = None
         if self._sessions.in_flight:
-            self._look = asyncio.get_running_loop().call_later(LOOK_S, self._settle_cores)
+            self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._settle_cores()
+        self._mover.settle()
+
+    def worker_leaves(self) -> None:
+        """The supervisor says that a worker's state has just changed so that its requests go."""
+        asyncio.get_running_loop().call_later(FRESH_NS / 1e9, self._mover.settle)
 
     def _decide(self, now_ns: int) -> list[Attempt]:
         """Which queued jobs go where, now. Their slots are taken when this returns.
@@ -275,11 +289,12 @@ class Dispatcher:
             self._ready_at = self._clock()
         attempts: list[Attempt] = []
         wide = self._sessions.wide
+        coming_back = self._mover.coming_back()
         views = [s.view(reading, now_ns, wide=wide) for s, reading in usable] if room else []
         for job in self._queue.walk(
             lambda: policy.room_for_long(views), lambda: policy.room_for_flex(views)
         ):
-            if not room:
+            if room <= (0 if job.begun else coming_back):
                 break
             trusted = trust(job.deaths, self._clock())
             if trusted is Trust.LATER:
@@ -340,17 +355,17 @@ class Dispatcher:
         job.queued = self._clock()
         self._queue.add(job)
         latest = job.arrived + self._settings.request_timeout_s
-        if job.work.rank != order.FLEX:
+        if job.work.rank != order.FLEX and not job.begun:
             latest = min(latest, job.queued + self._settings.queue_timeout_s)
         self._deadlines.set(job, latest)
 
-    def _requeue(self, job: Job) -> None:
-        """Back to the front, with what it has so far."""
+    def _requeue(self, job: Job, *, in_place: bool = False) -> None:
+        """Back with what it has so far: to the front, or to the place that its arrival gave it."""
         del self._attempts[job.number]
         job.to_be_continued()
         if job.begun:
             job.expected_tokens = self._router.expected_tokens(job.work, job.completion_tokens)
-        job.order = job.arrived + _REQUEUED_FIRST
+        job.order = job.place if in_place else job.arrived + _REQUEUED_FIRST
         self._enqueue(job)
 
     # --- what workers say ------------------------------------------------------------
@@ -406,7 +421,9 @@ class Dispatcher:
             if job.cached_tokens is None:
                 job.cached_tokens = finish.cached_tokens
             job.attempts -= 1
-            self._requeue(job)
+            cause = attempt.moving or Reason.STOP
+            self._requeue(job, in_place=cause is Reason.PRIORITY)
+            self._observer.moved(job, cause)
         elif reason is wire.FinishReason.CANCELLED:
             # Not at our word, or the job were over.
             self._lost(job, None)

@@ -11,6 +11,7 @@ import array
 import asyncio
 import enum
 import hashlib
+import math
 
 import msgspec
 
@@ -62,6 +63,10 @@ class Job:
         self.long = work.prompt_tokens >= policy.LONG_PROMPT
         self.order = 0.0
         """Place in the queue: smaller goes first."""
+        self.place = 0.0
+        """The one that its arrival gave it."""
+        self.moved_at = -math.inf
+        """When it was last asked back from a worker."""
         self.queued = arrived
         """When it began to wait for a worker, the last time it did."""
         self.expected_tokens = work.max_tokens

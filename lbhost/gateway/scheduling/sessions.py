@@ -14,6 +14,7 @@ from lbhost.gateway.scheduling import policy
 from lbhost.gateway.scheduling.accuracy import Accuracy, Forecast, like
 from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
 from lbhost.gateway.scheduling.job import Job
+from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
 from lbhost.gateway.scheduling.readings import WorkerReading, WorkerReadings
 from lbhost.gateway.scheduling.worker_link import WorkerLink
@@ -64,6 +65,13 @@ class Attempt:
         self.first_token: float | None = None
         self.last_token: float | None = None
         """time.monotonic() of its first and its newest token; None while it prefills."""
+        self.moving: Reason | None = None
+        """Why it was asked back, if it was."""
+
+    @property
+    def left(self) -> int:
+        """Output tokens that are expected to come."""
+        return max(1, self.job.expected_tokens - (self.job.completion_tokens - self.done_tokens))
 
 
 class Session:
@@ -229,6 +237,10 @@ class Sessions:
 
     def current(self, worker: int) -> Session | None:
         return self._current.get(worker)
+
+    def currents(self) -> list[Session]:
+        """Of all workers that have a link, the present process's."""
+        return list(self._current.values())
 
     def of(self, link: WorkerLink) -> Session | None:
         return self._sessions.get(link)

@@ -100,10 +100,30 @@ class Resume(msgspec.Struct, frozen=True, tag="resume"):
     """Supervisor -> worker: take Submits again. Withdraws Drain."""
 
 
+class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
+    """Supervisor -> gateway: the board says since just now that a worker drains or rests.
+
+    Its requests may go on elsewhere. Lost, it costs the time until the gateway looks by itself.
+    """
+
+    worker: int
+    epoch: int
+
+
+class Ended(msgspec.Struct, frozen=True, tag="ended"):
+    """Supervisor -> gateway: a worker's process has ended, or was found hung."""
+
+    worker: int
+    epoch: int
+    by_its_work: bool
+    """Whether what it computed may be the cause: it crashed or hung. False when it was told to
+    end, or somebody has killed or stopped it."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Supervisor -> fork server, worker or gateway: end.
 
-    A worker ends what it runs as CANCELLED and exits; the gateway takes no new requests,
+    A worker gives back what it runs as MOVED and exits; the gateway takes no new requests,
     lets running ones finish for grace_s, ends the rest with an error event, and exits 0.
     """
 
@@ -111,7 +131,19 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 Control: TypeAlias = (
-    Configure | Fork | Loaded | Hello | Ready | Failed | Link | Drain | Drained | Resume | Stop
+    Configure
+    | Fork
+    | Loaded
+    | Hello
+    | Ready
+    | Failed
+    | Link
+    | Drain
+    | Drained
+    | Resume
+    | Leaving
+    | Ended
+    | Stop
 )
 
 _encoder = msgspec.msgpack.Encoder()

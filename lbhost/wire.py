@@ -63,6 +63,9 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     ignore_eos: bool = False
     rank: int = order.DEFAULT
     """Its class: lower goes first; see order.py."""
+    done: bytes = b""
+    """Output tokens, packed, that other workers have produced and told: the answer goes on after
+    them. With the prompt they fit n_ctx."""
     state: int = 0
     """The number of the KV state that was sent for it over the states link; 0: none."""
     kept: int = 0
@@ -80,6 +83,15 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
     request: int
 
 
+class Move(msgspec.Struct, frozen=True, tag="move", array_like=True):
+    """Give a request back after the step that runs: it goes on elsewhere. Unknown ids are ignored.
+
+    The worker answers with a final Delta (finish MOVED) if it still had the request.
+    """
+
+    request: int
+
+
 class Lend(msgspec.Struct, frozen=True, tag="lend", array_like=True):
     """The CPUs that the worker may use beside its own from its next step on, one thread each.
 
@@ -89,7 +101,7 @@ class Lend(msgspec.Struct, frozen=True, tag="lend", array_like=True):
     cpus: tuple[int, ...]
 
 
-ToWorker: TypeAlias = Submit | Cancel | Lend
+ToWorker: TypeAlias = Submit | Cancel | Move | Lend
 
 
 # --- worker -> gateway -------------------------------------------------------
@@ -105,6 +117,8 @@ class FinishReason(enum.StrEnum):
     CANCELLED = "cancelled"
     REJECTED = "rejected"
     """Not started: the worker is draining. Nothing was computed; send it elsewhere."""
+    MOVED = "moved"
+    """Given back, because the gateway asked for it or the worker ends. All tokens were told."""
     ERROR = "error"
     """The engine failed on it; `error` says how."""
 
@@ -117,6 +131,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0
     """Prompt tokens whose KV was reused."""
     completion_tokens: int = 0
+    """Those that other workers had done included."""
     queued_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -124,7 +139,11 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """What one step added to one request. `text` may lag behind `tokens` (UTF-8, stop strings)."""
+    """What one step added to one request.
+
+    `text` may lag behind `tokens` (UTF-8, stop strings), but follows from the tokens told so far
+    alone: a worker that is given them can go on where another one stopped.
+    """
 
     request: int
     tokens: tuple[int, ...]

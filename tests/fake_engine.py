@@ -157,7 +157,14 @@ class FakeSampler:
 class FakeSamplers:
     """See sampling.Samplers."""
 
-    def make(self, sampling: Sampling, *, ignore_eos: bool, history: list[int]) -> FakeSampler:
+    def __init__(self) -> None:
+        self.drawn: list[int] = []
+        """What each sampler was told."""
+
+    def make(
+        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], drawn: int = 0
+    ) -> FakeSampler:
+        self.drawn.append(drawn)
         return FakeSampler(history)
 
 

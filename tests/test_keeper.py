@@ -245,6 +245,24 @@ def test_other_scopes_slots_are_no_help(bench: Bench) -> None:
     assert bench.answer(2) == bench.answer(3) == bench.answer(1)
 
 
+def test_what_is_moved_is_saved_first_and_goes_on_elsewhere(bench: Bench, other: Bench) -> None:
+    prompt = lively(100)
+    bench.keeper.save_one(busy=False)  # the test, which a worker makes while it is idle
+    bench.engine.submit(0, submit(1, prompt, 60, kept=100))
+    for _ in range(12):
+        bench.deltas += [delta for _, delta in bench.engine.step()]
+    bench.engine.move(0, 1)
+    assert bench.keeper.out, "the state is there before anybody is told of the move"
+    bench.run()
+    done = bench.answer(1)
+    other.engine.submit(
+        0, submit(2, prompt, 60, done=pack_tokens(done), state=2), last_state(bench)
+    )
+    other.run()
+    assert done + other.answer(2) == continuation(prompt, 60, N_CTX)
+    assert [taken.tokens for taken in other.taken()] == [100 + len(done) - 1]
+
+
 def test_memory_that_cannot_be_cut_is_not_moved() -> None:
     bench = Bench(movable=False)
     prompt = lively(100)

@@ -164,7 +164,11 @@ class Gateway:
             return
         for fd in fds:
             os.close(fd)
-        if isinstance(message, control.Stop):
+        if isinstance(message, control.Leaving):
+            self.dispatcher.worker_leaves()
+        elif isinstance(message, control.Ended):
+            self.dispatcher.worker_ended(message.worker, message.epoch, message.by_its_work)
+        elif isinstance(message, control.Stop):
             if not self.dispatcher.stopping:
                 self._spawn(self._stop(message.grace_s))
         else:

@@ -19,10 +19,11 @@ from functools import partial
 from lbhost import control, log
 from lbhost.board import Board, IdentityRow, WorkerState
 from lbhost.config import Settings
-from lbhost.linux import threads
+from lbhost.linux import is_stopped, threads
 from lbhost.placement.placement import Placement
 from lbhost.supervisor import lifecycle, looking, rolling
 from lbhost.supervisor import reconcile as decide
+from lbhost.supervisor.blame import by_its_work
 from lbhost.supervisor.budget import Restarts, after_crash
 from lbhost.supervisor.children import Children
 from lbhost.supervisor.cores import Ledger, ledger
@@ -182,6 +183,7 @@ class Pool:
                 worker.drained = False
                 self._apply(worker, Event.DRAIN)
                 self._send(worker, control.Drain(worker.drain))  # deaf: its time runs out
+                self._tell_leaving(worker)
             case decide.Withdraw():
                 if not self._send(worker, control.Resume()):
                     return False  # it would go on rejecting everything
@@ -204,6 +206,7 @@ class Pool:
         worker.epoch += 1
         self._epochs[worker.id] = worker.epoch
         worker.pid, worker.ready_ns, worker.complaint, worker.place = None, 0, None, place
+        worker.found_hung = worker.stopped = False
         self._apply(worker, Event.START)
 
     def _launch(self, worker: Worker, place: Placement) -> bool:
@@ -314,6 +317,7 @@ class Pool:
             worker.watch = None
             worker.health_kills += 1
             worker.complaint = verdict.value
+            worker.found_hung, worker.stopped = True, is_stopped(worker.pid)
             self._children.signal(worker.pid, signal.SIGKILL)
             self._events.add(
                 "error", "health_kill", f"{worker.name} is {verdict.value}: killing it", worker.id
@@ -324,6 +328,8 @@ class Pool:
         for worker, (event, note) in self._thermal.events(places, now_s).items():
             level = "warning" if event is Event.HOT else "info"
             self._apply(self.workers[worker], event, note, level=level)
+            if event is Event.HOT:
+                self._tell_leaving(self.workers[worker])
 
     def close(self) -> None:
         """Let go of all links and of the timer: nobody waits for the workers any more."""
@@ -399,6 +405,8 @@ class Pool:
             worker.link.drain()
             worker.link.close()
             worker.link = None
+        if worker.gateway is not None:
+            self._tell_end(worker, how)
         worker.pid = worker.gateway = None
         worker.asked = False
         if self._exit_event(worker, budget_left=True) is Event.ENDED:
@@ -408,6 +416,19 @@ class Pool:
             worker.last_exit = f"{worker.complaint}: {how}" if worker.complaint else how
             self._crashed(worker)
         self.reconcile()
+
+    def _tell_leaving(self, worker: Worker) -> None:
+        self._launcher.gateway.send(control.Leaving(worker.id, worker.epoch))
+
+    def _tell_end(self, worker: Worker, how: str) -> None:
+        """The gateway has to know whether a request may have done it. Deaf: it assumes none."""
+        blamed = by_its_work(
+            how,
+            asked=worker.state is _S.STOPPING,
+            found_hung=worker.found_hung,
+            stopped=worker.stopped,
+        )
+        self._launcher.gateway.send(control.Ended(worker.id, worker.epoch, blamed))
 
     def _crashed(self, worker: Worker) -> None:
         now = time.monotonic()

@@ -154,6 +154,10 @@ class Engine:
         if problem is not None:
             self._end(request, FinishReason.ERROR, error=problem)
             return
+        reason = self._replay(request)
+        if reason is not None:
+            self._end(request, reason, text=request.text.finish())
+            return
         self._requests[request.key] = request
         self._waiting.append(request)
 
@@ -168,16 +172,22 @@ class Engine:
         if request is not None:
             self._end(request, FinishReason.CANCELLED)
 
+    def move(self, link: int, request_id: int) -> None:
+        """Give a request back as it is; an unknown one has just ended."""
+        request = self._requests.get((link, request_id))
+        if request is not None:
+            self._end(request, FinishReason.MOVED)
+
     def cancel_link(self, link: int) -> None:
         """End everything that came over a link that is gone; nobody is told."""
         for request in [r for r in self._requests.values() if r.link == link]:
             self._end(request, FinishReason.CANCELLED)
         self._out = [(to, delta) for to, delta in self._out if to != link]
 
-    def cancel_all(self) -> None:
-        """End everything."""
+    def move_all(self) -> None:
+        """Give everything back."""
         for request in list(self._requests.values()):
-            self._end(request, FinishReason.CANCELLED)
+            self._end(request, FinishReason.MOVED)
 
     def lend(self, cpus: tuple[int, ...]) -> None:
         """From the next step on these CPUs may be used beside the worker's own."""
@@ -190,11 +200,13 @@ class Engine:
 
     def _problem(self, request: Request) -> str | None:
         try:
-            tokens = unpack_tokens(request.prompt)
+            tokens = unpack_tokens(request.submit.prompt)
+            done = unpack_tokens(request.submit.done)
         except WireError as error:
             return error.message
         if not tokens:
             return "the prompt has no tokens"
+        tokens += done
         if len(tokens) > self._context.n_ctx:
             return f"the prompt's {len(tokens)} tokens exceed the context of {self._context.n_ctx}"
         if min(tokens) < 0 or max(tokens) >= self._context.n_vocab:
@@ -202,6 +214,19 @@ class Engine:
         if len(self._waiting) >= MAX_WAITING:
             return "too many requests wait in this worker"
         return None
+
+    def _replay(self, request: Request) -> FinishReason | None:
+        """Bring a request's text to where other workers have left it. Why it ends there, if so.
+
+        What this releases was told with those tokens.
+        """
+        for token in unpack_tokens(request.submit.done):
+            if self._vocab.is_eog(token):
+                return FinishReason.STOP
+            request.text.feed(self._vocab.piece(token))
+            if request.text.stopped:
+                return FinishReason.STOP
+        return FinishReason.LENGTH if request.completion >= request.submit.max_tokens else None
 
     # --- a step -----------------------------------------------------------------------
 
@@ -310,12 +335,13 @@ class Engine:
         submit = request.submit
         slot = self._fill(request)
         slot.scope, slot.kept = submit.scope, submit.kept
-        request.cached = len(slot.tokens) // 4
+        request.cached = min(len(slot.tokens) // 4, request.prompt_tokens)
         request.started_s = self._clock()
         request.sampler = self._samplers.make(
             submit.sampling,
             ignore_eos=submit.ignore_eos,
-            history=unpack_tokens(request.prompt[-4 * PENALTY_LAST_N :]),
+            history=unpack_tokens(request.given[-4 * PENALTY_LAST_N :]),
+            drawn=request.completion,
         )
         slot.request = request
         self._uses += 1
@@ -328,17 +354,17 @@ class Engine:
             SlotView(
                 slot=slot.index,
                 busy=slot.request is not None,
-                matched=common_prefix(slot.tokens, request.prompt) if slot.scope == scope else 0,
+                matched=common_prefix(slot.tokens, request.given) if slot.scope == scope else 0,
                 last_used=slot.last_used,
             )
             for slot in self._slots
         ]
-        choice = choose(views, request.prompt_tokens, self._copy_worth())
+        choice = choose(views, request.given_tokens, self._copy_worth())
         assert choice is not None, "a slot is free"
         offer = self.keeper.offer(request, choice.reuse)
         if offer is not None:  # nobody's match is needed: whoever was used longest ago makes room
             views = [msgspec.structs.replace(view, matched=0) for view in views]
-            choice = choose(views, request.prompt_tokens, None)
+            choice = choose(views, request.given_tokens, None)
             assert choice is not None, "a slot is free"
         slot = self._slots[choice.slot]
         overwritten = offer is not None or choice.copy_from is not None
@@ -400,8 +426,8 @@ class Engine:
                 entries.append(Entry(slot, request.next_token, True, request=request))
             elif request.number in counts:
                 at = len(slot.tokens)
-                packed = request.prompt[at : at + 4 * counts[request.number]]
-                last = at + len(packed) == len(request.prompt)
+                packed = request.given[at : at + 4 * counts[request.number]]
+                last = at + len(packed) == len(request.given)
                 lone = len(chunks) == 1
                 filling = self._padding(slot, len(packed) // 4, decoding) if lone else 0
                 entries.append(Entry(slot, packed, last, filling, request=request))
@@ -412,7 +438,7 @@ class Engine:
         return [
             Prompt(
                 request.number,
-                request.prompt_tokens - len(slot.tokens) // 4,
+                request.given_tokens - len(slot.tokens) // 4,
                 request.submit.rank,
             )
             for slot in self._slots
@@ -487,13 +513,15 @@ class Engine:
         slot.unsaved_s = 0.0
 
     def _roll_back(self, entries: list[Entry]) -> None:
-        """After an abort: the KV holds what it held before, whatever was through."""
+        """After an abort: the KV holds what it held before, whatever was through.
+
+        Where it cannot be cut there, all of it is computed again.
+        """
         for entry in entries:
-            begun = bool(entry.slot.tokens)
-            if self._cut_back(entry.slot):
-                continue
-            if begun and entry.request.key in self._requests:
-                self._end(entry.request, FinishReason.ERROR, error="its state was lost in an abort")
+            request = entry.request
+            held = bytes(entry.slot.tokens) + request.next_token
+            if not self._cut_back(entry.slot) and request.next_token:
+                request.given, request.next_token = held, b""
 
     def _fail(self, entries: list[Entry], result: Decoded) -> None:
         why = "no room in the KV cache" if result is Decoded.NO_ROOM else "the decode failed"
@@ -521,6 +549,8 @@ class Engine:
             for slot in self._slots:
                 if slot.request is request:
                     slot.request = None
+                    if reason is FinishReason.MOVED:
+                        self.keeper.before_move(slot)
                     break
             else:
                 self._waiting.remove(request)
@@ -545,10 +575,10 @@ class Engine:
     @property
     def prefill_pending(self) -> int:
         """Prompt tokens taken in and not yet computed."""
-        pending = sum(request.prompt_tokens for request in self._waiting)
+        pending = sum(request.given_tokens for request in self._waiting)
         for slot in self._slots:
             if slot.request is not None and not slot.request.next_token:
-                pending += slot.request.prompt_tokens - len(slot.tokens) // 4
+                pending += slot.request.given_tokens - len(slot.tokens) // 4
         return pending
 
     def load(self) -> Load:

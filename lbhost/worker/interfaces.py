@@ -42,7 +42,9 @@ class SamplerLike(Protocol):
 class SamplersLike(Protocol):
     """See sampling.Samplers."""
 
-    def make(self, sampling: Sampling, *, ignore_eos: bool, history: list[int]) -> SamplerLike: ...
+    def make(
+        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], drawn: int = 0
+    ) -> SamplerLike: ...
 
 
 class VocabLike(Protocol):

@@ -119,6 +119,12 @@ class Keeper:
         else:
             slot.unsaved_s -= lost_s
 
+    def before_move(self, slot: Slot) -> None:
+        """What ran in a slot goes on elsewhere at once."""
+        unsaved = Unsaved(Doing.MOVE, len(slot.tokens) // 4, slot.kept, slot.unsaved_s)
+        if self._able and self._tested and worth(unsaved, self._save_s(slot)):
+            self._save(slot)
+
     @property
     def _able(self) -> bool:
         """Whether there is a store, and states that can be moved."""
@@ -191,7 +197,7 @@ class Keeper:
         """
         if request.state is None:
             return None
-        usable = request.prompt_tokens - 1  # the last token is computed again, for its logits
+        usable = request.given_tokens - 1  # the last token is computed again, for its logits
         try:
             if self._states is None or not self._states.movable:
                 raise StateError("states cannot be moved here")
@@ -199,7 +205,7 @@ class Keeper:
         except StateError as error:
             self._refuse(request, error.message)
             return None
-        matched = min(common_prefix(header.tokens, request.prompt), usable)
+        matched = min(common_prefix(header.tokens, request.given), usable)
         if matched <= own:
             self._refuse(request, "")
             return None

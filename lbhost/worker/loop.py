@@ -106,10 +106,11 @@ class Loop:
                     self._rest()
         except EngineFailureError as error:
             log.get().error("worker gives up", reason=str(error))
+            self._engine.move_all()
             self._send(self._engine.take())
             self._send_rest()
             return 1
-        self._engine.cancel_all()
+        self._engine.move_all()
         self._send(self._engine.take())
         self._send_rest()
         return 0
@@ -144,6 +145,9 @@ class Loop:
     def _save(self) -> None:
         """One slot at most: the next step waits for it."""
         self._keeper.save_one(busy=self._engine.busy)
+        self._send_states()
+
+    def _send_states(self) -> None:
         out, self._keeper.out = self._keeper.out, []
         for number, message, fd in out:
             link = self._states.get(max(self._states, default=-1) if number is None else number)
@@ -187,7 +191,7 @@ class Loop:
         cancelled = {
             (link, message.request)
             for link, message in self._inbox
-            if isinstance(message, wire.Cancel)
+            if isinstance(message, wire.Cancel | wire.Move)
         }
         return all(key in cancelled or key[0] in gone for key in self._engine.computing)
 
@@ -205,6 +209,8 @@ class Loop:
                 self._engine.lend(request.cpus)
             elif isinstance(request, wire.Cancel):
                 self._engine.cancel(link, request.request)
+            elif isinstance(request, wire.Move):
+                self._engine.move(link, request.request)
             elif self._draining:
                 self._engine.reject(link, request)
             else:
@@ -236,7 +242,11 @@ class Loop:
             os.close(fd)
 
     def _send(self, out: Iterable[Out]) -> None:
-        """One Step frame per link for all that a step produced."""
+        """One Step frame per link for all that a step produced.
+
+        States go first: whoever is told that a request has moved will look for its state.
+        """
+        self._send_states()
         deltas: defaultdict[int, list[wire.Delta]] = defaultdict(list)
         for number, delta in out:
             deltas[number].append(delta)

@@ -39,7 +39,8 @@ class Request:
         self.number = number
         """Counts the arrivals; see order.Prompt."""
         self.submit = submit
-        self.prompt = submit.prompt
+        self.given = submit.prompt + submit.done
+        """What the KV must hold before the first token can be picked here."""
         self.prompt_tokens = len(submit.prompt) // 4
         self.key: Key = (link, submit.request)
         self.state = state
@@ -48,11 +49,16 @@ class Request:
         self.started_s: float | None = None
         self.first_token_s: float | None = None
         self.cached = 0
-        self.completion = 0
+        self.completion = len(submit.done) // 4
+        """Output tokens so far, those of other workers included."""
         self.next_token = b""
         """The token that was sampled last, packed; it is not in the KV yet."""
         self.text = TextStream(submit.stop)
         self.sampler: SamplerLike | None = None
+
+    @property
+    def given_tokens(self) -> int:
+        return len(self.given) // 4
 
 
 class Part(msgspec.Struct):

@@ -105,12 +105,15 @@ class Samplers:
         self._n_vocab = vocab.n_tokens
         self._eog = vocab.eog_tokens
 
-    def make(self, sampling: Sampling, *, ignore_eos: bool, history: list[int]) -> Sampler:
+    def make(
+        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], drawn: int = 0
+    ) -> Sampler:
         """For one request: bias, penalties, top-k, top-p, min-p, temperature, draw.
 
         Args:
             history: the tokens before the first one; the penalties look at the last
                 PENALTY_LAST_N of them.
+            drawn: how many tokens of the answer another sampler has picked already.
         """
         penalised = bool(sampling.presence_penalty or sampling.frequency_penalty) or (
             sampling.repeat_penalty != 1.0
@@ -118,7 +121,7 @@ class Samplers:
         return Sampler(
             self._biases(sampling, ignore_eos),
             Penalties(sampling, history) if penalised else None,
-            Draw(sampling) if sampling.temperature > 0 else None,
+            Draw(sampling, drawn) if sampling.temperature > 0 else None,
         )
 
     def _biases(self, sampling: Sampling, ignore_eos: bool) -> dict[int, float]:

@@ -16,15 +16,17 @@ class Doing(enum.Enum):
 
     PREFILL = enum.auto()
     DECODE = enum.auto()
+    MOVE = enum.auto()
+    """It goes on in another worker, which needs all of it now."""
     NOTHING = enum.auto()
     """It has ended; its KV waits for one that begins alike."""
 
 
-LEAST = {Doing.PREFILL: 1024, Doing.DECODE: 16, Doing.NOTHING: 32}
+LEAST = {Doing.PREFILL: 1024, Doing.DECODE: 16, Doing.MOVE: 8, Doing.NOTHING: 32}
 """Tokens that the store does not have, at least. A save in the middle of a prompt is obsolete with
 the next chunk; only long ones are worth that."""
 
-PAYS = {Doing.PREFILL: 100.0, Doing.DECODE: 100.0, Doing.NOTHING: 10.0}
+PAYS = {Doing.PREFILL: 100.0, Doing.DECODE: 100.0, Doing.MOVE: 3.0, Doing.NOTHING: 10.0}
 """Computing them must have taken so many times as long as saving will: all saves of a running
 sequence together take at most a hundredth of its time."""
 

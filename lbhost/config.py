@@ -149,6 +149,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Annotated[int, Meta(ge=64, le=1_048_576)] | None,
         says("Tokens per slot, prompt and output together; default: what the memory allows."),
     ] = None
+    state_cache: Annotated[
+        int | str,
+        says(
+            "Memory for KV states, so that nothing is computed twice on this box: bytes, or with "
+            "K, M or G; 0: none; auto: a quarter of what is free at the start, at most 8G."
+        ),
+    ] = "auto"
     policy: Annotated[Policy, says("How a request's worker is chosen.")] = Policy.COST
     runtime_dir: Annotated[
         str | None, says("Folder (mode 0700) for admin.sock; default under XDG_RUNTIME_DIR.")
@@ -227,7 +234,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """CPU threads of each worker."""
         return self.threads_per_worker or 1
 
+    @property
+    def state_cache_bytes(self) -> int | None:
+        """Bytes that KV states may take; None: auto."""
+        return None if self.state_cache == "auto" else _bytes(str(self.state_cache))
+
     def __post_init__(self) -> None:
+        _ = self.state_cache_bytes  # raises ValueError
         if isinstance(self.workers, str) and self.workers != "auto":
             raise ValueError(f"workers is 'auto' or a number from 1 to 1024, not {self.workers!r}")
         warm_c = DEFAULT_WARM_C if self.warm_c is None else self.warm_c
@@ -271,6 +284,14 @@ def load(
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise UsageError(f"settings do not fit together: {error}") from error
+
+
+def _bytes(text: str) -> int:
+    """ "512M" is 512 MiB. Raises ValueError."""
+    found = re.fullmatch(r"(\d{1,15})\s*([kmgt]?)(i?b)?", text.strip().lower())
+    if found is None:
+        raise ValueError(f"state_cache is 'auto' or a size such as 512M or 2G, not {text!r}")
+    return int(found[1]) << 10 * " kmgt".index(found[2] or " ")
 
 
 def described(key: str) -> str:

@@ -75,7 +75,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class Link(msgspec.Struct, frozen=True, tag="link"):
-    """Supervisor -> worker and gateway: a new data link between the two. Carries its end's fd."""
+    """Supervisor -> worker and gateway: new links between the two. Carries their ends' fds: of the
+    data link, and of the states link if there is one."""
 
     worker: int
     epoch: int
@@ -99,10 +100,30 @@ class Resume(msgspec.Struct, frozen=True, tag="resume"):
     """Supervisor -> worker: take Submits again. Withdraws Drain."""
 
 
+class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
+    """Supervisor -> gateway: the board says since just now that a worker drains or rests.
+
+    Its requests may go on elsewhere. Lost, it costs the time until the gateway looks by itself.
+    """
+
+    worker: int
+    epoch: int
+
+
+class Ended(msgspec.Struct, frozen=True, tag="ended"):
+    """Supervisor -> gateway: a worker's process has ended, or was found hung."""
+
+    worker: int
+    epoch: int
+    by_its_work: bool
+    """Whether what it computed may be the cause: it crashed or hung. False when it was told to
+    end, or somebody has killed or stopped it."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Supervisor -> fork server, worker or gateway: end.
 
-    A worker ends what it runs as CANCELLED and exits; the gateway takes no new requests,
+    A worker gives back what it runs as MOVED and exits; the gateway takes no new requests,
     lets running ones finish for grace_s, ends the rest with an error event, and exits 0.
     """
 
@@ -110,7 +131,19 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 Control: TypeAlias = (
-    Configure | Fork | Loaded | Hello | Ready | Failed | Link | Drain | Drained | Resume | Stop
+    Configure
+    | Fork
+    | Loaded
+    | Hello
+    | Ready
+    | Failed
+    | Link
+    | Drain
+    | Drained
+    | Resume
+    | Leaving
+    | Ended
+    | Stop
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -138,6 +171,25 @@ def receive(link: socket.socket) -> tuple[Control, list[int]] | None:
         BlockingIOError: nothing there yet, on a non-blocking link.
         WireError: not a message of ours.
     """
+    packet = receive_packet(link)
+    if packet is None:
+        return None
+    data, fds = packet
+    try:
+        return _decoder.decode(data), fds
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        for fd in fds:
+            os.close(fd)
+        raise WireError(f"undecodable control packet: {error}") from error
+
+
+def receive_packet(link: socket.socket) -> tuple[bytes, list[int]] | None:
+    """The next packet's bytes and descriptors, now the caller's; None at end of file.
+
+    Raises:
+        BlockingIOError: nothing there yet, on a non-blocking link.
+        WireError: it was cut short.
+    """
     # Not socket.recv_fds: it ignores its flags, and descriptors would leak into children.
     try:
         data, ancillary, flags, _ = link.recvmsg(MAX_PACKET, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
@@ -149,11 +201,8 @@ def receive(link: socket.socket) -> tuple[Control, list[int]] | None:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     if not data:
         return None
-    try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise WireError("a control packet was cut short")
-        return _decoder.decode(data), fds.tolist()
-    except (WireError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for fd in fds:
             os.close(fd)
-        raise WireError(f"undecodable control packet: {error}") from error
+        raise WireError("a packet was cut short")
+    return data, fds.tolist()

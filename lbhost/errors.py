@@ -226,6 +226,14 @@ class WorkerLostError(LbhostError):
     retryable = True
 
 
+class QueryOfDeathError(LbhostError):
+    """Workers end when they compute this request: it is not tried again."""
+
+    status = 500
+    type = "server_error"
+    code = "query_of_death"
+
+
 class EngineError(LbhostError):
     """The engine gave up on this request (no KV room, a failed batch)."""
 
@@ -275,3 +283,7 @@ class HelperGoneError(LbhostError):
 
 class WireError(LbhostError):
     """A peer process broke the protocol: oversized or undecodable frame. Drop the link."""
+
+
+class StateError(LbhostError):
+    """A KV state that cannot be used: what it holds must be computed."""

@@ -98,6 +98,15 @@ def cpu_s(pid: int) -> float | None:
         return None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped the process (SIGSTOP, SIGTSTP, a debugger)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:  # it has just ended
+        return False
+    return stat.rpartition(b")")[2].split()[0] in (b"T", b"t")
+
+
 class ThreadUse(NamedTuple):
     """One thread of a process."""
 

@@ -72,12 +72,30 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """What the answer must follow, as guidance.check wrote it; empty: nothing."""
     shown: tuple[int, ...] = ()
     """Special tokens that are part of the text, as marks of calls and thoughts; others are not."""
+    done: bytes = b""
+    """Output tokens, packed, that other workers have produced and told: the answer goes on after
+    them. With the prompt they fit n_ctx."""
+    state: int = 0
+    """The number of the KV state that was sent for it over the states link; 0: none."""
+    kept: int = 0
+    """How many of its tokens, from the first on, the store has the KV of: not to be saved again."""
+    scope: int = 0
+    """Who shares KV with whom: what was computed for one scope answers no other sooner."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
     """Stop a request, wherever it is. Unknown ids are ignored: it may just have ended.
 
     The worker answers with a final Delta (finish CANCELLED) if it still had the request.
+    """
+
+    request: int
+
+
+class Move(msgspec.Struct, frozen=True, tag="move", array_like=True):
+    """Give a request back after the step that runs: it goes on elsewhere. Unknown ids are ignored.
+
+    The worker answers with a final Delta (finish MOVED) if it still had the request.
     """
 
     request: int
@@ -92,7 +110,7 @@ class Lend(msgspec.Struct, frozen=True, tag="lend", array_like=True):
     cpus: tuple[int, ...]
 
 
-ToWorker: TypeAlias = Submit | Cancel | Lend
+ToWorker: TypeAlias = Submit | Cancel | Move | Lend
 
 
 # --- worker -> gateway -------------------------------------------------------
@@ -108,6 +126,8 @@ class FinishReason(enum.StrEnum):
     CANCELLED = "cancelled"
     REJECTED = "rejected"
     """Not started: the worker is draining. Nothing was computed; send it elsewhere."""
+    MOVED = "moved"
+    """Given back, because the gateway asked for it or the worker ends. All tokens were told."""
     ERROR = "error"
     """The engine failed on it; `error` says how."""
 
@@ -120,6 +140,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0
     """Prompt tokens whose KV was reused."""
     completion_tokens: int = 0
+    """Those that other workers had done included."""
     queued_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -139,7 +160,11 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """What one step added to one request. `text` may lag behind `tokens` (UTF-8, stop strings)."""
+    """What one step added to one request.
+
+    `text` may lag behind `tokens` (UTF-8, stop strings), but follows from the tokens told so far
+    alone: a worker that is given them can go on where another one stopped.
+    """
 
     request: int
     tokens: tuple[int, ...]
@@ -247,3 +272,18 @@ def unpack_tokens(packed: bytes) -> list[int]:
     if sys.byteorder == "big":
         tokens.byteswap()
     return tokens.tolist()
+
+
+def common_prefix(a: bytes | bytearray, b: bytes | bytearray) -> int:
+    """Tokens (4 bytes each) that two packed sequences share from the start."""
+    low, high = 0, min(len(a), len(b)) // 4
+    view_a, view_b = memoryview(a), memoryview(b)
+    if view_a[: 4 * high] == view_b[: 4 * high]:
+        return high
+    while high - low > 1:  # the first `low` are equal, the first `high` are not
+        middle = (low + high) // 2
+        if view_a[4 * low : 4 * middle] == view_b[4 * low : 4 * middle]:
+            low = middle
+        else:
+            high = middle
+    return low

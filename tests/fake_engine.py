@@ -8,13 +8,14 @@ slot and on nothing else, so that a leak or a wrong reuse shows in the output.
 from __future__ import annotations
 
 import array
+import ctypes
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
 
-from lbhost.wire import Sampling, Submit, pack_tokens
+from lbhost.wire import Sampling, Submit, pack_tokens, unpack_tokens
 from lbhost.worker.context import Decoded
 from lbhost.worker.sampling import PENALTY_LAST_N
 
@@ -76,6 +77,8 @@ class FakeContext:
         self.batches: list[list[tuple[int, int]]] = []
         """(slot, tokens) of every decode."""
         self.copies = 0
+        self.loads = 0
+        self.can_load = True
         self._batch: list[tuple[int, list[int], dict[int, int]]] = []
         """(slot, tokens, how many of them come before each output)."""
         self._outputs: dict[int, list[int]] = {}
@@ -143,6 +146,18 @@ class FakeContext:
         self.copies += 1
         self.kv[target] = list(self.kv[source])
 
+    def state_bytes(self, slot: int) -> int:
+        return 4 * len(self.kv[slot])
+
+    def save(self, slot: int, address: int, size: int) -> bool:
+        ctypes.memmove(address, pack_tokens(self.kv[slot]), size)
+        return True
+
+    def load(self, slot: int, address: int, size: int) -> bool:
+        self.loads += 1
+        self.kv[slot] = unpack_tokens(ctypes.string_at(address, size)) if self.can_load else []
+        return self.can_load
+
 
 class FakeSampler:
     """Checks that its window, which the engine made it with, is what the penalties should see."""
@@ -163,9 +178,20 @@ class FakeSampler:
 class FakeSamplers:
     """See sampling.Samplers."""
 
+    def __init__(self) -> None:
+        self.done: list[list[int]] = []
+        """What each sampler was told."""
+
     def make(
-        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], grammar: str = ""
+        self,
+        sampling: Sampling,
+        *,
+        ignore_eos: bool,
+        history: list[int],
+        done: Sequence[int] = (),
+        grammar: str = "",
     ) -> FakeSampler:
+        self.done.append(list(done))
         return FakeSampler(history)
 
 

@@ -64,7 +64,7 @@ class _Sequence:
         self.pieces = script.answer(submit)
         if submit.ignore_eos:
             self.pieces = (self.pieces * submit.max_tokens)[: submit.max_tokens]
-        self.sent = 0
+        self.sent = len(submit.done) // 4
         self.starts = time.monotonic() + script.prefill_s
 
 
@@ -89,6 +89,7 @@ class FakeWorker:
         self.script = script or Script()
         self.submits: list[wire.Submit] = []
         self.cancels: list[int] = []
+        self.moves: list[int] = []
         self.lent: list[tuple[int, ...]] = []
         self.most_busy = 0
         self.gone = threading.Event()
@@ -214,6 +215,11 @@ class FakeWorker:
             sequence = self._sequences.pop(message.request, None)
             if sequence is not None:
                 self._finish(message.request, wire.FinishReason.CANCELLED, sequence)
+        elif isinstance(message, wire.Move):
+            self.moves.append(message.request)
+            sequence = self._sequences.pop(message.request, None)
+            if sequence is not None:
+                self._finish(message.request, wire.FinishReason.MOVED, sequence)
         elif isinstance(message, wire.Lend):
             self.lent.append(message.cpus)
         elif self.script.reject:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbhost.wire import pack_tokens
-from lbhost.worker.slot_choice import Choice, SlotView, choose, common_prefix
+from lbhost.wire import common_prefix, pack_tokens
+from lbhost.worker.slot_choice import Choice, SlotView, choose
 
 tokens = st.lists(st.integers(0, 3), max_size=40)
 

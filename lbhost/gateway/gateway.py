@@ -18,6 +18,7 @@ import msgspec
 from lbhost import board, control, log
 from lbhost.config import Settings
 from lbhost.errors import WireError
+from lbhost.gateway.http import descriptors
 from lbhost.gateway.http import routes as app
 from lbhost.gateway.http.server import Server
 from lbhost.gateway.metrics import BoardCollector, Metrics
@@ -30,6 +31,8 @@ from lbhost.gateway.recorder import WRITE_S, Recorder
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.readings import Readings, Siblings
 from lbhost.gateway.scheduling.sessions import Sessions
+from lbhost.gateway.states.collector import StatesCollector
+from lbhost.gateway.states.plane import MAX_ENTRIES, Plane
 from lbhost.gateway.vllm_names import VllmNames
 
 
@@ -82,13 +85,20 @@ class Gateway:
         counters = Metrics()
         self.sessions = Sessions(Readings(start.page, settings, siblings=siblings), settings.slots)
         self.traffic = Recorder(start.page, settings, self.sessions, counters)
-        self.dispatcher = Dispatcher(settings, self.sessions, self.traffic)
+        self._page = start.page
+        self.states = Plane(
+            settings.state_cache_bytes,
+            self.sessions,
+            most_entries=descriptors.states_within(MAX_ENTRIES, settings.max_connections),
+        )
+        self.dispatcher = Dispatcher(settings, self.sessions, self.traffic, states=self.states)
         counters.registry.register(
             BoardCollector(self.sessions, self.dispatcher, settings.queue_size)
         )
         counters.registry.register(
             VllmNames(counters, self.sessions, self.dispatcher, configure.model_alias)
         )
+        counters.registry.register(StatesCollector(self.states))
         helpers = Helpers(
             Setup(
                 model_path=configure.model_path,
@@ -157,12 +167,16 @@ class Gateway:
             self._obey(*packet)
 
     def _obey(self, message: control.Control, fds: list[int]) -> None:
-        if isinstance(message, control.Link) and len(fds) == 1:
-            self._spawn(self._attach(fds[0], message))
+        if isinstance(message, control.Link) and len(fds) in (1, 2):
+            self._spawn(self._attach(message, *fds))
             return
         for fd in fds:
             os.close(fd)
-        if isinstance(message, control.Stop):
+        if isinstance(message, control.Leaving):
+            self.dispatcher.worker_leaves()
+        elif isinstance(message, control.Ended):
+            self.dispatcher.worker_ended(message.worker, message.epoch, message.by_its_work)
+        elif isinstance(message, control.Stop):
             if not self.dispatcher.stopping:
                 self._spawn(self._stop(message.grace_s))
         else:
@@ -173,9 +187,9 @@ class Gateway:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _attach(self, fd: int, link: control.Link) -> None:
+    async def _attach(self, link: control.Link, fd: int, states_fd: int | None = None) -> None:
         try:
-            await self.dispatcher.attach(fd, link.worker, link.epoch)
+            await self.dispatcher.attach(fd, link.worker, link.epoch, states_fd)
         except OSError as error:
             log.get().error("data link unusable", worker=link.worker, reason=str(error))
 
@@ -186,6 +200,9 @@ class Gateway:
 
     async def _write_board(self) -> None:
         while True:
+            host = self._page.host.read(0)
+            if host is not None:
+                self.states.settle(host.memory_available, host.memory_total)
             try:
                 self.traffic.write(self.dispatcher, self.server.connections)
             except Exception:  # noqa: BLE001 - the next one may do; without any we would look hung

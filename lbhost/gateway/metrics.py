@@ -64,7 +64,13 @@ class Metrics:
             registry=registry,
         )
         self.retries = Counter(
-            "lbhost_retries", "Attempts repeated because a worker was lost", registry=registry
+            "lbhost_retries", "Requests that lost their worker and went on", registry=registry
+        )
+        self.moved = Counter(
+            "lbhost_moved",
+            "Requests that their worker gave back and that went on, by why",
+            ["reason"],
+            registry=registry,
         )
         self.prompt_tokens = Counter(
             "lbhost_prompt_tokens", "Prompt tokens of ended requests", registry=registry

@@ -23,6 +23,7 @@ from lbhost.errors import (
 from lbhost.gateway.metrics import Load, Metrics
 from lbhost.gateway.rolling import Growth, Part, Quantiles, Rate
 from lbhost.gateway.scheduling.job import Job
+from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.sessions import Attempt, Sessions
 
 WRITE_S = 0.25
@@ -114,7 +115,8 @@ class Recorder:
         tally = attempt.session.tally
         tally.requests += 1
         tally.tokens_in += attempt.job.work.prompt_tokens
-        self._metrics.queue_wait.observe(now - attempt.job.arrived)
+        if attempt.job.attempts == 1:
+            self._metrics.queue_wait.observe(now - attempt.job.arrived)
 
     def tokens(self, attempt: Attempt, count: int, now: float) -> None:
         tally = attempt.session.tally
@@ -133,11 +135,16 @@ class Recorder:
                 self._ttfts.add(now, ttft)
 
     def released(self, attempt: Attempt, finish: wire.Finish) -> None:
+        if finish.reason is wire.FinishReason.MOVED:
+            return  # it goes on elsewhere, and ends there
         self._metrics.prompt_tokens.inc(finish.prompt_tokens)
         self._metrics.cached_tokens.inc(finish.cached_tokens)
 
     def retried(self, job: Job) -> None:
         self._metrics.retries.inc()
+
+    def moved(self, job: Job, why: Reason) -> None:
+        self._metrics.moved.labels(why.value).inc()
 
     def ended(self, job: Job, now: float) -> None:
         finish = job.finish

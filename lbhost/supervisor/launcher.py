@@ -6,6 +6,7 @@ not survive a fork. After Hello they are alike. Decides nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,7 @@ class Launcher:
         return True
 
     def connect(self, worker: Worker) -> bool:
-        """A new data link between the worker and the gateway.
+        """New links between the worker and the gateway: for data and for states.
 
         Returns:
             False if the gateway is not there, one of them takes no message now, or no socket
@@ -124,13 +125,14 @@ class Launcher:
         """
         if worker.link is None or self.gateway.state != "ready":
             return False
-        try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        except OSError as error:
-            log.get().warning("no data link", worker=worker.id, error=str(error))
-            return False
-        with ours, theirs:
+        with contextlib.ExitStack() as open_ends:
+            fds: list[list[int]] = [[], []]
+            try:
+                for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):  # data, states
+                    for end, side in zip(socket.socketpair(socket.AF_UNIX, kind), fds, strict=True):
+                        side.append(open_ends.enter_context(end).fileno())
+            except OSError as error:
+                log.get().warning("no data link", worker=worker.id, error=str(error))
+                return False
             message = control.Link(worker.id, worker.epoch)
-            return worker.link.send(message, [ours.fileno()]) and self.gateway.send(
-                message, [theirs.fileno()]
-            )
+            return worker.link.send(message, fds[0]) and self.gateway.send(message, fds[1])

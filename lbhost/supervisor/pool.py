@@ -133,6 +133,7 @@ class Pool(Roster):
                 worker.drained = False
                 self.apply(worker, Event.DRAIN)
                 processes.send(worker, control.Drain(worker.drain))  # deaf: its time runs out
+                processes.tell_leaving(worker)
             case decide.Withdraw():
                 if not processes.send(worker, control.Resume()):
                     return False  # it would go on rejecting everything
@@ -206,6 +207,8 @@ class Pool(Roster):
         for worker, (event, note) in self._thermal.events(places, now_s).items():
             level = "warning" if event is Event.HOT else "info"
             self.apply(self.workers[worker], event, note, level=level)
+            if event is Event.HOT:
+                self.processes.tell_leaving(self.workers[worker])
 
     def pin(self) -> None:
         """Hold every running worker to its CPUs: a cpuset that went and came has taken them."""

@@ -18,9 +18,10 @@ from functools import partial
 from lbhost import control
 from lbhost.board import WorkerState
 from lbhost.config import Settings
-from lbhost.linux import threads
+from lbhost.linux import is_stopped, threads
 from lbhost.placement.placement import Placement
 from lbhost.supervisor import lifecycle
+from lbhost.supervisor.blame import by_its_work
 from lbhost.supervisor.budget import after_crash
 from lbhost.supervisor.children import Children
 from lbhost.supervisor.desired import WorkerWanted
@@ -129,6 +130,7 @@ class Processes:
         worker.watch = None
         worker.health_kills += 1
         worker.complaint = verdict.value
+        worker.found_hung, worker.stopped = True, is_stopped(worker.pid)
         self._children.signal(worker.pid, signal.SIGKILL)
         text = f"{worker.name} is {verdict.value}: killing it"
         self._events.add("error", "health_kill", text, worker.id)
@@ -205,6 +207,8 @@ class Processes:
             worker.link.drain()
             worker.link.close()
             worker.link = None
+        if worker.gateway is not None:
+            self._tell_end(worker, how)
         worker.pid = worker.gateway = None
         worker.asked = False
         if self._exit_event(worker, budget_left=True) is Event.ENDED:
@@ -214,6 +218,20 @@ class Processes:
             worker.last_exit = f"{worker.complaint}: {how}" if worker.complaint else how
             self._crashed(worker)
         self._after()
+
+    def tell_leaving(self, worker: Worker) -> None:
+        """The gateway had better move what it has."""
+        self._launcher.gateway.send(control.Leaving(worker.id, worker.epoch))
+
+    def _tell_end(self, worker: Worker, how: str) -> None:
+        """The gateway has to know whether a request may have done it. Deaf: it assumes none."""
+        blamed = by_its_work(
+            how,
+            asked=worker.state is _S.STOPPING,
+            found_hung=worker.found_hung,
+            stopped=worker.stopped,
+        )
+        self._launcher.gateway.send(control.Ended(worker.id, worker.epoch, blamed))
 
     def _crashed(self, worker: Worker) -> None:
         now = time.monotonic()

@@ -78,6 +78,7 @@ class Roster:
         worker.epoch += 1
         self._epochs[worker.id] = worker.epoch
         worker.pid, worker.ready_ns, worker.complaint, worker.place = None, 0, None, place
+        worker.found_hung = worker.stopped = False
         self.apply(worker, Event.START)
 
     def apply(

@@ -41,6 +41,10 @@ class Worker:
     last_exit: str = ""
     complaint: str | None = None
     """What its process said before it ended."""
+    found_hung: bool = False
+    """Whether we have killed it for want of progress."""
+    stopped: bool = False
+    """Whether somebody had stopped it then."""
     crashes: Restarts = field(default_factory=Restarts)
     retry_at_s: float | None = None
     watch: Watch | None = None

@@ -228,6 +228,29 @@ class Context:
         """Replace a slot's KV by another's. Costs a memcpy of the whole stream, used or not."""
         api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
+    def state_bytes(self, slot: int) -> int:
+        """Bytes that `save` needs for a slot."""
+        return int(api.llama_state_seq_get_size(self._ctx, slot))
+
+    def save(self, slot: int, address: int, size: int) -> bool:
+        """Write a slot's KV to memory. False: it does not fit."""
+        to = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
+        return bool(api.llama_state_seq_get_data(self._ctx, to, size, slot) == size)
+
+    def load(self, slot: int, address: int, size: int) -> bool:
+        """Replace a slot's KV by what `save` wrote. False: it cannot be, and the slot is empty.
+
+        llama.cpp believes what it reads: only what a context like this one wrote may be given.
+        """
+        source = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
+        with collect_errors() as errors:
+            read = api.llama_state_seq_set_data(self._ctx, source, size, slot)
+        for line in errors:
+            tell(line)
+        if read != size:
+            api.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        return bool(read == size)
+
     def watch(self, callback: Callable[[], bool] | None) -> None:
         """Have `callback` asked between the operations of a decode; True aborts it.
 

@@ -28,14 +28,20 @@ class LogitsError(Exception):
 
 
 class Draw:
-    """One request's draws. The same seed and the same logits give the same tokens."""
+    """One request's draws. The same seed and the same logits give the same tokens.
 
-    def __init__(self, sampling: Sampling) -> None:
+    Args:
+        drawn: how many draws were made elsewhere; this goes on after them.
+    """
+
+    def __init__(self, sampling: Sampling, drawn: int = 0) -> None:
         self._temperature = numpy.float32(max(sampling.temperature, _COLDEST))
         self._top_k = sampling.top_k
         self._top_p = sampling.top_p
         self._least = math.log(sampling.min_p) if sampling.min_p > 0 else None
         self._random = random.Random(sampling.seed)
+        for _ in range(drawn):  # each token takes exactly one
+            self._random.random()
 
     def pick(self, logits: Floats) -> int:
         """A token, from the logits of the whole vocabulary, which stay as they are.

@@ -22,18 +22,28 @@ from lbhost import log
 from lbhost.errors import WireError
 from lbhost.guidance import GrammarError
 from lbhost.order import Overtaken, Prompt, after
-from lbhost.wire import Delta, Finish, FinishReason, Submit, TokenLogprob, unpack_tokens
+from lbhost.wire import (
+    Delta,
+    Finish,
+    FinishReason,
+    Submit,
+    TokenLogprob,
+    common_prefix,
+    unpack_tokens,
+)
 from lbhost.worker import logprobs
 from lbhost.worker.batch import Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.crew import Crew
 from lbhost.worker.draw import LogitsError
 from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
+from lbhost.worker.keeper import Keeper
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
 from lbhost.worker.sharing import Held, share
-from lbhost.worker.slot_choice import SlotView, choose, common_prefix
+from lbhost.worker.slot_choice import SlotView, choose
 from lbhost.worker.speed import SpeedMeter
+from lbhost.worker.states import States
 from lbhost.worker.widths import Phase, Widths
 
 MAX_WAITING = 256
@@ -82,6 +92,7 @@ class Engine:
         before_step: called with the expected seconds of a step just before it is computed.
         crew: the worker's threads; without one nothing can be lent.
         fallback_token_s: a token's expected time while nothing is measured.
+        states: saves and loads slots; without it nothing leaves this worker or comes in.
     """
 
     def __init__(
@@ -96,6 +107,7 @@ class Engine:
         before_step: Callable[[float], None] | None = None,
         fallback_token_s: float = 0.01,
         crew: Crew | None = None,
+        states: States | None = None,
     ) -> None:
         self._context = context
         self._samplers = samplers
@@ -106,6 +118,7 @@ class Engine:
         self._before_step = before_step
         self._fallback_token_s = fallback_token_s
         self._slots = [Slot(i) for i in range(context.slots)]
+        self.keeper = Keeper(states, self._slots, most_s=target_s)
         self._waiting: list[Request] = []
         self._requests: dict[Key, Request] = {}
         self._computing: set[Key] = set()
@@ -115,6 +128,7 @@ class Engine:
         self._widths = Widths(self._crew.own)
         self._wide_steps = 0
         self._lent: tuple[int, ...] = ()
+        self._step_s = 0.0
         self._arrivals = 0
         self._held: frozenset[int] = frozenset()
         """Numbers of the requests whose prompts others are computing; see sharing.py."""
@@ -137,16 +151,25 @@ class Engine:
         """The requests in the batch that is being computed: for whoever decides on an abort."""
         return self._computing
 
-    def submit(self, link: int, submit: Submit) -> None:
-        """Take a request. What is wrong with it is answered by the next `step`."""
-        request = Request(link, submit, self._arrivals, self._clock())
+    def submit(self, link: int, submit: Submit, state: int | None = None) -> None:
+        """Take a request. What is wrong with it is answered by the next `step`.
+
+        Args:
+            state: descriptor of the KV state that came for it; the engine's from now on.
+        """
+        request = Request(link, submit, self._arrivals, self._clock(), state)
         self._arrivals += 1
         if request.key in self._requests:
             log.get().warning("a request id was used twice", request=submit.request)
+            self.keeper.drop(request)
             return
         problem = self._problem(request)
         if problem is not None:
             self._end(request, FinishReason.ERROR, error=problem)
+            return
+        reason = self._replay(request)
+        if reason is not None:
+            self._end(request, reason, text=request.text.finish())
             return
         self._requests[request.key] = request
         self._waiting.append(request)
@@ -162,16 +185,22 @@ class Engine:
         if request is not None:
             self._end(request, FinishReason.CANCELLED)
 
+    def move(self, link: int, request_id: int) -> None:
+        """Give a request back as it is; an unknown one has just ended."""
+        request = self._requests.get((link, request_id))
+        if request is not None:
+            self._end(request, FinishReason.MOVED)
+
     def cancel_link(self, link: int) -> None:
         """End everything that came over a link that is gone; nobody is told."""
         for request in [r for r in self._requests.values() if r.link == link]:
             self._end(request, FinishReason.CANCELLED)
         self._out = [(to, delta) for to, delta in self._out if to != link]
 
-    def cancel_all(self) -> None:
-        """End everything."""
+    def move_all(self) -> None:
+        """Give everything back."""
         for request in list(self._requests.values()):
-            self._end(request, FinishReason.CANCELLED)
+            self._end(request, FinishReason.MOVED)
 
     def lend(self, cpus: tuple[int, ...]) -> None:
         """From the next step on these CPUs may be used beside the worker's own."""
@@ -184,11 +213,13 @@ class Engine:
 
     def _problem(self, request: Request) -> str | None:
         try:
-            tokens = unpack_tokens(request.prompt)
+            tokens = unpack_tokens(request.submit.prompt)
+            done = unpack_tokens(request.submit.done)
         except WireError as error:
             return error.message
         if not tokens:
             return "the prompt has no tokens"
+        tokens += done
         if len(tokens) > self._context.n_ctx:
             return f"the prompt's {len(tokens)} tokens exceed the context of {self._context.n_ctx}"
         if min(tokens) < 0 or max(tokens) >= self._context.n_vocab:
@@ -196,6 +227,21 @@ class Engine:
         if len(self._waiting) >= MAX_WAITING:
             return "too many requests wait in this worker"
         return None
+
+    def _replay(self, request: Request) -> FinishReason | None:
+        """Bring a request's text to where other workers have left it. Why it ends there, if so.
+
+        What this releases was told with those tokens.
+        """
+        if not request.submit.done:
+            return None
+        for token in unpack_tokens(request.submit.done):
+            if self._vocab.is_eog(token):
+                return FinishReason.STOP
+            request.text.feed(self._piece(request, token))
+            if request.text.stopped:
+                return FinishReason.STOP
+        return FinishReason.LENGTH if request.completion >= request.submit.max_tokens else None
 
     # --- a step -----------------------------------------------------------------------
 
@@ -283,6 +329,7 @@ class Engine:
             self._wide_steps += crew.width > crew.own
             self._prompt_tokens += prefill
         self._lent = crew.lent
+        self._step_s = wall_s
         for filler in fillers:
             self._cut_back(filler.slot)
         return result
@@ -311,36 +358,57 @@ class Engine:
             request.sampler = self._samplers.make(
                 submit.sampling,
                 ignore_eos=submit.ignore_eos,
-                history=unpack_tokens(request.prompt[-4 * PENALTY_LAST_N :]),
+                history=unpack_tokens(request.given[-4 * PENALTY_LAST_N :]),
+                done=unpack_tokens(submit.done),
                 grammar=submit.grammar,
             )
         except GrammarError as error:
             self._waiting.append(request)  # where _end looks for those without a slot
             self._end(request, FinishReason.ERROR, error=f"its grammar: {error}")
             return
-        # what is to be scored must be computed: nothing of it is taken from a slot
-        sought = b"" if request.submit.prompt_logprobs else request.prompt
-        views = [
-            SlotView(
-                slot=slot.index,
-                busy=slot.request is not None,
-                matched=common_prefix(slot.tokens, sought),
-                last_used=slot.last_used,
-            )
-            for slot in self._slots
-        ]
-        choice = choose(views, request.prompt_tokens, self._copy_worth())
-        assert choice is not None, "a slot is free"
-        slot = self._slots[choice.slot]
-        if choice.copy_from is not None:
-            self._context.copy(choice.copy_from, slot.index)
-            slot.tokens[:] = self._slots[choice.copy_from].tokens
-        self._truncate(slot, choice.reuse)
-        request.cached = len(slot.tokens) // 4
+        slot = self._fill(request)
+        slot.scope, slot.kept = submit.scope, submit.kept
+        request.cached = min(len(slot.tokens) // 4, request.prompt_tokens)
         request.started_s = self._clock()
         slot.request = request
         self._uses += 1
         slot.last_used = self._uses
+
+    def _fill(self, request: Request) -> Slot:
+        """A free slot that holds as much of the request as can be had without computing."""
+        scope = request.submit.scope
+        # what is to be scored must be computed: nothing of it is taken from a slot
+        sought = b"" if request.scored else request.given
+        views = [
+            SlotView(
+                slot=slot.index,
+                busy=slot.request is not None,
+                matched=common_prefix(slot.tokens, sought) if slot.scope == scope else 0,
+                last_used=slot.last_used,
+            )
+            for slot in self._slots
+        ]
+        choice = choose(views, request.given_tokens, self._copy_worth())
+        assert choice is not None, "a slot is free"
+        offer = self.keeper.offer(request, choice.reuse)
+        if offer is not None:  # nobody's match is needed: whoever was used longest ago makes room
+            views = [msgspec.structs.replace(view, matched=0) for view in views]
+            choice = choose(views, request.given_tokens, None)
+            assert choice is not None, "a slot is free"
+        slot = self._slots[choice.slot]
+        overwritten = offer is not None or choice.copy_from is not None
+        self.keeper.before_reuse(slot, 0 if overwritten else choice.reuse)
+        if overwritten:
+            slot.unsaved_s = 0.0
+        if offer is not None:
+            taken = self.keeper.take_over(slot, request, offer)
+            self._truncate(slot, offer.matched if taken else 0)
+            return slot
+        if choice.copy_from is not None:
+            self._context.copy(choice.copy_from, slot.index)
+            slot.tokens[:] = self._slots[choice.copy_from].tokens
+        self._truncate(slot, choice.reuse)
+        return slot
 
     def _copy_worth(self) -> int | None:
         """Tokens whose prefill takes as long as copying a slot's whole KV stream."""
@@ -387,13 +455,13 @@ class Engine:
             if request.next_token:
                 entries.append(Entry(slot, request.next_token, output=True, request=request))
             elif request.number in counts:
-                count, every = counts[request.number], request.submit.prompt_logprobs
+                count, every = counts[request.number], request.scored
                 if every:
                     count = min(count, 1 + outputs)
                     outputs -= count - 1
                 at = len(slot.tokens)
-                packed = request.prompt[at : at + 4 * count]
-                last = at + len(packed) == len(request.prompt)
+                packed = request.given[at : at + 4 * count]
+                last = at + len(packed) == len(request.given)
                 fill = len(chunks) == 1 and not every
                 filling = self._padding(slot, len(packed) // 4, decoding) if fill else 0
                 entries.append(Entry(slot, packed, last, every, filling, request=request))
@@ -404,7 +472,7 @@ class Engine:
         return [
             Prompt(
                 request.number,
-                request.prompt_tokens - len(slot.tokens) // 4,
+                request.given_tokens - len(slot.tokens) // 4,
                 request.submit.rank,
             )
             for slot in self._slots
@@ -452,6 +520,7 @@ class Engine:
             entry.slot.tokens += entry.packed
             if entry.padding:
                 self._cut_back(entry.slot)
+        self.keeper.computed(entries, self._step_s)
         now = self._clock()
         for entry in entries:
             try:
@@ -511,9 +580,7 @@ class Engine:
         if self._vocab.is_eog(token):
             reason = FinishReason.STOP
         else:
-            text = request.text.feed(
-                self._vocab.piece(token, special=token in request.submit.shown)
-            )
+            text = request.text.feed(self._piece(request, token))
             assert request.sampler is not None
             if request.text.stopped or request.sampler.finished:
                 reason = FinishReason.STOP
@@ -535,15 +602,22 @@ class Engine:
         """Nobody may reuse what this slot's KV holds."""
         self._context.truncate(slot.index, 0)
         slot.tokens.clear()
+        slot.unsaved_s = 0.0
+
+    def _piece(self, request: Request, token: int) -> bytes:
+        """What a token adds to a request's text."""
+        return self._vocab.piece(token, special=token in request.submit.shown)
 
     def _roll_back(self, entries: list[Entry]) -> None:
-        """After an abort: the KV holds what it held before, whatever was through."""
+        """After an abort: the KV holds what it held before, whatever was through.
+
+        Where it cannot be cut there, all of it is computed again.
+        """
         for entry in entries:
-            begun = bool(entry.slot.tokens)
-            if self._cut_back(entry.slot):
-                continue
-            if begun and entry.request.key in self._requests:
-                self._end(entry.request, FinishReason.ERROR, error="its state was lost in an abort")
+            request = entry.request
+            held = bytes(entry.slot.tokens) + request.next_token
+            if not self._cut_back(entry.slot) and request.next_token:
+                request.given, request.next_token = held, b""
 
     def _fail(self, entries: list[Entry], result: Decoded) -> None:
         why = "no room in the KV cache" if result is Decoded.NO_ROOM else "the decode failed"
@@ -567,10 +641,13 @@ class Engine:
         error: str | None = None,
     ) -> None:
         """Free what the request holds (its KV stays for the next), and say why it ended."""
+        self.keeper.drop(request)
         if self._requests.pop(request.key, None) is not None:
             for slot in self._slots:
                 if slot.request is request:
                     slot.request = None
+                    if reason is FinishReason.MOVED:
+                        self.keeper.before_move(slot)
                     break
             else:
                 self._waiting.remove(request)
@@ -597,10 +674,10 @@ class Engine:
     @property
     def prefill_pending(self) -> int:
         """Prompt tokens taken in and not yet computed."""
-        pending = sum(request.prompt_tokens for request in self._waiting)
+        pending = sum(request.given_tokens for request in self._waiting)
         for slot in self._slots:
             if slot.request is not None and not slot.request.next_token:
-                pending += slot.request.prompt_tokens - len(slot.tokens) // 4
+                pending += slot.request.given_tokens - len(slot.tokens) // 4
         return pending
 
     def load(self) -> Load:
@@ -624,13 +701,14 @@ class Engine:
 def _held(slot: Slot) -> Held:
     request = slot.request
     if request is None or request.next_token:
-        return Held(slot.index, slot.tokens)
+        return Held(slot.index, slot.tokens, scope=slot.scope)
     submit = request.submit
     return Held(
         slot.index,
         slot.tokens,
-        request.prompt,
+        request.given,
         request.number,
         submit.rank,
-        submit.prompt_logprobs,
+        request.scored,
+        slot.scope,
     )

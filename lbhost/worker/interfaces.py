@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lbhost.wire import Sampling
@@ -36,6 +37,9 @@ class ContextLike(Protocol):
     def logits(self, index: int) -> Any: ...
     def truncate(self, slot: int, length: int) -> bool: ...
     def copy(self, source: int, target: int) -> None: ...
+    def state_bytes(self, slot: int) -> int: ...
+    def save(self, slot: int, address: int, size: int) -> bool: ...
+    def load(self, slot: int, address: int, size: int) -> bool: ...
 
 
 class SamplerLike(Protocol):
@@ -50,7 +54,13 @@ class SamplersLike(Protocol):
     """See sampling.Samplers."""
 
     def make(
-        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], grammar: str = ""
+        self,
+        sampling: Sampling,
+        *,
+        ignore_eos: bool,
+        history: list[int],
+        done: Sequence[int] = (),
+        grammar: str = "",
     ) -> SamplerLike: ...
 
 

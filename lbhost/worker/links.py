@@ -1,15 +1,16 @@
-"""A worker's data links: frames in, frames out, never blocking.
+"""A worker's links to gateways: frames and KV states, in and out, never blocking.
 
-Owns the sockets that the supervisor handed over. Knows nothing of what the frames mean to
+Owns the sockets that the supervisor handed over. Knows nothing of what comes over them to
 the engine.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 
-from lbhost import wire
+from lbhost import log, state_link, wire
 from lbhost.errors import WireError
 
 MAX_BACKLOG = 64 * 1024 * 1024
@@ -81,5 +82,47 @@ class DataLink:
 
     def close(self) -> None:
         """Close the socket."""
+        self.closed = True
+        self._socket.close()
+
+
+class StatesLink:
+    """The link beside it for KV states. `closed` once nobody takes any."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self.closed = False
+
+    def take(self, number: int) -> int | None:
+        """The descriptor of the state that was sent under a number, now the caller's.
+
+        None if it has not come, which is the link's fault alone: it was sent before the Submit
+        that names it. States before it, whose Submit never came, are closed.
+        """
+        while True:
+            try:
+                packet = state_link.receive_in_worker(self._socket)
+            except BlockingIOError:
+                return None
+            except (OSError, WireError) as error:
+                log.get().warning("the states link is of no use", reason=str(error))
+                return None
+            if packet is None:
+                return None
+            state, fd = packet
+            if state.number == number:
+                return fd
+            os.close(fd)
+
+    def send(self, message: state_link.FromWorker, fd: int | None) -> None:
+        """Send it, if there is room; nobody relies on it."""
+        try:
+            state_link.send(self._socket, message, fd)
+        except ConnectionError:
+            self.closed = True
+
+    def close(self) -> None:
+        """Close the socket, and with it what nobody has taken from it."""
         self.closed = True
         self._socket.close()

@@ -11,17 +11,19 @@ import select
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lbhost import control, log, wire
 from lbhost.board import Board, ProgressRow
 from lbhost.config import Settings
 from lbhost.guidance import Constraints
+from lbhost.weights import FilePart
 from lbhost.worker.context import Context
 from lbhost.worker.crew import Crew
 from lbhost.worker.engine import Engine, EngineFailureError, Out
-from lbhost.worker.links import DataLink
+from lbhost.worker.links import DataLink, StatesLink
 from lbhost.worker.sampling import Samplers
+from lbhost.worker.states import States, identity_of
 
 IDLE_S = 1.0
 """An idle worker wakes up this often, to show that it lives."""
@@ -53,6 +55,7 @@ class Loop:
         fork: control.Fork,
         context: Context,
         constraints: Constraints,
+        weights: Sequence[FilePart] = (),
     ) -> None:
         link.setblocking(False)
         self._control = link
@@ -70,8 +73,12 @@ class Loop:
             before_step=self._before_step,
             fallback_token_s=model.weights_bytes / 1e10,
             crew=Crew(fork.placement.threads, context.set_threads),
+            states=States(context, identity_of(model, weights, context.slots)),
         )
+        self._keeper = self._engine.keeper
         self._links: dict[int, DataLink] = {}
+        self._states: dict[int, StatesLink] = {}
+        """By the number of the data link that they came with; the last one's store is kept."""
         self._next_link = 0
         self._poll = select.poll()
         self._poll.register(link, select.POLLIN)
@@ -92,18 +99,20 @@ class Loop:
         control.send(self._control, control.Ready())
         try:
             while not self._stopping:
-                self._receive(0.0 if self._engine.busy else IDLE_S)
+                self._receive(0.0 if self._engine.busy or self._keeper.due else IDLE_S)
                 self._handle()
                 if self._engine.busy:
                     self._send(self._engine.step())
-                if not self._engine.busy:
+                self._save()
+                if not (self._engine.busy or self._keeper.due):
                     self._rest()
         except EngineFailureError as error:
             log.get().error("worker gives up", reason=str(error))
+            self._engine.move_all()
             self._send(self._engine.take())
             self._send_rest()
             return 1
-        self._engine.cancel_all()
+        self._engine.move_all()
         self._send(self._engine.take())
         self._send_rest()
         return 0
@@ -135,12 +144,30 @@ class Loop:
                 os._exit(0)  # the supervisor is gone, and nothing may outlive it
             self._control_inbox.append(packet)
 
+    def _save(self) -> None:
+        """One slot at most: the next step waits for it."""
+        self._keeper.save_one(busy=self._engine.busy)
+        self._send_states()
+
+    def _send_states(self) -> None:
+        out, self._keeper.out = self._keeper.out, []
+        for number, message, fd in out:
+            link = self._states.get(max(self._states, default=-1) if number is None else number)
+            if link is not None:
+                link.send(message, fd)
+                if all(one.closed for one in self._states.values()):
+                    self._keeper.wanted = False
+            if fd is not None:
+                os.close(fd)
+
     def _settle(self, link: DataLink) -> None:
         """Poll a link for what it needs next, or forget it once it is closed."""
         if link.closed:
             self._poll.unregister(link)
             link.close()
             del self._links[link.number]
+            if link.number in self._states:
+                self._states.pop(link.number).close()
             self._inbox.append((link.number, None))
         else:
             self._poll.register(link, select.POLLIN | (select.POLLOUT if link.backlogged else 0))
@@ -160,13 +187,13 @@ class Loop:
         self._receive(0.0)
         if any(isinstance(message, control.Stop) for message, _ in self._control_inbox):
             return True
-        if not self._inbox:
+        if not (self._inbox and self._engine.computing):
             return False
         gone = {link for link, message in self._inbox if message is None}
         cancelled = {
             (link, message.request)
             for link, message in self._inbox
-            if isinstance(message, wire.Cancel)
+            if isinstance(message, wire.Cancel | wire.Move)
         }
         return all(key in cancelled or key[0] in gone for key in self._engine.computing)
 
@@ -184,10 +211,14 @@ class Loop:
                 self._engine.lend(request.cpus)
             elif isinstance(request, wire.Cancel):
                 self._engine.cancel(link, request.request)
+            elif isinstance(request, wire.Move):
+                self._engine.move(link, request.request)
             elif self._draining:
                 self._engine.reject(link, request)
             else:
-                self._engine.submit(link, request)
+                states = self._states.get(link) if request.state else None
+                state = states.take(request.state) if states is not None else None
+                self._engine.submit(link, request, state)
 
     def _handle_control(self, message: control.Control, fds: list[int]) -> None:
         match message:
@@ -195,6 +226,9 @@ class Loop:
                 link = DataLink(self._next_link, socket.socket(fileno=fds[0]))
                 self._next_link += 1
                 self._links[link.number] = link
+                if len(fds) > 1:
+                    self._states[link.number] = StatesLink(socket.socket(fileno=fds[1]))
+                    self._keeper.want()
                 self._settle(link)
                 return
             case control.Drain(number):
@@ -210,7 +244,11 @@ class Loop:
             os.close(fd)
 
     def _send(self, out: Iterable[Out]) -> None:
-        """One Step frame per link for all that a step produced."""
+        """One Step frame per link for all that a step produced.
+
+        States go first: whoever is told that a request has moved will look for its state.
+        """
+        self._send_states()
         deltas: defaultdict[int, list[wire.Delta]] = defaultdict(list)
         for number, delta in out:
             deltas[number].append(delta)

@@ -20,28 +20,51 @@ class Slot:
         self.tokens = bytearray()
         self.request: Request | None = None
         self.last_used = 0
+        self.scope = 0
+        """Whose tokens these are; see wire.Submit."""
+        self.kept = 0
+        """How many of them the store has, from the first on; more than there are while the rest
+        is still to be computed."""
+        self.unsaved_s = 0.0
+        """Seconds that computing the others took."""
 
 
 class Request:
     """A request from its Submit to its Finish."""
 
-    def __init__(self, link: int, submit: Submit, number: int, arrived_s: float) -> None:
+    def __init__(
+        self, link: int, submit: Submit, number: int, arrived_s: float, state: int | None = None
+    ) -> None:
         self.link = link
         self.number = number
         """Counts the arrivals; see order.Prompt."""
         self.submit = submit
-        self.prompt = submit.prompt
+        self.given = submit.prompt + submit.done
+        """What the KV must hold before the first token can be picked here."""
         self.prompt_tokens = len(submit.prompt) // 4
         self.key: Key = (link, submit.request)
+        self.state = state
+        """Descriptor of the KV state that came with it, until it has been looked at."""
         self.arrived_s = arrived_s
         self.started_s: float | None = None
         self.first_token_s: float | None = None
         self.cached = 0
-        self.completion = 0
+        self.completion = len(submit.done) // 4
+        """Output tokens so far, those of other workers included."""
         self.next_token = b""
         """The token that was sampled last, packed; it is not in the KV yet."""
         self.text = TextStream(submit.stop)
         self.sampler: SamplerLike | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether the prompt's tokens are to be told with their log-probabilities, by this worker:
+        with the first output others have told them."""
+        return self.submit.prompt_logprobs and not self.submit.done
+
+    @property
+    def given_tokens(self) -> int:
+        return len(self.given) // 4
 
 
 class Part(msgspec.Struct):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy
@@ -126,17 +127,24 @@ class Samplers:
         self._eog = vocab.eog_tokens
 
     def make(
-        self, sampling: Sampling, *, ignore_eos: bool, history: list[int], grammar: str = ""
+        self,
+        sampling: Sampling,
+        *,
+        ignore_eos: bool,
+        history: list[int],
+        done: Sequence[int] = (),
+        grammar: str = "",
     ) -> Sampler:
         """For one request: grammar, bias, penalties, top-k, top-p, min-p, temperature, draw.
 
         Args:
             history: the tokens before the first one; the penalties look at the last
                 PENALTY_LAST_N of them.
+            done: tokens of the answer that other samplers have picked already.
             grammar: as guidance.check returned it.
 
         Raises:
-            GrammarError: it cannot be compiled.
+            GrammarError: it cannot be compiled, or the answer so far does not follow it.
         """
         penalised = bool(sampling.presence_penalty or sampling.frequency_penalty) or (
             sampling.repeat_penalty != 1.0
@@ -144,14 +152,17 @@ class Samplers:
         return Sampler(
             self._biases(sampling, ignore_eos),
             Penalties(sampling, history) if penalised else None,
-            Draw(sampling) if sampling.temperature > 0 else None,
-            self._matcher(grammar) if grammar else None,
+            Draw(sampling, len(done)) if sampling.temperature > 0 else None,
+            self._matcher(grammar, done) if grammar else None,
         )
 
-    def _matcher(self, grammar: str) -> Matcher:
+    def _matcher(self, grammar: str, done: Sequence[int]) -> Matcher:
         if self._constraints is None:
             raise GrammarError("this worker knows no grammars")
-        return self._constraints.matcher(grammar)
+        matcher = self._constraints.matcher(grammar)
+        for token in done:
+            matcher.accept(token)
+        return matcher
 
     def _biases(self, sampling: Sampling, ignore_eos: bool) -> dict[int, float]:
         biases = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lbhost.worker.slot_choice import common_prefix
+from lbhost.wire import common_prefix
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -27,6 +27,8 @@ class Held(msgspec.Struct, frozen=True):
     rank: int = 0
     scored: bool = False
     """It must compute all of its prompt itself."""
+    scope: int = 0
+    """Whose tokens these are; see wire.Submit."""
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -68,7 +70,7 @@ def share(slots: Sequence[Held], copy_worth: int) -> Sharing:
         usable = len(one.prompt) // 4 - 1  # the last token is computed: its logits are needed
         if usable - own < copy_worth:
             continue
-        others = [other for other in slots if other is not one]
+        others = [other for other in slots if other is not one and other.scope == one.scope]
         have = {other.slot: common_prefix(other.tokens, one.prompt) for other in others}
         best = max(others, key=lambda other: have[other.slot], default=None)
         held = 0 if best is None else min(usable, have[best.slot])

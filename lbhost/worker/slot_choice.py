@@ -32,21 +32,6 @@ class Choice(msgspec.Struct, frozen=True):
     """Slot whose KV is copied over first."""
 
 
-def common_prefix(a: bytes | bytearray, b: bytes | bytearray) -> int:
-    """Tokens (4 bytes each) that two packed sequences share from the start."""
-    low, high = 0, min(len(a), len(b)) // 4
-    view_a, view_b = memoryview(a), memoryview(b)
-    if view_a[: 4 * high] == view_b[: 4 * high]:
-        return high
-    while high - low > 1:  # the first `low` are equal, the first `high` are not
-        middle = (low + high) // 2
-        if view_a[4 * low : 4 * middle] == view_b[4 * low : 4 * middle]:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
 def choose(slots: Sequence[SlotView], prompt_tokens: int, copy_worth: int | None) -> Choice | None:
     """A free slot for a prompt, None if all are busy.
 

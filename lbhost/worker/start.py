@@ -60,7 +60,7 @@ def serve(
     except StartupError as error:
         control.send(link, control.Failed(error.message))
         return 1
-    return Loop(link, board, settings, fork, context, constraints).run()
+    return Loop(link, board, settings, fork, context, constraints, configure.weights).run()
 
 
 def _take_place(placement: Placement, nice: int) -> None:

@@ -132,7 +132,7 @@ class _Bench:
         return tokens / seconds
 
     def _stop(self) -> None:
-        self._engine.cancel_all()
+        self._engine.move_all()
         self._engine.take()
 
 

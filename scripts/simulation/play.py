@@ -19,6 +19,7 @@ from lbhost.config import Policy, Settings
 from lbhost.errors import LbhostError
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.job import Job
+from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.readings import HOT, WorkerReading
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Sessions
@@ -221,6 +222,9 @@ class _Game:
         pass
 
     def retried(self, job: Job) -> None:
+        pass
+
+    def moved(self, job: Job, why: Reason) -> None:
         pass
 
     def ended(self, job: Job, now: float) -> None:

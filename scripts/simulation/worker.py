@@ -172,7 +172,9 @@ class VirtualWorker:
             self._arrivals += 1
             self.prefill_pending += request.prompt_tokens
         elif isinstance(message, wire.Cancel):
-            self._cancel(message.request)
+            self._end_early(message.request, wire.FinishReason.CANCELLED)
+        elif isinstance(message, wire.Move):
+            self._end_early(message.request, wire.FinishReason.MOVED)
         else:
             self._lent = message.cpus
         self._read_s = -1.0
@@ -181,11 +183,11 @@ class VirtualWorker:
         elif not self._telling:
             self._begin()
 
-    def _cancel(self, attempt: int) -> None:
+    def _end_early(self, attempt: int, reason: wire.FinishReason) -> None:
         for seat in [*self.seats, *self.waiting]:
             if seat.attempt == attempt:
                 self._leave(seat)
-                finish = wire.Finish(wire.FinishReason.CANCELLED)
+                finish = wire.Finish(reason)
                 delta = wire.Delta(attempt, (), "", finish)
                 self._loop.call_soon(self._tell, [delta])
                 return

@@ -1,7 +1,7 @@
-"""How many connections the limit on open files leaves room for.
+"""How many connections and KV states the limit on open files leaves room for.
 
 The soft limit is raised as far as the hard one allows. Out of descriptors, links from the
-supervisor could not be received any more: connections stop before that.
+supervisor could not be received any more: connections and states stop before that.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ def connections_within(wanted: int) -> int:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return room(wanted, soft)
+
+
+def states_within(wanted: int, connections: int) -> int:
+    """The KV states that may be held beside so many connections."""
+    taken = connections + RESERVED
+    return max(FEWEST, connections_within(taken + wanted) - taken)
 
 
 def room(wanted: int, limit: int) -> int:

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
+
+import msgspec
 
 from lbhost import order, wire
 from lbhost.config import Settings
@@ -31,24 +33,29 @@ from lbhost.errors import (
     EngineError,
     LbhostError,
     NotReadyError,
+    QueryOfDeathError,
     WorkerLostError,
 )
 from lbhost.gateway.scheduling import policy
-from lbhost.gateway.scheduling.accuracy import Forecast
 from lbhost.gateway.scheduling.admission import Admission
 from lbhost.gateway.scheduling.deadlines import Deadlines
 from lbhost.gateway.scheduling.deltas import TextDelta
 from lbhost.gateway.scheduling.job import Job, JobState, Work
 from lbhost.gateway.scheduling.job_queue import JobQueue
 from lbhost.gateway.scheduling.lender import LOOK_S, Lender
+from lbhost.gateway.scheduling.mover import Mover
+from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.observer import GuardedObserver, Observer, tell_later
 from lbhost.gateway.scheduling.pace import Pace
+from lbhost.gateway.scheduling.readings import FRESH_NS
 from lbhost.gateway.scheduling.router import Router
-from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Session, Sessions
+from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Sessions
+from lbhost.gateway.scheduling.suspicion import Condemned, Death, Ends, Trust, settle, trust
 from lbhost.gateway.scheduling.worker_link import OpenLink, WorkerLink
+from lbhost.gateway.states.plane import Plane
 
-MAX_ATTEMPTS = 3
-"""Workers that may be lost under a request before it is given up."""
+MAX_ATTEMPTS = 100
+"""Workers that may be lost under a request before it is given up, however they ended."""
 
 MAX_OVERTAKEN_S = 20.0
 """A request is passed only by those that arrive less than this after it."""
@@ -72,6 +79,8 @@ it is cut off. A plain answer is bounded by its tokens, and nobody could take it
 
 _REQUEUED_FIRST = -1e9
 
+_DEADLY = "workers end when they compute this request; it is not tried again"
+
 
 class Dispatcher:
     """All requests of the gateway. Lives on one event loop; nothing here blocks."""
@@ -87,19 +96,24 @@ class Dispatcher:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         router: Router | None = None,
         open_link: OpenLink = WorkerLink.open,
+        states: Plane | None = None,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._observer = GuardedObserver(observer)
+        self._ends = Ends()
+        self._condemned = Condemned()
         self._router = router or Router(settings, sessions, rng or Random())
         self._clock = clock
         self._clock_ns = clock_ns
         self._open_link = open_link
+        self.states = states or Plane(0, sessions, clock)
         self._queue = JobQueue()
         self._pace = Pace()
         self._admission = Admission(settings, self._queue, self._pace, self._router, clock)
         self._jobs: dict[int, Job] = {}
         self._attempts: dict[int, Attempt] = {}
+        self._mover = Mover(sessions, self._queue, self._router, clock, clock_ns)
         self._deadlines = Deadlines(self._on_deadline, clock)
         self._lender = Lender(sessions, enabled=settings.lend, clock=clock)
         self._poll: asyncio.TimerHandle | None = None
@@ -134,9 +148,11 @@ class Dispatcher:
 
     # --- links -----------------------------------------------------------------------
 
-    async def attach(self, fd: int, worker: int, epoch: int) -> None:
-        """A data link has come. Raises OSError if the descriptor is none."""
+    async def attach(self, fd: int, worker: int, epoch: int, states_fd: int | None = None) -> None:
+        """A data link has come, and a states link. Raises OSError if a descriptor is none."""
         link = await self._open_link(fd, worker, epoch, self._on_step, self._on_lost)
+        if states_fd is not None:
+            self.states.join(link, states_fd)
         old = self._sessions.current(worker)
         if old is not None and old.epoch == epoch:
             old.link.close()
@@ -148,6 +164,7 @@ class Dispatcher:
         """Drop all links and timers; for the end of the process and of tests."""
         for link in self._sessions.links():
             link.close()
+        self.states.close()
         self._deadlines.close()
         for timer in (self._poll, self._look):
             if timer is not None:
@@ -185,8 +202,11 @@ class Dispatcher:
             DeadlineError: all its time is gone already.
             TooLateError, TooSlowError: it cannot be done in time, by all that was measured.
             NotReadyError, QueueFullError: as check_open; flex may fill only a part of the queue.
+            QueryOfDeathError: it has ended workers a while ago.
         """
         self.check_open()
+        if self._condemned and self._condemned.holds(work.fingerprint, self._clock()):
+            raise QueryOfDeathError(_DEADLY)
         self._admission.check_class(work)
         waited = self._clock() - arrived
         if waited >= self._settings.request_timeout_s:
@@ -202,6 +222,7 @@ class Dispatcher:
         job.order = since + min(alone_s, MAX_OVERTAKEN_S)
         if work.rank == order.PRIORITY:
             job.order -= PRIORITY_AHEAD_S
+        job.place = job.order
         self._admission.check_time(job, alone_s)
         self._jobs[job.number] = job
         self._idle.clear()
@@ -236,6 +257,7 @@ class Dispatcher:
         self._settle_cores()
         for attempt in attempts:
             self._send(attempt)
+        self._mover.settle()
         if self._queue:
             self._give_up_hopeless()
         if self._queue:
@@ -249,7 +271,15 @@ class Dispatcher:
             self._look.cancel()
             self._look = None
         if self._sessions.in_flight:
-            self._look = asyncio.get_running_loop().call_later(LOOK_S, self._settle_cores)
+            self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._settle_cores()
+        self._mover.settle()
+
+    def worker_leaves(self) -> None:
+        """The supervisor says that a worker's state has just changed so that its requests go."""
+        asyncio.get_running_loop().call_later(FRESH_NS / 1e9, self._mover.settle)
 
     def _decide(self, now_ns: int) -> list[Attempt]:
         """Which queued jobs go where, now. Their slots are taken when this returns.
@@ -265,38 +295,55 @@ class Dispatcher:
             self._ready_at = self._clock()
         attempts: list[Attempt] = []
         wide = self._sessions.wide
+        coming_back = self._mover.coming_back()
         views = [s.view(reading, now_ns, wide=wide) for s, reading in usable] if room else []
         for job in self._queue.walk(
             lambda: policy.room_for_long(views), lambda: policy.room_for_flex(views)
         ):
-            if not room:
+            if room <= (0 if job.begun else coming_back):
                 break
-            index = self._router.choose(job, usable, views)
+            self.states.look(job)
+            trusted = trust(job.deaths, self._clock())
+            if trusted is Trust.LATER:
+                continue
+            if trusted is Trust.ALONE:
+                index = _emptiest(views)
+            else:
+                index = self._router.choose(job, usable, views)
             if index is None:
                 continue
             session, reading = usable[index]
+            taken = 1
+            if trusted is Trust.ALONE:
+                # Until the last one there has ended, nobody else comes.
+                taken = session.room
+                views[index] = msgspec.structs.replace(views[index], slots=views[index].in_flight)
+            room -= taken
+            if trusted is Trust.ALONE and session.attempts:
+                continue
             forecast = self._router.forecast(job, session, views[index], wide=wide)
-            attempts.append(self._assign(job, session, now_ns, forecast))
+            self._numbers += 1
+            attempt = Attempt(
+                self._numbers, job, session, now_ns, forecast, alone=trusted is Trust.ALONE
+            )
+            self._assign(attempt)
+            attempts.append(attempt)
             views[index] = session.view(reading, now_ns, wide=wide)
-            room -= 1
         return attempts
 
-    def _assign(
-        self, job: Job, session: Session, now_ns: int, forecast: Forecast | None
-    ) -> Attempt:
+    def _assign(self, attempt: Attempt) -> None:
+        job, session = attempt.job, attempt.session
         self._queue.remove(job)
-        self._numbers += 1
-        attempt = Attempt(self._numbers, job, session, now_ns, forecast)
         session.assign(attempt)
         self._attempts[job.number] = attempt
         job.state = JobState.RUNNING
         job.attempts += 1
         job.worker = session.worker
         job.started = self._clock()
-        return attempt
 
     def _send(self, attempt: Attempt) -> None:
         job, work = attempt.job, attempt.job.work
+        attached = self.states.attach(attempt.session.link, attempt.number, job, attempt.own)
         submit = wire.Submit(
             request=attempt.number,
             prompt=work.prompt,
@@ -309,6 +356,10 @@ class Dispatcher:
             prompt_logprobs=work.prompt_logprobs,
             grammar=work.grammar,
             shown=work.shown,
+            done=job.done(),
+            state=attempt.number if attached else 0,
+            kept=job.match.tokens if job.match is not None else 0,
+            scope=work.scope,
         )
         self._deadlines.set(job, job.arrived + self._settings.request_timeout_s)
         attempt.session.link.send(wire.encode(submit))
@@ -319,16 +370,17 @@ class Dispatcher:
         job.queued = self._clock()
         self._queue.add(job)
         latest = job.arrived + self._settings.request_timeout_s
-        if job.work.rank != order.FLEX:
+        if job.work.rank != order.FLEX and not job.begun:
             latest = min(latest, job.queued + self._settings.queue_timeout_s)
         self._deadlines.set(job, latest)
 
-    def _requeue(self, job: Job) -> None:
-        """Back to the front, as if it had never been sent."""
+    def _requeue(self, job: Job, *, in_place: bool = False) -> None:
+        """Back with what it has so far: to the front, or to the place that its arrival gave it."""
         del self._attempts[job.number]
-        job.forget()
-        job.worker = None
-        job.order = job.arrived + _REQUEUED_FIRST
+        job.to_be_continued()
+        if job.begun:
+            job.expected_tokens = self._router.expected_tokens(job.work, job.completion_tokens)
+        job.order = job.place if in_place else job.arrived + _REQUEUED_FIRST
         self._enqueue(job)
 
     # --- what workers say ------------------------------------------------------------
@@ -339,6 +391,8 @@ class Dispatcher:
             return
         now = self._clock()
         released = False
+        if any(delta.finish is not None for delta in step.deltas):
+            self.states.read(link)  # what it has saved by now may be wanted at once
         for delta in step.deltas:
             attempt = session.attempts.get(delta.request)
             if attempt is None:
@@ -371,7 +425,7 @@ class Dispatcher:
         reason = finish.reason
         if reason is wire.FinishReason.REJECTED:
             session.held_until_ns = self._clock_ns() + int(REJECT_HOLD_S * 1e9)
-        elif reason is not wire.FinishReason.CANCELLED:
+        elif reason not in (wire.FinishReason.CANCELLED, wire.FinishReason.MOVED):
             session.count_outcome(reason is wire.FinishReason.ERROR, now)
         if reason is not wire.FinishReason.REJECTED:
             self._pace.freed(now)
@@ -380,41 +434,71 @@ class Dispatcher:
         if reason is wire.FinishReason.REJECTED:
             job.attempts -= 1
             self._requeue(job)
+        elif reason is wire.FinishReason.MOVED:
+            if job.cached_tokens is None:
+                job.cached_tokens = finish.cached_tokens
+            job.attempts -= 1
+            cause = attempt.moving or Reason.STOP
+            self._requeue(job, in_place=cause is Reason.PRIORITY)
+            self._observer.moved(job, cause)
         elif reason is wire.FinishReason.CANCELLED:
-            # Not at our word, or the job were over: the worker is going.
-            self._lost(job)
+            # Not at our word, or the job were over.
+            self._lost(job, None)
         elif reason is wire.FinishReason.ERROR:
             why = finish.error or "unknown reason"
             self._end(job, error=EngineError(f"the engine gave up on this request: {why}"))
         else:
             self._router.learn(attempt, finish, now)
+            if job.cached_tokens is not None:
+                finish = msgspec.structs.replace(finish, cached_tokens=job.cached_tokens)
             self._end(job, finish=finish)
 
     def _on_lost(self, link: WorkerLink) -> None:
         attempts = self._sessions.leave(link)
         self._lender.forget(link)
+        self.states.leave(link)
         if attempts:
             attempts[0].session.tally.errors += len(attempts)
+        now, alone = self._clock(), len(attempts) == 1
         for attempt in attempts:
             if not attempt.job.over:
-                self._lost(attempt.job)
+                self._lost(attempt.job, self._ends.death(link.worker, link.epoch, now, alone=alone))
         self._pump()
         if attempts:
             count = len(attempts)
             tell_later("worker lost", worker=link.worker, epoch=link.epoch, in_flight=count)
 
-    def _lost(self, job: Job) -> None:
-        """Its worker is gone: start again elsewhere if nobody can tell, else say so."""
-        worker = job.worker
-        if job.delivered:
-            message = f"worker {worker} died in the middle of this answer"
-            self._end(job, error=WorkerLostError(message, retry_after_s=1))
-        elif job.attempts >= MAX_ATTEMPTS:
+    def worker_ended(self, worker: int, epoch: int, by_its_work: bool) -> None:
+        """The supervisor says that a process has ended; its link ends about now."""
+        self._ends.add(worker, epoch, by_its_work)
+        waiting = [
+            job for job in self._jobs.values() if settle(job.deaths, worker, epoch, by_its_work)
+        ]
+        for job in waiting:
+            self._judge(job)
+        if waiting:
+            self._pump()
+
+    def _judge(self, job: Job) -> None:
+        """End a query of death."""
+        now = self._clock()
+        if job.state is JobState.QUEUED and trust(job.deaths, now) is Trust.NOWHERE:
+            self._condemned.add(job.work.fingerprint, now)
+            workers = [f"{death.worker}.{death.epoch}" for death in job.deaths if death.counts]
+            tell_later("query of death", fingerprint=job.work.fingerprint, workers=workers)
+            self._drop(job, QueryOfDeathError(_DEADLY))
+
+    def _lost(self, job: Job, death: Death | None) -> None:
+        """Its worker is gone: it goes on elsewhere, unless it is the reason."""
+        if death is not None:
+            job.deaths.append(death)
+        if job.attempts >= MAX_ATTEMPTS:
             message = f"{job.attempts} workers died while they had this request"
             self._end(job, error=WorkerLostError(message, retry_after_s=1))
         else:
             self._requeue(job)
             self._observer.retried(job)
+            self._judge(job)
 
     # --- ends ------------------------------------------------------------------------
 
@@ -468,3 +552,9 @@ class Dispatcher:
 
     def _just_ready(self) -> bool:
         return self._clock() - self._ready_at < NOT_READY_GRACE_S
+
+
+def _emptiest(views: Sequence[policy.WorkerView]) -> int | None:
+    """Index of the worker with the fewest requests of those that have room."""
+    with_room = [i for i, view in enumerate(views) if view.in_flight < view.slots]
+    return min(with_room, key=lambda i: views[i].in_flight, default=None)

@@ -1,7 +1,7 @@
 """One request between its arrival and its end, as seen by the two sides that share it.
 
 The dispatcher moves a Job through its states and puts deltas in; the HTTP side waits for text
-and takes them out. A Job keeps all its tokens, so that another worker could go on with it.
+and takes them out. A Job keeps all its tokens, so that any worker can go on with it.
 Owns no timer, no queue and no socket. One consumer at most waits on a Job.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import array
 import asyncio
 import enum
+import hashlib
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -18,6 +20,8 @@ from lbhost import order, wire
 from lbhost.errors import LbhostError
 from lbhost.gateway.scheduling import policy, prefix_index
 from lbhost.gateway.scheduling.deltas import Delta
+from lbhost.gateway.scheduling.suspicion import Death
+from lbhost.gateway.states.store import Match
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -40,10 +44,17 @@ class Work(msgspec.Struct, frozen=True):
     """What the answer must follow, as wire.Submit has it."""
     shown: tuple[int, ...] = ()
     """As in wire.Submit."""
+    scope: int = 0
+    """Who shares KV with whom; see wire.Submit."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the prompt in logs, without telling what it says."""
+        return hashlib.sha256(self.prompt).hexdigest()[:16]
 
 
 class JobState(enum.Enum):
-    """QUEUED -> RUNNING -> OVER; RUNNING -> QUEUED when its worker was lost or refused it."""
+    """QUEUED -> RUNNING -> OVER; RUNNING -> QUEUED when its worker is lost or gives it back."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -86,33 +97,50 @@ class Job:
         self.work = work
         self.arrived = arrived
         """time.monotonic() of its head at this server."""
-        self.chain = prefix_index.chain(work.prompt)
+        self.chain = prefix_index.chain(work.prompt, work.scope)
+        """Of all that a worker has to know before it goes on: the output so far included."""
+        self.match: Match | None = None
+        """The KV state that holds most of it, as of version `match_version` of the store."""
+        self.match_version = -1
+        self.stored = 0
+        """Tokens that this state spares, less those that could be computed while it is copied."""
         self.long = work.prompt_tokens >= policy.LONG_PROMPT
         self.order = 0.0
         """Place in the queue: smaller goes first."""
+        self.place = 0.0
+        """The one that its arrival gave it."""
+        self.moved_at = -math.inf
+        """When it was last asked back from a worker."""
         self.queued = arrived
         """When it began to wait for a worker, the last time it did."""
         self.expected_tokens = work.max_tokens
+        """Output tokens still to come, by what is known of such requests."""
         self.state = JobState.QUEUED
         self.attempts = 0
         """Workers that were lost with it, plus the one it is on."""
+        self.deaths: list[Death] = []
+        """Workers' processes that ended while they had it."""
         self.worker: int | None = None
         self.started: float | None = None
         """When it was last given to a worker."""
         self.first_token: float | None = None
         """When its first token came, be it from a worker that was lost later."""
         self.tokens = array.array("i")
-        """All output tokens that its present attempt has produced."""
+        """All its output tokens, whichever workers produced them."""
         self.delivered_tokens = 0
         """How many of them the consumer has taken."""
-        self.delivered = False
-        """Whether the client may have seen text: then it cannot start again elsewhere."""
+        self.cached_tokens: int | None = None
+        """Prompt tokens that its first worker had cached; None while no worker has said so."""
         self.finish: wire.Finish | None = None
         self.error: LbhostError | None = None
         self.cancelled = False
         """Ended because nobody wants the answer any more."""
         self._deltas: list[Delta] = []
         self._untaken = 0
+        self._scored = 0
+        """Prompt tokens whose log-probabilities have come."""
+        self._scored_again = 0
+        """Of how many the present worker will tell them once more."""
         self.bell = Bell()
         """Wakes the consumer; jobs that have one consumer share one."""
 
@@ -126,6 +154,21 @@ class Job:
     def completion_tokens(self) -> int:
         return len(self.tokens)
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has output. Does not change while the job is queued."""
+        return bool(self.tokens)
+
+    @property
+    def scored(self) -> bool:
+        """Whether its worker has to tell how probable the prompt's tokens are."""
+        return self.work.prompt_logprobs and not self.tokens
+
+    @property
+    def known_tokens(self) -> int:
+        """What a worker has to have computed before it goes on: prompt and output so far."""
+        return self.work.prompt_tokens + len(self.tokens)
+
     async def wait(self) -> None:
         """Return when the job is over, its bell was rung or, if it streams, has text."""
         await self.bell.wait(lambda: self.over or self.has_news)
@@ -138,7 +181,6 @@ class Job:
     def take(self) -> list[Delta]:
         """What has come since the last time; counts as delivered."""
         deltas, self._deltas = self._deltas, []
-        self.delivered = self.delivered or self._untaken > 0
         self._untaken = 0
         self.delivered_tokens += sum(len(delta.tokens) for delta in deltas)
         return deltas
@@ -151,19 +193,37 @@ class Job:
         return self._untaken
 
     def put(self, delta: Delta) -> None:
+        if delta.prompt_logprobs:
+            delta = self._unscored(delta)
         self._deltas.append(delta)
         self.tokens.extend(delta.tokens)
         self._untaken += delta.weight
         if self.has_news:
             self.bell.wake()
 
-    def forget(self) -> None:
-        """Back to before the first token: nobody has seen any of the text so far."""
-        assert not self.delivered
-        self._deltas.clear()
-        self._untaken = 0
-        self.delivered_tokens = 0
-        del self.tokens[:]
+    def _unscored(self, delta: Delta) -> Delta:
+        """Without what an earlier worker has told of the prompt."""
+        again = min(self._scored_again, len(delta.prompt_logprobs))
+        self._scored_again -= again
+        self._scored += len(delta.prompt_logprobs) - again
+        rest = delta.prompt_logprobs[again:]
+        return msgspec.structs.replace(delta, prompt_logprobs=rest)
+
+    def done(self) -> bytes:
+        """Its output so far, packed: what another worker needs to go on."""
+        return wire.pack_tokens(self.tokens.tolist())
+
+    def known(self) -> bytes:
+        """Prompt and output so far, packed."""
+        return self.work.prompt + self.done() if self.tokens else self.work.prompt
+
+    def to_be_continued(self) -> None:
+        """It goes back into the queue; whoever gets it next goes on from here."""
+        self.worker = None
+        self.match_version = -1
+        self._scored_again = self._scored
+        if self.tokens:
+            self.chain = prefix_index.chain(self.known(), self.work.scope)
 
     def end(self, finish: wire.Finish | None = None, error: LbhostError | None = None) -> None:
         """Into OVER, with a Finish, an error, or neither (cancelled)."""

@@ -2,7 +2,8 @@
 
 Owns the order and nothing else: no clock, no timer; see dispatcher.py for who is waiting why.
 Long jobs have a line of their own, so that any number of them that cannot be placed is skipped
-in one step. Flex has one, because it gets what nobody else wants.
+in one step. Flex has one, because it gets what nobody else wants. Whatever has output already
+counts as short: somebody may be reading.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class JobQueue:
 
     @property
     def flex(self) -> int:
-        """How many of them are flex."""
+        """How many of them are flex without output."""
         return len(self._flex)
 
     def add(self, job: Job) -> None:
@@ -51,7 +52,7 @@ class JobQueue:
     def ahead(self, job: Job) -> int:
         """How many would go before this one, which need not be in."""
         place = _place(job)
-        if job.work.rank == order.FLEX:
+        if self._line(job) is self._flex:
             others = len(self._short) + len(self._long)
             return others + bisect.bisect_left(self._flex, place, key=_place)
         lines = (self._short, self._long)
@@ -90,6 +91,8 @@ class JobQueue:
             passed_flex += _at(self._flex, passed_flex) is flex
 
     def _line(self, job: Job) -> list[Job]:
+        if job.begun:
+            return self._short
         if job.work.rank == order.FLEX:
             return self._flex
         return self._long if job.long else self._short

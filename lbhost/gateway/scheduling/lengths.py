@@ -37,18 +37,30 @@ class Lengths:
         self._seen.append((tokens, cut_off))
         self._new += 1
 
-    def expected(self, limit: int) -> int:
-        """Output tokens of a request that may have so many: at least 1, at most the limit.
+    def expected(self, limit: int, done: int = 0) -> int:
+        """Output tokens still to come of a request that may have so many and has `done` of them.
 
-        Beyond the longest answer that was seen, what was longer is taken to end at its double.
+        At least 1, at most what is left. Beyond the longest answer that was seen, what was longer
+        is taken to end at its double.
         """
         if self._new >= REFRESH:
             self._estimate()
+        left = max(1, limit - done)
+        if not done:
+            return max(1, min(left, round(self._sum(limit))))
+        i = bisect.bisect_right(self._at, done) - 1
+        longer = self._longer[i] if i >= 0 else 1.0
+        if longer <= 0.0:
+            return left
+        return max(1, min(left, round((self._sum(limit) - self._sum(done)) / longer)))
+
+    def _sum(self, limit: int) -> float:
+        """Of S(t) over t < limit."""
         i = bisect.bisect_right(self._at, limit) - 1
         if i < 0:
-            return max(1, limit)
+            return float(limit)
         beyond = min(limit, 2 * self._at[-1]) - self._at[i]
-        return max(1, min(limit, round(self._below[i] + self._longer[i] * max(0, beyond))))
+        return self._below[i] + self._longer[i] * max(0, beyond)
 
     def _estimate(self) -> None:
         self._new = 0

@@ -11,6 +11,7 @@ from typing import ParamSpec, Protocol
 
 from lbhost import log, wire
 from lbhost.gateway.scheduling.job import Job
+from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.sessions import Attempt
 
 P = ParamSpec("P")
@@ -23,6 +24,7 @@ class Observer(Protocol):
     def tokens(self, attempt: Attempt, count: int, now: float) -> None: ...
     def released(self, attempt: Attempt, finish: wire.Finish) -> None: ...
     def retried(self, job: Job) -> None: ...
+    def moved(self, job: Job, why: Reason) -> None: ...
     def ended(self, job: Job, now: float) -> None: ...
 
 
@@ -43,6 +45,9 @@ class GuardedObserver:
 
     def retried(self, job: Job) -> None:
         _guard(self._observer.retried, job)
+
+    def moved(self, job: Job, why: Reason) -> None:
+        _guard(self._observer.moved, job, why)
 
     def ended(self, job: Job, now: float) -> None:
         _guard(self._observer.ended, job, now)

@@ -138,13 +138,16 @@ class Need(msgspec.Struct, frozen=True):
     """What a request will cost."""
 
     prompt_tokens: int
+    """Those to be computed before it has the next output token: what it has already included."""
     expected_tokens: int
     """Output tokens: max_tokens, or what such requests have produced of late, if less."""
     rank: int = order.DEFAULT
+    begun: bool = False
+    """Whether it has output: somebody may be reading, and it takes any slot."""
 
     @property
     def long(self) -> bool:
-        return self.prompt_tokens >= LONG_PROMPT
+        return self.prompt_tokens >= LONG_PROMPT and not self.begun
 
 
 def choose(

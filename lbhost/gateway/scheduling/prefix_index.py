@@ -21,13 +21,14 @@ Chain: TypeAlias = tuple[int, ...]
 
 
 @functools.lru_cache(maxsize=1)
-def chain(packed: bytes) -> Chain:
+def chain(packed: bytes, scope: int = 0) -> Chain:
     """The chain of a prompt given as wire.pack_tokens; the last partial block is left out.
 
-    The last one is remembered: several answers to one prompt ask one after the other.
+    Prompts of different scopes (see wire.Submit) have nothing in common. The last chain is
+    remembered: several answers to one prompt ask one after the other.
     """
     links: list[int] = []
-    link = 0
+    link = scope
     for at in range(0, len(packed) - _BLOCK_BYTES + 1, _BLOCK_BYTES):
         link = hash((link, packed[at : at + _BLOCK_BYTES]))
         links.append(link)

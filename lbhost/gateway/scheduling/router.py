@@ -5,7 +5,8 @@ Owns what routing remembers of past requests. Assigns nothing; see dispatcher.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from random import Random
 
 import msgspec
@@ -16,6 +17,7 @@ from lbhost.gateway.scheduling import policy, prospects
 from lbhost.gateway.scheduling.accuracy import Forecast
 from lbhost.gateway.scheduling.job import Job, Work
 from lbhost.gateway.scheduling.lengths import Lengths
+from lbhost.gateway.scheduling.moving import Offer
 from lbhost.gateway.scheduling.readings import WorkerReading
 from lbhost.gateway.scheduling.sessions import Attempt, Session, Sessions
 
@@ -94,13 +96,14 @@ class Router:
         forecast, sent, first = attempt.forecast, attempt.job.started, attempt.first_token
         if forecast is not None and sent is not None and first is not None:
             accuracy = attempt.session.accuracy
-            accuracy.ended(forecast, first - sent, now - sent, tokens, now)
+            here = tokens - attempt.done_tokens
+            accuracy.ended(forecast, first - sent, now - sent, here, now)
 
-    def expected_tokens(self, work: Work) -> int:
-        """Output tokens, by how long answers have been; no more than asked for."""
+    def expected_tokens(self, work: Work, done: int = 0) -> int:
+        """Output tokens after the first `done`, by how long answers have been, up to the limit."""
         if work.ignore_eos:
-            return work.max_tokens
-        return self._lengths.expected(work.max_tokens)
+            return max(1, work.max_tokens - done)
+        return self._lengths.expected(work.max_tokens, done)
 
     def trusted(self) -> bool:
         """Whether enough was measured here to act on predictions."""
@@ -120,6 +123,48 @@ class Router:
             ]
         )
 
+    def surely_s(self, attempt: Attempt, now: float) -> float:
+        """Seconds within which its limit of tokens ends it; infinite where no speed is known."""
+        gap = attempt.session.inter_token.at(now)
+        if attempt.last_token is None or gap is None:
+            return math.inf
+        return (attempt.job.work.max_tokens - attempt.job.completion_tokens) * gap
+
+    def offers(
+        self,
+        session: Session,
+        attempts: Iterable[Attempt],
+        others: Sequence[tuple[Session, WorkerReading]],
+        now_ns: int,
+    ) -> list[Offer]:
+        """What a session's attempts would take in it and in the best of others that have room."""
+        wide = self._sessions.wide
+        reading = self._sessions.readings.worker(session.worker)
+        if reading is None:
+            return []
+        here = session.view(reading, now_ns, wide=wide)
+        if here.speeds is None:
+            return []
+        # As if it came now: its own part of the steps is in them once, not twice.
+        before = msgspec.structs.replace(here, in_flight=here.in_flight - 1, prefills=())
+        there = [other.view(r, now_ns, wide=False) for other, r in others]
+        offers: list[Offer] = []
+        for attempt in attempts:
+            need = policy.Need(attempt.job.known_tokens, attempt.left, attempt.job.work.rank, True)
+            stay_s = attempt.left * before.costs[1]
+            best: Offer | None = None
+            for view in there:
+                foreseen = policy.foresee(need, view)
+                if foreseen is None:
+                    continue
+                pause_s, output_s = foreseen
+                go_s = pause_s + need.expected_tokens * output_s
+                if best is None or go_s < best.go_s:
+                    best = Offer(attempt.number, stay_s, go_s, pause_s)
+            if best is not None:
+                offers.append(best)
+        return offers
+
     def lonely_cost_s(self, job: Job) -> float:
         """Seconds that an idle, undisturbed worker would take."""
         idle = policy.WorkerView(worker=0, epoch=0, slots=1, in_flight=0)
@@ -138,7 +183,7 @@ class Router:
 
 
 def _need(job: Job) -> policy.Need:
-    return policy.Need(job.work.prompt_tokens, job.expected_tokens, job.work.rank)
+    return policy.Need(job.known_tokens, job.expected_tokens, job.work.rank, job.begun)
 
 
 def _seen_by(job: Job, session: Session, view: policy.WorkerView) -> policy.WorkerView:

@@ -14,6 +14,7 @@ from lbhost.gateway.scheduling import policy
 from lbhost.gateway.scheduling.accuracy import Accuracy, Forecast, like
 from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
 from lbhost.gateway.scheduling.job import Job
+from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
 from lbhost.gateway.scheduling.readings import WorkerReading, WorkerReadings
 from lbhost.gateway.scheduling.worker_link import WorkerLink
@@ -46,19 +47,33 @@ class Attempt:
         session: Session,
         sent_ns: int,
         forecast: Forecast | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         self.number = number
         self.job = job
         self.session = session
         self.sent_ns = sent_ns
-        cached = session.cached(job)
-        self.prefill = max(1, job.work.prompt_tokens - cached)
-        """Prompt tokens that it has to compute, as far as we can tell."""
+        self.own = session.own(job)
+        """Of what it has to know, tokens that the worker probably has in its slots."""
+        self.done_tokens = job.completion_tokens
+        """Output tokens that earlier attempts have produced."""
+        self.prefill = max(1, job.known_tokens - session.cached(job))
+        """Tokens that it has to compute before its first, as far as we can tell."""
+        self.alone = alone
+        """Whether nobody else may be there until it ends."""
         self.forecast = forecast
         """What was predicted when it was sent; None where nothing was known."""
         self.first_token: float | None = None
         self.last_token: float | None = None
         """time.monotonic() of its first and its newest token; None while it prefills."""
+        self.moving: Reason | None = None
+        """Why it was asked back, if it was."""
+
+    @property
+    def left(self) -> int:
+        """Output tokens that are expected to come."""
+        return max(1, self.job.expected_tokens - (self.job.completion_tokens - self.done_tokens))
 
 
 class Session:
@@ -87,13 +102,20 @@ class Session:
 
     @property
     def room(self) -> int:
+        """Slots for others."""
+        if any(attempt.alone for attempt in self.attempts.values()):
+            return 0
         return self.slots - len(self.attempts)
 
+    def own(self, job: Job) -> int:
+        """Tokens of what it has to know that are probably in a slot there."""
+        return min(self.prefixes.predict(job.chain), job.known_tokens - 1)
+
     def cached(self, job: Job) -> int:
-        """Tokens of its prompt that need not be computed here, as far as can be told."""
-        if job.work.prompt_logprobs:
+        """Those that need not be computed there, be it thanks to a stored state."""
+        if job.scored:
             return 0
-        return min(self.prefixes.predict(job.chain), job.work.prompt_tokens - 1)
+        return max(self.own(job), min(job.stored, job.known_tokens - 1))
 
     def assign(self, attempt: Attempt) -> None:
         """A request is on its way there and holds a slot from now on."""
@@ -159,7 +181,7 @@ class Session:
         return policy.WorkerView(
             worker=self.worker,
             epoch=self.epoch,
-            slots=self.slots,
+            slots=len(self.attempts) + self.room,
             in_flight=len(self.attempts),
             long_in_flight=sum(attempt.job.long for attempt in self.attempts.values()),
             prefills=tuple([tokens for _, tokens in left]),
@@ -224,6 +246,10 @@ class Sessions:
 
     def current(self, worker: int) -> Session | None:
         return self._current.get(worker)
+
+    def currents(self) -> list[Session]:
+        """Of all workers that have a link, the present process's."""
+        return list(self._current.values())
 
     def of(self, link: WorkerLink) -> Session | None:
         return self._sessions.get(link)

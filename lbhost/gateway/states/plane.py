@@ -1,0 +1,234 @@
+"""KV states in the gateway: what comes from workers, what goes with a request, what is dropped.
+
+Owns the store's descriptors, the states links and the counts. A worker is only ever advised: a
+state that does not arrive, or does not fit, costs the computing that it would have spared.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from lbhost import log, state_file
+from lbhost.errors import StateError
+from lbhost.gateway.scheduling.job import Job
+from lbhost.gateway.scheduling.worker_link import WorkerLink
+from lbhost.gateway.states import budget
+from lbhost.gateway.states.link import StatesLink
+from lbhost.gateway.states.store import Entry, Match, Store
+from lbhost.state_link import FromWorker, Saved, Taken, Unable
+
+MAX_ENTRIES = 512
+"""States; each holds a descriptor."""
+
+LEAST = 64
+"""Tokens that a state must spare a worker: about as much as is not known of its slots."""
+
+_GUESS_BYTES_S = 1e9
+_FIXED_S = 0.002
+_WEIGHT = 0.2
+"""Of the newest load in the speed."""
+
+
+class Counts(msgspec.Struct):
+    """What has happened since the gateway started."""
+
+    hits: int = 0
+    """States that a worker went on from."""
+    misses: int = 0
+    """Requests for which there was nothing."""
+    tokens: int = 0
+    """That were not computed, thanks to them."""
+    saved: int = 0
+    evicted: int = 0
+    failed: int = 0
+    """States that were of no use where they arrived, or were damaged."""
+    save_s: float = 0.0
+    load_s: float = 0.0
+
+
+class Speeds(Protocol):
+    """Who knows how fast workers compute: sessions.Sessions."""
+
+    def speeds(self) -> tuple[float, float, float]: ...
+
+
+class Plane:
+    """See the module.
+
+    Args:
+        wanted: bytes that states may take; 0: nothing is kept; None: a part of what is free.
+    """
+
+    def __init__(
+        self,
+        wanted: int | None,
+        speeds: Speeds,
+        clock: Callable[[], float] = time.monotonic,
+        most_entries: int = MAX_ENTRIES,
+    ) -> None:
+        self._most_entries = most_entries
+        self._speeds = speeds
+        self._clock = clock
+        self._store = Store()
+        self._links: dict[WorkerLink, StatesLink] = {}
+        self._sent: dict[WorkerLink, dict[int, Entry]] = {}
+        self._bytes_s = _GUESS_BYTES_S
+        self.budget: float | None = None if wanted is None else wanted
+        self.limit: float = budget.UNKNOWN if wanted is None else wanted
+        self.counts = Counts()
+        self.unable: str | None = None
+        """Why this model's states cannot be moved; None while nobody has said so."""
+
+    @property
+    def entries(self) -> int:
+        return len(self._store)
+
+    @property
+    def bytes(self) -> int:
+        return self._store.bytes
+
+    # --- links ------------------------------------------------------------------------
+
+    def join(self, link: WorkerLink, fd: int) -> None:
+        """The states link beside a data link. Raises OSError if the descriptor is none.
+
+        Where nothing is to be kept it is closed, which tells the worker so.
+        """
+        if self.budget == 0:
+            os.close(fd)
+            return
+        self._links[link] = StatesLink(fd, lambda message, fd: self._on_message(link, message, fd))
+        self._sent[link] = {}
+
+    def leave(self, link: WorkerLink) -> None:
+        """The worker is gone. What it was about to load may be the reason."""
+        states = self._links.pop(link, None)
+        if states is None:
+            return
+        states.read()
+        states.close()
+        for entry in self._sent.pop(link).values():
+            entry.deaths += 1
+            if entry.deaths > 1:
+                self._remove(entry)
+
+    def read(self, link: WorkerLink) -> None:
+        """Take in what a worker has sent up to now."""
+        states = self._links.get(link)
+        if states is not None:
+            states.read()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for link in list(self._links):
+            self.leave(link)
+        for entry in list(self._store):
+            self._remove(entry)
+
+    # --- requests ---------------------------------------------------------------------
+
+    def look(self, job: Job) -> None:
+        """Find the best state for a job that is about to be placed, and what it is worth."""
+        if job.match_version == self._store.version:
+            return
+        job.match_version = self._store.version
+        job.match = self._store.find(job.work.scope, job.known())
+        job.stored = 0 if job.match is None else max(0, int(self._gain(job.match)))
+
+    def attach(self, link: WorkerLink, number: int, job: Job, own: int) -> bool:
+        """Send the job's state ahead of it, if that pays.
+
+        Args:
+            number: of the attempt.
+            own: tokens that the worker probably has already.
+
+        Returns:
+            Whether it is on its way.
+        """
+        match, states = job.match, self._links.get(link)
+        if states is None:
+            return False
+        if match is None:
+            self.counts.misses += 1
+            return False
+        spared = match.tokens - own
+        if spared < LEAST or self._gain(match) <= own:
+            return False
+        if not states.send(number, match.entry.fd):
+            return False
+        match.entry.used = self._clock()
+        self._sent[link][number] = match.entry
+        return True
+
+    def _gain(self, match: Match) -> float:
+        """Tokens that need not be computed, less those that could be in the time of copying."""
+        prefill_tok_s = self._speeds.speeds()[0]
+        copy_s = _FIXED_S + match.entry.size / self._bytes_s
+        return match.tokens - copy_s * prefill_tok_s
+
+    # --- what workers say ---------------------------------------------------------------
+
+    def _on_message(self, link: WorkerLink, message: FromWorker, fd: int | None) -> None:
+        match message:
+            case Saved():
+                assert fd is not None
+                self._saved(message, fd)
+            case Taken():
+                self._taken(link, message)
+            case Unable(reason):
+                self.unable = reason
+
+    def _saved(self, saved: Saved, fd: int) -> None:
+        self.counts.save_s += saved.seconds
+        try:
+            header = state_file.read(fd)
+        except StateError as error:
+            log.get().error("a worker's KV state is damaged", reason=error.message)
+            self.counts.failed += 1
+            os.close(fd)
+            return
+        self.counts.saved += 1
+        entry = Entry(header.scope, header.tokens, fd, header.size, self._clock())
+        for one in self._store.add(entry):
+            os.close(one.fd)
+        self._shrink()
+
+    def _taken(self, link: WorkerLink, taken: Taken) -> None:
+        entry = self._sent[link].pop(taken.number, None)
+        if taken.tokens:
+            self.counts.hits += 1
+            self.counts.tokens += taken.tokens
+            self.counts.load_s += taken.seconds
+            speed = taken.bytes / max(1e-6, taken.seconds - _FIXED_S)
+            self._bytes_s += _WEIGHT * (speed - self._bytes_s)
+        elif taken.problem:
+            self.counts.failed += 1
+            if entry is not None:
+                self._remove(entry)
+
+    # --- memory -----------------------------------------------------------------------
+
+    def settle(self, available: float | None, total: float | None) -> None:
+        """Give way while memory is short.
+
+        Args:
+            available: bytes that can be taken now. total: of the box. None where unknown.
+        """
+        if self.budget is None:
+            self.budget = budget.settle(None, available)
+        self.limit = budget.allowed(self.budget, self._store.bytes, available, total)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        for entry in self._store.shrink(self.limit, self._most_entries, self._clock()):
+            self.counts.evicted += 1
+            os.close(entry.fd)
+
+    def _remove(self, entry: Entry) -> None:
+        if self._store.remove(entry):
+            os.close(entry.fd)

@@ -1,0 +1,172 @@
+"""Which KV states there are, by their exact tokens. Pure but for its state: closes nothing.
+
+Tokens are compared themselves, never hashes of them: a prompt cache that mixed up conversations
+has happened (llama.cpp #27148). The states of a scope are kept in the order of their packed tokens:
+the one that has most in common with a prompt is then a neighbour of the place where the prompt
+would stand, and what a state has in common with any other it has with a neighbour.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from lbhost.wire import common_prefix
+
+
+class Entry(msgspec.Struct, eq=False):
+    """A state in the store. Compared by identity."""
+
+    scope: int
+    tokens: bytes
+    """wire.pack_tokens."""
+    fd: int
+    """The store's owner's to close."""
+    size: int
+    """Bytes."""
+    used: float
+    """When it was last of use, or came; seconds of the owner's clock."""
+    deaths: int = 0
+    """Workers that ended while they were to load it."""
+    shared: int = 0
+    """How many of its tokens, from the first on, another state holds too; the store's to write."""
+
+    @property
+    def count(self) -> int:
+        """Tokens."""
+        return len(self.tokens) // 4
+
+
+class Match(msgspec.Struct, frozen=True):
+    """What was found for a prompt."""
+
+    entry: Entry
+    tokens: int
+    """That both have in common, from the first on; at least one."""
+
+
+class _Scope:
+    """The states of one scope, in order, and their tokens beside them for bisection."""
+
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self.entries: list[Entry] = []
+
+    def put(self, at: int, entry: Entry) -> None:
+        self.keys.insert(at, entry.tokens)
+        self.entries.insert(at, entry)
+        self._share(at - 1, at, at + 1)
+
+    def drop(self, at: int) -> Entry:
+        del self.keys[at]
+        entry = self.entries.pop(at)
+        self._share(at - 1, at)
+        return entry
+
+    def _share(self, *places: int) -> None:
+        """What stands there has other neighbours now."""
+        keys = self.keys
+        for at in places:
+            if 0 <= at < len(keys):
+                near = [keys[i] for i in (at - 1, at + 1) if 0 <= i < len(keys)]
+                self.entries[at].shared = max(
+                    (common_prefix(keys[at], key) for key in near), default=0
+                )
+
+
+_LOOKED_AT = 8
+"""States to each side that hold the same part of a prompt: the smallest of them is taken."""
+
+
+class Store:
+    """See the module. What its methods return as removed is the caller's to close."""
+
+    def __init__(self) -> None:
+        self._scopes: dict[int, _Scope] = {}
+        self.bytes = 0
+        self.version = 0
+        """Changes with what `find` may answer."""
+
+    def __len__(self) -> int:
+        return sum(len(scope.keys) for scope in self._scopes.values())
+
+    def __iter__(self) -> Iterator[Entry]:
+        for scope in self._scopes.values():
+            yield from scope.entries
+
+    def find(self, scope: int, tokens: bytes) -> Match | None:
+        """The state that holds most of a prompt from its first token on."""
+        mine = self._scopes.get(scope)
+        if mine is None:
+            return None
+        at = bisect_left(mine.keys, tokens)
+        near = [i for i in (at - 1, at) if 0 <= i < len(mine.keys)]
+        most, best = max(((common_prefix(mine.keys[i], tokens), i) for i in near), default=(0, 0))
+        if not most:
+            return None
+        start = tokens[: 4 * most]
+        for steps in (range(best - 1, best - _LOOKED_AT, -1), range(best + 1, best + _LOOKED_AT)):
+            for i in steps:
+                if not (0 <= i < len(mine.keys) and mine.keys[i].startswith(start)):
+                    break
+                if mine.entries[i].size < mine.entries[best].size:
+                    best = i
+        return Match(mine.entries[best], most)
+
+    def add(self, entry: Entry) -> list[Entry]:
+        """Take a state in. Returns those that are not needed any more: the beginning of it, or
+        itself where a state holds all of it already.
+        """
+        mine = self._scopes.setdefault(entry.scope, _Scope())
+        at = bisect_left(mine.keys, entry.tokens)
+        if at < len(mine.keys) and mine.keys[at].startswith(entry.tokens):
+            mine.entries[at].used = max(mine.entries[at].used, entry.used)
+            return [entry]
+        removed: list[Entry] = []
+        # None is the beginning of another, so that at most the one before is this one's.
+        if at and entry.tokens.startswith(mine.keys[at - 1]):
+            at -= 1
+            removed.append(self._drop(mine, at))
+        mine.put(at, entry)
+        self.bytes += entry.size
+        self.version += 1
+        return removed
+
+    def remove(self, entry: Entry) -> bool:
+        """Forget a state; False if it is not there any more."""
+        mine = self._scopes.get(entry.scope)
+        at = bisect_left(mine.keys, entry.tokens) if mine is not None else 0
+        if mine is None or at == len(mine.keys) or mine.entries[at] is not entry:
+            return False
+        self._drop(mine, at)
+        if not mine.keys:
+            del self._scopes[entry.scope]
+        return True
+
+    def shrink(self, most_bytes: float, most_entries: int, now: float) -> list[Entry]:
+        """Forget what is missed least until the rest is within the limits."""
+        removed: list[Entry] = []
+        while self.bytes > most_bytes or len(self) > most_entries:
+            entry = least(self, now)
+            self.remove(entry)
+            removed.append(entry)
+        return removed
+
+    def _drop(self, mine: _Scope, at: int) -> Entry:
+        entry = mine.drop(at)
+        self.bytes -= entry.size
+        self.version += 1
+        return entry
+
+
+def least(entries: Iterable[Entry], now: float) -> Entry:
+    """Whose loss costs least: tokens that nobody else holds and would be computed again, per byte,
+    and the less probably the longer it was of no use."""
+
+    def value(entry: Entry) -> float:
+        alone = entry.count - entry.shared
+        return (alone + 1) / entry.size / (1.0 + max(0.0, now - entry.used))
+
+    return min(entries, key=value)

@@ -1,0 +1,130 @@
+"""The states link between gateway and worker: KV states as descriptors, and what became of them.
+
+A SEQPACKET socketpair that the supervisor makes beside the data link (see control.Link): one
+packet is one message and at most one descriptor. Neither side waits for it: a link that is full or
+broken only means that something is computed again. Keeps no state.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TypeAlias
+
+import msgspec
+
+from lbhost import control
+from lbhost.errors import WireError
+
+
+class State(msgspec.Struct, frozen=True, tag="state", array_like=True):
+    """Gateway -> worker, before the Submit that names it: a state to go on from. Carries it."""
+
+    number: int
+    """Submit.state."""
+
+
+class Saved(msgspec.Struct, frozen=True, tag="saved", array_like=True):
+    """Worker -> gateway: the state of a slot, for the store. Carries it."""
+
+    seconds: float
+    """That the saving took."""
+    computed_s: float
+    """That computing what the store did not have yet took, as far as it was measured."""
+
+
+class Taken(msgspec.Struct, frozen=True, tag="taken", array_like=True):
+    """Worker -> gateway: what became of a State."""
+
+    number: int
+    tokens: int
+    """That need not be computed; 0: it was not used."""
+    bytes: int
+    seconds: float
+    """That loading it took."""
+    problem: str = ""
+    """Why it could not be used; empty where it was, or where the worker had as much already."""
+
+
+class Unable(msgspec.Struct, frozen=True, tag="unable", array_like=True):
+    """Worker -> gateway: this model's states cannot be moved; none will come."""
+
+    reason: str
+
+
+ToWorker: TypeAlias = State
+FromWorker: TypeAlias = Saved | Taken | Unable
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+
+
+def send(link: socket.socket, message: ToWorker | FromWorker, fd: int | None = None) -> bool:
+    """Send a message with its descriptor, which stays open here.
+
+    Returns:
+        False if the link is full, or too many descriptors are under way.
+
+    Raises:
+        ConnectionError: the other side is gone.
+    """
+    try:
+        socket.send_fds(
+            link,
+            [_encoder.encode(message)],
+            [] if fd is None else [fd],
+            socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT,
+        )
+    except ConnectionError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def receive_in_worker(link: socket.socket) -> tuple[State, int] | None:
+    """The next State and its descriptor, now the caller's; None at end of file.
+
+    Raises:
+        BlockingIOError: nothing there yet.
+        WireError: not a message of ours.
+    """
+    packet = control.receive_packet(link)
+    if packet is None:
+        return None
+    data, fds = packet
+    try:
+        message = _to_worker.decode(data)
+        if len(fds) != 1:
+            raise WireError("a State without its descriptor")
+    except (msgspec.DecodeError, WireError) as error:
+        _close(fds)
+        raise WireError(f"undecodable packet on a states link: {error}") from error
+    return message, fds[0]
+
+
+def receive_in_gateway(link: socket.socket) -> tuple[FromWorker, int | None] | None:
+    """The next message and the descriptor of a Saved, now the caller's; None at end of file.
+
+    Raises:
+        BlockingIOError: nothing there yet.
+        WireError: not a message of ours.
+    """
+    packet = control.receive_packet(link)
+    if packet is None:
+        return None
+    data, fds = packet
+    try:
+        message = _from_worker.decode(data)
+        if len(fds) != isinstance(message, Saved):
+            raise WireError(f"a {type(message).__name__} with {len(fds)} descriptors")
+    except (msgspec.DecodeError, UnicodeDecodeError, WireError) as error:
+        _close(fds)
+        raise WireError(f"undecodable packet on a states link: {error}") from error
+    return message, fds[0] if fds else None
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

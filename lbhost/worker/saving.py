@@ -1,0 +1,54 @@
+"""When a slot's KV is worth saving: a pure rule of what it cost to compute and what saving costs.
+
+What has ended is saved once, for whoever comes with the same beginning, here or in another worker.
+What runs is saved as an insurance against this worker's end, and only so often that nobody notices.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Doing(enum.Enum):
+    """What the slot's sequence is at."""
+
+    PREFILL = enum.auto()
+    DECODE = enum.auto()
+    MOVE = enum.auto()
+    """It goes on in another worker, which needs all of it now."""
+    NOTHING = enum.auto()
+    """It has ended; its KV waits for one that begins alike."""
+
+
+LEAST = {Doing.PREFILL: 1024, Doing.DECODE: 16, Doing.MOVE: 8, Doing.NOTHING: 32}
+"""Tokens that the store does not have, at least. A save in the middle of a prompt is obsolete with
+the next chunk; only long ones are worth that."""
+
+PAYS = {Doing.PREFILL: 100.0, Doing.DECODE: 100.0, Doing.MOVE: 3.0, Doing.NOTHING: 10.0}
+"""Computing them must have taken so many times as long as saving will: all saves of a running
+sequence together take at most a hundredth of its time."""
+
+
+class Unsaved(msgspec.Struct, frozen=True):
+    """What a slot holds beyond what the store has."""
+
+    doing: Doing
+    tokens: int
+    """All that the slot holds: saving takes them all."""
+    kept: int
+    """How many of them, from the first on, the store has."""
+    computed_s: float
+    """Seconds that computing the others took."""
+
+
+def worth(slot: Unsaved, save_s: float) -> float:
+    """By how much a save pays; 0: it does not.
+
+    Args:
+        save_s: seconds that it is expected to take.
+    """
+    if slot.tokens - slot.kept < LEAST[slot.doing]:
+        return 0.0
+    return slot.computed_s if slot.computed_s >= PAYS[slot.doing] * save_s else 0.0

@@ -1,0 +1,117 @@
+"""Nothing lost: workers are killed, drained and restarted under streams, with the real model."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import Server, finished, text_of
+
+pytestmark = pytest.mark.e2e
+
+SMALL = ("--ctx-size", "1024", "--workers", "2")
+
+PROMPTS = (
+    "The history of Rome begins",
+    "To bake bread you need",
+    "Once there was a fox that",
+    "The three largest rivers are",
+)
+
+Events = list[dict[str, Any]]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "run", *SMALL) as server:
+        yield server
+
+
+class Streams:
+    """Greedy streams, and what they say when nobody disturbs them."""
+
+    def __init__(self, server: Server, tokens: int) -> None:
+        self._server = server
+        self._fields = {"max_tokens": tokens, "ignore_eos": True}
+        self.whole = {prompt: text_of(server.stream(prompt, **self._fields)) for prompt in PROMPTS}
+
+    def start(self) -> list[Future[Events]]:
+        """All of them at once; returns when all have begun to be computed."""
+        server = self._server
+        futures = [server.later(server.stream, prompt, **self._fields) for prompt in PROMPTS]
+        server.wait(
+            lambda s: sum(w.slots_busy for w in s.workers) == len(PROMPTS), "all streams run"
+        )
+        return futures
+
+    def check(self, futures: list[Future[Events]]) -> None:
+        """All have ended as they should, with the text of the undisturbed ones."""
+        for prompt, future in zip(PROMPTS, futures, strict=True):
+            events = future.result()
+            assert finished(events), events[-2:]
+            assert text_of(events) == self.whole[prompt]
+
+
+def kill(server: Server, worker: int, how: signal.Signals) -> None:
+    pid = server.worker(worker).pid
+    assert pid is not None
+    os.kill(pid, how)
+
+
+def all_ready(server: Server) -> None:
+    server.wait(lambda s: all(w.state == "ready" for w in s.workers), "all workers are ready")
+
+
+def test_streams_go_on_when_their_worker_is_killed(own: Server) -> None:
+    streams = Streams(own, 150)
+    futures = streams.start()
+    for worker in (0, 1, 0):
+        all_ready(own)
+        kill(own, worker, signal.SIGKILL)
+        own.wait(lambda s: sum(w.slots_busy for w in s.workers) == len(PROMPTS), "all go on")
+    streams.check(futures)
+    assert own.status().traffic.errors == 0
+
+
+def test_a_drain_moves_running_streams_at_once(own: Server) -> None:
+    streams = Streams(own, 400)
+    futures = streams.start()
+    assert own.admin.post("/workers/0/drain").status_code == 200
+    assert own.worker(0).state == "stopped"
+    assert not any(future.done() for future in futures), "it waited for an answer"
+    streams.check(futures)
+    assert 'lbhost_moved_total{reason="drain"}' in own.http.get("/metrics").text
+
+
+def test_a_rolling_restart_interrupts_no_stream(own: Server) -> None:
+    streams = Streams(own, 300)
+    futures = streams.start()
+    assert own.cli("restart", "all").returncode == 0
+    streams.check(futures)
+
+
+def test_a_request_whose_workers_crash_twice_is_not_tried_again(own: Server) -> None:
+    all_ready(own)
+    asked = own.later(own.complete, "Tell me everything", max_tokens=900, ignore_eos=True)
+    crashed: list[int] = []
+    while len(crashed) < 2:
+        busy = own.wait(lambda s: any(w.slots_busy for w in s.workers), "it runs")
+        pids = [w.pid for w in busy.workers if w.slots_busy and w.pid and w.pid not in crashed]
+        for pid in pids[:1]:
+            os.kill(pid, signal.SIGSEGV)
+            crashed.append(pid)
+    answer = asked.result()
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "query_of_death"
+    assert answer.headers["x-should-retry"] == "false"
+    all_ready(own)
+    again = own.complete("Tell me everything", max_tokens=900, ignore_eos=True)
+    assert again.json()["error"]["code"] == "query_of_death"
+    assert own.complete("Tell me something", max_tokens=5).status_code == 200
+    assert "query of death" in own.log.read_text()

@@ -1,0 +1,293 @@
+"""The engine and its keeper over a fake model: what is saved, what is taken over, what is not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fake_engine import FakeContext, FakeSamplers, FakeVocab, continuation, lively, submit
+from lbhost import state_file
+from lbhost.state_file import Header
+from lbhost.state_link import Taken, Unable
+from lbhost.wire import Delta, FinishReason, pack_tokens
+from lbhost.worker.engine import Engine
+from lbhost.worker.states import States
+
+IDENTITY = bytes(range(32))
+N_CTX = 4096
+
+
+class UntestedStates(States):
+    """The fake has no logits to compare."""
+
+    def test(self, slot: int) -> None:
+        self.movable = True
+
+
+class Bench:
+    """An engine whose steps take a second, and what its keeper wants sent."""
+
+    def __init__(self, *, slots: int = 2, identity: bytes = IDENTITY, movable: bool = True) -> None:
+        self.context = FakeContext(slots=slots, n_ctx=N_CTX, batch_size=256)
+        self.context.can_copy = movable
+        self.now = 0.0
+        self.context.during_decode = self._second
+        self.engine = Engine(
+            self.context,
+            FakeSamplers(),
+            FakeVocab(),
+            target_s=0.15,
+            clock=lambda: self.now,
+            cpu_clock=lambda: self.now,
+            states=UntestedStates(self.context, identity),
+        )
+        self.keeper = self.engine.keeper
+        self.keeper.want()
+        self.deltas: list[Delta] = []
+        self.sent: list[Any] = []
+        self.states: list[tuple[Header, int]] = []
+
+    def _second(self) -> None:
+        self.now += 1.0
+
+    def run(self, *, idle_only: bool = False) -> None:
+        """As the loop does it, until there is nothing left to do.
+
+        Args:
+            idle_only: no time is found for saving while something runs.
+        """
+        for _ in range(10_000):
+            if not (self.engine.busy or self.keeper.due):
+                break
+            if self.engine.busy:
+                self.deltas += [delta for _, delta in self.engine.step()]
+            if not (idle_only and self.engine.busy):
+                self.keeper.save_one(busy=self.engine.busy)
+            self._take()
+        else:
+            raise AssertionError("never at rest")
+        self._take()
+
+    def _take(self) -> None:
+        for _, message, fd in self.keeper.out:
+            self.sent.append(message)
+            if fd is not None:
+                self.states.append((state_file.read(fd), fd))
+        self.keeper.out.clear()
+
+    def answer(self, request: int) -> list[int]:
+        return [t for delta in self.deltas if delta.request == request for t in delta.tokens]
+
+    def cached(self, request: int) -> int:
+        found = [d.finish for d in self.deltas if d.request == request and d.finish is not None]
+        assert len(found) == 1
+        return found[0].cached_tokens
+
+    def taken(self) -> list[Taken]:
+        return [message for message in self.sent if isinstance(message, Taken)]
+
+    def close(self) -> None:
+        for _, fd in self.states:
+            os.close(fd)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def other() -> Iterator[Bench]:
+    """Another worker."""
+    made = Bench()
+    yield made
+    made.close()
+
+
+def last_state(bench: Bench) -> int:
+    """A descriptor of its own of the newest state."""
+    return os.dup(bench.states[-1][1])
+
+
+def test_what_has_ended_is_saved_with_its_exact_tokens(bench: Bench) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10, scope=3))
+    bench.run(idle_only=True)
+    ((header, _),) = bench.states
+    # The last token that was sampled is not in the KV.
+    assert header.tokens == pack_tokens(prompt + continuation(prompt, 10, N_CTX)[:-1])
+    assert header.scope == 3
+
+
+def test_another_worker_goes_on_from_it_and_computes_only_the_rest(
+    bench: Bench, other: Bench
+) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10))
+    bench.run(idle_only=True)
+    longer = prompt + continuation(prompt, 5, N_CTX) + [8, 9]
+    other.engine.submit(0, submit(7, longer, 10, state=7), last_state(bench))
+    other.run()
+    assert other.answer(7) == continuation(longer, 10, N_CTX)
+    assert other.cached(7) == 105
+    assert other.context.loads == 1
+    assert [(t.number, t.tokens, t.problem) for t in other.taken()] == [(7, 105, "")]
+
+
+def test_the_last_token_of_a_prompt_is_computed_although_a_state_has_it(
+    bench: Bench, other: Bench
+) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10))
+    bench.run()
+    other.engine.submit(0, submit(7, prompt, 10, state=7), last_state(bench))
+    other.run()
+    assert other.answer(7) == continuation(prompt, 10, N_CTX)
+    assert other.cached(7) == 99
+
+
+def test_a_state_that_is_no_better_than_the_own_slot_is_left(bench: Bench) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10))
+    bench.run()
+    bench.engine.submit(0, submit(2, prompt, 10, state=2), last_state(bench))
+    bench.run()
+    assert bench.context.loads == 0
+    assert [(t.number, t.tokens, t.problem) for t in bench.taken()] == [(2, 0, "")]
+
+
+@pytest.mark.parametrize("damage", ["identity", "scope", "not a state", "llama.cpp"])
+def test_what_cannot_be_taken_over_is_computed(bench: Bench, damage: str) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10))
+    bench.run()
+    other = Bench(identity=bytes(32) if damage == "identity" else IDENTITY)
+    other.context.can_load = damage != "llama.cpp"
+    fd = os.open("/dev/null", os.O_RDONLY) if damage == "not a state" else last_state(bench)
+    scope = 1 if damage == "scope" else 0
+    other.engine.submit(0, submit(7, prompt, 10, state=7, scope=scope), fd)
+    other.run()
+    assert other.answer(7) == continuation(prompt, 10, N_CTX)
+    assert other.cached(7) == 0
+    (taken,) = other.taken()
+    assert taken.tokens == 0
+    assert taken.problem
+    other.close()
+
+
+def test_what_the_store_has_is_not_saved_again(bench: Bench, other: Bench) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10))
+    bench.run()
+    other.engine.submit(0, submit(7, prompt, 10, state=7, kept=100), last_state(bench))
+    other.run()
+    assert not other.states
+
+
+def test_a_running_sequence_is_saved_now_and_then(bench: Bench) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 60))
+    bench.run()
+    lengths = [len(header.tokens) // 4 for header, _ in bench.states]
+    # Its prompt as soon as that is computed, then every 16 tokens: its steps take a second.
+    assert lengths[0] == 100
+    assert lengths[1:4] == [116, 132, 148]
+
+
+def test_a_slot_is_saved_before_it_is_overwritten() -> None:
+    bench = Bench(slots=1)
+    first, second = lively(100), lively(100, 5)
+    bench.keeper.save_one(busy=False)  # the test, which a worker makes while it is idle
+    bench.engine.submit(0, submit(1, first, 3))
+    bench.engine.submit(0, submit(2, second, 3))
+    bench.run(idle_only=True)
+    beginnings = {header.tokens[:400] for header, _ in bench.states}
+    assert beginnings == {pack_tokens(first), pack_tokens(second)}
+    bench.close()
+
+
+def test_a_slot_that_grows_is_not_saved_for_the_few_tokens_that_are_cut_off(bench: Bench) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10))
+    bench.run()
+    count = len(bench.states)
+    bench.engine.submit(0, submit(2, [*prompt, 5], 10, kept=100))
+    bench.engine.step()
+    assert len(bench.states) == count
+    bench.run()
+
+
+def test_a_new_gateway_gets_what_the_slots_hold(bench: Bench) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10))
+    bench.run()
+    count = len(bench.states)
+    bench.keeper.want()
+    bench.run()
+    assert len(bench.states) == count + 1
+    assert bench.states[-1][0].tokens[:400] == pack_tokens(prompt)
+
+
+def test_other_scopes_slots_are_no_help(bench: Bench) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10, scope=1))
+    bench.run()
+    for request in (2, 3):
+        bench.engine.submit(0, submit(request, prompt, 10, scope=2))
+        bench.run()
+    assert bench.cached(2) == 0
+    assert bench.cached(3) == 99
+    assert bench.answer(2) == bench.answer(3) == bench.answer(1)
+
+
+def test_what_is_moved_is_saved_first_and_goes_on_elsewhere(bench: Bench, other: Bench) -> None:
+    prompt = lively(100)
+    bench.keeper.save_one(busy=False)  # the test, which a worker makes while it is idle
+    bench.engine.submit(0, submit(1, prompt, 60, kept=100))
+    for _ in range(12):
+        bench.deltas += [delta for _, delta in bench.engine.step()]
+    bench.engine.move(0, 1)
+    assert bench.keeper.out, "the state is there before anybody is told of the move"
+    bench.run()
+    done = bench.answer(1)
+    other.engine.submit(
+        0, submit(2, prompt, 60, done=pack_tokens(done), state=2), last_state(bench)
+    )
+    other.run()
+    assert done + other.answer(2) == continuation(prompt, 60, N_CTX)
+    assert [taken.tokens for taken in other.taken()] == [100 + len(done) - 1]
+
+
+def test_memory_that_cannot_be_cut_is_not_moved() -> None:
+    bench = Bench(movable=False)
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10))
+    bench.run()
+    assert not bench.states
+    assert isinstance(bench.sent[0], Unable)
+
+
+def test_without_a_store_nothing_is_saved(bench: Bench) -> None:
+    bench.keeper.wanted = False
+    bench.engine.submit(0, submit(1, lively(100), 10))
+    bench.run()
+    assert not bench.states
+
+
+def test_a_request_that_never_starts_leaves_no_descriptor(bench: Bench, other: Bench) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10))
+    bench.run()
+    fd = last_state(bench)
+    other.engine.submit(0, submit(7, prompt, 10, state=7), fd)
+    other.engine.cancel(0, 7)
+    other.run()
+    assert other.deltas[0].finish is not None
+    assert other.deltas[0].finish.reason is FinishReason.CANCELLED
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)

@@ -1,0 +1,38 @@
+"""When saving pays: pure."""
+
+from __future__ import annotations
+
+import pytest
+
+from lbhost.worker.saving import LEAST, PAYS, Doing, Unsaved, worth
+
+
+@pytest.mark.parametrize("doing", list(Doing))
+def test_few_new_tokens_are_not_worth_a_save(doing: Doing) -> None:
+    few = LEAST[doing] - 1
+    assert not worth(Unsaved(doing, 2000 + few, 2000, 1e9), 0.001)
+    assert worth(Unsaved(doing, 2000 + few + 1, 2000, 1e9), 0.001)
+
+
+@pytest.mark.parametrize("doing", list(Doing))
+def test_a_save_must_be_quick_beside_what_it_saves(doing: Doing) -> None:
+    limit = PAYS[doing] * 0.01
+    assert not worth(Unsaved(doing, 4000, 0, limit * 0.99), 0.01)
+    assert worth(Unsaved(doing, 4000, 0, limit), 0.01)
+
+
+def test_saves_of_a_running_sequence_take_a_hundredth_of_its_time() -> None:
+    # 40 ms to compute a token, 50 us to save one: the sequence grows, and saves with it.
+    saved_s = computed_s = unsaved_s = 0.0
+    kept = 0
+    for tokens in range(1, 4000):
+        computed_s += 0.04
+        unsaved_s += 0.04
+        save_s = tokens * 0.00005
+        if worth(Unsaved(Doing.DECODE, tokens, kept, unsaved_s), save_s):
+            saved_s, kept, unsaved_s = saved_s + save_s, tokens, 0.0
+    assert 0 < saved_s <= 0.0101 * computed_s
+
+
+def test_what_the_store_has_of_a_prompt_that_is_not_computed_yet_counts_for_nothing() -> None:
+    assert not worth(Unsaved(Doing.NOTHING, 100, 900, 1e9), 0.001)

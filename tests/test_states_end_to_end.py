@@ -1,0 +1,103 @@
+"""The store through the real server: what one worker has computed, no other computes again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import Server, wait_for
+
+pytestmark = pytest.mark.e2e
+
+STORY = " ".join(f"The number {i} is followed by {i + 1}." for i in range(16))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder: Path = tmp_path_factory.mktemp("states")
+    with Server(folder / "run", "--workers", "2", "--ctx-size", "512") as server:
+        yield server
+
+
+def ask(server: Server, prompt: str, tokens: int = 12) -> tuple[str, int, int]:
+    """Text, prompt tokens, cached tokens."""
+    answer: dict[str, Any] = server.complete(prompt, max_tokens=tokens).json()
+    usage = answer["usage"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    return answer["choices"][0]["text"], usage["prompt_tokens"], cached
+
+
+def metric(server: Server, name: str) -> float:
+    lines = server.http.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"lbhost_{name} "))
+
+
+def saved(server: Server, entries: int) -> None:
+    """Wait until the store has got so many states."""
+    wait_for(lambda: metric(server, "state_entries") >= entries, f"{entries} states are there")
+
+
+def test_a_restarted_worker_is_warm_at_once(shared: Server) -> None:
+    text, count, _ = ask(shared, STORY)
+    saved(shared, 1)
+    assert shared.cli("restart", "all").returncode == 0
+    again, _, cached = ask(shared, STORY)
+    assert again == text
+    assert cached >= count - 32
+
+
+def test_what_a_killed_worker_knew_is_not_lost(shared: Server) -> None:
+    prompt = "Once there was a king. " + STORY
+    before = metric(shared, "state_entries")
+    text, count, _ = ask(shared, prompt)
+    saved(shared, int(before) + 1)
+    for worker in shared.status().workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+    shared.wait(
+        lambda status: all(w.state == "ready" and w.restarts for w in status.workers),
+        "both are replaced",
+    )
+    again, _, cached = ask(shared, prompt)
+    assert again == text
+    assert cached >= count - 32
+
+
+def test_a_conversation_that_goes_on_elsewhere_computes_its_new_part(shared: Server) -> None:
+    prompt = "Once there was a queen. " + STORY
+    before = metric(shared, "state_entries")
+    text, count, _ = ask(shared, prompt)
+    saved(shared, int(before) + 1)
+    assert shared.cli("restart", "all").returncode == 0
+    hits = metric(shared, "state_hits_total")
+    _, longer, cached = ask(shared, prompt + text + " And then? " + "Tell me more. " * 10)
+    assert longer > count + 30
+    assert cached >= count - 32
+    assert metric(shared, "state_hits_total") == hits + 1
+
+
+def test_a_new_gateway_learns_what_the_workers_hold(shared: Server) -> None:
+    prompt = "Once there was a fool. " + STORY
+    ask(shared, prompt)
+    gateway = shared.status().gateway.pid
+    assert gateway is not None
+    os.kill(gateway, signal.SIGKILL)
+    shared.wait(
+        lambda status: status.gateway.state == "ready" and status.gateway.pid != gateway,
+        "the gateway is back",
+    )
+    saved(shared, 1)
+
+
+def test_without_room_nothing_is_kept(tmp_path: Path) -> None:
+    with Server(tmp_path / "run", "--workers", "1", "--state-cache", "0") as server:
+        text, _, _ = ask(server, STORY)
+        assert server.cli("restart", "0").returncode == 0
+        again, _, cached = ask(server, STORY)
+        assert (again, cached) == (text, 0)
+        assert metric(server, "state_entries") == 0

@@ -16,6 +16,7 @@ from textual.message import Message
 
 from lbhost.errors import OtherVersionError, ServerGoneError
 from lbhost.status import Event, Status
+from lbhost_tui import cancelled_reads
 from lbhost_tui.client import AdminClient
 from lbhost_tui.messages import EventsArrived, ServerGone, StatusArrived
 
@@ -65,9 +66,10 @@ class Feed:
 
     async def run(self) -> None:
         """Run until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._poll())
-            tasks.create_task(self._follow())
+        with cancelled_reads.tolerated():
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._poll())
+                tasks.create_task(self._follow())
 
     async def _poll(self) -> None:
         failures = 0

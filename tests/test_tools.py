@@ -85,6 +85,8 @@ def accepts(written: str, text: str) -> bool:
         ({"tools": [NOW], "response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [NOW], "grammar": "start: \"a\""}, "grammar"),
         ({"tools": [NOW], "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+        ({"tools": [NOW], "continue_final_message": True, "messages": [
+            {"role": "assistant", "content": "x"}]}, "continue_final_message"),
         ({"chat_template_kwargs": {"add_generation_prompt": False}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"enable_thinking": "{{ x }}"}}, "chat_template_kwargs"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),

@@ -123,6 +123,10 @@ class ChatRequest(Parameters, frozen=True, kw_only=True):
                 )
         if not self.continue_final_message:
             return
+        if self.tool_use() is not None:
+            raise InvalidRequestError(
+                "continue_final_message: not together with tools", param="continue_final_message"
+            )
         if self.add_generation_prompt:
             raise InvalidRequestError(
                 "continue_final_message: not together with add_generation_prompt: true",

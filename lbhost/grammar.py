@@ -16,7 +16,7 @@ MAX_BYTES = 64 * 1024
 """Of a grammar's text."""
 
 MAX_NESTING = 48
-"""Of brackets in a grammar or a regular expression: compilers recurse."""
+"""Of brackets in a grammar: compilers recurse."""
 
 ANY_OBJECT = {"type": "object"}
 
@@ -27,7 +27,6 @@ class GrammarKind(enum.Enum):
     JSON_SCHEMA = "json_schema"
     EBNF = "ebnf"
     """GBNF as llama.cpp has it, or Lark as llguidance has it."""
-    REGEX = "regex"
 
 
 class Grammar(msgspec.Struct, frozen=True):
@@ -53,9 +52,17 @@ def of_schema(schema: dict[str, Any], param: str) -> Grammar:
     return Grammar(GrammarKind.JSON_SCHEMA, text, param)
 
 
-def of_text(kind: GrammarKind, text: str, param: str) -> Grammar:
-    """A grammar as it was written. Raises InvalidRequestError: too large, or nested too deep."""
+def of_ours(text: str, param: str) -> Grammar:
+    """Lark that this server has made, of schemas whose nesting is bounded.
+
+    Raises InvalidRequestError: too large.
+    """
     _check_size(text, param)
+    return Grammar(GrammarKind.EBNF, text, param)
+
+
+def of_text(text: str, param: str) -> Grammar:
+    """A grammar as it was written. Raises InvalidRequestError: too large, or nested too deep."""
     depth = 0
     for character in text:
         if character in "([{":
@@ -66,7 +73,7 @@ def of_text(kind: GrammarKind, text: str, param: str) -> Grammar:
                 )
         elif character in ")]}":
             depth = max(0, depth - 1)
-    return Grammar(kind, text, param)
+    return of_ours(text, param)
 
 
 def _check_size(text: str, param: str) -> None:

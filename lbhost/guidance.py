@@ -102,8 +102,6 @@ def _written(grammar: Grammar) -> str:
         match grammar.kind:
             case GrammarKind.JSON_SCHEMA:
                 return LLMatcher.grammar_from_json_schema(grammar.text, overrides=_JSON)
-            case GrammarKind.REGEX:
-                return LLMatcher.grammar_from_regex(grammar.text)
             case GrammarKind.EBNF:
                 return LLMatcher.grammar_from_lark(any_to_lark(grammar.text))
     except Exception as error:  # the converter from GBNF raises plain Exceptions too

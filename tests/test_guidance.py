@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from lbhost import grammar, guidance
 from lbhost.errors import InvalidRequestError
-from lbhost.grammar import GrammarKind
 from lbhost.guidance import Constraints, GrammarError
 from lbhost.llama import Vocab
 from lbhost.model import resolve
@@ -134,13 +133,13 @@ def test_a_bomb_ends_at_a_limit(schema: dict[str, Any]) -> None:
     assert "too" in error.message
 
 
-def test_a_grammar_may_be_gbnf_lark_or_a_regular_expression() -> None:
-    for kind, text in (
-        (GrammarKind.EBNF, 'root ::= "yes" | "no" ws\nws ::= [ \\t]*'),
-        (GrammarKind.EBNF, 'start: "yes" | "no"'),
-        (GrammarKind.REGEX, "[0-9]{3}-[a-z]+"),
+def test_a_grammar_may_be_gbnf_or_lark() -> None:
+    for text in (
+        'root ::= "yes" | "no" ws\nws ::= [ \\t]*',
+        'start: "yes" | "no"',
+        "start: /[0-9]{3}-[a-z]+/",
     ):
-        assert guidance.check(grammar.of_text(kind, text, "grammar"))
+        assert guidance.check(grammar.of_text(text, "grammar"))
 
 
 @pytest.mark.parametrize(
@@ -148,14 +147,14 @@ def test_a_grammar_may_be_gbnf_lark_or_a_regular_expression() -> None:
 )
 def test_a_broken_grammar_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        guidance.check(grammar.of_text(GrammarKind.EBNF, text, "grammar"))
+        guidance.check(grammar.of_text(text, "grammar"))
     assert caught.value.param == "grammar"
 
 
 def test_size_and_nesting_are_bounded_before_anything_is_compiled() -> None:
     for text in ("(" * 100, "a" * (grammar.MAX_BYTES + 1)):
         with pytest.raises(InvalidRequestError):
-            grammar.of_text(GrammarKind.EBNF, text, "grammar")
+            grammar.of_text(text, "grammar")
     with pytest.raises(InvalidRequestError):
         grammar.of_schema({"description": "x" * grammar.MAX_BYTES}, "response_format")
 
@@ -163,8 +162,8 @@ def test_size_and_nesting_are_bounded_before_anything_is_compiled() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.text(alphabet='root ::=[]()*+?{}|"\\ab0-9\n.^', max_size=60))
 def test_no_grammar_does_worse_than_being_refused(text: str) -> None:
-    for kind in (GrammarKind.EBNF, GrammarKind.REGEX):
-        error = refusal(grammar.of_text(kind, text, "grammar"))
+    for whole in (text, f"start: /{text}/"):
+        error = refusal(grammar.of_text(whole, "grammar"))
         assert error is None or "\n" not in error.message
 
 

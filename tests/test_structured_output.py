@@ -10,7 +10,6 @@ import pytest
 
 import schemas
 from lbhost import grammar, guidance
-from lbhost.grammar import GrammarKind
 from lbhost.guidance import Constraints
 from lbhost.llama import Model
 from lbhost.model import resolve
@@ -88,7 +87,7 @@ def test_neighbours_without_a_grammar_say_what_they_always_say(rig: Rig) -> None
 
 
 def test_an_answer_ends_with_its_grammar_and_needs_no_token_to_say_so(rig: Rig) -> None:
-    regex = guidance.check(grammar.of_text(GrammarKind.REGEX, "(yes|no)!", "grammar"))
+    regex = guidance.check(grammar.of_text("start: /(yes|no)!/", "grammar"))
     text, finish = rig.answers([regex])[0]
     assert re.fullmatch("(yes|no)!", text)
     assert finish.reason is FinishReason.STOP
@@ -101,7 +100,7 @@ def test_the_same_seed_gives_the_same_answer(rig: Rig) -> None:
 
 
 def test_biases_that_forbid_all_that_is_allowed_are_an_error(rig: Rig) -> None:
-    regex = guidance.check(grammar.of_text(GrammarKind.REGEX, "a", "grammar"))
+    regex = guidance.check(grammar.of_text('start: "a"', "grammar"))
     tokens = rig.model.vocab.tokenize("a", add_bos=False, parse_special=False)
     for temperature in (0.0, 1.0):
         _, finish = rig.answers(

@@ -8,7 +8,7 @@ import msgspec
 
 from lbhost import grammar
 from lbhost.errors import InvalidRequestError
-from lbhost.grammar import Grammar, GrammarKind
+from lbhost.grammar import Grammar
 
 
 class JsonSchema(msgspec.Struct, frozen=True):
@@ -39,7 +39,7 @@ def grammars(
         if schema is not None:
             given.append(grammar.of_schema(schema, "response_format"))
     if ebnf:
-        given.append(grammar.of_text(GrammarKind.EBNF, ebnf, "grammar"))
+        given.append(grammar.of_text(ebnf, "grammar"))
     if json_schema is not None:
         given.append(grammar.of_schema(json_schema, "json_schema"))
     return given

@@ -11,7 +11,7 @@ import msgspec
 
 from lbhost import grammar
 from lbhost.gateway.api.tools.families import SYNTAX, Family
-from lbhost.grammar import Grammar, GrammarKind
+from lbhost.grammar import Grammar
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ def calls_only(
         schema = json.dumps({**_object(tool.parameters), "x-guidance": _COMPACT})
         lines.append(f'call_{i}: {head} args_{i} "}}"')
         lines.append(f"args_{i}: %json {schema}")
-    return grammar.of_text(GrammarKind.EBNF, "\n".join(lines) + "\n", "tools")
+    return grammar.of_ours("\n".join(lines) + "\n", "tools")
 
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}

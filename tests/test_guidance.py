@@ -81,6 +81,21 @@ def test_matchers_of_one_grammar_do_not_share_their_place(
     assert allowed(second, vocab.n_tokens) == before
 
 
+def test_a_matcher_is_rebuilt_from_the_tokens_so_far(
+    constraints: Constraints, vocab: Vocab
+) -> None:
+    text = written(PERSON)
+    first = constraints.matcher(text)
+    said = vocab.tokenize('{"name": "Ada', add_bos=False, parse_special=False)
+    for token in said:
+        allowed(first, vocab.n_tokens)
+        first.accept(token)
+    second = constraints.matcher(text)
+    for token in said:
+        second.accept(token)
+    assert allowed(first, vocab.n_tokens) == allowed(second, vocab.n_tokens)
+
+
 @pytest.mark.parametrize(
     ("schema", "says"),
     [

@@ -30,7 +30,7 @@ from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
 from lbhost.worker.keeper import Keeper
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
-from lbhost.worker.slot_choice import SlotView, choose
+from lbhost.worker.slot_choice import SlotView, choose, worth_following
 from lbhost.worker.speed import SpeedMeter
 from lbhost.worker.states import States
 from lbhost.worker.widths import Phase, Widths
@@ -325,11 +325,32 @@ class Engine:
         return [Part(slot, bytes(4)) for slot in free]
 
     def _admit(self) -> None:
-        """Give waiting requests their slots: by rank, then first come first served."""
+        """Give waiting requests their slots: by rank, then first come first served.
+
+        Who begins like a prompt that is being computed waits until that is as far, and copies it.
+        """
         while self._waiting and any(slot.request is None for slot in self._slots):
-            first = min(self._waiting, key=lambda request: (request.submit.rank, request.number))
+            ready = [request for request in self._waiting if not self._follows(request)]
+            if not ready:
+                return
+            first = min(ready, key=lambda request: (request.submit.rank, request.number))
             self._waiting.remove(first)
             self._start(first)
+
+    def _follows(self, request: Request) -> bool:
+        if request.state is not None:
+            return False
+        mine = [slot for slot in self._slots if slot.scope == request.submit.scope]
+        leaders = [slot for slot in mine if slot.request and not slot.request.next_token]
+        if not leaders:
+            return False
+        worth, given = self._copy_worth(), request.given
+        held = max(common_prefix(slot.tokens, given) for slot in mine)
+        return any(
+            worth_following(given, held, slot.request.given, len(slot.tokens) // 4, worth)
+            for slot in leaders
+            if slot.request is not None
+        )
 
     def _start(self, request: Request) -> None:
         submit = request.submit

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from lbhost.wire import common_prefix
+
 
 class SlotView(msgspec.Struct, frozen=True):
     """A slot as the choice sees it."""
@@ -57,3 +59,20 @@ def choose(slots: Sequence[SlotView], prompt_tokens: int, copy_worth: int | None
     if copy_worth is not None and min(source.matched, usable) - best.matched >= copy_worth:
         return Choice(best.slot, min(source.matched, usable), copy_from=source.slot)
     return Choice(best.slot, min(best.matched, usable))
+
+
+def worth_following(
+    given: bytes, held: int, leader: bytes, computed: int, copy_worth: int | None
+) -> bool:
+    """Whether a prompt had better wait until another one, which is being computed, is as far as
+    both are alike, and copy that.
+
+    Args:
+        held: tokens of `given` that some slot holds already.
+        leader: the other's tokens. computed: how many of them are.
+        copy_worth: see `choose`.
+    """
+    if copy_worth is None:
+        return False
+    alike = min(common_prefix(given, leader), len(given) // 4 - 1)
+    return alike > computed and alike - held >= copy_worth

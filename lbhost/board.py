@@ -231,6 +231,17 @@ class GatewayRow(msgspec.Struct, frozen=True):
     """How long the oldest queued request has waited."""
     error_rate: float | None = None
     """Failed requests over ended ones in the last minute, refused ones left out."""
+    states: int = 0
+    state_bytes: int = 0
+    state_limit: int = 0
+    """KV states in the store, the bytes that they take, and those that they may take now."""
+    state_hits: int = 0
+    state_misses: int = 0
+    state_tokens: int = 0
+    """Tokens that workers took from states instead of computing them."""
+    state_failures: int = 0
+    states_movable: bool = True
+    """False: this model's states cannot be moved."""
 
 
 R = TypeVar("R", bound=msgspec.Struct)

@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from lbhost.status import Event, Status, WorkerStatus
+from lbhost.placement.memory import gib
+from lbhost.status import Event, StatesStatus, Status, WorkerStatus
 
 UNKNOWN = "\N{EN DASH}"
 
@@ -43,6 +44,19 @@ _COLUMNS = (
 )
 
 
+def _states(states: StatesStatus) -> list[Text | Table]:
+    if not states.movable:
+        return [Text("KV states: none, this model's cannot be moved between workers")]
+    if not states.entries:
+        return []
+    return [
+        Text(
+            f"KV states: {states.entries}, {gib(states.bytes)} of {gib(states.limit)}; "
+            f"{states.tokens} tokens not computed again"
+        )
+    ]
+
+
 def status_view(status: Status) -> Group:
     """The whole server in at most 80 columns, for as many rows as there are workers."""
     traffic = status.traffic
@@ -70,6 +84,7 @@ def status_view(status: Status) -> Group:
             f"in flight {traffic.in_flight}"
         ),
     ]
+    lines += _states(status.states)
     if status.rolling is not None:
         lines.append(Text(f"rolling restart: {status.rolling}"))
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="")

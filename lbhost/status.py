@@ -158,6 +158,25 @@ class TrafficStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Failed requests over ended ones in the last minute, 0 to 1; null without any."""
 
 
+class StatesStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The store of KV states, which any worker goes on from. Totals since the gateway started."""
+
+    movable: bool = True
+    """False: this model's states cannot be moved between workers; nothing is kept."""
+    entries: int = 0
+    bytes: int = 0
+    limit: int = 0
+    """Bytes that they may take now: the setting, or less while memory is short."""
+    hits: int = 0
+    """Requests for which a worker took a state over."""
+    misses: int = 0
+    """Requests for which there was none."""
+    tokens: int = 0
+    """That workers took from states instead of computing them."""
+    failures: int = 0
+    """States that were of no use where they arrived; their tokens were computed."""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """`GET /status`."""
 
@@ -186,6 +205,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     host: HostStatus
     fork_servers: list[ForkServerStatus] = []
     """One for each NUMA node that has workers."""
+    states: StatesStatus = StatesStatus()
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,3 +54,16 @@ def test_of_a_gateway_that_is_gone_only_totals_are_shown(page: Board) -> None:
     assert (shown.in_flight, shown.queue_depth, shown.requests_s) == (0, 0, 0.0)
     assert (shown.tokens_s, shown.prompt_tokens_s) == (0.0, 0.0)
     assert (shown.ttft_p50_s, shown.oldest_wait_s, shown.error_rate) == (None, None, None)
+
+
+def test_the_store_is_shown_and_is_empty_without_a_gateway(page: Board) -> None:
+    now, old = time.monotonic_ns(), time.monotonic_ns() - 2 * GATEWAY_FRESH_NS
+    row = GatewayRow(
+        states=3, state_bytes=300, state_limit=1000, state_tokens=77, states_movable=False
+    )
+    page.gateway.write(0, msgspec.structs.replace(row, heartbeat_ns=now))
+    shown = assembly(page).states()
+    assert (shown.entries, shown.bytes, shown.limit, shown.tokens) == (3, 300, 1000, 77)
+    assert not shown.movable
+    page.gateway.write(0, msgspec.structs.replace(row, heartbeat_ns=old))
+    assert assembly(page).states().entries == 0

@@ -160,7 +160,13 @@ async def test_jobs_wait_in_the_gateway_until_a_slot_is_free() -> None:
 
 async def test_no_worker_ever_has_more_requests_than_slots() -> None:
     async with bench(2, slots=2) as b:
-        await asyncio.gather(*(over(b.submit()) for _ in range(40)))
+        for fake in b.workers:
+            fake.hold()
+        jobs = [b.submit() for _ in range(40)]
+        await until(lambda: all(fake.busy == 2 for fake in b.workers), "both are full")
+        for fake in b.workers:
+            fake.release()
+        await asyncio.gather(*map(over, jobs))
         assert [fake.most_busy for fake in b.workers] == [2, 2]
 
 
@@ -603,12 +609,12 @@ async def test_a_stream_goes_to_an_idle_worker_where_it_is_done_sooner(
 
 async def test_a_request_that_kills_two_workers_is_a_query_of_death() -> None:
     async with bench() as b:
+        b.workers[0].hold()
         job = b.submit(33, stream=False)
         for epoch in (1, 2):
             dies = b.workers[-1]
-            dies.hold()
             await until(partial(bool, dies.submits), "the worker has it")
-            await b.add(epoch=epoch + 1)
+            (await b.add(epoch=epoch + 1)).hold()
             dies.die()
             b.dispatcher.worker_ended(0, epoch, by_its_work=True)
         await over(job)
@@ -616,6 +622,7 @@ async def test_a_request_that_kills_two_workers_is_a_query_of_death() -> None:
         assert b.workers[-1].submits == []
         with pytest.raises(QueryOfDeathError):
             b.submit(33)
+        b.workers[-1].release()
         assert await over(b.submit(34)) == "one two three four five"
 
 

@@ -24,7 +24,7 @@ class UntestedStates(States):
     """The fake has no logits to compare."""
 
     def test(self, slot: int) -> None:
-        self.movable = True
+        self._context.truncate(slot, 0)
 
 
 class Bench:
@@ -261,6 +261,40 @@ def test_what_is_moved_is_saved_first_and_goes_on_elsewhere(bench: Bench, other:
     other.run()
     assert done + other.answer(2) == continuation(prompt, 60, N_CTX)
     assert [taken.tokens for taken in other.taken()] == [100 + len(done) - 1]
+
+
+def test_prompts_that_begin_alike_are_computed_once() -> None:
+    bench = Bench(slots=4)
+    beginning = list(range(1, 600))
+    prompts = [[*beginning, *lively(20, number)] for number in range(4)]
+    for number, prompt in enumerate(prompts):
+        bench.engine.submit(0, submit(number, prompt, 10))
+    bench.run()
+    for number, prompt in enumerate(prompts):
+        assert bench.answer(number) == continuation(prompt, 10, N_CTX)
+    cached = sorted(bench.cached(number) for number in range(4))
+    assert cached[0] == 0
+    assert cached[1] > len(beginning) - 32  # for fewer nobody waits
+    assert bench.context.copies == 3
+    bench.close()
+
+
+def test_who_follows_a_prompt_that_is_given_up_is_computed(bench: Bench) -> None:
+    first, second = ([*range(1, 600), *lively(20, number)] for number in range(2))
+    bench.engine.submit(0, submit(1, first, 10))
+    bench.engine.submit(0, submit(2, second, 10))
+    bench.engine.step()
+    bench.engine.cancel(0, 1)
+    bench.run()
+    assert bench.answer(2) == continuation(second, 10, N_CTX)
+
+
+def test_other_scopes_do_not_wait_for_each_other(bench: Bench) -> None:
+    prompt = [*range(1, 600), *lively(20)]
+    bench.engine.submit(0, submit(1, prompt, 10, scope=1))
+    bench.engine.submit(0, submit(2, prompt, 10, scope=2))
+    bench.run()
+    assert (bench.cached(1), bench.cached(2), bench.context.copies) == (0, 0, 0)
 
 
 def test_memory_that_cannot_be_cut_is_not_moved() -> None:

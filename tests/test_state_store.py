@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,10 +14,25 @@ from lbhost.wire import common_prefix, pack_tokens
 SIZE = 1000
 
 
-def entry(tokens: list[int], scope: int = 0, used: float = 0.0, size: int | None = None) -> Entry:
+def rounds(conversations: int, room: int) -> int:
+    """Conversations take turns, ten times, one a second, in a store for so many: how often one
+    finds its own."""
+    store, found, now = Store(), 0, 0.0
+    for turn in range(1, 11):
+        for one in range(conversations):
+            now += 1.0
+            tokens = [one + 1] * turn
+            match = store.find(0, pack_tokens(tokens))
+            found += match is not None
+            store.add(entry(tokens, used=now))
+            store.shrink(math.inf, room, now)
+    return found
+
+
+def entry(tokens: list[int], scope: int = 0, used: float = 0.0) -> Entry:
     """A state of some tokens; 1,000 bytes a token."""
     packed = pack_tokens(tokens)
-    return Entry(scope, packed, -1, SIZE * len(tokens) if size is None else size, used)
+    return Entry(scope, packed, -1, SIZE * len(tokens), used)
 
 
 def held(store: Store) -> list[bytes]:
@@ -108,6 +125,22 @@ def test_what_was_of_no_use_for_long_is_given_up_first() -> None:
     store.add(old)
     store.add(new)
     assert store.shrink(SIZE * 60, 512, now=100.0) == [old]
+
+
+def test_what_was_of_use_stays_before_what_only_came_last() -> None:
+    store = Store()
+    store.add(entry([1] * 50, used=10.0))
+    store.add(entry([1] * 51, used=20.0))  # goes on from it
+    new = entry([2] * 51, used=25.0)
+    store.add(new)
+    assert store.shrink(SIZE * 60, 512, now=40.0) == [new]
+    assert held(store) == [pack_tokens([1] * 51)]
+
+
+def test_of_conversations_that_do_not_all_fit_most_that_do_find_their_own() -> None:
+    assert rounds(16, 16) == 9 * 16
+    # The last used first, as a plain LRU has it, would find none at all.
+    assert rounds(16, 12) > 0.6 * 9 * 12
 
 
 def test_a_state_is_removed_once() -> None:

@@ -204,7 +204,7 @@ class Gateway:
             if host is not None:
                 self.states.settle(host.memory_available, host.memory_total)
             try:
-                self.traffic.write(self.dispatcher, self.server.connections)
+                self.traffic.write(self.dispatcher, self.server.connections, self.states)
             except Exception:  # noqa: BLE001 - the next one may do; without any we would look hung
                 log.get().exception("the board cannot be written")
             await asyncio.sleep(WRITE_S)

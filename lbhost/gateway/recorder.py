@@ -25,6 +25,7 @@ from lbhost.gateway.rolling import Growth, Part, Quantiles, Rate
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.sessions import Attempt, Sessions
+from lbhost.gateway.states.plane import Counts, Plane
 
 WRITE_S = 0.25
 """Between two writes of the board's rows."""
@@ -179,7 +180,7 @@ class Recorder:
 
     # --- the board -------------------------------------------------------------------
 
-    def write(self, load: Load, connections: int) -> None:
+    def write(self, load: Load, connections: int, states: Plane | None = None) -> None:
         """Publish the rows. Rows that say nothing new are not written."""
         now = self._clock()
         if load.in_flight or self._requests != self._requests_written:
@@ -190,6 +191,7 @@ class Recorder:
         self._quiet_writes += 1
         p50, p95 = self._ttfts.at(now)
         computed = sum(worker.computed.total for worker in self._workers.values())
+        counts = states.counts if states is not None else Counts()
         self._board.gateway.write(
             0,
             board.GatewayRow(
@@ -209,6 +211,14 @@ class Recorder:
                 prompt_tokens_s=self._prompt_rate.update(now, computed),
                 oldest_wait_s=load.oldest_wait_s,
                 error_rate=self._failures.at(now),
+                states=states.entries if states is not None else 0,
+                state_bytes=states.bytes if states is not None else 0,
+                state_limit=int(states.limit) if states is not None else 0,
+                state_hits=counts.hits,
+                state_misses=counts.misses,
+                state_tokens=counts.tokens,
+                state_failures=counts.failed,
+                states_movable=states is None or states.unable is None,
             ),
         )
 

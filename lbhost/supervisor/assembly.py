@@ -17,6 +17,7 @@ from lbhost.status import (
     CoreStatus,
     GpuStatus,
     HostStatus,
+    StatesStatus,
     TrafficStatus,
     WorkerStatus,
 )
@@ -193,6 +194,22 @@ class Assembly:
             prompt_tokens_s=row.prompt_tokens_s,
             oldest_wait_s=row.oldest_wait_s,
             error_rate=row.error_rate,
+        )
+
+    def states(self) -> StatesStatus:
+        """The gateway's store."""
+        row = self._board.gateway.read(0)
+        if row is None or not _fresh(row):
+            return StatesStatus()
+        return StatesStatus(
+            movable=row.states_movable,
+            entries=row.states,
+            bytes=row.state_bytes,
+            limit=row.state_limit,
+            hits=row.state_hits,
+            misses=row.state_misses,
+            tokens=row.state_tokens,
+            failures=row.state_failures,
         )
 
     def _heat(self, cores: list[CoreRow], gpu: GpuRow | None, count: int) -> float | None:

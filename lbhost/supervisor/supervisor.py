@@ -343,6 +343,7 @@ class Supervisor:
             gateway=self.gateway.status(),
             template=self.fork_servers.worst(),
             traffic=assembly.traffic(),
+            states=assembly.states(),
             cores=assembly.cores(self.homes.topology, self.pool.ledger(), workers),
             gpus=assembly.gpus(),
             host=assembly.host(),

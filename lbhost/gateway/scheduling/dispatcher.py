@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 
 import msgspec
@@ -36,7 +36,6 @@ from lbhost.errors import (
     QueryOfDeathError,
     WorkerLostError,
 )
-from lbhost.gateway.scheduling import policy
 from lbhost.gateway.scheduling.admission import Admission
 from lbhost.gateway.scheduling.deadlines import Deadlines
 from lbhost.gateway.scheduling.deltas import TextDelta
@@ -47,6 +46,7 @@ from lbhost.gateway.scheduling.mover import Mover
 from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.observer import GuardedObserver, Observer, tell_later
 from lbhost.gateway.scheduling.pace import Pace
+from lbhost.gateway.scheduling.placer import Placer
 from lbhost.gateway.scheduling.readings import FRESH_NS
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Sessions
@@ -107,12 +107,13 @@ class Dispatcher:
         self._clock = clock
         self._clock_ns = clock_ns
         self._open_link = open_link
-        self.states = states or Plane(0, sessions, clock)
         self._queue = JobQueue()
         self._pace = Pace()
         self._admission = Admission(settings, self._queue, self._pace, self._router, clock)
         self._jobs: dict[int, Job] = {}
         self._attempts: dict[int, Attempt] = {}
+        self.states = states or Plane(0, sessions, clock)
+        self._placer = Placer(sessions, self._queue, self._router, clock, self.states.look)
         self._mover = Mover(sessions, self._queue, self._router, clock, clock_ns)
         self._deadlines = Deadlines(self._on_deadline, clock)
         self._lender = Lender(sessions, enabled=settings.lend, clock=clock)
@@ -282,64 +283,15 @@ class Dispatcher:
         asyncio.get_running_loop().call_later(FRESH_NS / 1e9, self._mover.settle)
 
     def _decide(self, now_ns: int) -> list[Attempt]:
-        """Which queued jobs go where, now. Their slots are taken when this returns.
-
-        However many are queued, it looks at one job for each free slot and at
-        2 * job_queue.LOOKAHEAD others at most, and asks for each of them every usable worker.
-        """
+        """Which queued jobs go where, now. Their slots are taken when this returns."""
         if not self._queue:
             return []
         usable = self._sessions.usable(now_ns)
-        room = sum(session.room for session, _ in usable)
         if usable:
             self._ready_at = self._clock()
-        attempts: list[Attempt] = []
-        wide = self._sessions.wide
-        coming_back = self._mover.coming_back()
-        views = [s.view(reading, now_ns, wide=wide) for s, reading in usable] if room else []
-        for job in self._queue.walk(
-            lambda: policy.room_for_long(views), lambda: policy.room_for_flex(views)
-        ):
-            if room <= (0 if job.begun else coming_back):
-                break
-            self.states.look(job)
-            trusted = trust(job.deaths, self._clock())
-            if trusted is Trust.LATER:
-                continue
-            if trusted is Trust.ALONE:
-                index = _emptiest(views)
-            else:
-                index = self._router.choose(job, usable, views)
-            if index is None:
-                continue
-            session, reading = usable[index]
-            taken = 1
-            if trusted is Trust.ALONE:
-                # Until the last one there has ended, nobody else comes.
-                taken = session.room
-                views[index] = msgspec.structs.replace(views[index], slots=views[index].in_flight)
-            room -= taken
-            if trusted is Trust.ALONE and session.attempts:
-                continue
-            forecast = self._router.forecast(job, session, views[index], wide=wide)
-            self._numbers += 1
-            attempt = Attempt(
-                self._numbers, job, session, now_ns, forecast, alone=trusted is Trust.ALONE
-            )
-            self._assign(attempt)
-            attempts.append(attempt)
-            views[index] = session.view(reading, now_ns, wide=wide)
+        attempts = self._placer.place(usable, now_ns, self._mover.coming_back())
+        self._attempts.update((attempt.job.number, attempt) for attempt in attempts)
         return attempts
-
-    def _assign(self, attempt: Attempt) -> None:
-        job, session = attempt.job, attempt.session
-        self._queue.remove(job)
-        session.assign(attempt)
-        self._attempts[job.number] = attempt
-        job.state = JobState.RUNNING
-        job.attempts += 1
-        job.worker = session.worker
-        job.started = self._clock()
 
     def _send(self, attempt: Attempt) -> None:
         job, work = attempt.job, attempt.job.work
@@ -552,9 +504,3 @@ class Dispatcher:
 
     def _just_ready(self) -> bool:
         return self._clock() - self._ready_at < NOT_READY_GRACE_S
-
-
-def _emptiest(views: Sequence[policy.WorkerView]) -> int | None:
-    """Index of the worker with the fewest requests of those that have room."""
-    with_room = [i for i, view in enumerate(views) if view.in_flight < view.slots]
-    return min(with_room, key=lambda i: views[i].in_flight, default=None)

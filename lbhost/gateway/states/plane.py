@@ -162,6 +162,7 @@ class Plane:
         if not states.send(number, match.entry.fd):
             return False
         match.entry.used = self._clock()
+        match.entry.uses += 1
         self._sent[link][number] = match.entry
         return True
 

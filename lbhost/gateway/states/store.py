@@ -8,6 +8,7 @@ would stand, and what a state has in common with any other it has with a neighbo
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
@@ -28,6 +29,8 @@ class Entry(msgspec.Struct, eq=False):
     """Bytes."""
     used: float
     """When it was last of use, or came; seconds of the owner's clock."""
+    uses: int = 0
+    """How often a worker has gone on from it, or from the beginning that it took the place of."""
     deaths: int = 0
     """Workers that ended while they were to load it."""
     shared: int = 0
@@ -129,6 +132,7 @@ class Store:
         if at and entry.tokens.startswith(mine.keys[at - 1]):
             at -= 1
             removed.append(self._drop(mine, at))
+            entry.uses += removed[0].uses + 1
         mine.put(at, entry)
         self.bytes += entry.size
         self.version += 1
@@ -161,12 +165,25 @@ class Store:
         return entry
 
 
+RECENT_S = 60.0
+
+MOST_USES = 3
+"""Uses that count: a conversation of many turns goes, too, when it has rested for some minutes."""
+
+
 def least(entries: Iterable[Entry], now: float) -> Entry:
     """Whose loss costs least: tokens that nobody else holds and would be computed again, per byte,
-    and the less probably the longer it was of no use."""
+    the more probably the more often it was of use, and half as probably after RECENT_S of idleness,
+    a quarter after three times that, and so on.
+
+    Who was of use within RECENT_S counts as equal: of conversations that take turns and do not all
+    fit, the one that was used longest ago is the very next. Those that stay are found each time.
+    """
 
     def value(entry: Entry) -> float:
         alone = entry.count - entry.shared
-        return (alone + 1) / entry.size / (1.0 + max(0.0, now - entry.used))
+        halvings = int(math.log2(1.0 + max(0.0, now - entry.used) / RECENT_S))
+        proven = 1 + min(entry.uses, MOST_USES)
+        return (alone + 1) / entry.size * proven / (1 << halvings)
 
     return min(entries, key=value)

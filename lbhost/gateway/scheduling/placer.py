@@ -1,0 +1,97 @@
+"""Gives queued jobs their slots: synchronous, so that nothing changes between look and choice.
+
+Late binding and the rule for suspects (suspicion.py) are kept here. Sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from lbhost.gateway.scheduling import policy
+from lbhost.gateway.scheduling.job import Job, JobState
+from lbhost.gateway.scheduling.job_queue import JobQueue
+from lbhost.gateway.scheduling.readings import WorkerReading
+from lbhost.gateway.scheduling.router import Router
+from lbhost.gateway.scheduling.sessions import Attempt, Session, Sessions
+from lbhost.gateway.scheduling.suspicion import Trust, trust
+
+
+class Placer:
+    """Takes jobs out of the queue."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        queue: JobQueue,
+        router: Router,
+        clock: Callable[[], float],
+        look: Callable[[Job], None],
+    ) -> None:
+        """`look` finds the KV state that holds most of a job; the router counts on it."""
+        self._look = look
+        self._sessions = sessions
+        self._queue = queue
+        self._router = router
+        self._clock = clock
+        self._numbers = 0
+
+    def place(
+        self, usable: Sequence[tuple[Session, WorkerReading]], now_ns: int, reserved: int
+    ) -> list[Attempt]:
+        """Which queued jobs go where, now. Their slots are taken when this returns.
+
+        However many are queued, it looks at one job for each free slot and at
+        2 * job_queue.LOOKAHEAD others at most, and asks for each of them every usable worker.
+
+        Args:
+            reserved: slots that only jobs with output may have: some are on their way back.
+        """
+        room = sum(session.room for session, _ in usable)
+        attempts: list[Attempt] = []
+        wide = self._sessions.wide
+        views = [s.view(reading, now_ns, wide=wide) for s, reading in usable] if room else []
+        for job in self._queue.walk(
+            lambda: policy.room_for_long(views), lambda: policy.room_for_flex(views)
+        ):
+            if room <= (0 if job.begun else reserved):
+                break
+            self._look(job)
+            trusted = trust(job.deaths, self._clock())
+            if trusted is Trust.LATER:
+                continue
+            alone = trusted is Trust.ALONE
+            index = _emptiest(views) if alone else self._router.choose(job, usable, views)
+            if index is None:
+                continue
+            session, reading = usable[index]
+            if alone:
+                # Until the last one there has ended, nobody else comes.
+                room -= session.room
+                views[index] = msgspec.structs.replace(views[index], slots=views[index].in_flight)
+                if session.attempts:
+                    continue
+            else:
+                room -= 1
+            forecast = self._router.forecast(job, session, views[index], wide=wide)
+            self._numbers += 1
+            attempt = Attempt(self._numbers, job, session, now_ns, forecast, alone=alone)
+            self._assign(job, attempt)
+            attempts.append(attempt)
+            views[index] = session.view(reading, now_ns, wide=wide)
+        return attempts
+
+    def _assign(self, job: Job, attempt: Attempt) -> None:
+        self._queue.remove(job)
+        attempt.session.assign(attempt)
+        job.state = JobState.RUNNING
+        job.attempts += 1
+        job.worker = attempt.session.worker
+        job.started = self._clock()
+
+
+def _emptiest(views: Sequence[policy.WorkerView]) -> int | None:
+    """Index of the worker with the fewest requests of those that have room."""
+    with_room = [i for i, view in enumerate(views) if view.in_flight < view.slots]
+    return min(with_room, key=lambda i: views[i].in_flight, default=None)

@@ -159,7 +159,13 @@ async def test_jobs_wait_in_the_gateway_until_a_slot_is_free() -> None:
 
 async def test_no_worker_ever_has_more_requests_than_slots() -> None:
     async with bench(2, slots=2) as b:
-        await asyncio.gather(*(over(b.submit()) for _ in range(40)))
+        for fake in b.workers:
+            fake.hold()
+        jobs = [b.submit() for _ in range(40)]
+        await until(lambda: [fake.most_busy for fake in b.workers] == [2, 2], "all slots are taken")
+        for fake in b.workers:
+            fake.release()
+        await asyncio.gather(*map(over, jobs))
         assert [fake.most_busy for fake in b.workers] == [2, 2]
 
 

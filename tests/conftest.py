@@ -52,6 +52,8 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed:
         item.stash[_FAILED] = True
+        if (module := item.getparent(pytest.Module)) is not None:
+            module.stash[_FAILED] = True
     return report
 
 
@@ -80,7 +82,8 @@ def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[
         return
     before = Possessions.now()
     yield
-    _left(before)
+    if _FAILED not in request.node.stash:
+        _left(before)
 
 
 @pytest.fixture(autouse=True)

@@ -85,19 +85,38 @@ def test_is_interrupted():
 """
 
 
-def test_ctrl_c_ends_a_run_with_what_has_failed_so_far(tmp_path: Path) -> None:
-    (tmp_path / "test_some.py").write_text(_INTERRUPTED)
+def run_pytest(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
+    """These tests with the check, in a process of their own."""
+    (folder / "test_some.py").write_text(tests)
     command = [sys.executable, "-m", "pytest", "--leftovers", "-p", "conftest", "-p", "no:randomly"]
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    ended = subprocess.run(
+    return subprocess.run(
         command,
-        cwd=tmp_path,
+        cwd=folder,
         env=environ,
-        timeout=60,
+        timeout=300,
         check=False,
         capture_output=True,
         text=True,
     )
+
+
+def test_ctrl_c_ends_a_run_with_what_has_failed_so_far(tmp_path: Path) -> None:
+    ended = run_pytest(tmp_path, _INTERRUPTED)
     assert ended.returncode == pytest.ExitCode.INTERRUPTED, ended.stdout + ended.stderr
     assert "a reason that must be told" in ended.stdout
     assert "AttributeError" not in ended.stderr
+
+
+_HOLDS_WHAT_IT_HAD_OPEN = """
+def test_fails():
+    held = open("/dev/null")
+    assert held is None
+"""
+
+
+def test_what_a_failed_test_still_holds_is_not_told_as_a_second_failure(tmp_path: Path) -> None:
+    ended = run_pytest(tmp_path, _HOLDS_WHAT_IT_HAD_OPEN)
+    assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout + ended.stderr
+    assert "1 failed in" in ended.stdout
+    assert "left behind" not in ended.stdout

@@ -13,6 +13,9 @@ from lbhost import grammar
 from lbhost.gateway.api.tools.families import SYNTAX, Family
 from lbhost.grammar import Grammar
 
+MAX_CALLS = 8
+"""In one answer that must be calls: small models would go on until max_tokens."""
+
 
 class Tool(msgspec.Struct, frozen=True):
     """A function of the client's."""
@@ -36,13 +39,14 @@ def calls_only(
     """
     key = SYNTAX[family].key
     several = parallel and family is not Family.LLAMA3
+    more = f"{{0,{MAX_CALLS - 1}}}"
     lines = ["%llguidance {}"]
     calls = " | ".join(f"call_{i}" for i in range(len(tools)))
     if family is Family.HERMES:
         one = r'"<tool_call>\n" call "\n</tool_call>"'
-        answer = rf'{one} ("\n" {one})*' if several else one
+        answer = rf'{one} ("\n" {one}){more}' if several else one
     elif several:
-        answer = '"[" call (", " call)* "]"'
+        answer = f'"[" call (", " call){more} "]"'
     else:
         answer = "call"
     if thinking_until:

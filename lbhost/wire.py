@@ -21,11 +21,12 @@ import msgspec
 from lbhost import order
 from lbhost.errors import WireError
 
-MAX_FRAME = 8 * 1024 * 1024
+MAX_FRAME = 16 * 1024 * 1024
 """Bytes. A prompt of a million tokens is 4 MB."""
 
-MAX_PROMPT_TOKENS = (MAX_FRAME - 256 * 1024) // 4
-"""That a Submit can hold beside the longest stop strings and biases that requests may have."""
+MAX_PROMPT_TOKENS = (MAX_FRAME // 2 - 256 * 1024) // 4
+"""That a Submit can hold beside as many output tokens and the longest stop strings and biases that
+requests may have."""
 
 _LENGTH = struct.Struct("<I")
 

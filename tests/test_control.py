@@ -26,6 +26,8 @@ MESSAGES: list[control.Control] = [
     control.Drain(),
     control.Drained(),
     control.Resume(),
+    control.Leaving(1, 2),
+    control.Ended(1, 2, by_its_work=True),
     control.Stop(30.0),
 ]
 

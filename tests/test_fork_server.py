@@ -24,7 +24,7 @@ from lbhost.model import resolve
 from lbhost.placement.placement import Placement
 from lbhost.wire import FinishReason
 from lbhost.worker import fork_server
-from worker_harness import DEADLINE_S, Template, Worker, receive, template
+from worker_harness import DEADLINE_S, Answer, Template, Worker, receive, template
 
 pytestmark = pytest.mark.e2e
 
@@ -58,7 +58,7 @@ LONG = wire.pack_tokens([300 + i % 20_000 for i in range(1900)])
 """Seconds of prefill."""
 
 
-def submit(request: int, prompt: bytes, max_tokens: int = 16, **more: bool) -> wire.Submit:
+def submit(request: int, prompt: bytes, max_tokens: int = 16, **more: object) -> wire.Submit:
     return wire.Submit(request, prompt, max_tokens, wire.Sampling(temperature=0.0), **more)  # type: ignore[arg-type]
 
 
@@ -191,13 +191,33 @@ def test_a_draining_worker_ends_what_runs_and_refuses_the_rest(
     assert worker.answer(3).text == "The capital of France is Paris."
 
 
-def test_stop_cancels_what_runs_and_exits_zero(worker: Worker) -> None:
+def test_a_moved_request_goes_on_with_its_text_whole(worker: Worker, prompt: bytes) -> None:
+    more: dict[str, object] = {"ignore_eos": True, "stop": ("\n\n\n",)}
+    worker.send(submit(1, prompt, 60, **more))
+    whole = worker.answer(1)
+    worker.send(submit(2, prompt, 60, **more))
+    while len(worker.answers.setdefault(2, Answer()).tokens) < 20:
+        worker.read()
+    worker.send(wire.Move(2))
+    part = worker.answer(2)
+    assert part.finish is not None
+    assert part.finish.reason is FinishReason.MOVED
+    assert 20 <= len(part.tokens) < 60
+    worker.send(submit(3, prompt, 60, done=wire.pack_tokens(part.tokens), **more))
+    rest = worker.answer(3)
+    assert part.tokens + rest.tokens == whole.tokens
+    assert part.text + rest.text == whole.text
+    assert rest.finish is not None
+    assert rest.finish.completion_tokens == 60
+
+
+def test_stop_gives_back_what_runs_and_exits_zero(worker: Worker) -> None:
     worker.send(submit(1, LONG))
     wait(lambda: worker.row().prefill_pending > 0, "the prefill never began")
     control.send(worker.control, control.Stop())
     finish = worker.answer(1).finish
     assert finish is not None
-    assert finish.reason is FinishReason.CANCELLED
+    assert finish.reason is FinishReason.MOVED
     assert worker.wait_gone() == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fake_worker import Script
-from lbhost.board import WorkerState
+from lbhost.board import Wanted, WorkerState
 from lbhost.gateway.api import endpoint as completions
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.preparation import Taken
@@ -437,15 +437,34 @@ async def test_a_client_that_leaves_the_queue_never_reaches_a_worker() -> None:
 # --- workers that die -------------------------------------------------------------------
 
 
-async def test_a_stream_whose_worker_dies_ends_with_an_error_event() -> None:
+async def test_a_stream_whose_worker_dies_goes_on_elsewhere() -> None:
+    words = [f"{i} " for i in range(300)]
+    script = Script(answer=lambda _: words, step_s=0.002)
+    async with running_gateway(workers=2, script=script) as g:
+        body = {**HELLO, "stream": True, "stream_options": {"include_usage": True}}
+        async with g.client.stream("POST", CHAT, json=body) as response:
+            lines = response.aiter_lines()
+            first = json.loads((await anext(lines))[6:])
+            next(fake for fake in g.workers if fake.submits).die()
+            got = [first, *await events(lines)]
+        assert got[-1] == "data: [DONE]"
+        deltas = [event["choices"][0]["delta"] for event in got[:-2]]
+        assert "".join(delta.get("content") or "" for delta in deltas) == "".join(words)
+        assert [delta["role"] for delta in deltas if "role" in delta] == ["assistant"]
+        assert got[-2]["usage"]["completion_tokens"] == 300
+        assert all(len(fake.submits) == 1 for fake in g.workers)
+
+
+async def test_a_stream_whose_worker_dies_ends_with_an_error_event_when_none_is_left() -> None:
     async with running_gateway(script=ENDLESS) as g:
         body = {**HELLO, "stream": True}
         async with g.client.stream("POST", CHAT, json=body) as response:
             lines = response.aiter_lines()
             await anext(lines)
+            g.workers[0].set_state(WorkerState.FAILED, Wanted.DOWN)
             g.workers[0].die()
             got = await events(lines)
-        assert got[-1]["error"]["code"] == "worker_lost"
+        assert got[-1]["error"]["code"] == "not_ready"
         assert "data: [DONE]" not in got
 
 

@@ -71,3 +71,27 @@ def test_random_lengths_under_random_limits_are_estimated_without_bias() -> None
     for limit in (32, 128, 512, 2000):
         mean = sum(min(length, limit) for length in true) / len(true)
         assert lengths.expected(limit) == pytest.approx(mean, rel=0.15)
+
+
+def test_what_is_still_to_come_of_an_answer_that_has_begun() -> None:
+    lengths = learnt((20, False), (100, False))
+    # Half end at 20: one that has 20 goes on to 100, one that has 10 ends at 20 or at 100.
+    assert lengths.expected(1000, 20) == pytest.approx(80, abs=2)
+    assert lengths.expected(1000, 10) == pytest.approx(50, abs=2)
+    assert lengths.expected(50, 20) == pytest.approx(30, abs=1)
+    assert lengths.expected(50, 49) == lengths.expected(50, 50) == 1
+    assert lengths.expected(1000, 0) == lengths.expected(1000)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.booleans()), max_size=40),
+    st.integers(1, 2000),
+    st.integers(0, 2000),
+)
+def test_what_is_still_to_come_is_within_what_is_left(
+    answers: list[tuple[int, bool]], limit: int, done: int
+) -> None:
+    lengths = Lengths()
+    for tokens, cut_off in answers:
+        lengths.add(tokens, cut_off=cut_off)
+    assert 1 <= lengths.expected(limit, done) <= max(1, limit - done)

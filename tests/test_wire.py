@@ -21,11 +21,15 @@ from lbhost.placement.placement import Placement
 MESSAGES: list[Any] = [
     wire.Submit(1, wire.pack_tokens([1, 2, 3]), 10, wire.Sampling(), ("x",), ignore_eos=True),
     wire.Submit(2, b"", 1, wire.Sampling(seed=5, logit_bias=((1, -100.0), (2, 0.5)))),
+    wire.Submit(3, b"1234", 9, wire.Sampling(), rank=2, done=wire.pack_tokens([7, 8])),
     wire.Cancel(2**40),
+    wire.Move(2**40),
+    wire.Lend((1, 2)),
 ]
 STEPS: list[Any] = [
     wire.Step((), 0),
     wire.Step((wire.Delta(1, (5, 6), "ab"), wire.Delta(2, (), "")), 17),
+    wire.Step((wire.Delta(1, (), "", wire.Finish(wire.FinishReason.MOVED, 3, 1, 2)),), 0),
     wire.Step((wire.Delta(1, (), "é", wire.Finish(wire.FinishReason.ERROR, error="no room")),), 0),
 ]
 
@@ -39,12 +43,13 @@ def test_messages_survive_the_way_there_and_back() -> None:
         assert wire.decode_from_worker(body) == step
 
 
-def test_the_longest_prompt_fits_beside_the_longest_everything_else() -> None:
+def test_the_longest_prompt_and_output_fit_beside_the_longest_everything_else() -> None:
     biases = tuple((999_999_999, -99.5) for _ in range(1024))
     stops = ("\U0001f600" * 512,) * parameters.MAX_STOPS
     prompt = bytes(4 * wire.MAX_PROMPT_TOKENS)
-    submit = wire.Submit(2**60, prompt, 1 << 30, wire.Sampling(logit_bias=biases), stops)
-    assert len(wire.encode(submit)) > wire.MAX_FRAME - 256 * 1024
+    sampling = wire.Sampling(logit_bias=biases)
+    submit = wire.Submit(2**60, prompt, 1 << 30, sampling, stops, done=prompt)
+    assert len(wire.encode(submit)) > wire.MAX_FRAME - 512 * 1024
 
 
 @given(st.lists(st.sampled_from(MESSAGES), max_size=8), st.lists(st.integers(1, 40)))
@@ -121,6 +126,8 @@ CONTROL: list[control.Control] = [
     control.Drained(),
     control.Resume(),
     control.Stop(3.5),
+    control.Leaving(1, 2),
+    control.Ended(1, 2, by_its_work=True),
 ]
 
 

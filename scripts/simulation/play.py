@@ -123,6 +123,7 @@ class _Game:
             clock_ns=loop.time_ns,
             router=None if own else self._router(policy, settings, sessions, rng),
             open_link=self._open_link,
+            move_for_speed=False,  # virtual workers tell no tokens between the first and the last
         )
 
     def _worker(self, index: int, settings: Settings, policy: str) -> VirtualWorker:

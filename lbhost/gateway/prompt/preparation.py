@@ -73,11 +73,12 @@ class Preparation:
                 f"this prompt is {len(tokens)} tokens, and {wanted} more are asked for",
                 param=generation.max_tokens_param,
             )
+        room = min(room, wire.MAX_PROMPT_TOKENS)
         usual = room if generation.usual_tokens is None else min(generation.usual_tokens, room)
         return Work(
             prompt=wire.pack_tokens(tokens),
             prompt_tokens=len(tokens),
-            max_tokens=usual if wanted is None else wanted,
+            max_tokens=usual if wanted is None else min(wanted, room),
             sampling=generation.sampling,
             stop=generation.stop,
             ignore_eos=generation.ignore_eos,

@@ -97,6 +97,7 @@ class Dispatcher:
         router: Router | None = None,
         open_link: OpenLink = WorkerLink.open,
         states: Plane | None = None,
+        move_for_speed: bool = True,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -114,7 +115,9 @@ class Dispatcher:
         self._attempts: dict[int, Attempt] = {}
         self.states = states or Plane(0, sessions, clock)
         self._placer = Placer(sessions, self._queue, self._router, clock, self.states.look)
-        self._mover = Mover(sessions, self._queue, self._router, clock, clock_ns)
+        self._mover = Mover(
+            sessions, self._queue, self._router, clock, clock_ns, for_speed=move_for_speed
+        )
         self._deadlines = Deadlines(self._on_deadline, clock)
         self._lender = Lender(sessions, enabled=settings.lend, clock=clock)
         self._poll: asyncio.TimerHandle | None = None
@@ -276,11 +279,11 @@ class Dispatcher:
 
     def _look_again(self) -> None:
         self._settle_cores()
-        self._mover.settle()
+        self._mover.look()
 
     def worker_leaves(self) -> None:
         """The supervisor says that a worker's state has just changed so that its requests go."""
-        asyncio.get_running_loop().call_later(FRESH_NS / 1e9, self._mover.settle)
+        asyncio.get_running_loop().call_later(FRESH_NS / 1e9, self._mover.look)
 
     def _decide(self, now_ns: int) -> list[Attempt]:
         """Which queued jobs go where, now. Their slots are taken when this returns."""

@@ -25,6 +25,8 @@ class JobQueue:
         self._short: list[Job] = []
         self._long: list[Job] = []
         self._flex: list[Job] = []
+        self.priority = 0
+        """How many are of the priority class."""
 
     def __len__(self) -> int:
         return len(self._short) + len(self._long) + len(self._flex)
@@ -40,6 +42,7 @@ class JobQueue:
 
     def add(self, job: Job) -> None:
         bisect.insort(self._line(job), job, key=_place)
+        self.priority += job.work.rank == order.PRIORITY
 
     def remove(self, job: Job) -> None:
         """Raises ValueError if it is not in."""
@@ -48,6 +51,7 @@ class JobQueue:
         if at == len(line) or line[at] is not job:
             raise ValueError(f"job {job.number} is not queued")
         del line[at]
+        self.priority -= job.work.rank == order.PRIORITY
 
     def ahead(self, job: Job) -> int:
         """How many would go before this one, which need not be in."""

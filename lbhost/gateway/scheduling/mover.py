@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from lbhost import order, wire
 from lbhost.board import WorkerState
 from lbhost.gateway.scheduling import moving
-from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.job_queue import JobQueue
 from lbhost.gateway.scheduling.moving import Offer, Reason, Running
 from lbhost.gateway.scheduling.readings import WorkerReading
@@ -23,7 +22,11 @@ _LEAVING = {WorkerState.DRAINING: Reason.DRAIN, WorkerState.RESTING: Reason.HOT}
 
 
 class Mover:
-    """See the module. `settle` is to be called after requests were placed, and now and then."""
+    """See the module. `settle` is to be called after requests were placed, `look` now and then.
+
+    Args:
+        for_speed: whether requests are moved to be done sooner.
+    """
 
     def __init__(
         self,
@@ -32,31 +35,39 @@ class Mover:
         router: Router,
         clock: Callable[[], float],
         clock_ns: Callable[[], int],
+        *,
+        for_speed: bool = True,
     ) -> None:
         self._sessions = sessions
         self._queue = queue
         self._router = router
         self._clock = clock
         self._clock_ns = clock_ns
+        self._for_speed = for_speed
         self._speed_at = -math.inf
+        self._asked: dict[int, Attempt] = {}
+        self._leaving_seen = False
 
     def coming_back(self) -> int:
         """Attempts that were asked back and will want a slot elsewhere at once."""
-        return sum(
-            attempt.moving is not None and attempt.moving is not Reason.PRIORITY
-            for session in self._sessions.all()
-            for attempt in session.attempts.values()
-        )
+        return sum(attempt.moving is not Reason.PRIORITY for attempt in self._on_their_way())
 
     def settle(self) -> None:
+        """Go on with what the last look has seen, or make room for a priority request."""
+        if self._leaving_seen or self._queue.priority:
+            self.look()
+
+    def look(self) -> None:
         """Decide, and ask back."""
+        self._leaving_seen = False
         busy = [session for session in self._sessions.currents() if session.attempts]
         if not busy:
             return
         now_ns = self._clock_ns()
         leaving = [(s, reason) for s in busy if (reason := self._leaving(s)) is not None]
+        self._leaving_seen = bool(leaving)
         if not leaving and not self._queue:
-            if self._clock() - self._speed_at >= moving.EVERY_S:
+            if self._for_speed and self._clock() - self._speed_at >= moving.EVERY_S:
                 self._speed_up(busy, self._sessions.usable(now_ns), now_ns)
             return
         usable = self._sessions.usable(now_ns)
@@ -66,6 +77,13 @@ class Mover:
             self._evacuate(leaving, room)
         elif room <= 0:
             self._preempt(usable)
+
+    def _on_their_way(self) -> list[Attempt]:
+        """Those asked back of which the worker has not said yet that they ended."""
+        gone = [n for n, attempt in self._asked.items() if n not in attempt.session.attempts]
+        for number in gone:
+            del self._asked[number]
+        return list(self._asked.values())
 
     def _leaving(self, session: Session) -> Reason | None:
         reading = self._sessions.readings.worker(session.worker)
@@ -82,11 +100,7 @@ class Mover:
     def _preempt(self, usable: Iterable[tuple[Session, WorkerReading]]) -> None:
         """One slot for each priority request that waits, and no more."""
         sessions = [session for session, _ in usable]
-        given = sum(
-            attempt.moving is Reason.PRIORITY
-            for session in sessions
-            for attempt in session.attempts.values()
-        )
+        given = sum(attempt.moving is Reason.PRIORITY for attempt in self._on_their_way())
         waiting = sorted(j.order for j in self._queue if j.work.rank == order.PRIORITY)
         for place in waiting[given:]:
             number = moving.preempt(self._running(sessions), place)
@@ -134,8 +148,7 @@ class Mover:
         ]
 
     def _ask_back(self, session: Session, number: int, reason: Reason) -> None:
-        attempt: Attempt = session.attempts[number]
+        attempt = self._asked[number] = session.attempts[number]
         attempt.moving = reason
-        job: Job = attempt.job
-        job.moved_at = self._clock()
+        attempt.job.moved_at = self._clock()
         session.link.send(wire.encode(wire.Move(number)))

@@ -1,0 +1,68 @@
+"""The order of what waits for a worker."""
+
+from __future__ import annotations
+
+from lbhost import order, wire
+from lbhost.gateway.scheduling.deltas import TextDelta
+from lbhost.gateway.scheduling.job import Job, Work
+from lbhost.gateway.scheduling.job_queue import JobQueue
+
+
+def job(number: int, place: float, *, tokens: int = 10, rank: int = order.DEFAULT) -> Job:
+    prompt = wire.pack_tokens(list(range(tokens)))
+    made = Job(number, Work(prompt, tokens, 50, wire.Sampling(), rank=rank), arrived=place)
+    made.order = place
+    return made
+
+
+def begun(made: Job) -> Job:
+    made.put(TextDelta("a", (7,)))
+    made.to_be_continued()
+    return made
+
+
+def taken(queue: JobQueue, *, long_may: bool, flex_may: bool) -> list[int]:
+    order_of: list[int] = []
+    for one in queue.walk(lambda: long_may, lambda: flex_may):
+        order_of.append(one.number)
+        queue.remove(one)
+    return order_of
+
+
+def test_what_has_output_waits_in_no_line_for_long_or_flex() -> None:
+    queue = JobQueue()
+    jobs = [
+        job(1, 5.0),
+        begun(job(2, 1.0, rank=order.FLEX)),
+        begun(job(3, 2.0, tokens=900)),
+        job(4, 0.5, tokens=900),
+        job(5, 0.0, rank=order.FLEX),
+    ]
+    for one in jobs:
+        queue.add(one)
+    assert queue.flex == 1
+    assert queue.ahead(jobs[1]) == 1  # the long one that came first
+    assert taken(queue, long_may=False, flex_may=False) == [2, 3, 1]
+    assert taken(queue, long_may=True, flex_may=True) == [4, 5]
+
+
+def test_priority_requests_that_wait_are_counted() -> None:
+    queue = JobQueue()
+    first, second = job(1, 1.0, rank=order.PRIORITY), begun(job(2, 2.0, rank=order.PRIORITY))
+    for one in (first, second, job(3, 3.0)):
+        queue.add(one)
+    assert queue.priority == 2
+    queue.remove(first)
+    assert queue.priority == 1
+
+
+def test_a_job_that_goes_on_is_known_by_all_its_tokens() -> None:
+    made = job(1, 0.0, tokens=64)
+    before = made.chain
+    for token in range(32):
+        made.put(TextDelta("", (token,)))
+    made.to_be_continued()
+    assert made.chain[:2] == before
+    assert len(made.chain) == 3
+    assert (made.known_tokens, made.completion_tokens) == (96, 32)
+    assert wire.unpack_tokens(made.done()) == list(range(32))

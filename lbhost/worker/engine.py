@@ -21,7 +21,7 @@ import msgspec
 from lbhost import log
 from lbhost.errors import WireError
 from lbhost.order import Overtaken, Prompt, after
-from lbhost.wire import Delta, Finish, FinishReason, Submit, common_prefix, unpack_tokens
+from lbhost.wire import Delta, Finish, FinishReason, Submit, unpack_tokens
 from lbhost.worker.batch import Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.crew import Crew
@@ -30,7 +30,7 @@ from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
 from lbhost.worker.keeper import Keeper
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
-from lbhost.worker.slot_choice import SlotView, choose, worth_following
+from lbhost.worker.seating import Seating
 from lbhost.worker.speed import SpeedMeter
 from lbhost.worker.states import States
 from lbhost.worker.widths import Phase, Widths
@@ -40,10 +40,6 @@ MAX_WAITING = 256
 
 MAX_FAILURES = 3
 """Failed decodes in a row after which the worker had better start afresh."""
-
-_COPY_BYTES_S = 1.5e9
-_MIN_COPY_WORTH = 32
-_GUESS_TOK_S = 100.0
 
 Out = tuple[int, Delta]
 """(link, what it gets)."""
@@ -113,6 +109,9 @@ class Engine:
         self._computing: set[Key] = set()
         self._out: list[Out] = []
         self._meter = SpeedMeter(tiled=context.tiled)
+        self._seating = Seating(
+            context, self._slots, self.keeper, lambda: self._meter.speeds.prefill_tok_s
+        )
         self._crew = crew or Crew(1, lambda _: None)
         self._widths = Widths(self._crew.own)
         self._wide_steps = 0
@@ -330,31 +329,16 @@ class Engine:
         Who begins like a prompt that is being computed waits until that is as far, and copies it.
         """
         while self._waiting and any(slot.request is None for slot in self._slots):
-            ready = [request for request in self._waiting if not self._follows(request)]
+            ready = [request for request in self._waiting if not self._seating.follows(request)]
             if not ready:
                 return
             first = min(ready, key=lambda request: (request.submit.rank, request.number))
             self._waiting.remove(first)
             self._start(first)
 
-    def _follows(self, request: Request) -> bool:
-        if request.state is not None:
-            return False
-        mine = [slot for slot in self._slots if slot.scope == request.submit.scope]
-        leaders = [slot for slot in mine if slot.request and not slot.request.next_token]
-        if not leaders:
-            return False
-        worth, given = self._copy_worth(), request.given
-        held = max(common_prefix(slot.tokens, given) for slot in mine)
-        return any(
-            worth_following(given, held, slot.request.given, len(slot.tokens) // 4, worth)
-            for slot in leaders
-            if slot.request is not None
-        )
-
     def _start(self, request: Request) -> None:
         submit = request.submit
-        slot = self._fill(request)
+        slot = self._seating.fill(request)
         slot.scope, slot.kept = submit.scope, submit.kept
         request.cached = min(len(slot.tokens) // 4, request.prompt_tokens)
         request.started_s = self._clock()
@@ -367,55 +351,6 @@ class Engine:
         slot.request = request
         self._uses += 1
         slot.last_used = self._uses
-
-    def _fill(self, request: Request) -> Slot:
-        """A free slot that holds as much of the request as can be had without computing."""
-        scope = request.submit.scope
-        views = [
-            SlotView(
-                slot=slot.index,
-                busy=slot.request is not None,
-                matched=common_prefix(slot.tokens, request.given) if slot.scope == scope else 0,
-                last_used=slot.last_used,
-            )
-            for slot in self._slots
-        ]
-        choice = choose(views, request.given_tokens, self._copy_worth())
-        assert choice is not None, "a slot is free"
-        offer = self.keeper.offer(request, choice.reuse)
-        if offer is not None:  # nobody's match is needed: whoever was used longest ago makes room
-            views = [msgspec.structs.replace(view, matched=0) for view in views]
-            choice = choose(views, request.given_tokens, None)
-            assert choice is not None, "a slot is free"
-        slot = self._slots[choice.slot]
-        overwritten = offer is not None or choice.copy_from is not None
-        self.keeper.before_reuse(slot, 0 if overwritten else choice.reuse)
-        if overwritten:
-            slot.unsaved_s = 0.0
-        if offer is not None:
-            taken = self.keeper.take_over(slot, request, offer)
-            self._truncate(slot, offer.matched if taken else 0)
-            return slot
-        if choice.copy_from is not None:
-            self._context.copy(choice.copy_from, slot.index)
-            slot.tokens[:] = self._slots[choice.copy_from].tokens
-        self._truncate(slot, choice.reuse)
-        return slot
-
-    def _copy_worth(self) -> int | None:
-        """Tokens whose prefill takes as long as copying a slot's whole KV stream."""
-        if not self._context.can_copy:
-            return None
-        copy_s = self._context.stream_bytes / _COPY_BYTES_S
-        speed = self._meter.speeds.prefill_tok_s or _GUESS_TOK_S
-        return max(_MIN_COPY_WORTH, int(copy_s * speed))
-
-    def _truncate(self, slot: Slot, length: int) -> None:
-        """Cut a slot's KV to `length` tokens, or to none where it cannot be cut there."""
-        if len(slot.tokens) == 4 * length:
-            return
-        kept = length if self._context.truncate(slot.index, length) else 0
-        del slot.tokens[4 * kept :]
 
     def _cut_back(self, slot: Slot) -> bool:
         """Cut a slot's KV to its tokens. False: it could not be, and is empty now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -79,6 +80,30 @@ def test_a_conversation_that_goes_on_elsewhere_computes_its_new_part(shared: Ser
     assert longer > count + 30
     assert cached >= count - 32
     assert metric(shared, "state_hits_total") == hits + 1
+
+
+def test_a_stream_whose_worker_is_killed_goes_on_from_its_last_state(shared: Server) -> None:
+    prompt = "Once there was a thief. " + STORY
+    undisturbed, _, _ = ask(shared, prompt, 40)
+    assert shared.cli("restart", "all").returncode == 0
+    hits = metric(shared, "state_hits_total")
+    body = {"prompt": prompt, "max_tokens": 40, "temperature": 0, "stream": True}
+    text, lines = "", list[str]()
+    with shared.http.stream("POST", "/v1/completions", json=body) as answer:
+        worker = int(answer.headers["x-lbhost-worker"])
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                text += "".join(choice["text"] for choice in json.loads(line[6:])["choices"])
+            if text and not lines:
+                pid = shared.worker(worker).pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+            if text:
+                lines.append(line)
+    assert text == undisturbed
+    assert "data: [DONE]" in lines
+    # Once when it was first sent, and once when it went on.
+    assert metric(shared, "state_hits_total") == hits + 2
 
 
 def test_a_new_gateway_learns_what_the_workers_hold(shared: Server) -> None:

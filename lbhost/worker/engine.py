@@ -22,15 +22,7 @@ from lbhost import log
 from lbhost.errors import WireError
 from lbhost.guidance import GrammarError
 from lbhost.order import Overtaken, Prompt, after
-from lbhost.wire import (
-    Delta,
-    Finish,
-    FinishReason,
-    Submit,
-    TokenLogprob,
-    common_prefix,
-    unpack_tokens,
-)
+from lbhost.wire import Delta, Finish, FinishReason, Submit, TokenLogprob, unpack_tokens
 from lbhost.worker import logprobs
 from lbhost.worker.batch import Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
@@ -40,8 +32,7 @@ from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
 from lbhost.worker.keeper import Keeper
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
-from lbhost.worker.sharing import Held, share
-from lbhost.worker.slot_choice import SlotView, choose
+from lbhost.worker.seating import Seating
 from lbhost.worker.speed import SpeedMeter
 from lbhost.worker.states import States
 from lbhost.worker.widths import Phase, Widths
@@ -51,10 +42,6 @@ MAX_WAITING = 256
 
 MAX_FAILURES = 3
 """Failed decodes in a row after which the worker had better start afresh."""
-
-_COPY_BYTES_S = 1.5e9
-_MIN_COPY_WORTH = 32
-_GUESS_TOK_S = 100.0
 
 Out = tuple[int, Delta]
 """(link, what it gets)."""
@@ -124,6 +111,9 @@ class Engine:
         self._computing: set[Key] = set()
         self._out: list[Out] = []
         self._meter = SpeedMeter(tiled=context.tiled)
+        self._seating = Seating(
+            context, self._slots, self.keeper, lambda: self._meter.speeds.prefill_tok_s
+        )
         self._crew = crew or Crew(1, lambda _: None)
         self._widths = Widths(self._crew.own)
         self._wide_steps = 0
@@ -252,7 +242,7 @@ class Engine:
             EngineFailureError: MAX_FAILURES decodes failed one after the other.
         """
         self._admit()
-        self._held = self._share()
+        self._held = self._seating.share()
         phase = self._phase()
         self._crew.use(
             self._widths.choose(phase, self._crew.widest, known=self._knows_own_speed(phase))
@@ -366,64 +356,13 @@ class Engine:
             self._waiting.append(request)  # where _end looks for those without a slot
             self._end(request, FinishReason.ERROR, error=f"its grammar: {error}")
             return
-        slot = self._fill(request)
+        slot = self._seating.fill(request)
         slot.scope, slot.kept = submit.scope, submit.kept
         request.cached = min(len(slot.tokens) // 4, request.prompt_tokens)
         request.started_s = self._clock()
         slot.request = request
         self._uses += 1
         slot.last_used = self._uses
-
-    def _fill(self, request: Request) -> Slot:
-        """A free slot that holds as much of the request as can be had without computing."""
-        scope = request.submit.scope
-        # what is to be scored must be computed: nothing of it is taken from a slot
-        sought = b"" if request.scored else request.given
-        views = [
-            SlotView(
-                slot=slot.index,
-                busy=slot.request is not None,
-                matched=common_prefix(slot.tokens, sought) if slot.scope == scope else 0,
-                last_used=slot.last_used,
-            )
-            for slot in self._slots
-        ]
-        choice = choose(views, request.given_tokens, self._copy_worth())
-        assert choice is not None, "a slot is free"
-        offer = self.keeper.offer(request, choice.reuse)
-        if offer is not None:  # nobody's match is needed: whoever was used longest ago makes room
-            views = [msgspec.structs.replace(view, matched=0) for view in views]
-            choice = choose(views, request.given_tokens, None)
-            assert choice is not None, "a slot is free"
-        slot = self._slots[choice.slot]
-        overwritten = offer is not None or choice.copy_from is not None
-        self.keeper.before_reuse(slot, 0 if overwritten else choice.reuse)
-        if overwritten:
-            slot.unsaved_s = 0.0
-        if offer is not None:
-            taken = self.keeper.take_over(slot, request, offer)
-            self._truncate(slot, offer.matched if taken else 0)
-            return slot
-        if choice.copy_from is not None:
-            self._context.copy(choice.copy_from, slot.index)
-            slot.tokens[:] = self._slots[choice.copy_from].tokens
-        self._truncate(slot, choice.reuse)
-        return slot
-
-    def _copy_worth(self) -> int | None:
-        """Tokens whose prefill takes as long as copying a slot's whole KV stream."""
-        if not self._context.can_copy:
-            return None
-        copy_s = self._context.stream_bytes / _COPY_BYTES_S
-        speed = self._meter.speeds.prefill_tok_s or _GUESS_TOK_S
-        return max(_MIN_COPY_WORTH, int(copy_s * speed))
-
-    def _truncate(self, slot: Slot, length: int) -> None:
-        """Cut a slot's KV to `length` tokens, or to none where it cannot be cut there."""
-        if len(slot.tokens) == 4 * length:
-            return
-        kept = length if self._context.truncate(slot.index, length) else 0
-        del slot.tokens[4 * kept :]
 
     def _cut_back(self, slot: Slot) -> bool:
         """Cut a slot's KV to its tokens. False: it could not be, and is empty now."""
@@ -480,23 +419,6 @@ class Engine:
             and not request.next_token
             and request.number not in self._held
         ]
-
-    def _share(self) -> frozenset[int]:
-        """Copy what prompts that begin alike need of each other; who still waits for that."""
-        worth = self._copy_worth()
-        running = [slot.request for slot in self._slots if slot.request is not None]
-        if worth is None or len(running) < 2 or all(request.next_token for request in running):
-            return frozenset()
-        sharing = share([_held(slot) for slot in self._slots], worth)
-        for copy in sharing.copies:
-            source, target = self._slots[copy.source], self._slots[copy.target]
-            assert target.request is not None
-            before = len(target.tokens) // 4
-            self._context.copy(source.index, target.index)
-            target.tokens[:] = source.tokens
-            self._truncate(target, copy.tokens)
-            target.request.cached += max(0, len(target.tokens) // 4 - before)
-        return sharing.waiting
 
     def _padding(self, slot: Slot, count: int, decoding: int) -> int:
         """How many tokens to put after a chunk, where they can be cut off again."""
@@ -696,19 +618,3 @@ class Engine:
             wide_steps=self._wide_steps,
             lent=self._lent if self._requests else (),
         )
-
-
-def _held(slot: Slot) -> Held:
-    request = slot.request
-    if request is None or request.next_token:
-        return Held(slot.index, slot.tokens, scope=slot.scope)
-    submit = request.submit
-    return Held(
-        slot.index,
-        slot.tokens,
-        request.given,
-        request.number,
-        submit.rank,
-        request.scored,
-        slot.scope,
-    )

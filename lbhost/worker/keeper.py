@@ -206,7 +206,7 @@ class Keeper:
             self._refuse(request, error.message)
             return None
         matched = min(common_prefix(header.tokens, request.given), usable)
-        if matched <= own:
+        if matched <= own or request.scored:
             self._refuse(request, "")
             return None
         return Offer(header, matched)

@@ -137,7 +137,8 @@ class Plane:
         if job.match_version == self._store.version:
             return
         job.match_version = self._store.version
-        job.match = self._store.find(job.work.scope, job.known())
+        # what is to be scored is computed, whatever there is
+        job.match = None if job.scored else self._store.find(job.work.scope, job.known())
         job.stored = 0 if job.match is None else max(0, int(self._gain(job.match)))
 
     def attach(self, link: WorkerLink, number: int, job: Job, own: int) -> bool:

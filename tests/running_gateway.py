@@ -125,11 +125,13 @@ async def running_gateway(
         await until(lambda: gateway.server.started, "the gateway listens")
         for worker in range(workers):
             await running.add(worker, script=script)
-        yield running
-        if not running.task.done():
-            running.stop(0.0)
-        async with asyncio.timeout(PATIENCE_S):
-            await running.task
+        try:
+            yield running
+        finally:  # also after a failure: a loop cannot be closed on a listener that is open
+            if not running.task.done():
+                running.stop(0.0)
+            async with asyncio.timeout(PATIENCE_S):
+                await running.task
     finally:
         running.task.cancel()
         await asyncio.gather(running.task, return_exceptions=True)

@@ -1,0 +1,104 @@
+"""What became of a request, and whether a promise was broken. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import msgspec
+
+
+class Question(msgspec.Struct, frozen=True):
+    """One request that may be sent any number of times."""
+
+    prompt: str
+    max_tokens: int
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """One request on its way, and what came back. Times are seconds of one monotonic clock."""
+
+    question: int
+    """Index into the questions."""
+    stream: bool
+    sent: float
+    status: int | None = None
+    """None: no head came."""
+    worker: int | None = None
+    """Where it was first."""
+    text: str = ""
+    texts: list[float] = []
+    """When each piece of text came."""
+    finish: str | None = None
+    done: bool = False
+    """A stream's [DONE], or a whole plain answer."""
+    error: str | None = None
+    """What the server said, or what cut the connection off."""
+    cut: bool = False
+    """The connection broke: the client knows that something is missing."""
+    ended: float = 0.0
+
+
+class Verdict(enum.StrEnum):
+    """Every answer is exactly one of these."""
+
+    COMPLETED = "completed"
+    DIFFERENT = "different"
+    """Complete, with another text than the undisturbed one."""
+    TRUNCATED = "truncated"
+    """Ended as if all were well, and was not finished."""
+    REFUSED = "refused"
+    """Not accepted: 429 or 503, with a retry-after."""
+    FAILED = "failed"
+
+
+def verdict(answer: Answer, reference: str) -> Verdict:
+    """What became of a request.
+
+    Args:
+        reference: the text of the undisturbed answer.
+    """
+    if answer.status in (429, 503) and not answer.text:
+        return Verdict.REFUSED
+    if answer.error is not None or answer.cut or answer.status != 200:
+        return Verdict.FAILED
+    if not (answer.done and answer.finish in ("stop", "length")):
+        return Verdict.TRUNCATED
+    return Verdict.COMPLETED if answer.text == reference else Verdict.DIFFERENT
+
+
+def parted(text: str, reference: str) -> int:
+    """Characters that both begin with."""
+    shorter = min(len(text), len(reference))
+    return next((i for i in range(shorter) if text[i] != reference[i]), shorter)
+
+
+def open_at(answer: Answer, moments: Sequence[float], slack_s: float) -> bool:
+    """Whether a request was under way at one of these moments, or came so shortly after it."""
+    return any(answer.sent - slack_s <= moment <= answer.ended for moment in moments)
+
+
+def recoveries(
+    answers: Sequence[Answer], struck: Sequence[tuple[float, int]], stopped_s: float
+) -> list[float]:
+    """Seconds from each stroke to the next text of each stream that it hit.
+
+    Args:
+        struck: when, and which worker. A stream counts only while nothing has hit it before: where
+            it went then, nobody outside knows.
+        stopped_s: a stream that was silent for longer than this before the stroke is left out: it
+            was waiting for something else.
+    """
+    found: list[float] = []
+    for answer in answers:
+        if not (answer.stream and answer.texts):
+            continue
+        hits = [when for when, worker in sorted(struck) if worker == answer.worker]
+        first = next((when for when in hits if answer.sent <= when < answer.ended), None)
+        if first is None:
+            continue
+        before = [at for at in answer.texts if at <= first]
+        after = [at for at in answer.texts if at > first]
+        if before and after and first - before[-1] <= stopped_s:
+            found.append(after[0] - first)
+    return found

@@ -1,0 +1,268 @@
+"""The ways to break a server: each is a coroutine that goes on until its time is over.
+
+Processes are ended by the pids that the server itself names. All randomness is the one given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import machine
+from faults.box import ORPHANS_S, Box, BoxError
+from faults.traffic import Traffic
+
+EVERY_S = 2.0
+
+
+class Kind(enum.Enum):
+    """Who suffers."""
+
+    WORKER = "worker"
+    """Nobody: no request may fail."""
+    SERVICE = "service"
+    """What was open at the moment may fail, and says so."""
+
+
+class Scene:
+    """What a fault works on, and what it notes."""
+
+    def __init__(
+        self, box: Box, traffic: Traffic, rng: random.Random, until: float, folder: Path
+    ) -> None:
+        self.box = box
+        self.traffic = traffic
+        self.rng = rng
+        self.until = until
+        """time.monotonic() at which the fault ends."""
+        self.folder = folder
+        self.struck: list[tuple[float, int]] = []
+        """When which worker was hit."""
+        self.moments: list[float] = []
+        """When gateway or supervisor went, or came back."""
+        self.broken: list[str] = []
+        """Promises that the fault itself saw broken."""
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.until
+
+    async def pause(self, seconds: float = EVERY_S) -> None:
+        await asyncio.sleep(max(0.0, min(seconds, self.until - time.monotonic())))
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One way to break things."""
+
+    name: str
+    what: str
+    kind: Kind
+    run: Callable[[Scene], Awaitable[None]]
+    flags: tuple[str, ...] = ()
+    """Of the server."""
+    to_pipe: bool = False
+    """Its output goes to a pipe."""
+    own_model: bool = False
+    """It serves a copy of the model, which the fault may damage."""
+    heat: bool = False
+    """It reads its temperatures from a tree that the fault writes."""
+    mixable: bool = True
+    """May run beside others."""
+
+
+def _kill(pid: int | None, number: signal.Signals) -> None:
+    if pid is not None:
+        with suppress(ProcessLookupError):  # somebody else was quicker: a supervisor, a mixed fault
+            os.kill(pid, number)
+
+
+async def _strike(scene: Scene, number: signal.Signals) -> None:
+    while not scene.over:
+        workers = await scene.box.up()
+        if len(workers) > 1:
+            worker = scene.rng.choice(workers)
+            scene.struck.append((time.monotonic(), worker.id))
+            _kill(worker.pid, number)
+        await scene.pause()
+
+
+async def kill_workers(scene: Scene) -> None:
+    await _strike(scene, signal.SIGKILL)
+
+
+async def stop_workers(scene: Scene) -> None:
+    await _strike(scene, signal.SIGSTOP)
+
+
+async def kill_fork_server(scene: Scene) -> None:
+    while not scene.over:
+        status = await scene.box.status()
+        if status.template is not None and status.template.state == "ready":
+            _kill(status.template.pid, signal.SIGKILL)
+        await scene.pause()
+
+
+async def kill_gateway(scene: Scene) -> None:
+    while not scene.over:
+        gateway = (await scene.box.status()).gateway
+        if gateway.state == "ready":
+            scene.moments.append(time.monotonic())
+            _kill(gateway.pid, signal.SIGKILL)
+            await scene.box.until(
+                lambda status, before=gateway.pid: (  # type: ignore[misc]
+                    status.gateway.state == "ready" and status.gateway.pid != before
+                ),
+                "a new gateway",
+                30.0,
+            )
+            took = time.monotonic() - scene.moments[-1]
+            scene.moments.append(time.monotonic())
+            if took > 10.0:
+                scene.broken.append(f"the gateway was gone for {took:.1f} s")
+        await scene.pause(5.0)
+
+
+async def operate(scene: Scene) -> None:
+    """Drain, resume, restart and scale, in any order."""
+    while not scene.over:
+        status = await scene.box.status()
+        worker = scene.rng.choice(status.workers).id
+        command = scene.rng.choice(("drain", "resume", "restart", "scale"))
+        if command == "scale":
+            await scene.box.post("/scale", {"workers": scene.rng.choice((1, 2, 3))})
+        elif command != "drain" or len(await scene.box.up()) > 1:
+            await scene.box.post(f"/workers/{worker}/{command}")
+        await scene.pause(0.3)
+    for worker_status in (await scene.box.status()).workers:
+        await scene.box.post(f"/workers/{worker_status.id}/resume")
+    await scene.box.post("/scale", {"workers": len(machine.cores())})
+
+
+async def roll(scene: Scene) -> None:
+    while not scene.over:
+        refused = await scene.box.post("/workers/restart")
+        if refused is not None:
+            scene.broken.append(f"rolling restart: {refused}")
+        await scene.pause(0.2)
+
+
+async def hog(scene: Scene) -> None:
+    """Another program on each core in turn."""
+    while not scene.over:
+        for cpu in machine.cores():
+            with machine.neighbour(cpu):
+                await scene.pause()
+
+
+async def heat(scene: Scene) -> None:
+    """Heat that wanders over the cores: 110 degrees on one, 45 on the others."""
+    cpus = machine.cores()
+    while not scene.over:
+        hot = scene.rng.choice(cpus)
+        for cpu in cpus:
+            write_heat(scene.folder / "sys", cpu, 110 if cpu == hot else 45)
+        await scene.pause(3.0)
+    for cpu in cpus:
+        write_heat(scene.folder / "sys", cpu, 45)
+
+
+async def use_up_descriptors(scene: Scene) -> None:
+    """As many idle connections as the gateway lets in, and some more."""
+    host, port = scene.box.admin.host, scene.box.admin.port
+    opened: list[socket.socket] = []
+    try:
+        while not scene.over:
+            if len(opened) < 2000:
+                with suppress(OSError):
+                    opened.append(socket.create_connection((host, port), 1.0))
+            await asyncio.sleep(0.01)
+    finally:
+        for connection in opened:
+            connection.close()
+
+
+async def close_logs(scene: Scene) -> None:
+    """Whoever reads the log goes away; then a worker dies, which the log would like to tell."""
+    await scene.pause(1.0)
+    scene.box.close_pipe()
+    await kill_workers(scene)
+
+
+async def replace_model(scene: Scene) -> None:
+    """The model's file is overwritten and then replaced while it is served."""
+    model = scene.folder / "model.gguf"
+    await scene.pause(1.0)
+    with model.open("r+b") as file:
+        file.seek(model.stat().st_size // 2)
+        file.write(b"\0" * 1_000_000)
+    await scene.pause(2.0)
+    other = model.with_suffix(".new")
+    await asyncio.to_thread(shutil.copyfile, model, other)
+    other.replace(model)
+    while not scene.over:
+        await scene.pause()
+
+
+async def end_group(scene: Scene) -> None:
+    """SIGTERM to every process of the server with 100 streams open, then a fresh start."""
+    while not scene.over:
+        await scene.traffic.burst(100)
+        await scene.pause(1.0)
+        scene.moments.append(time.monotonic())
+        for pid in [scene.box.pid, *machine.tree(scene.box.pid)]:
+            _kill(pid, signal.SIGTERM)
+        await scene.box.killed()
+        await scene.box.start()
+        scene.moments.append(time.monotonic())
+        await scene.pause(10.0)
+
+
+async def kill_supervisor(scene: Scene) -> None:
+    while not scene.over:
+        await scene.box.status()
+        scene.moments.append(time.monotonic())
+        _kill(scene.box.pid, signal.SIGKILL)
+        await scene.box.killed()
+        await asyncio.sleep(ORPHANS_S)
+        scene.broken += scene.box.orphans()
+        try:
+            await scene.box.start()
+        except BoxError as error:
+            scene.broken.append(f"no fresh start: {error}")
+            return
+        scene.moments.append(time.monotonic())
+        await scene.pause(8.0)
+
+
+def write_heat(sysfs: Path, cpu: int, degrees: int) -> None:
+    """One core's temperature in a tree that `make_heat_tree` made."""
+    chip = sysfs / "class/hwmon/hwmon0"
+    (chip / f"temp{cpu + 2}_input").write_text(f"{degrees * 1000}\n", encoding="ascii")
+
+
+def make_heat_tree(sysfs: Path) -> None:
+    """This machine's /sys, but for a coretemp chip with a sensor for each core."""
+    chip = sysfs / "class/hwmon/hwmon0"
+    chip.mkdir(parents=True)
+    for entry in Path("/sys").iterdir():
+        if entry.name != "class":
+            (sysfs / entry.name).symlink_to(entry)
+    for entry in Path("/sys/class").iterdir():
+        if entry.name not in ("hwmon", "thermal"):
+            (sysfs / "class" / entry.name).symlink_to(entry)
+    (chip / "name").write_text("coretemp\n", encoding="ascii")
+    for cpu in machine.cores():
+        (chip / f"temp{cpu + 2}_label").write_text(f"Core {cpu}\n", encoding="ascii")
+        (chip / f"temp{cpu + 2}_max").write_text("100000\n", encoding="ascii")
+        write_heat(sysfs, cpu, 45)

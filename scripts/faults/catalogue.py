@@ -1,0 +1,68 @@
+"""All faults by name, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from faults import breaking, rude
+from faults.breaking import Fault, Kind
+
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        Fault("kill-worker", "kill -9 a worker every 2 s", Kind.WORKER, breaking.kill_workers),
+        Fault("stop-worker", "SIGSTOP a worker every 2 s", Kind.WORKER, breaking.stop_workers),
+        Fault(
+            "kill-fork-server",
+            "kill -9 the fork server every 2 s",
+            Kind.WORKER,
+            breaking.kill_fork_server,
+        ),
+        Fault("operate", "drain, resume, restart, scale", Kind.WORKER, breaking.operate),
+        Fault("roll", "rolling restarts in a loop", Kind.WORKER, breaking.roll),
+        Fault("hog", "another program on each core in turn", Kind.WORKER, breaking.hog),
+        Fault("heat", "heat that wanders over the cores", Kind.WORKER, breaking.heat, heat=True),
+        Fault(
+            "descriptors",
+            "2,000 idle connections",
+            Kind.SERVICE,
+            breaking.use_up_descriptors,
+            mixable=False,
+        ),
+        Fault(
+            "logs",
+            "nobody reads the log, workers die",
+            Kind.WORKER,
+            breaking.close_logs,
+            to_pipe=True,
+            mixable=False,
+        ),
+        Fault(
+            "model",
+            "the model's file is overwritten and replaced",
+            Kind.WORKER,
+            breaking.replace_model,
+            own_model=True,
+            mixable=False,
+        ),
+        Fault("vanish", "clients that hang up", Kind.WORKER, rude.crowd(rude.vanish)),
+        Fault(
+            "read-nothing", "clients that read nothing", Kind.WORKER, rude.crowd(rude.read_nothing)
+        ),
+        Fault("creep", "clients that send a byte a second", Kind.WORKER, rude.crowd(rude.creep)),
+        Fault("babble", "clients that send garbage", Kind.WORKER, rude.crowd(rude.babble)),
+        Fault("kill-gateway", "kill -9 the gateway", Kind.SERVICE, breaking.kill_gateway),
+        Fault(
+            "end-group",
+            "SIGTERM to all processes with 100 streams, and a fresh start",
+            Kind.SERVICE,
+            breaking.end_group,
+            mixable=False,
+        ),
+        Fault(
+            "kill-supervisor",
+            "kill -9 the supervisor, and a fresh start",
+            Kind.SERVICE,
+            breaking.kill_supervisor,
+            mixable=False,
+        ),
+    )
+}

@@ -1,0 +1,139 @@
+"""One fault, or several at once, on a server under load: what the clients got, what was leaked."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from faults import breaking
+from faults.answers import Answer, Question, Verdict, open_at, recoveries, verdict
+from faults.box import Box, BoxError
+from faults.breaking import Fault, Kind, Scene
+from faults.traffic import Client, Traffic
+
+SERVED_AGAIN_S = 1.0
+"""A request that comes later than this after a fault of the service may not fail."""
+
+STREAMING_S = 1.0
+"""A stream that was silent for longer was waiting for its turn, not for the fault's end."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What one episode came to."""
+
+    name: str
+    counts: dict[str, int]
+    """Answers by Verdict."""
+    excused: int
+    """Of the failed ones: open when gateway or supervisor went."""
+    leaks: list[str]
+    broken: list[str]
+    """Broken promises, one line each; empty: all were kept."""
+    strokes: int
+    recovered_s: list[float]
+    """From each stroke to the next text of the streams that it hit."""
+    different: list[tuple[str, str]]
+    """(text, undisturbed text) of answers that differ."""
+
+
+def judge(
+    faults: Sequence[Fault],
+    answers: Sequence[Answer],
+    references: dict[int, str],
+    scene: Scene,
+    leaks: list[str],
+) -> Result:
+    """Count, and name the broken promises."""
+    verdicts = [verdict(answer, references[answer.question]) for answer in answers]
+    counts = {str(kind): verdicts.count(kind) for kind in Verdict}
+    failed = [a for a, v in zip(answers, verdicts, strict=True) if v is Verdict.FAILED]
+    excused = [a for a in failed if open_at(a, scene.moments, SERVED_AGAIN_S)]
+    different = [
+        (a.text, references[a.question])
+        for a, v in zip(answers, verdicts, strict=True)
+        if v is Verdict.DIFFERENT
+    ]
+    broken = [*scene.broken, *leaks]
+    if len(failed) > len(excused):
+        worst = next(a for a in failed if a not in excused)
+        broken.append(f"{len(failed) - len(excused)} failed: {worst.status} {worst.error}")
+    if counts[Verdict.TRUNCATED]:
+        broken.append(f"{counts[Verdict.TRUNCATED]} ended unfinished without a word")
+    if different:
+        broken.append(f"{len(different)} got another text than when undisturbed")
+    if not counts[Verdict.COMPLETED]:
+        broken.append("nothing was answered")
+    return Result(
+        name="+".join(fault.name for fault in faults),
+        counts=counts,
+        excused=len(excused),
+        leaks=leaks,
+        broken=broken,
+        strokes=len(scene.struck) + len(scene.moments),
+        recovered_s=recoveries(answers, scene.struck, STREAMING_S),
+        different=different,
+    )
+
+
+async def play(
+    faults: Sequence[Fault],
+    model: Path,
+    asked: Sequence[Question],
+    references: dict[int, str],
+    rate: float,
+    seconds: float,
+    seed: int,
+) -> Result:
+    """Start a server, put it under load, break it, and see.
+
+    Args:
+        references: the undisturbed answers by question; no other question is asked.
+        rate: requests per second.
+
+    Raises:
+        BoxError: the server did not start, or was not well again after the fault.
+    """
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="lbhost-chaos-") as name:
+        folder = Path(name)
+        environ: dict[str, str] = {}
+        if any(fault.own_model for fault in faults):
+            model = Path(shutil.copyfile(model, folder / "model.gguf"))
+        if any(fault.heat for fault in faults):
+            breaking.make_heat_tree(folder / "sys")
+            environ["LBHOST_SYSFS_ROOT"] = str(folder / "sys")
+        flags = tuple(flag for fault in faults for flag in fault.flags)
+        box = Box(folder, model, flags)
+        client = Client(box.endpoint, asked)
+        try:
+            await box.start(environ, to_pipe=any(fault.to_pipe for fault in faults))
+            before = await asyncio.to_thread(box.holdings)
+            traffic = Traffic(client, rate, rng, frozenset(references))
+            scene = Scene(box, traffic, rng, time.monotonic() + seconds, folder)
+            traffic.start()
+            try:
+                await asyncio.gather(*(fault.run(scene) for fault in faults))
+            finally:
+                await traffic.stop()
+            await box.ready()
+            leaks = await box.leaks(before)
+        except BoxError as error:
+            raise BoxError(f"{error}; its log ends: {box.tail()}") from error
+        finally:
+            await client.close()
+            await box.stop()
+        leaks += box.orphans()
+    return judge(faults, traffic.answers, references, scene, leaks)
+
+
+def mixed(chosen: Sequence[Fault], rng: random.Random) -> list[Fault]:
+    """Three faults to run at once."""
+    able = [fault for fault in chosen if fault.mixable and fault.kind is Kind.WORKER]
+    return rng.sample(able, min(3, len(able)))

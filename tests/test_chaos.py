@@ -1,0 +1,148 @@
+"""scripts/chaos: how answers are judged, and three minutes of the real thing."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults import episode
+from faults.__main__ import main, parse, table
+from faults.answers import Answer, Verdict, open_at, parted, recoveries, verdict
+from faults.breaking import Scene
+from faults.catalogue import FAULTS
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+def answer(**more: Any) -> Answer:
+    fields: dict[str, Any] = {
+        "question": 0,
+        "stream": True,
+        "sent": 10.0,
+        "status": 200,
+        "text": "so it is",
+        "finish": "length",
+        "done": True,
+        "ended": 20.0,
+        **more,
+    }
+    return Answer(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, Verdict.COMPLETED),
+        ({"text": "so it was"}, Verdict.DIFFERENT),
+        ({"done": False}, Verdict.TRUNCATED),
+        ({"finish": None}, Verdict.TRUNCATED),
+        ({"text": "so", "error": "the worker died"}, Verdict.FAILED),
+        ({"cut": True}, Verdict.FAILED),
+        ({"status": 500, "error": "oh"}, Verdict.FAILED),
+        ({"status": None, "cut": True, "text": ""}, Verdict.FAILED),
+        ({"status": 503, "error": "full", "text": ""}, Verdict.REFUSED),
+        ({"status": 429, "error": "full", "text": ""}, Verdict.REFUSED),
+    ],
+)
+def test_every_answer_has_one_verdict(fields: dict[str, Any], expected: Verdict) -> None:
+    assert verdict(answer(**fields), "so it is") is expected
+
+
+def test_texts_part_where_they_differ() -> None:
+    assert parted("abc", "abd") == 2
+    assert parted("ab", "abc") == 2
+
+
+def test_a_request_is_excused_only_by_a_fault_while_it_was_open() -> None:
+    assert open_at(answer(), [15.0], 1.0)
+    assert open_at(answer(), [9.5], 1.0)  # it came a moment after
+    assert not open_at(answer(), [8.0, 21.0], 1.0)
+
+
+def test_recovery_is_from_the_stroke_to_the_next_text() -> None:
+    hit = answer(worker=1, texts=[11.0, 12.0, 14.5, 15.0])
+    assert recoveries([hit], [(12.5, 1)], 1.0) == [2.0]
+
+
+def test_recovery_counts_the_first_stroke_and_only_streams_that_it_hit() -> None:
+    hit = answer(worker=1, texts=[11.0, 12.0, 14.5, 15.0])
+    elsewhere = answer(worker=0, texts=[11.0, 12.0, 14.5])
+    waiting = answer(worker=1, texts=[11.0, 19.0])
+    assert recoveries([hit, elsewhere, waiting], [(14.7, 1), (12.5, 1)], 1.0) == [2.0]
+
+
+def judged(answers: list[Answer], **scene: Any) -> episode.Result:
+    seen = Scene.__new__(Scene)
+    seen.struck, seen.moments, seen.broken = [], [], []
+    for name, value in scene.items():
+        setattr(seen, name, value)
+    return episode.judge([FAULTS["kill-worker"]], answers, {0: "so it is"}, seen, [])
+
+
+def test_all_promises_kept() -> None:
+    result = judged([answer(), answer(status=503, error="full", text="")])
+    assert not result.broken
+    assert result.counts["completed"] == result.counts["refused"] == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"text": "no"}, {"done": False}, {"error": "gone"}, {"status": None, "cut": True}],
+)
+def test_each_kind_of_loss_is_a_broken_promise(fields: dict[str, Any]) -> None:
+    assert len(judged([answer(), answer(**fields)]).broken) == 1
+
+
+def test_what_was_open_when_the_service_went_may_fail_but_not_be_wrong() -> None:
+    cut = answer(cut=True, error="reset")
+    assert not judged([answer(), cut], moments=[15.0]).broken
+    assert judged([answer(), cut], moments=[25.0]).broken
+    assert judged([answer(), answer(text="no")], moments=[15.0]).broken
+
+
+def test_a_server_that_answers_nothing_has_broken_its_promise() -> None:
+    assert judged([answer(status=503, error="full", text="")]).broken
+
+
+def test_the_table_has_a_line_for_each_episode() -> None:
+    lines = table([judged([answer()]), judged([answer(text="no")])]).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("kill-worker")
+
+
+def test_three_are_mixed_of_those_that_can_be() -> None:
+    mix = episode.mixed(list(FAULTS.values()), random.Random(1))
+    assert len(mix) == 3
+    assert all(fault.mixable for fault in mix)
+
+
+@pytest.mark.parametrize("argv", [["no-such"], ["--minutes", "0"], ["--load", "0"]])
+def test_a_wrong_command_line_is_refused(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        parse(argv)
+    assert refused.value.code == 2
+
+
+def test_faults_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    assert "kill-worker" in capsys.readouterr().out
+
+
+def test_no_promise_is_broken_in_three_minutes() -> None:
+    """Workers killed and stopped, operators' storms, bad clients, a gateway killed."""
+    faults = ["kill-worker", "stop-worker", "operate", "vanish", "kill-gateway"]
+    run = subprocess.run(
+        [sys.executable, "-m", "faults", *faults, "--minutes", "3", "--load", "0.3"],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

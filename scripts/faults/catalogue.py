@@ -5,11 +5,26 @@ from __future__ import annotations
 from faults import breaking, rude
 from faults.breaking import Fault, Kind
 
+_AGAIN = ("--restart-budget", "1000")
+"""Of workers that are killed every 2 s: with the usual budget they would wait for the operator."""
+
 FAULTS = {
     fault.name: fault
     for fault in (
-        Fault("kill-worker", "kill -9 a worker every 2 s", Kind.WORKER, breaking.kill_workers),
-        Fault("stop-worker", "SIGSTOP a worker every 2 s", Kind.WORKER, breaking.stop_workers),
+        Fault(
+            "kill-worker",
+            "kill -9 a worker every 2 s",
+            Kind.WORKER,
+            breaking.kill_workers,
+            flags=_AGAIN,
+        ),
+        Fault(
+            "stop-worker",
+            "SIGSTOP a worker every 2 s",
+            Kind.WORKER,
+            breaking.stop_workers,
+            flags=_AGAIN,
+        ),
         Fault(
             "kill-fork-server",
             "kill -9 the fork server every 2 s",
@@ -32,6 +47,7 @@ FAULTS = {
             "nobody reads the log, workers die",
             Kind.WORKER,
             breaking.close_logs,
+            flags=_AGAIN,
             to_pipe=True,
             mixable=False,
         ),

@@ -109,7 +109,7 @@ async def play(
         if any(fault.heat for fault in faults):
             breaking.make_heat_tree(folder / "sys")
             environ["LBHOST_SYSFS_ROOT"] = str(folder / "sys")
-        flags = tuple(flag for fault in faults for flag in fault.flags)
+        flags = sum(dict.fromkeys(fault.flags for fault in faults), ())
         box = Box(folder, model, flags)
         client = Client(box.endpoint, asked)
         try:

@@ -353,3 +353,42 @@ def test_a_request_that_never_starts_leaves_no_descriptor(bench: Bench, other: B
     assert other.deltas[0].finish.reason is FinishReason.CANCELLED
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
+
+
+def test_a_prompt_gets_on_although_no_worker_lives_to_compute_it() -> None:
+    prompt = [*range(1, 600), *range(1, 600)]
+    known, answer = 0, list[int]()
+    state: int | None = None
+    for _ in range(10):
+        worker = Bench()
+        worker.engine.submit(
+            0, submit(1, prompt, 3, state=0 if state is None else 1, kept=known), state
+        )
+        for _ in range(2):  # then it is killed
+            worker.deltas += [delta for _, delta in worker.engine.step()]
+            worker.keeper.save_one(busy=worker.engine.busy)
+            worker._take()
+        answer = worker.answer(1)
+        assert answer or worker.states, "all that it did is lost"
+        if worker.states:
+            known = len(worker.states[-1][0].tokens) // 4
+            state = last_state(worker)
+        worker.close()
+        if answer:
+            break
+    if state is not None and not answer:
+        os.close(state)
+    assert answer == continuation(prompt, 3, N_CTX)[: len(answer)]
+    assert answer
+
+
+def test_a_worker_that_is_full_from_the_start_saves_too() -> None:
+    bench = Bench(slots=2)
+    for number in range(2):
+        bench.engine.submit(0, submit(number, lively(100, number), 50))
+    for _ in range(3):
+        bench.deltas += [delta for _, delta in bench.engine.step()]
+        bench.keeper.save_one(busy=True)
+    bench._take()
+    assert bench.states
+    bench.close()

@@ -22,7 +22,7 @@ class Doing(enum.Enum):
     """It has ended; its KV waits for one that begins alike."""
 
 
-LEAST = {Doing.PREFILL: 128, Doing.DECODE: 8, Doing.MOVE: 8, Doing.NOTHING: 32}
+LEAST = {Doing.PREFILL: 64, Doing.DECODE: 8, Doing.MOVE: 8, Doing.NOTHING: 32}
 """Tokens that the store does not have, at least. A save in the middle of a prompt is obsolete with
 the next one, but without it nothing gets on where workers die sooner than they compute a prompt."""
 

@@ -156,6 +156,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "K, M or G; 0: none; auto: a quarter of what is free at the start, at most 8G."
         ),
     ] = "auto"
+    share_prefixes: Annotated[
+        bool,
+        says(
+            "Let requests with different API keys go on from each other's prompts. Who knows a "
+            "prompt can then tell by the time of the answer whether another key has sent it."
+        ),
+    ] = False
     policy: Annotated[Policy, says("How a request's worker is chosen.")] = Policy.COST
     runtime_dir: Annotated[
         str | None, says("Folder (mode 0700) for admin.sock; default under XDG_RUNTIME_DIR.")

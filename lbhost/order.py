@@ -23,7 +23,8 @@ tokens, for steps of at most `step` of them and turns of at most `grain` (see `t
   work and its own were done on a worker a fourth as fast.
 
 Ranks come before lengths: a lower one goes first. The oldest of priority and default keeps its
-part against both; flex has none against them, and gives way between two steps.
+part against both; flex has none against them, and gives way between two steps. What has output
+already (its worker was lost, or it was moved) goes like priority: its reader has been interrupted.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ PART = 4
 PRIORITY = 0
 DEFAULT = 1
 FLEX = 2
+
+
+def rank_of(rank: int, *, begun: bool) -> int:
+    """The rank of a request's prompt, which for a `begun` one is all that it had before."""
+    return min(rank, PRIORITY) if begun and rank < FLEX else rank
 
 
 class Prompt(msgspec.Struct, frozen=True):

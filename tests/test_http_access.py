@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from lbhost import config
 from lbhost.config import Settings
+from lbhost.gateway.http.access import scope_of
 from lbhost.gateway.http.hosts import Hosts, Origins
 from running_gateway import CHAT, HELLO, RunningGateway, running_gateway, until
 
@@ -264,3 +265,27 @@ async def test_probes_of_a_server_that_is_not_ready_are_no_refusals() -> None:
             text = (await g.client.get("/metrics")).text
         assert not [x for x in lines if x["event"] == "request"]
         assert "lbhost_error_answers_total{" not in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "scope"),
+    [
+        ({}, 0),
+        ({"api_key": KEY}, scope_of(KEY.encode())),
+        ({"api_key": KEY, "share_prefixes": True}, 0),
+    ],
+)
+async def test_a_keys_requests_share_what_was_computed_with_its_own_alone(
+    settings: dict[str, Any], scope: int
+) -> None:
+    async with running_gateway(**settings) as running:
+        for header in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}):
+            answer = await running.client.post(CHAT, json={**HELLO, "n": 2}, headers=header)
+            assert answer.status_code == 200
+        assert [submit.scope for submit in running.workers[0].submits] == [scope] * 4
+
+
+def test_a_scope_tells_keys_apart_and_does_not_tell_them() -> None:
+    scopes = {scope_of(key) for key in (b"one-key", b"one-kez", b"another")}
+    assert len(scopes) == 3
+    assert 0 not in scopes

@@ -10,6 +10,8 @@ import pytest
 
 from fake_engine import FakeContext, FakeSamplers, FakeVocab, continuation, lively, submit
 from lbhost import state_file
+from lbhost.gateway.http.access import scope_of
+from lbhost.gateway.states.store import Entry, Store
 from lbhost.state_file import Header
 from lbhost.state_link import Taken, Unable
 from lbhost.wire import Delta, FinishReason, pack_tokens
@@ -184,7 +186,7 @@ def test_what_the_store_has_is_not_saved_again(bench: Bench, other: Bench) -> No
     prompt = lively(100)
     bench.engine.submit(0, submit(1, prompt, 10))
     bench.run()
-    other.engine.submit(0, submit(7, prompt, 10, state=7, kept=100), last_state(bench))
+    other.engine.submit(0, submit(7, prompt, 5, state=7, kept=100), last_state(bench))
     other.run()
     assert not other.states
 
@@ -194,9 +196,9 @@ def test_a_running_sequence_is_saved_now_and_then(bench: Bench) -> None:
     bench.engine.submit(0, submit(1, prompt, 60))
     bench.run()
     lengths = [len(header.tokens) // 4 for header, _ in bench.states]
-    # Its prompt as soon as that is computed, then every 16 tokens: its steps take a second.
+    # Its prompt as soon as that is computed, then every 8 tokens: its steps take a second.
     assert lengths[0] == 100
-    assert lengths[1:4] == [116, 132, 148]
+    assert lengths[1:4] == [108, 116, 124]
 
 
 def test_a_slot_is_saved_before_it_is_overwritten() -> None:
@@ -243,6 +245,32 @@ def test_other_scopes_slots_are_no_help(bench: Bench) -> None:
     assert bench.cached(2) == 0
     assert bench.cached(3) == 99
     assert bench.answer(2) == bench.answer(3) == bench.answer(1)
+
+
+def test_two_keys_share_neither_slots_nor_store(bench: Bench, other: Bench) -> None:
+    """One prompt of two scopes in two workers and their store: as if the other did not exist."""
+    prompt, mine, theirs = lively(100), scope_of(b"the first key"), scope_of(b"another key")
+    store = Store()
+
+    def ask(worker: Bench, request: int, scope: int) -> int:
+        match = store.find(scope, pack_tokens(prompt))
+        assert match is None or match.entry.scope == scope
+        state = os.dup(match.entry.fd) if match is not None else None
+        asked = submit(request, prompt, 10, state=request if match else 0, scope=scope)
+        worker.engine.submit(0, asked, state)
+        before = len(worker.states)
+        worker.run(idle_only=True)
+        for header, fd in worker.states[before:]:
+            store.add(Entry(header.scope, header.tokens, fd, header.size, 0.0))
+        return worker.cached(request)
+
+    assert [ask(bench, 1, mine), ask(bench, 2, theirs)] == [0, 0]
+    assert [ask(bench, 3, mine), ask(bench, 4, theirs)] == [99, 99]
+    assert len(store) == 2
+    stranger = scope_of(b"a third key")
+    assert [ask(other, 1, mine), ask(other, 2, theirs), ask(other, 3, stranger)] == [99, 99, 0]
+    assert other.context.loads == 2
+    assert bench.answer(1) == bench.answer(2) == other.answer(1) == other.answer(3)
 
 
 def test_what_is_moved_is_saved_first_and_goes_on_elsewhere(bench: Bench, other: Bench) -> None:
@@ -325,3 +353,42 @@ def test_a_request_that_never_starts_leaves_no_descriptor(bench: Bench, other: B
     assert other.deltas[0].finish.reason is FinishReason.CANCELLED
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
+
+
+def test_a_prompt_gets_on_although_no_worker_lives_to_compute_it() -> None:
+    prompt = [*range(1, 600), *range(1, 600)]
+    known, answer = 0, list[int]()
+    state: int | None = None
+    for _ in range(10):
+        worker = Bench()
+        worker.engine.submit(
+            0, submit(1, prompt, 3, state=0 if state is None else 1, kept=known), state
+        )
+        for _ in range(2):  # then it is killed
+            worker.deltas += [delta for _, delta in worker.engine.step()]
+            worker.keeper.save_one(busy=worker.engine.busy)
+            worker._take()
+        answer = worker.answer(1)
+        assert answer or worker.states, "all that it did is lost"
+        if worker.states:
+            known = len(worker.states[-1][0].tokens) // 4
+            state = last_state(worker)
+        worker.close()
+        if answer:
+            break
+    if state is not None and not answer:
+        os.close(state)
+    assert answer == continuation(prompt, 3, N_CTX)[: len(answer)]
+    assert answer
+
+
+def test_a_worker_that_is_full_from_the_start_saves_too() -> None:
+    bench = Bench(slots=2)
+    for number in range(2):
+        bench.engine.submit(0, submit(number, lively(100, number), 50))
+    for _ in range(3):
+        bench.deltas += [delta for _, delta in bench.engine.step()]
+        bench.keeper.save_one(busy=True)
+    bench._take()
+    assert bench.states
+    bench.close()

@@ -217,3 +217,12 @@ def test_draws_go_on_where_another_ones_have_ended(sampling: Sampling) -> None:
         second = Draw(sampling, cut)
         assert [second.pick(row) for row in rows[cut:]] == expected[cut:]
     assert [first.pick(row) for row in rows[:17]] == expected[:17]
+
+
+def test_what_was_interrupted_goes_before_what_has_just_come() -> None:
+    made = engine(context=FakeContext(batch_size=16))
+    done = continuation(PROMPT, 8, 64)
+    made.submit(0, submit(1, lively(10, 1), 4))
+    made.submit(0, submit(2, PROMPT, 12, done=pack_tokens(done)))
+    first = [delta.request for _, delta in made.step()]
+    assert first == [2], "its prompt is longer, but its reader has seen it begin"

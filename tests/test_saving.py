@@ -21,7 +21,7 @@ def test_a_save_must_be_quick_beside_what_it_saves(doing: Doing) -> None:
     assert worth(Unsaved(doing, 4000, 0, limit), 0.01)
 
 
-def test_saves_of_a_running_sequence_take_a_hundredth_of_its_time() -> None:
+def test_saves_of_a_running_sequence_take_a_sixtieth_of_its_time() -> None:
     # 40 ms to compute a token, 50 us to save one: the sequence grows, and saves with it.
     saved_s = computed_s = unsaved_s = 0.0
     kept = 0
@@ -31,8 +31,24 @@ def test_saves_of_a_running_sequence_take_a_hundredth_of_its_time() -> None:
         save_s = tokens * 0.00005
         if worth(Unsaved(Doing.DECODE, tokens, kept, unsaved_s), save_s):
             saved_s, kept, unsaved_s = saved_s + save_s, tokens, 0.0
-    assert 0 < saved_s <= 0.0101 * computed_s
+    assert 0 < saved_s <= 0.0168 * computed_s
 
 
 def test_what_the_store_has_of_a_prompt_that_is_not_computed_yet_counts_for_nothing() -> None:
     assert not worth(Unsaved(Doing.NOTHING, 100, 900, 1e9), 0.001)
+
+
+@pytest.mark.parametrize(("token_s", "save_token_s"), [(0.03, 25e-6), (0.003, 8e-6)])
+def test_what_a_workers_end_costs_a_stream_of_256_tokens_is_bounded(
+    token_s: float, save_token_s: float
+) -> None:
+    # Prefill of what came since the last save, for a slow box and a fast one: a token of prefill
+    # costs a quarter of one that is decoded.
+    kept, unsaved_s, lost = 256, 0.0, list[float]()
+    for tokens in range(257, 640):
+        unsaved_s += token_s
+        lost.append((tokens - kept) * token_s / 4)
+        if worth(Unsaved(Doing.DECODE, tokens, kept, unsaved_s), 0.0005 + tokens * save_token_s):
+            kept, unsaved_s = tokens, 0.0
+    assert sum(lost) / len(lost) < 0.15
+    assert max(lost) < 0.3

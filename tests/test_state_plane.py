@@ -36,9 +36,9 @@ class Speeds:
 class Worker:
     """Its ends of the links."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: Plane, epoch: int = 1) -> None:
         self.plane = plane
-        self.link = WorkerLink(0, 1, lambda link, step: None, lambda link: None)
+        self.link = WorkerLink(0, epoch, lambda link, step: None, lambda link: None)
         self.socket, theirs = state_link_pair()
         plane.join(self.link, theirs.detach())
 
@@ -198,18 +198,50 @@ async def test_a_state_that_was_refused_is_not_sent_again() -> None:
         assert plane.counts.failed == 1
 
 
-async def test_a_state_under_which_two_workers_died_is_given_up() -> None:
+def die(plane: Plane, number: int) -> None:
+    """A worker ends while it is to load the state of PROMPT."""
+    dying = Worker(plane, epoch=number)
+    new = job(PROMPT)
+    plane.look(new)
+    assert plane.attach(dying.link, number, new, own=0)
+    dying.socket.close()
+    plane.leave(dying.link)
+
+
+async def test_a_state_under_which_two_workers_crashed_is_given_up() -> None:
     async with running() as (plane, worker):
         worker.save(PROMPT)
         await until(lambda: plane.entries == 1, "the state has come")
-        for left in (1, 0):
-            dying = Worker(plane)
-            new = job(PROMPT)
-            plane.look(new)
-            assert plane.attach(dying.link, 1, new, own=0)
-            dying.socket.close()
-            plane.leave(dying.link)
-            assert plane.entries == left
+        for number in (2, 3):
+            die(plane, number)
+            plane.ended(0, number, by_its_work=True)
+        new = job(PROMPT)
+        plane.look(new)
+        assert not plane.attach(worker.link, 1, new, own=0)
+        assert plane.entries == 0
+
+
+@pytest.mark.parametrize("word_first", [False, True])
+async def test_workers_that_are_killed_cost_no_state(word_first: bool) -> None:
+    async with running() as (plane, worker):
+        worker.save(PROMPT)
+        await until(lambda: plane.entries == 1, "the state has come")
+        for number in range(2, 12):
+            if word_first:
+                dying = Worker(plane, epoch=number)
+                new = job(PROMPT)
+                plane.look(new)
+                assert plane.attach(dying.link, number, new, own=0)
+                plane.ended(0, number, by_its_work=False)
+                dying.socket.close()
+                plane.leave(dying.link)
+            else:
+                die(plane, number)
+                plane.ended(0, number, by_its_work=False)
+        assert plane.entries == 1
+        new = job(PROMPT)
+        plane.look(new)
+        assert plane.attach(worker.link, 1, new, own=0)
 
 
 async def test_a_worker_that_says_its_states_cannot_be_moved_is_believed() -> None:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from fake_admin import FakeAdmin, status, worker
+from lbhost.status import StatesStatus
 from lbhost_tui import export
 from lbhost_tui.app import Dashboard
 from lbhost_tui.entry import run
@@ -57,6 +58,17 @@ async def test_a_starting_server_without_workers_says_what_it_does(fake: FakeAdm
         await tui.sees("◌ starting", "starting: SmolLM2-135M-Instruct is being loaded")
         fake.status = status(2)
         await tui.until(lambda: "● ready" in tui.row(1))
+
+
+async def test_details_tell_what_the_store_holds(fake: FakeAdmin) -> None:
+    states = StatesStatus(
+        entries=9, bytes=300 << 20, limit=2 << 30, hits=30, misses=10, tokens=12345
+    )
+    fake.status = msgspec.structs.replace(fake.status, states=states)
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("enter")
+        await tui.sees("kv store", "300M/2.0G", "75%", "12k")
 
 
 async def test_details_open_follow_the_selection_and_close(fake: FakeAdmin) -> None:

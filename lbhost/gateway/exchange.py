@@ -55,6 +55,8 @@ class Exchange:
         self.complete = self.began
         """When all of the request was here; its place in the queue counts from then."""
         self.request_id = request_id_of(headers or [])
+        self.scope = 0
+        """Whose request it is; see wire.Submit."""
         self.status: int | None = None
         """Of the answer, once there is one."""
         self.error: LbhostError | None = None

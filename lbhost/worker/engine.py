@@ -338,7 +338,7 @@ class Engine:
     def _admit(self) -> None:
         """Give waiting requests their slots: by rank, then first come first served."""
         while self._waiting and any(slot.request is None for slot in self._slots):
-            first = min(self._waiting, key=lambda request: (request.submit.rank, request.number))
+            first = min(self._waiting, key=lambda request: (request.rank, request.number))
             self._waiting.remove(first)
             self._start(first)
 
@@ -412,7 +412,7 @@ class Engine:
             Prompt(
                 request.number,
                 request.given_tokens - len(slot.tokens) // 4,
-                request.submit.rank,
+                request.rank,
             )
             for slot in self._slots
             if (request := slot.request) is not None

@@ -76,6 +76,8 @@ class Keeper:
             slot.unsaved_s = len(slot.tokens) // 4 * self._token_s
         if self._states is None or not self._states.movable:
             self.out.append((None, Unable("this model's memory cannot be cut or moved"), None))
+        else:
+            self._test()  # while a slot is free for that: there may be none for long
 
     # --- saving -----------------------------------------------------------------------
 

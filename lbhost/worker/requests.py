@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from lbhost import order
 from lbhost.wire import Submit
 from lbhost.worker.interfaces import SamplerLike
 from lbhost.worker.text import TextStream
@@ -55,6 +56,11 @@ class Request:
         """The token that was sampled last, packed; it is not in the KV yet."""
         self.text = TextStream(submit.stop)
         self.sampler: SamplerLike | None = None
+
+    @property
+    def rank(self) -> int:
+        """Its place among the prompts; see order.py."""
+        return order.rank_of(self.submit.rank, begun=bool(self.submit.done))
 
     @property
     def scored(self) -> bool:

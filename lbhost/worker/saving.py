@@ -22,13 +22,14 @@ class Doing(enum.Enum):
     """It has ended; its KV waits for one that begins alike."""
 
 
-LEAST = {Doing.PREFILL: 1024, Doing.DECODE: 16, Doing.MOVE: 8, Doing.NOTHING: 32}
+LEAST = {Doing.PREFILL: 64, Doing.DECODE: 8, Doing.MOVE: 8, Doing.NOTHING: 32}
 """Tokens that the store does not have, at least. A save in the middle of a prompt is obsolete with
-the next chunk; only long ones are worth that."""
+the next one, but without it nothing gets on where workers die sooner than they compute a prompt."""
 
-PAYS = {Doing.PREFILL: 100.0, Doing.DECODE: 100.0, Doing.MOVE: 3.0, Doing.NOTHING: 10.0}
+PAYS = {Doing.PREFILL: 100.0, Doing.DECODE: 60.0, Doing.MOVE: 3.0, Doing.NOTHING: 10.0}
 """Computing them must have taken so many times as long as saving will: all saves of a running
-sequence together take at most a hundredth of its time."""
+sequence together take at most a sixtieth of its time, and its worker's end costs it at most what
+sixty saves take, half of that on average, and less in so far as prefill is faster than decoding."""
 
 
 class Unsaved(msgspec.Struct, frozen=True):

@@ -119,7 +119,7 @@ def _held(slot: Slot) -> Held:
         slot.tokens,
         request.given,
         request.number,
-        request.submit.rank,
+        request.rank,
         request.scored,
         slot.scope,
     )

@@ -33,6 +33,10 @@ _FOLD = 4096
 """8-byte words that a checksum folds the payload into before a CRC is taken of them: three times as
 fast as the CRC of everything."""
 
+_KEPT_BYTES = 32 << 20
+"""A buffer of so many bytes at most is kept for the next save: 1,400 tokens of the starter
+model."""
+
 
 def identity_of(model: Model, weights: Sequence[FilePart], slots: int) -> bytes:
     """What a state must have in common with a context to be loaded there.
@@ -63,6 +67,7 @@ class States:
     def __init__(self, context: ContextLike, identity: bytes) -> None:
         self._context = context
         self._identity = identity
+        self._buffer = _Buffer()
         self.movable = context.can_copy
         """False: this model's memory cannot be cut at any token, or `test` failed."""
 
@@ -111,26 +116,14 @@ class States:
             StateError: llama.cpp or the kernel refused.
         """
         size = self._context.state_bytes(slot)
-        header = Header(self._identity, scope, tokens, size, 0)
         try:
-            fd = os.memfd_create("lbhost-state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except OSError as error:
-            raise StateError(f"no memory file: {error.strerror}") from error
-        try:
-            os.ftruncate(fd, header.size)
-            with _mapped(fd, header.size, write=True) as address:
-                if not self._context.save(slot, address + header.payload_at, size):
+            with self._buffer.of(size) as (address, payload):
+                if not self._context.save(slot, address, size):
                     raise StateError("llama.cpp could not save the sequence")
-                header = Header(self._identity, scope, tokens, size, _checksum(address, header))
-                start = state_file.pack(header)
-                ctypes.memmove(address, start, len(start))
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, state_file.SEALS)
-        except BaseException as error:
-            os.close(fd)
-            if isinstance(error, OSError):
-                raise StateError(f"no room for a state: {error.strerror}") from error
-            raise
-        return fd, header.size
+                header = Header(self._identity, scope, tokens, size, _checksum(address, size))
+                return _sealed(header, payload), header.size
+        except OSError as error:
+            raise StateError(f"no room for a state: {error.strerror}") from error
 
     def read(self, fd: int, scope: int) -> Header:
         """What a state holds, if it fits here.
@@ -156,20 +149,63 @@ class States:
         Raises:
             StateError: its checksum is wrong, or llama.cpp refused it.
         """
-        with _mapped(fd, header.size, write=False) as address:
-            if _checksum(address, header) != header.checksum:
+        with _mapped(fd, header.size) as address:
+            at = address + header.payload_at
+            if _checksum(at, header.payload_bytes) != header.checksum:
                 self._context.truncate(slot, 0)
                 raise StateError("a damaged state")
-            at = address + header.payload_at
             if not self._context.load(slot, at, header.payload_bytes):
                 raise StateError("llama.cpp could not load the state")
 
 
+class _Buffer:
+    """Memory that llama.cpp writes a state into before the kernel copies it to its file.
+
+    It writes into a file's own mapping at half the speed: each page is cleared and mapped first.
+    """
+
+    def __init__(self) -> None:
+        self._kept: mmap.mmap | None = None
+
+    @contextlib.contextmanager
+    def of(self, size: int) -> Iterator[tuple[int, memoryview]]:
+        """Address and bytes. Raises OSError if there is no memory."""
+        page = self._kept
+        if page is None or len(page) < size:
+            page = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(OSError):  # a kernel without large pages
+                page.madvise(mmap.MADV_HUGEPAGE)
+        if size <= _KEPT_BYTES:
+            self._kept = page
+        view = numpy.frombuffer(page, dtype=numpy.uint8)
+        payload = memoryview(page)[:size]
+        try:
+            yield int(view.ctypes.data), payload
+        finally:
+            payload.release()
+            del view
+
+
+def _sealed(header: Header, payload: memoryview) -> int:
+    """A state's file. Raises OSError if there is no room for it."""
+    start = state_file.pack(header)
+    fd = os.memfd_create("lbhost-state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.pwrite(fd, start, 0)
+        at = 0
+        while at < len(payload):  # one call writes 2 GiB at most
+            at += os.pwrite(fd, payload[at:], header.payload_at + at)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, state_file.SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 @contextlib.contextmanager
-def _mapped(fd: int, size: int, *, write: bool) -> Iterator[int]:
-    """The file's address in memory."""
-    access = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
-    with mmap.mmap(fd, size, mmap.MAP_SHARED, access) as page:
+def _mapped(fd: int, size: int) -> Iterator[int]:
+    """The file's address in memory, to be read."""
+    with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as page:
         view = numpy.frombuffer(page, dtype=numpy.uint8)
         try:
             yield int(view.ctypes.data)
@@ -177,12 +213,9 @@ def _mapped(fd: int, size: int, *, write: bool) -> Iterator[int]:
             del view  # or the page could not be unmapped
 
 
-def _checksum(address: int, header: Header) -> int:
-    """Of the payload. The words are summed in columns, the columns' sums and the rest hashed."""
-    size = header.payload_bytes
-    payload = numpy.ctypeslib.as_array(
-        (ctypes.c_uint8 * size).from_address(address + header.payload_at)
-    )
+def _checksum(address: int, size: int) -> int:
+    """Of a payload. The words are summed in columns, the columns' sums and the rest hashed."""
+    payload = numpy.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
     whole = size // (8 * _FOLD) * 8 * _FOLD
     columns = payload[:whole].view(numpy.uint64).reshape(-1, _FOLD).sum(axis=0)
     return zlib.crc32(payload[whole:].tobytes(), zlib.crc32(columns.tobytes()))

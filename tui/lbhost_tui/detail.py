@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 
-from lbhost.status import CoreStatus, HostStatus, Status, WorkerStatus
+from lbhost.status import CoreStatus, HostStatus, StatesStatus, Status, WorkerStatus
 from lbhost_tui import columns
 from lbhost_tui import format as fmt
 from lbhost_tui.freshness import Age
@@ -136,6 +136,21 @@ def _host(host: HostStatus) -> Group:
     return Group("host", tuple(facts))
 
 
+def _store(states: StatesStatus) -> Group:
+    """What is kept of prompts for all workers."""
+    asked = states.hits + states.misses
+    rate = fmt.percent(states.hits / asked if asked else None)
+    held = f"{fmt.size(states.bytes)}/{fmt.size(states.limit)}"
+    return Group(
+        "kv store",
+        (
+            ("held", _fact(held if states.movable else fmt.UNKNOWN)),
+            ("hits", _fact(rate)),
+            ("reused tok", _count(states.tokens)),
+        ),
+    )
+
+
 def _points(fraction: float | None) -> str:
     return fmt.UNKNOWN if fraction is None else f"{fraction * 100:.0f}"
 
@@ -165,7 +180,7 @@ def page(worker: WorkerStatus, status: Status, width: int, age: Age = Age.FRESH)
     groups = [_traffic(worker, age), _engine(worker)]
     gpu = _gpu(worker, status)
     groups += [gpu] if gpu is not None else [_cores(worker, status.cores)]
-    groups += [_life(worker), _host(status.host)]
+    groups += [_life(worker), _host(status.host), _store(status.states)]
     lines: list[Parts] = [summary(worker, status)]
     if worker.last_exit:
         lines.append(((" last exit  ", Role.DIM), (worker.last_exit, Role.TEXT)))

@@ -92,7 +92,7 @@ class Completions:
                 return
             exchange = answer.exchange
             self._check_answers(taken)
-            works = group.spread(taken.works, taken.best_of)
+            works = group.spread(taken.works, taken.best_of, exchange.scope)
             jobs = answer.group = group.submit(
                 self._dispatcher, works, exchange.began, exchange.complete
             )

@@ -8,6 +8,7 @@ in hosts.py; whatever is refused ends up in the request's Exchange.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 
 from starlette.responses import Response
@@ -42,12 +43,14 @@ class Access:
         dispatcher: Dispatcher,
         *,
         api_key: str | None,
+        share_prefixes: bool = False,
         hosts: Hosts,
         origins: Origins,
     ) -> None:
         self._app = app
         self._dispatcher = dispatcher
         self._key = api_key.encode() if api_key is not None else None
+        self._share_prefixes = share_prefixes
         self._hosts = hosts
         self._origins = origins
 
@@ -88,7 +91,9 @@ class Access:
             if origin is not None and asked and scope["method"] == "OPTIONS":
                 own += _preflight_headers(scope)
                 return Response(status_code=204)
-            self._check_key(scope)
+            key = self._check_key(scope)
+            if key is not None and not self._share_prefixes:
+                exchange.scope = scope_of(key)
         except LbhostError as error:
             exchange.fail(error)
             return error_response(error, exchange)
@@ -119,9 +124,10 @@ class Access:
             )
         return given[0]
 
-    def _check_key(self, scope: Scope) -> None:
+    def _check_key(self, scope: Scope) -> bytes | None:
+        """The key that was needed, and given. Raises UnauthorizedError."""
         if self._key is None or scope["path"] in OPEN_PATHS:
-            return
+            return None
         bearers = _values(scope, b"authorization")
         scheme, _, key = bearers[0].partition(b" ") if len(bearers) == 1 else (b"", b"", b"")
         named = _values(scope, b"x-api-key")
@@ -131,6 +137,12 @@ class Access:
             raise UnauthorizedError(
                 "wrong or missing API key: send Authorization: Bearer KEY, or x-api-key: KEY"
             )
+        return self._key
+
+
+def scope_of(key: bytes) -> int:
+    """Names the scope of a key's requests (wire.Submit.scope) and does not tell the key: not 0."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8, person=b"lbhost scope").digest()) or 1
 
 
 def identifying_headers(path: str, request_id: str) -> list[tuple[bytes, bytes]]:

@@ -105,6 +105,7 @@ def build(
         app,
         dispatcher,
         api_key=settings.api_key,
+        share_prefixes=settings.share_prefixes,
         hosts=Hosts(settings, on_loopback=on_loopback),
         origins=Origins(settings),
     )

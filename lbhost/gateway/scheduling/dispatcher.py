@@ -426,6 +426,7 @@ class Dispatcher:
     def worker_ended(self, worker: int, epoch: int, by_its_work: bool) -> None:
         """The supervisor says that a process has ended; its link ends about now."""
         self._ends.add(worker, epoch, by_its_work)
+        self.states.ended(worker, epoch, by_its_work)
         waiting = [
             job for job in self._jobs.values() if settle(job.deaths, worker, epoch, by_its_work)
         ]

@@ -17,13 +17,16 @@ from lbhost.gateway.scheduling.job import Bell, Job, Work
 _SEEDS = 1 << 32
 
 
-def spread(works: Sequence[Work], times: int) -> list[Work]:
-    """Each prompt's work so many times, one after the other, with seeds that count up."""
+def spread(works: Sequence[Work], times: int, scope: int = 0) -> list[Work]:
+    """Each prompt's work so many times, one after the other, with seeds that count up.
+
+    Args:
+        scope: whose they are; see wire.Submit.
+    """
     return [
-        work
-        if i == 0
-        else msgspec.structs.replace(
+        msgspec.structs.replace(
             work,
+            scope=scope,
             sampling=msgspec.structs.replace(work.sampling, seed=(work.sampling.seed + i) % _SEEDS),
         )
         for work in works

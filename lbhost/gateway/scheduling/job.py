@@ -160,6 +160,11 @@ class Job:
         return bool(self.tokens)
 
     @property
+    def rank(self) -> int:
+        """Its prompt's in a worker; see order.py."""
+        return order.rank_of(self.work.rank, begun=self.begun)
+
+    @property
     def scored(self) -> bool:
         """Whether its worker has to tell how probable the prompt's tokens are."""
         return self.work.prompt_logprobs and not self.tokens

@@ -150,7 +150,7 @@ class Router:
         there = [other.view(r, now_ns, wide=False) for other, r in others]
         offers: list[Offer] = []
         for attempt in attempts:
-            need = policy.Need(attempt.job.known_tokens, attempt.left, attempt.job.work.rank, True)
+            need = policy.Need(attempt.job.known_tokens, attempt.left, attempt.job.rank, True)
             stay_s = attempt.left * before.costs[1]
             best: Offer | None = None
             for view in there:
@@ -183,7 +183,7 @@ class Router:
 
 
 def _need(job: Job) -> policy.Need:
-    return policy.Need(job.known_tokens, job.expected_tokens, job.work.rank, job.begun)
+    return policy.Need(job.known_tokens, job.expected_tokens, job.rank, job.begun)
 
 
 def _seen_by(job: Job, session: Session, view: policy.WorkerView) -> policy.WorkerView:

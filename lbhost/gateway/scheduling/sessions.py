@@ -139,7 +139,7 @@ class Session:
         heartbeat; what is first in its order is taken off first.
         """
         waiting = [attempt for attempt in self.attempts.values() if attempt.last_token is None]
-        left = sorted((attempt.job.work.rank, attempt.prefill) for attempt in waiting)
+        left = sorted((attempt.job.rank, attempt.prefill) for attempt in waiting)
         if not left or progress.epoch != self.epoch:
             return left
         since = sum(a.prefill for a in waiting if a.sent_ns > progress.heartbeat_ns)

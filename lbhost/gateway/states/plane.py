@@ -28,6 +28,9 @@ MAX_ENTRIES = 512
 LEAST = 64
 """Tokens that a state must spare a worker: about as much as is not known of its slots."""
 
+KEPT = 64
+"""Workers' processes of which it is remembered what they were to load."""
+
 _GUESS_BYTES_S = 1e9
 _FIXED_S = 0.002
 _WEIGHT = 0.2
@@ -77,6 +80,8 @@ class Plane:
         self._store = Store()
         self._links: dict[WorkerLink, StatesLink] = {}
         self._sent: dict[WorkerLink, dict[int, Entry]] = {}
+        self._blamed: dict[tuple[int, int], list[Entry]] = {}
+        """What workers (id, epoch) were to load when they ended, until it is known how they did."""
         self._bytes_s = _GUESS_BYTES_S
         self.budget: float | None = None if wanted is None else wanted
         self.limit: float = budget.UNKNOWN if wanted is None else wanted
@@ -106,16 +111,32 @@ class Plane:
         self._sent[link] = {}
 
     def leave(self, link: WorkerLink) -> None:
-        """The worker is gone. What it was about to load may be the reason."""
+        """The worker is gone. What it was about to load may be the reason: see `ended`."""
         states = self._links.pop(link, None)
         if states is None:
             return
         states.read()
         states.close()
-        for entry in self._sent.pop(link).values():
+        blamed = self._blamed[link.worker, link.epoch] = list(self._sent.pop(link).values())
+        for entry in blamed:
             entry.deaths += 1
-            if entry.deaths > 1:
-                self._remove(entry)
+        if len(self._blamed) > KEPT:
+            del self._blamed[next(iter(self._blamed))]
+
+    def ended(self, worker: int, epoch: int, by_its_work: bool) -> None:
+        """The supervisor says how a process ended, shortly before or after its links did.
+
+        Who was killed from outside says nothing of the states that it was about to load; where
+        that counted, those that are needed most would go first.
+        """
+        blamed = self._blamed.pop((worker, epoch), [])
+        if by_its_work:
+            return
+        for entry in blamed:
+            entry.deaths -= 1
+        for link, sent in self._sent.items():
+            if (link.worker, link.epoch) == (worker, epoch):
+                sent.clear()
 
     def read(self, link: WorkerLink) -> None:
         """Take in what a worker has sent up to now."""
@@ -156,6 +177,10 @@ class Plane:
             return False
         if match is None:
             self.counts.misses += 1
+            return False
+        if match.entry.deaths > 1:
+            self._remove(match.entry)
+            job.match = None
             return False
         spared = match.tokens - own
         if spared < LEAST or self._gain(match) <= own:

@@ -32,7 +32,7 @@ class Entry(msgspec.Struct, eq=False):
     uses: int = 0
     """How often a worker has gone on from it, or from the beginning that it took the place of."""
     deaths: int = 0
-    """Workers that ended while they were to load it."""
+    """Workers that ended by themselves while they were to load it."""
     shared: int = 0
     """How many of its tokens, from the first on, another state holds too; the store's to write."""
 

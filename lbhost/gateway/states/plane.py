@@ -167,6 +167,12 @@ class Plane:
         self._sent[link][number] = match.entry
         return True
 
+    def released(self, link: WorkerLink, number: int) -> None:
+        """An attempt has ended: if its state was not looked at yet, it never will be."""
+        sent = self._sent.get(link)
+        if sent is not None:
+            sent.pop(number, None)
+
     def _gain(self, match: Match) -> float:
         """Tokens that need not be computed, less those that could be in the time of copying."""
         prefill_tok_s = self._speeds.speeds()[0]

@@ -233,6 +233,8 @@ async def test_a_worker_that_says_its_states_cannot_be_moved_is_believed() -> No
     async with running() as (plane, worker):
         worker.send(Unable("it has windows"))
         await until(lambda: plane.unable == "it has windows", "it has said so")
+        worker.save(PROMPT)
+        await until(lambda: plane.unable is None, "one that can is believed more")
 
 
 async def test_a_full_link_costs_the_state_and_nothing_else() -> None:

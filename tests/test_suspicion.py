@@ -57,10 +57,11 @@ def test_the_supervisors_word_is_taken_before_the_link_ends_and_after() -> None:
     early = ends.death(3, 7, 1.0, alone=True)
     late = ends.death(3, 8, 1.0, alone=False)
     assert (early.counts, late.counts) == (True, None)
-    assert not settle([early, late], 3, 9, True)
-    assert settle([early, late], 3, 8, False)
+    assert not settle([early, late], 3, 9, 1.0, True)
+    assert not settle([late], 3, 8, 1.0 + suspicion.WORD_S, True)
+    assert settle([early, late], 3, 8, 1.0, False)
     assert (early.counts, late.counts) == (True, False)
-    assert not settle([late], 3, 8, True)
+    assert not settle([late], 3, 8, 1.0, True)
 
 
 def test_what_is_remembered_is_bounded() -> None:

@@ -435,8 +435,11 @@ class Dispatcher:
     def worker_ended(self, worker: int, epoch: int, by_its_work: bool) -> None:
         """The supervisor says that a process has ended; its link ends about now."""
         self._ends.add(worker, epoch, by_its_work)
+        now = self._clock()
         waiting = [
-            job for job in self._jobs.values() if settle(job.deaths, worker, epoch, by_its_work)
+            job
+            for job in self._jobs.values()
+            if settle(job.deaths, worker, epoch, now, by_its_work)
         ]
         for job in waiting:
             self._judge(job)

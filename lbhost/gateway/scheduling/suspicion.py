@@ -88,11 +88,15 @@ class Ends:
         return Death(worker, epoch, alone, now, self._known.get((worker, epoch)))
 
 
-def settle(deaths: Iterable[Death], worker: int, epoch: int, counts: bool) -> bool:
-    """Enter the supervisor's word. Whether it was waited for."""
+def settle(deaths: Iterable[Death], worker: int, epoch: int, now: float, counts: bool) -> bool:
+    """Enter the supervisor's word. Whether it was waited for.
+
+    What comes much later says how a process ended of which only the link was gone.
+    """
     waited = False
     for death in deaths:
-        if (death.worker, death.epoch) == (worker, epoch) and death.counts is None:
+        soon = now - death.at < WORD_S
+        if (death.worker, death.epoch) == (worker, epoch) and death.counts is None and soon:
             death.counts = counts
             waited = True
     return waited

@@ -82,7 +82,8 @@ class Plane:
         self.limit: float = budget.UNKNOWN if wanted is None else wanted
         self.counts = Counts()
         self.unable: str | None = None
-        """Why this model's states cannot be moved; None while nobody has said so."""
+        """Why this model's states cannot be moved; None while nobody has said so, and once
+        somebody has moved one: a worker that was told to end in its test says so, too."""
 
     @property
     def entries(self) -> int:
@@ -201,6 +202,7 @@ class Plane:
             os.close(fd)
             return
         self.counts.saved += 1
+        self.unable = None
         entry = Entry(header.scope, header.tokens, fd, header.size, self._clock())
         for one in self._store.add(entry):
             os.close(one.fd)

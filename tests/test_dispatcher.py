@@ -540,9 +540,12 @@ async def test_a_moved_request_goes_on_elsewhere_and_costs_no_attempt() -> None:
         value = b.metrics.registry.get_sample_value
         assert value("lbhost_prompt_tokens_total") == 10.0
         assert value("lbhost_moved_total", {"reason": "drain"}) == 1.0
+        assert value("lbhost_queue_wait_seconds_count") == 1.0
 
 
-async def test_a_draining_workers_requests_go_as_far_as_others_have_room() -> None:
+async def test_a_draining_workers_requests_go_as_far_as_others_have_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with bench(2, Script(answer=numbers, step_s=0.001), slots=2) as b:
         for fake in b.workers:
             fake.hold()
@@ -552,12 +555,15 @@ async def test_a_draining_workers_requests_go_as_far_as_others_have_room() -> No
         await until(lambda: leaves.busy == stays.busy == 2, "all slots are taken")
         leaves.set_state(WorkerState.DRAINING)
         leaves.script = msgspec.structs.replace(leaves.script, reject=True)
+        freed: list[float] = []
+        monkeypatch.setattr(b.dispatcher._pace, "freed", freed.append)
         b.dispatcher.worker_leaves()
-        for fake in b.workers:
-            fake.release()
+        stays.release()  # the other one computes nothing any more
         for job in jobs + queued:
             assert await over(job) == "".join(f"{i} " for i in range(job.work.max_tokens))
         assert stays.most_busy == 2
+        assert len(leaves.moves) == 2
+        assert len(freed) == len(jobs + queued)  # a place that is left for another is none
 
 
 async def test_a_lone_workers_requests_stay_when_it_drains() -> None:

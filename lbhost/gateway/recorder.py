@@ -116,7 +116,7 @@ class Recorder:
         tally = attempt.session.tally
         tally.requests += 1
         tally.tokens_in += attempt.job.work.prompt_tokens
-        if attempt.job.attempts == 1:
+        if attempt.job.given == 1:
             self._metrics.queue_wait.observe(now - attempt.job.arrived)
 
     def tokens(self, attempt: Attempt, count: int, now: float) -> None:

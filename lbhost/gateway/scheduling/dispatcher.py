@@ -80,6 +80,7 @@ it is cut off. A plain answer is bounded by its tokens, and nobody could take it
 _REQUEUED_FIRST = -1e9
 
 _FAILURES = (wire.FinishReason.ERROR, wire.FinishReason.FAILED)
+_GOES_ON = (wire.FinishReason.REJECTED, wire.FinishReason.MOVED, wire.FinishReason.FAILED)
 _DEADLY = "workers end or fail when they compute this request; it is not tried again"
 
 
@@ -390,7 +391,7 @@ class Dispatcher:
             session.held_until_ns = self._clock_ns() + int(REJECT_HOLD_S * 1e9)
         elif reason not in (wire.FinishReason.CANCELLED, wire.FinishReason.MOVED):
             session.count_outcome(reason in _FAILURES, now)
-        if reason is not wire.FinishReason.REJECTED:
+        if reason not in _GOES_ON:  # or it is about to take another place
             self._pace.freed(now)
         if job.over:
             return

@@ -118,6 +118,8 @@ class Job:
         self.state = JobState.QUEUED
         self.attempts = 0
         """Workers that were lost with it, plus the one it is on."""
+        self.given = 0
+        """How often it was given to a worker, be it lost, moved or refused then."""
         self.deaths: list[Death] = []
         """Workers' processes that ended while they had it."""
         self.worker: int | None = None

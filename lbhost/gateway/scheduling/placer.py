@@ -88,6 +88,7 @@ class Placer:
         attempt.session.assign(attempt)
         job.state = JobState.RUNNING
         job.attempts += 1
+        job.given += 1
         job.worker = attempt.session.worker
         job.started = self._clock()
 

@@ -543,6 +543,20 @@ async def test_a_moved_request_goes_on_elsewhere_and_costs_no_attempt() -> None:
         assert value("lbhost_queue_wait_seconds_count") == 1.0
 
 
+async def test_what_a_worker_had_cached_that_never_began_does_not_count() -> None:
+    async with bench(script=Script(cached_tokens=3)) as b:
+        (first,) = b.workers
+        first.hold()
+        job = b.submit()
+        await until(lambda: first.busy == 1, "it waits there")
+        await b.add(1, script=Script(cached_tokens=9))
+        first.set_state(WorkerState.DRAINING)
+        b.dispatcher.worker_leaves()
+        await over(job)
+        assert job.finish is not None
+        assert job.finish.cached_tokens == 9
+
+
 async def test_a_draining_workers_requests_go_as_far_as_others_have_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -483,6 +483,22 @@ def test_what_is_no_number_fails_its_request_and_nobody_reuses_its_state(
     assert last.cached_tokens == 0
 
 
+def test_what_was_not_begun_says_so_when_it_is_given_back() -> None:
+    bench = Bench(FakeContext(slots=1))
+
+    def second() -> None:
+        bench.now += 1.0
+
+    bench.context.during_decode = second
+    for number in (1, 2):
+        bench.submit(submit(number, PROMPT, 9))
+    bench.step()
+    bench.engine.move_all()
+    bench.step()
+    assert bench.finish(1).prefill_s == 1.0
+    assert bench.finish(2).prefill_s == 0.0
+
+
 @pytest.mark.parametrize("how", [Decoded.NO_ROOM, Decoded.FAILED])
 def test_failures_in_a_row_end_the_worker(how: Decoded) -> None:
     bench = Bench()

@@ -131,6 +131,9 @@ class FinishReason(enum.StrEnum):
     """Given back, because the gateway asked for it or the worker ends. All tokens were told."""
     ERROR = "error"
     """The engine failed on it; `error` says how."""
+    FAILED = "failed"
+    """The decode failed that it was in, with all others that were; `error` says how. It may go on
+    elsewhere. All tokens were told."""
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
@@ -144,10 +147,13 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     """Those that other workers had done included."""
     queued_s: float = 0.0
     prefill_s: float = 0.0
+    """0: it was not begun."""
     decode_s: float = 0.0
     error: str | None = None
     stop: str | None = None
     """The stop string that ended it; None: something else did."""
+    alone: bool = False
+    """FAILED: no other request was in the decode."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -175,6 +181,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """Of `tokens`, where they were asked for; none of one that ends the generation."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the prompt's next tokens, beginning with its second: nothing comes before the first."""
+    cached_tokens: int | None = None
+    """With the first token from this worker: the Finish's, should that never come."""
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):

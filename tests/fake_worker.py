@@ -51,6 +51,8 @@ class Script(msgspec.Struct):
     """Between two steps."""
     fail: str | None = None
     """End every request with this engine error."""
+    breaks: Callable[[wire.Submit], bool] | None = None
+    """Whether the decodes that a request is in fail, for all that are in them."""
     reject: bool = False
     """Refuse every request, as a draining worker does."""
     cached_tokens: int = 0
@@ -65,6 +67,7 @@ class _Sequence:
         if submit.ignore_eos:
             self.pieces = (self.pieces * submit.max_tokens)[: submit.max_tokens]
         self.sent = len(submit.done) // 4
+        self.begun = False
         self.starts = time.monotonic() + script.prefill_s
 
 
@@ -232,16 +235,31 @@ class FakeWorker:
 
     def _step(self) -> None:
         now = time.monotonic()
-        deltas = [
-            self._advance(request, sequence)
-            for request, sequence in list(self._sequences.items())
+        computed = {
+            request: sequence
+            for request, sequence in self._sequences.items()
             if sequence.starts <= now
-        ]
+        }
+        breaks = self.script.breaks
+        if breaks is not None and any(breaks(sequence.submit) for sequence in computed.values()):
+            self._fail(computed)
+            return
+        deltas = [self._advance(request, sequence) for request, sequence in computed.items()]
         if deltas:
             self._steps += 1
             self._tokens_out += sum(len(delta.tokens) for delta in deltas)
             self._progress()
             self._send(deltas)
+
+    def _fail(self, sequences: dict[int, _Sequence]) -> None:
+        deltas: list[wire.Delta] = []
+        for request, sequence in sequences.items():
+            del self._sequences[request]
+            finish = self._ended(wire.FinishReason.FAILED, sequence, "the decode failed")
+            finish = msgspec.structs.replace(finish, alone=len(sequences) == 1)
+            deltas.append(wire.Delta(request, (), "", finish))
+        self._progress()
+        self._send(deltas)
 
     def _advance(self, request: int, sequence: _Sequence) -> wire.Delta:
         if self.script.fail is not None:
@@ -272,7 +290,9 @@ class FakeWorker:
             del self._sequences[request]
         token = self.script.token(submit, sequence.sent - 1)
         logprobs = (_score(submit, token),) if submit.logprobs is not None else ()
-        return wire.Delta(request, (token,), text, ended, logprobs, scored)
+        cached = None if sequence.begun else self.script.cached_tokens
+        sequence.begun = True
+        return wire.Delta(request, (token,), text, ended, logprobs, scored, cached)
 
     def _finish(
         self, request: int, reason: wire.FinishReason, sequence: _Sequence | None = None

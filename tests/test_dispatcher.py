@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,7 +31,7 @@ from lbhost.errors import (
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.recorder import Recorder
 from lbhost.gateway.scheduling import dispatcher as dispatch
-from lbhost.gateway.scheduling import moving, prospects
+from lbhost.gateway.scheduling import moving, prospects, suspicion
 from lbhost.gateway.scheduling.deltas import TextDelta, text_of
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.job import Job, JobState, Work
@@ -37,9 +39,16 @@ from lbhost.gateway.scheduling.job_queue import LOOKAHEAD
 from lbhost.gateway.scheduling.observer import GuardedObserver
 from lbhost.gateway.scheduling.readings import Readings
 from lbhost.gateway.scheduling.sessions import Sessions
+from lbhost.gateway.scheduling.worker_link import WorkerLink
+from lbhost.gateway.states.plane import Plane
+from lbhost.worker.engine import MAX_FAILURES
 from running_gateway import PATIENCE_S, until
 
 pytestmark = pytest.mark.anyio
+
+
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def work(prompt_tokens: int = 10, max_tokens: int = 50, stream: bool = True, **more: Any) -> Work:
@@ -531,9 +540,26 @@ async def test_a_moved_request_goes_on_elsewhere_and_costs_no_attempt() -> None:
         value = b.metrics.registry.get_sample_value
         assert value("lbhost_prompt_tokens_total") == 10.0
         assert value("lbhost_moved_total", {"reason": "drain"}) == 1.0
+        assert value("lbhost_queue_wait_seconds_count") == 1.0
 
 
-async def test_a_draining_workers_requests_go_as_far_as_others_have_room() -> None:
+async def test_what_a_worker_had_cached_that_never_began_does_not_count() -> None:
+    async with bench(script=Script(cached_tokens=3)) as b:
+        (first,) = b.workers
+        first.hold()
+        job = b.submit()
+        await until(lambda: first.busy == 1, "it waits there")
+        await b.add(1, script=Script(cached_tokens=9))
+        first.set_state(WorkerState.DRAINING)
+        b.dispatcher.worker_leaves()
+        await over(job)
+        assert job.finish is not None
+        assert job.finish.cached_tokens == 9
+
+
+async def test_a_draining_workers_requests_go_as_far_as_others_have_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with bench(2, Script(answer=numbers, step_s=0.001), slots=2) as b:
         for fake in b.workers:
             fake.hold()
@@ -543,12 +569,15 @@ async def test_a_draining_workers_requests_go_as_far_as_others_have_room() -> No
         await until(lambda: leaves.busy == stays.busy == 2, "all slots are taken")
         leaves.set_state(WorkerState.DRAINING)
         leaves.script = msgspec.structs.replace(leaves.script, reject=True)
+        freed: list[float] = []
+        monkeypatch.setattr(b.dispatcher._pace, "freed", freed.append)
         b.dispatcher.worker_leaves()
-        for fake in b.workers:
-            fake.release()
+        stays.release()  # the other one computes nothing any more
         for job in jobs + queued:
             assert await over(job) == "".join(f"{i} " for i in range(job.work.max_tokens))
         assert stays.most_busy == 2
+        assert len(leaves.moves) == 2
+        assert len(freed) == len(jobs + queued)  # a place that is left for another is none
 
 
 async def test_a_lone_workers_requests_stay_when_it_drains() -> None:
@@ -652,6 +681,123 @@ async def test_who_was_only_beside_a_query_of_death_is_answered() -> None:
         b.dispatcher.worker_ended(0, 3, by_its_work=True)
         assert [await over(job) for job in jobs] == ["well", "well", ""]
         assert [type(job.error) for job in jobs] == [type(None), type(None), QueryOfDeathError]
+
+
+async def test_those_who_wait_with_the_prompt_of_a_query_of_death_are_not_tried() -> None:
+    async with bench(slots=1) as b:
+        b.workers[0].hold()
+        jobs = [b.submit(33), b.submit(33), b.submit(34)]
+        for epoch in (1, 2):
+            dies = b.workers[-1]
+            await until(partial(bool, dies.submits), "the worker has it")
+            dies.die()
+            b.dispatcher.worker_ended(0, epoch, by_its_work=True)
+            await until(lambda: not b.sessions.links(), "that is seen")
+            (await b.add(epoch=epoch + 1, slots=1)).hold()
+        b.workers[-1].release()
+        assert [await over(job) for job in jobs] == ["", "", "one two three four five"]
+        assert [type(job.error) for job in jobs[:2]] == [QueryOfDeathError] * 2
+        assert [len(submit.prompt) // 4 for submit in b.workers[-1].submits] == [34]
+
+
+async def test_who_was_in_a_failed_decode_goes_on_elsewhere() -> None:
+    failing = Script(answer=numbers, step_s=0.001)
+    async with bench(script=failing, slots=2) as b:
+        (first,) = b.workers
+        jobs = [b.submit(max_tokens=400) for _ in range(2)]
+        await until(lambda: all(job.completion_tokens >= 20 for job in jobs), "both have begun")
+        second = await b.add(1, slots=2, script=Script(answer=numbers))
+        failing.breaks = lambda submit: True
+        for job in jobs:
+            assert await over(job) == "".join(numbers(first.submits[0]))
+            assert job.error is None
+        assert len(second.submits) == 2
+        session = b.sessions.current(0)
+        assert session is not None
+        assert session.error_rate.at(time.monotonic()) > 0
+
+
+async def test_a_request_whose_decodes_fail_is_given_up_and_those_beside_it_are_answered() -> None:
+    def deadly(submit: wire.Submit) -> bool:
+        return len(submit.prompt) // 4 == 77
+
+    async with bench(2, script=Script(breaks=deadly), slots=3) as b:
+        for fake in b.workers:
+            fake.hold()
+        jobs = [b.submit(tokens) for tokens in (10, 77, 11, 12, 13, 14)]
+        await until(lambda: [fake.busy for fake in b.workers] == [3, 3], "all slots are taken")
+        for fake in b.workers:
+            fake.release()
+        answers = [await over(job) for job in jobs]
+        assert answers == [
+            "" if job.work.prompt_tokens == 77 else "one two three four five" for job in jobs
+        ]
+        assert [type(job.error) for job in jobs].count(QueryOfDeathError) == 1
+        tried = [len(s.prompt) // 4 for fake in b.workers for s in fake.submits].count(77)
+        assert tried <= suspicion.DEATHS + 1
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+async def test_a_lone_worker_that_fails_and_ends_condemns_nobody(requests: int) -> None:
+    async with bench(script=Script(step_s=0.001)) as b:
+        (fake,) = b.workers
+        fake.hold()
+        jobs = [b.submit() for _ in range(requests)]
+        await until(lambda: fake.busy == requests, "it has them")
+        left = MAX_FAILURES
+
+        def breaks(_: wire.Submit) -> bool:
+            nonlocal left
+            left -= 1
+            fake._dying = left == 0
+            return True
+
+        fake.script.breaks = breaks
+        fake.release()
+        await until(lambda: not b.sessions.links(), "it has given up")
+        b.dispatcher.worker_ended(0, 1, by_its_work=True)
+        await b.add(epoch=2)
+        assert [await over(job) for job in jobs] == ["one two three four five"] * requests
+
+
+async def test_usage_and_timings_are_those_of_the_whole_answer() -> None:
+    script = Script(answer=numbers, step_s=0.002, cached_tokens=3)
+    async with bench(script=script) as b:
+        job = b.submit(max_tokens=100)
+        await until(lambda: job.completion_tokens >= 50, "it has begun")
+        began = job.first_token
+        assert began is not None
+        await b.add(1, script=Script(answer=numbers, cached_tokens=10))
+        b.workers[0].die()
+        await over(job)
+        assert job.finish is not None
+        assert job.finish.cached_tokens == 3
+        # The fake says nothing of its times; what another worker spent on 50 tokens counts.
+        assert 50 * script.step_s <= job.finish.decode_s <= time.monotonic() - began
+        assert 0 < job.finish.prefill_s <= began - job.arrived
+        value = b.metrics.registry.get_sample_value
+        assert value("lbhost_cached_prompt_tokens_total") == 3.0
+
+
+async def test_a_link_that_ends_while_it_is_taken_over_leaves_nothing_behind() -> None:
+    async with bench(0) as b:
+        b.dispatcher.states = Plane(1 << 20, b.sessions)
+
+        async def ended(fd: int, *args: Any) -> WorkerLink:
+            link = await WorkerLink.open(fd, *args)
+            theirs.close()
+            await until(lambda: not link.alive, "its end is seen")
+            return link
+
+        b.dispatcher._open_link = ended
+        before = descriptors()
+        ours, theirs = socket.socketpair()
+        states, states_fd = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        await b.dispatcher.attach(ours.detach(), 0, 1, states_fd.detach())
+        states.close()
+        assert b.sessions.links() == []
+        assert b.dispatcher.states._links == {}
+        assert descriptors() == before
 
 
 async def test_killed_workers_say_nothing_about_requests() -> None:

@@ -428,17 +428,27 @@ def test_the_requests_of_a_step_are_known_while_it_is_computed() -> None:
 
 
 @pytest.mark.parametrize("how", [Decoded.NO_ROOM, Decoded.FAILED])
-def test_a_failed_decode_fails_its_requests_and_the_worker_goes_on(how: Decoded) -> None:
+@pytest.mark.parametrize("requests", [1, 2])
+def test_a_failed_decode_gives_its_requests_back_and_the_worker_goes_on(
+    how: Decoded, requests: int
+) -> None:
     bench = Bench()
-    bench.submit(submit(1, PROMPT, 12))
-    bench.step()
+    for number in range(requests):
+        bench.submit(submit(number, PROMPT, 12))
+    while not all((0, number) in bench.results for number in range(requests)):
+        bench.step()
     bench.context.results = [how]
     bench.step()
-    assert bench.finish(1).reason is FinishReason.ERROR
-    assert bench.context.kv[0] == []
-    bench.submit(submit(2, PROMPT, 5))
+    for number in range(requests):
+        finish = bench.finish(number)
+        assert (finish.reason, finish.alone) == (FinishReason.FAILED, requests == 1)
+        told = bench.result(number).tokens
+        assert finish.completion_tokens == len(told) > 0
+        assert told == continuation(PROMPT, len(told), 64)
+        assert bench.context.kv[number] == []
+    bench.submit(submit(5, PROMPT, 5))
     bench.run()
-    assert bench.result(2).tokens == continuation(PROMPT, 5, 64)
+    assert bench.result(5).tokens == continuation(PROMPT, 5, 64)
 
 
 def test_what_is_no_number_fails_its_request_and_nobody_reuses_its_state(
@@ -473,16 +483,33 @@ def test_what_is_no_number_fails_its_request_and_nobody_reuses_its_state(
     assert last.cached_tokens == 0
 
 
-def test_failures_in_a_row_end_the_worker() -> None:
+def test_what_was_not_begun_says_so_when_it_is_given_back() -> None:
+    bench = Bench(FakeContext(slots=1))
+
+    def second() -> None:
+        bench.now += 1.0
+
+    bench.context.during_decode = second
+    for number in (1, 2):
+        bench.submit(submit(number, PROMPT, 9))
+    bench.step()
+    bench.engine.move_all()
+    bench.step()
+    assert bench.finish(1).prefill_s == 1.0
+    assert bench.finish(2).prefill_s == 0.0
+
+
+@pytest.mark.parametrize("how", [Decoded.NO_ROOM, Decoded.FAILED])
+def test_failures_in_a_row_end_the_worker(how: Decoded) -> None:
     bench = Bench()
-    bench.context.results = [Decoded.FAILED] * MAX_FAILURES
+    bench.context.results = [how] * MAX_FAILURES
     for request in range(MAX_FAILURES - 1):
         bench.submit(submit(request, PROMPT))
         bench.step()
     bench.submit(submit(99, PROMPT))
     with pytest.raises(EngineFailureError):
         bench.step()
-    assert [d.finish.reason for _, d in bench.engine.take() if d.finish] == [FinishReason.ERROR]
+    assert [d.finish.reason for _, d in bench.engine.take() if d.finish] == [FinishReason.FAILED]
 
 
 def prefilled_in_tiles(prompt: list[int], n_ctx: int, *, can_cut: bool = True) -> Bench:

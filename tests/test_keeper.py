@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -114,6 +116,30 @@ def other() -> Iterator[Bench]:
 def last_state(bench: Bench) -> int:
     """A descriptor of its own of the newest state."""
     return os.dup(bench.states[-1][1])
+
+
+def test_a_state_that_cannot_be_mapped_costs_time_and_leaves_nothing_of_the_slots_last_user(
+    bench: Bench, other: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = lively(100)
+    bench.engine.submit(0, submit(1, prompt, 10))
+    bench.run(idle_only=True)
+    for number in (1, 2):  # something is in every slot
+        other.engine.submit(0, submit(number, lively(40, number), 5))
+    other.run()
+    saved = last_state(bench)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    other.engine.submit(0, submit(7, prompt, 10, state=7), saved)
+    while other.engine.busy:
+        other.deltas += [delta for _, delta in other.engine.step()]
+    other.run()
+    assert other.answer(7) == continuation(prompt, 10, N_CTX)
+    assert [(t.number, t.tokens) for t in other.taken()] == [(7, 0)]
+    assert "mapped" in other.taken()[0].problem
 
 
 def test_what_has_ended_is_saved_with_its_exact_tokens(bench: Bench) -> None:

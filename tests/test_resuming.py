@@ -154,6 +154,20 @@ def test_usage_counts_all_output_and_no_more_than_the_prompt_as_cached() -> None
     assert (last.prompt_tokens, last.cached_tokens, last.completion_tokens) == (8, 8, 12)
 
 
+def test_what_is_copied_of_an_answer_is_not_counted_as_prompt() -> None:
+    made, prompt = engine(), lively(40)
+    done = pack_tokens(continuation(prompt, 10, 64))
+    for number in (1, 2):
+        made.submit(0, submit(number, prompt, 14, done=done))
+    got: list[Delta] = []
+    while made.busy:
+        got += [delta for _, delta in made.step()]
+    ends = [delta.finish for delta in got if delta.finish is not None]
+    assert sorted(end.cached_tokens for end in ends) == [0, 40]
+    told = {delta.request: delta.cached_tokens for delta in got if delta.cached_tokens is not None}
+    assert sorted(told.values()) == [0, 40]
+
+
 def test_a_moved_request_is_given_back_wherever_it_is() -> None:
     made = engine(context=FakeContext(slots=2))
     made.submit(0, submit(1, PROMPT, 50))  # will decode

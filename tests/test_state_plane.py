@@ -244,10 +244,29 @@ async def test_workers_that_are_killed_cost_no_state(word_first: bool) -> None:
         assert plane.attach(worker.link, 1, new, own=0)
 
 
+async def test_a_state_whose_request_has_ended_before_it_was_looked_at_is_not_to_blame() -> None:
+    async with running() as (plane, first):
+        first.save(PROMPT)
+        await until(lambda: plane.entries == 1, "the state has come")
+        for number in range(1, 4):
+            worker = Worker(plane)
+            new = job([*PROMPT[:150], 7, 7])
+            plane.look(new)
+            assert plane.attach(worker.link, number, new, own=0)
+            plane.released(worker.link, number)
+            assert plane._sent[worker.link] == {}
+            plane.leave(worker.link)
+            plane.released(worker.link, number)
+            worker.socket.close()
+        assert plane.entries == 1
+
+
 async def test_a_worker_that_says_its_states_cannot_be_moved_is_believed() -> None:
     async with running() as (plane, worker):
         worker.send(Unable("it has windows"))
         await until(lambda: plane.unable == "it has windows", "it has said so")
+        worker.save(PROMPT)
+        await until(lambda: plane.unable is None, "one that can is believed more")
 
 
 async def test_a_full_link_costs_the_state_and_nothing_else() -> None:

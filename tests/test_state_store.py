@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbhost.gateway.states import store as states
 from lbhost.gateway.states.budget import AUTO_MOST, allowed, settle
 from lbhost.gateway.states.store import Entry, Store
 from lbhost.wire import common_prefix, pack_tokens
@@ -141,6 +143,39 @@ def test_of_conversations_that_do_not_all_fit_most_that_do_find_their_own() -> N
     assert rounds(16, 16) == 9 * 16
     # The last used first, as a plain LRU has it, would find none at all.
     assert rounds(16, 12) > 0.6 * 9 * 12
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=8), max_size=20),
+    st.integers(0, 20),
+)
+def test_many_are_given_up_at_once_as_one_by_one(sequences: list[list[int]], room: int) -> None:
+    at_once, singly = Store(), Store()
+    for number, tokens in enumerate(sequences):
+        for store in (at_once, singly):
+            store.add(entry(tokens, used=float(number)))
+    removed = [one.tokens for one in at_once.shrink(math.inf, room, now=30.0)]
+    expected = []
+    while len(singly) > room:
+        (one,) = singly.shrink(math.inf, len(singly) - 1, now=30.0)
+        expected.append(one.tokens)
+    assert removed == expected
+
+
+def test_giving_up_everything_looks_at_each_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, looks = Store(), 0
+    for number in range(200):
+        store.add(entry([1, 2, number, 4]))
+    value = states.value
+
+    def counted(one: Entry, now: float) -> float:
+        nonlocal looks
+        looks += 1
+        return value(one, now)
+
+    monkeypatch.setattr(states, "value", counted)
+    assert len(store.shrink(0, 0, now=0.0)) == 200
+    assert looks <= 5 * 200
 
 
 def test_a_state_is_removed_once() -> None:

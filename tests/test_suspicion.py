@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from lbhost.gateway.scheduling import suspicion
 from lbhost.gateway.scheduling.suspicion import Condemned, Death, Ends, Trust, settle, trust
 
+_epochs = itertools.count(1)
 
-def death(counts: bool | None, alone: bool = False, at: float = 0.0, worker: int = 0) -> Death:
-    return Death(worker, 1, alone, at, counts)
+
+def death(
+    counts: bool | None, alone: bool = False, at: float = 0.0, epoch: int | None = None
+) -> Death:
+    """Of a process of its own, if none is named."""
+    return Death(0, epoch or next(_epochs), alone, at, counts)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +28,8 @@ def death(counts: bool | None, alone: bool = False, at: float = 0.0, worker: int
         ([death(None)], Trust.ANYWHERE),
         ([death(False, alone=True)] * 50, Trust.ANYWHERE),
         ([death(True)] * 2, Trust.ALONE),
+        ([death(True, epoch=1), death(True, alone=True, epoch=1)], Trust.ALONE),
+        ([death(True, alone=True, epoch=1)] * 3 + [death(True)], Trust.NOWHERE),
         ([death(True), death(False, alone=True), death(True)], Trust.ALONE),
         ([death(True), death(None, alone=True)], Trust.LATER),
         ([death(None)] * 2, Trust.LATER),
@@ -48,10 +57,11 @@ def test_the_supervisors_word_is_taken_before_the_link_ends_and_after() -> None:
     early = ends.death(3, 7, 1.0, alone=True)
     late = ends.death(3, 8, 1.0, alone=False)
     assert (early.counts, late.counts) == (True, None)
-    assert not settle([early, late], 3, 9, True)
-    assert settle([early, late], 3, 8, False)
+    assert not settle([early, late], 3, 9, 1.0, True)
+    assert not settle([late], 3, 8, 1.0 + suspicion.WORD_S, True)
+    assert settle([early, late], 3, 8, 1.0, False)
     assert (early.counts, late.counts) == (True, False)
-    assert not settle([late], 3, 8, True)
+    assert not settle([late], 3, 8, 1.0, True)
 
 
 def test_what_is_remembered_is_bounded() -> None:

@@ -116,7 +116,7 @@ class Recorder:
         tally = attempt.session.tally
         tally.requests += 1
         tally.tokens_in += attempt.job.work.prompt_tokens
-        if attempt.job.attempts == 1:
+        if attempt.job.given == 1:
             self._metrics.queue_wait.observe(now - attempt.job.arrived)
 
     def tokens(self, attempt: Attempt, count: int, now: float) -> None:
@@ -136,7 +136,7 @@ class Recorder:
                 self._ttfts.add(now, ttft)
 
     def released(self, attempt: Attempt, finish: wire.Finish) -> None:
-        if finish.reason is wire.FinishReason.MOVED:
+        if finish.reason in (wire.FinishReason.MOVED, wire.FinishReason.FAILED):
             return  # it goes on elsewhere, and ends there
         self._metrics.prompt_tokens.inc(finish.prompt_tokens)
         self._metrics.cached_tokens.inc(finish.cached_tokens)

@@ -493,6 +493,7 @@ class Engine:
         now: float,
     ) -> None:
         """One more token of a request: its text, and whether it was the last."""
+        cached = request.cached if request.first_token_s is None else None
         if request.first_token_s is None:
             request.first_token_s = now
         request.completion += 1
@@ -513,7 +514,7 @@ class Engine:
                 reason = FinishReason.LENGTH
         if reason is None:
             request.next_token = token.to_bytes(4, "little")
-            delta = Delta(request.submit.request, (token,), text, logprobs=scores)
+            delta = Delta(request.submit.request, (token,), text, None, scores, (), cached)
             self._out.append((request.link, delta))
         else:
             self._end(
@@ -546,11 +547,10 @@ class Engine:
         log.get().error("decode failed", why=why, sequences=len(entries))
         for entry in entries:
             self._forget(entry.slot)
-            self._end(entry.request, FinishReason.ERROR, error=why)
-        if result is Decoded.FAILED:
-            self._failures += 1
-            if self._failures >= MAX_FAILURES:
-                raise EngineFailureError(f"{MAX_FAILURES} decodes failed in a row")
+            self._end(entry.request, FinishReason.FAILED, error=why, alone=len(entries) == 1)
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            raise EngineFailureError(f"{MAX_FAILURES} decodes failed in a row")
 
     def _end(
         self,
@@ -561,6 +561,7 @@ class Engine:
         text: str = "",
         scores: tuple[TokenLogprob, ...] = (),
         error: str | None = None,
+        alone: bool = False,
     ) -> None:
         """Free what the request holds (its KV stays for the next), and say why it ended."""
         self.keeper.drop(request)
@@ -586,6 +587,7 @@ class Engine:
             decode_s=now - first,
             error=error,
             stop=request.text.stop,
+            alone=alone,
         )
         tokens = () if token is None else (token,)
         delta = Delta(request.submit.request, tokens, text, finish, scores)

@@ -91,7 +91,8 @@ class Seating:
             self._context.copy(source.index, target.index)
             target.tokens[:] = source.tokens
             self._truncate(target, copy.tokens)
-            target.request.cached += max(0, len(target.tokens) // 4 - before)
+            more = max(0, len(target.tokens) // 4 - before)
+            target.request.cached = min(target.request.cached + more, target.request.prompt_tokens)
         return sharing.waiting
 
     def _copy_worth(self) -> int | None:

@@ -149,13 +149,18 @@ class States:
         Raises:
             StateError: its checksum is wrong, or llama.cpp refused it.
         """
-        with _mapped(fd, header.size) as address:
-            at = address + header.payload_at
-            if _checksum(at, header.payload_bytes) != header.checksum:
-                self._context.truncate(slot, 0)
-                raise StateError("a damaged state")
-            if not self._context.load(slot, at, header.payload_bytes):
-                raise StateError("llama.cpp could not load the state")
+        try:
+            with _mapped(fd, header.size) as address:
+                at = address + header.payload_at
+                if _checksum(at, header.payload_bytes) != header.checksum:
+                    raise StateError("a damaged state")
+                if not self._context.load(slot, at, header.payload_bytes):
+                    raise StateError("llama.cpp could not load the state")
+        except (StateError, OSError) as error:
+            self._context.truncate(slot, 0)
+            if isinstance(error, OSError):
+                raise StateError(f"a state cannot be mapped: {error.strerror}") from error
+            raise
 
 
 class _Buffer:

@@ -19,11 +19,11 @@ begun to drain refuses what still comes, and the request goes elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from random import Random
-
-import msgspec
 
 from lbhost import order, wire
 from lbhost.config import Settings
@@ -79,7 +79,9 @@ it is cut off. A plain answer is bounded by its tokens, and nobody could take it
 
 _REQUEUED_FIRST = -1e9
 
-_DEADLY = "workers end when they compute this request; it is not tried again"
+_FAILURES = (wire.FinishReason.ERROR, wire.FinishReason.FAILED)
+_GOES_ON = (wire.FinishReason.REJECTED, wire.FinishReason.MOVED, wire.FinishReason.FAILED)
+_DEADLY = "workers end or fail when they compute this request; it is not tried again"
 
 
 class Dispatcher:
@@ -154,15 +156,20 @@ class Dispatcher:
 
     async def attach(self, fd: int, worker: int, epoch: int, states_fd: int | None = None) -> None:
         """A data link has come, and a states link. Raises OSError if a descriptor is none."""
-        link = await self._open_link(fd, worker, epoch, self._on_step, self._on_lost)
+        with contextlib.ExitStack() as unless_taken:
+            if states_fd is not None:
+                unless_taken.callback(os.close, states_fd)
+            link = await self._open_link(fd, worker, epoch, self._on_step, self._on_lost)
+            if not link.alive:  # `_on_lost` has come already
+                return
+            unless_taken.pop_all()
         if states_fd is not None:
             self.states.join(link, states_fd)
         old = self._sessions.current(worker)
         if old is not None and old.epoch == epoch:
             old.link.close()
-        if link.alive:
-            self._sessions.join(link)
-            self._pump()
+        self._sessions.join(link)
+        self._pump()
 
     def close(self) -> None:
         """Drop all links and timers; for the end of the process and of tests."""
@@ -354,12 +361,13 @@ class Dispatcher:
                 continue
             job = attempt.job
             if delta.tokens:
-                if attempt.first_token is None:
+                begins = attempt.first_token is None
+                if begins:
                     self._router.began(attempt, now)
                 self._observer.tokens(attempt, len(delta.tokens), now)
                 attempt.last_token = now
-                if not job.over and job.first_token is None:
-                    job.first_token = now
+                if not job.over and begins:
+                    job.begin(now, delta.cached_tokens)
             if not job.over and (delta.tokens or delta.text or delta.prompt_logprobs):
                 job.put(TextDelta(delta.text, delta.tokens, delta.logprobs, delta.prompt_logprobs))
                 if job.work.stream and job.untaken > MAX_UNTAKEN:
@@ -376,13 +384,14 @@ class Dispatcher:
         if session.release(attempt.number) is None:
             return
         now = self._clock()
+        self.states.released(session.link, attempt.number)
+        reason, finish = finish.reason, job.as_one(finish, now)
         self._observer.released(attempt, finish)
-        reason = finish.reason
         if reason is wire.FinishReason.REJECTED:
             session.held_until_ns = self._clock_ns() + int(REJECT_HOLD_S * 1e9)
         elif reason not in (wire.FinishReason.CANCELLED, wire.FinishReason.MOVED):
-            session.count_outcome(reason is wire.FinishReason.ERROR, now)
-        if reason is not wire.FinishReason.REJECTED:
+            session.count_outcome(reason in _FAILURES, now)
+        if reason not in _GOES_ON:  # or it is about to take another place
             self._pace.freed(now)
         if job.over:
             return
@@ -390,7 +399,7 @@ class Dispatcher:
             job.attempts -= 1
             self._requeue(job)
         elif reason is wire.FinishReason.MOVED:
-            if job.cached_tokens is None:
+            if finish.prefill_s:
                 job.cached_tokens = finish.cached_tokens
             job.attempts -= 1
             cause = attempt.moving or Reason.STOP
@@ -399,13 +408,14 @@ class Dispatcher:
         elif reason is wire.FinishReason.CANCELLED:
             # Not at our word, or the job were over.
             self._lost(job, None)
+        elif reason is wire.FinishReason.FAILED:
+            link, alone = session.link, finish.alone
+            self._lost(job, Death(link.worker, link.epoch, alone, now, counts=True))
         elif reason is wire.FinishReason.ERROR:
             why = finish.error or "unknown reason"
             self._end(job, error=EngineError(f"the engine gave up on this request: {why}"))
         else:
             self._router.learn(attempt, finish, now)
-            if job.cached_tokens is not None:
-                finish = msgspec.structs.replace(finish, cached_tokens=job.cached_tokens)
             self._end(job, finish=finish)
 
     def _on_lost(self, link: WorkerLink) -> None:
@@ -427,8 +437,11 @@ class Dispatcher:
         """The supervisor says that a process has ended; its link ends about now."""
         self._ends.add(worker, epoch, by_its_work)
         self.states.ended(worker, epoch, by_its_work)
+        now = self._clock()
         waiting = [
-            job for job in self._jobs.values() if settle(job.deaths, worker, epoch, by_its_work)
+            job
+            for job in self._jobs.values()
+            if settle(job.deaths, worker, epoch, now, by_its_work)
         ]
         for job in waiting:
             self._judge(job)
@@ -436,13 +449,17 @@ class Dispatcher:
             self._pump()
 
     def _judge(self, job: Job) -> None:
-        """End a query of death."""
+        """End a query of death, and all that wait with the same prompt."""
         now = self._clock()
-        if job.state is JobState.QUEUED and trust(job.deaths, now) is Trust.NOWHERE:
-            self._condemned.add(job.work.fingerprint, now)
-            workers = [f"{death.worker}.{death.epoch}" for death in job.deaths if death.counts]
-            tell_later("query of death", fingerprint=job.work.fingerprint, workers=workers)
-            self._drop(job, QueryOfDeathError(_DEADLY))
+        if job.state is not JobState.QUEUED or trust(job.deaths, now) is not Trust.NOWHERE:
+            return
+        fingerprint = job.work.fingerprint
+        self._condemned.add(fingerprint, now)
+        workers = [f"{death.worker}.{death.epoch}" for death in job.deaths if death.counts]
+        tell_later("query of death", fingerprint=fingerprint, workers=workers)
+        for one in self._queue:
+            if one.work.prompt == job.work.prompt:
+                self._drop(one, QueryOfDeathError(_DEADLY))
 
     def _lost(self, job: Job, death: Death | None) -> None:
         """Its worker is gone: it goes on elsewhere, unless it is the reason."""

@@ -118,6 +118,8 @@ class Job:
         self.state = JobState.QUEUED
         self.attempts = 0
         """Workers that were lost with it, plus the one it is on."""
+        self.given = 0
+        """How often it was given to a worker, be it lost, moved or refused then."""
         self.deaths: list[Death] = []
         """Workers' processes that ended while they had it."""
         self.worker: int | None = None
@@ -129,8 +131,13 @@ class Job:
         """All its output tokens, whichever workers produced them."""
         self.delivered_tokens = 0
         """How many of them the consumer has taken."""
+        self.prefill_s = 0.0
+        """From being given to a worker to its first token, in that worker."""
         self.cached_tokens: int | None = None
-        """Prompt tokens that its first worker had cached; None while no worker has said so."""
+        """Prompt tokens that the first worker that began it had cached; None while none has said
+        so. What that computed is no cache to this request, wherever it goes on."""
+        self.resumed = False
+        """Whether its present worker goes on with what others have begun to answer."""
         self.finish: wire.Finish | None = None
         self.error: LbhostError | None = None
         self.cancelled = False
@@ -214,6 +221,24 @@ class Job:
         rest = delta.prompt_logprobs[again:]
         return msgspec.structs.replace(delta, prompt_logprobs=rest)
 
+    def begin(self, now: float, cached_tokens: int | None) -> None:
+        """The first token has come from a worker, which had so much of the prompt."""
+        if self.first_token is None:
+            self.first_token = now
+            self.prefill_s = now - (self.arrived if self.started is None else self.started)
+        if self.cached_tokens is None:
+            self.cached_tokens = cached_tokens
+
+    def as_one(self, finish: wire.Finish, now: float) -> wire.Finish:
+        """What its last worker says of it, as if that had done all of it."""
+        if self.cached_tokens is not None:
+            finish = msgspec.structs.replace(finish, cached_tokens=self.cached_tokens)
+        if self.resumed and self.first_token is not None:
+            finish = msgspec.structs.replace(
+                finish, prefill_s=self.prefill_s, decode_s=now - self.first_token
+            )
+        return finish
+
     def done(self) -> bytes:
         """Its output so far, packed: what another worker needs to go on."""
         return wire.pack_tokens(self.tokens.tolist())
@@ -227,6 +252,7 @@ class Job:
         self.worker = None
         self.match_version = -1
         self._scored_again = self._scored
+        self.resumed = self.begun
         if self.tokens:
             self.chain = prefix_index.chain(self.known(), self.work.scope)
 

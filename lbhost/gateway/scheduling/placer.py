@@ -62,7 +62,8 @@ class Placer:
             if trusted is Trust.LATER:
                 continue
             alone = trusted is Trust.ALONE
-            index = _emptiest(views) if alone else self._router.choose(job, usable, views)
+            there = _elsewhere(job, views) if job.deaths else views
+            index = _emptiest(there) if alone else self._router.choose(job, usable, there)
             if index is None:
                 continue
             session, reading = usable[index]
@@ -87,8 +88,22 @@ class Placer:
         attempt.session.assign(attempt)
         job.state = JobState.RUNNING
         job.attempts += 1
+        job.given += 1
         job.worker = attempt.session.worker
         job.started = self._clock()
+
+
+def _elsewhere(job: Job, views: Sequence[policy.WorkerView]) -> Sequence[policy.WorkerView]:
+    """Without room in processes that have failed to compute the job, if there are others."""
+    failed = {(death.worker, death.epoch) for death in job.deaths}
+    if all((view.worker, view.epoch) in failed for view in views):
+        return views
+    return [
+        msgspec.structs.replace(view, slots=view.in_flight)
+        if (view.worker, view.epoch) in failed
+        else view
+        for view in views
+    ]
 
 
 def _emptiest(views: Sequence[policy.WorkerView]) -> int | None:

@@ -6,10 +6,13 @@ the requests that were in that worker's batch; how the process ended it hears a 
 the supervisor. Three rules follow:
 
 - A death counts against a request only if its work may have been the cause: a crash or a hang
-  of the process. One that somebody killed or stopped says nothing about requests.
+  of the process, or a decode that failed, which the worker survives. One that somebody killed or
+  stopped says nothing about requests.
 - Two deaths that count, and the request is run alone in a worker, or nowhere until it is known
   whether they count: so those who were only beside the culprit clear themselves.
-- Two deaths that count, in one of which nobody else was there: it is a query of death.
+- Two deaths of different processes that count, and one when nobody else was there: it is a query
+  of death. A process whose decodes fail and fail ends itself, so that the next one tells whose
+  fault it was.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ class Trust(enum.Enum):
 
 
 class Death(msgspec.Struct):
-    """A worker's process that ended while it had a request."""
+    """A worker's process that ended while it had a request, or failed to compute it."""
 
     worker: int
     epoch: int
@@ -60,7 +63,8 @@ class Death(msgspec.Struct):
 def trust(deaths: Sequence[Death], now: float) -> Trust:
     """Where a request with these deaths may run; see the module."""
     counted = [death for death in deaths if death.counts]
-    if len(counted) >= DEATHS and any(death.alone for death in counted):
+    processes = {(death.worker, death.epoch) for death in counted}
+    if len(processes) >= DEATHS and any(death.alone for death in counted):
         return Trust.NOWHERE
     open_ = sum(death.counts is None and now - death.at < WORD_S for death in deaths)
     if len(counted) + open_ < DEATHS:
@@ -84,11 +88,15 @@ class Ends:
         return Death(worker, epoch, alone, now, self._known.get((worker, epoch)))
 
 
-def settle(deaths: Iterable[Death], worker: int, epoch: int, counts: bool) -> bool:
-    """Enter the supervisor's word. Whether it was waited for."""
+def settle(deaths: Iterable[Death], worker: int, epoch: int, now: float, counts: bool) -> bool:
+    """Enter the supervisor's word. Whether it was waited for.
+
+    What comes much later says how a process ended of which only the link was gone.
+    """
     waited = False
     for death in deaths:
-        if (death.worker, death.epoch) == (worker, epoch) and death.counts is None:
+        soon = now - death.at < WORD_S
+        if (death.worker, death.epoch) == (worker, epoch) and death.counts is None and soon:
             death.counts = counts
             waited = True
     return waited

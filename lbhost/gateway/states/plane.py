@@ -87,7 +87,8 @@ class Plane:
         self.limit: float = budget.UNKNOWN if wanted is None else wanted
         self.counts = Counts()
         self.unable: str | None = None
-        """Why this model's states cannot be moved; None while nobody has said so."""
+        """Why this model's states cannot be moved; None while nobody has said so, and once
+        somebody has moved one: a worker that was told to end in its test says so, too."""
 
     @property
     def entries(self) -> int:
@@ -192,6 +193,12 @@ class Plane:
         self._sent[link][number] = match.entry
         return True
 
+    def released(self, link: WorkerLink, number: int) -> None:
+        """An attempt has ended: if its state was not looked at yet, it never will be."""
+        sent = self._sent.get(link)
+        if sent is not None:
+            sent.pop(number, None)
+
     def _gain(self, match: Match) -> float:
         """Tokens that need not be computed, less those that could be in the time of copying."""
         prefill_tok_s = self._speeds.speeds()[0]
@@ -220,6 +227,7 @@ class Plane:
             os.close(fd)
             return
         self.counts.saved += 1
+        self.unable = None
         entry = Entry(header.scope, header.tokens, fd, header.size, self._clock())
         for one in self._store.add(entry):
             os.close(one.fd)

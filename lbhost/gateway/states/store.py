@@ -8,9 +8,10 @@ would stand, and what a state has in common with any other it has with a neighbo
 
 from __future__ import annotations
 
+import heapq
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -152,8 +153,18 @@ class Store:
     def shrink(self, most_bytes: float, most_entries: int, now: float) -> list[Entry]:
         """Forget what is missed least until the rest is within the limits."""
         removed: list[Entry] = []
-        while self.bytes > most_bytes or len(self) > most_entries:
-            entry = least(self, now)
+        count = len(self)
+        if self.bytes <= most_bytes and count <= most_entries:
+            return removed
+        heap = [(value(entry, now), place, entry) for place, entry in enumerate(self)]
+        heapq.heapify(heap)
+        while self.bytes > most_bytes or count - len(removed) > most_entries:
+            worth, place, entry = heapq.heappop(heap)
+            # What it shared with those that have gone meanwhile is its own now.
+            worth_now = value(entry, now)
+            if worth_now > worth:
+                heapq.heappush(heap, (worth_now, place, entry))
+                continue
             self.remove(entry)
             removed.append(entry)
         return removed
@@ -171,19 +182,15 @@ MOST_USES = 3
 """Uses that count: a conversation of many turns goes, too, when it has rested for some minutes."""
 
 
-def least(entries: Iterable[Entry], now: float) -> Entry:
-    """Whose loss costs least: tokens that nobody else holds and would be computed again, per byte,
+def value(entry: Entry, now: float) -> float:
+    """What its loss costs: tokens that nobody else holds and would be computed again, per byte,
     the more probably the more often it was of use, and half as probably after RECENT_S of idleness,
     a quarter after three times that, and so on.
 
     Who was of use within RECENT_S counts as equal: of conversations that take turns and do not all
     fit, the one that was used longest ago is the very next. Those that stay are found each time.
     """
-
-    def value(entry: Entry) -> float:
-        alone = entry.count - entry.shared
-        halvings = int(math.log2(1.0 + max(0.0, now - entry.used) / RECENT_S))
-        proven = 1 + min(entry.uses, MOST_USES)
-        return (alone + 1) / entry.size * proven / (1 << halvings)
-
-    return min(entries, key=value)
+    alone = entry.count - entry.shared
+    halvings = int(math.log2(1.0 + max(0.0, now - entry.used) / RECENT_S))
+    proven = 1 + min(entry.uses, MOST_USES)
+    return (alone + 1) / entry.size * proven / (1 << halvings)

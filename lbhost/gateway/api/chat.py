@@ -25,7 +25,7 @@ from lbhost.gateway.api.tools.request import (
 )
 from lbhost.gateway.scheduling.deltas import TextDelta
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
 
 
 class TemplateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ class TemplateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     enable_thinking: bool | None = None
     thinking: bool | None = None
-    reasoning_effort: Annotated[str, Meta(pattern="^[a-z]{1,16}$")] | None = None
+    reasoning_effort: Annotated[str, Meta(pattern=r"^[a-z]{1,16}$(?!\n)")] | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that were set."""

@@ -30,6 +30,16 @@ from lbhost.llamacpp import address
 COMPILE_S = 0.25
 """CPU seconds that compiling a grammar may take; the worker's sequences wait for as long."""
 
+BURST_S = 0.2
+"""CPU seconds that one answer's grammar may take beyond STEP_S a token: the worker's other
+sequences wait for as long."""
+
+STEP_S = 0.005
+"""A mask over 49,000 tokens takes 0.3 to 3 ms, also of large schemas."""
+
+TRIED = 32
+"""Bytes of an answer that `check` follows a grammar for: some need more than they may only then."""
+
 KEPT = 32
 """Compiled grammars that a worker keeps: some 100 KB each."""
 
@@ -53,12 +63,15 @@ _SPECIAL = b"\xff"
 
 
 def _limits() -> LLParserLimits:
-    """What one compilation (20 ms of "fuel") and one step (14 ms) may take, and its memory."""
+    """What one compilation (20 ms of "fuel") and one step (14 ms) may take, and its memory.
+
+    10,000 items are 25 to 90 ms, and 50,000 were 800; an object of 500 optional keys has 2,000.
+    """
     return LLParserLimits(
         max_items_in_row=2000,
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
-        step_max_items=50_000,
+        step_max_items=10_000,
         max_lexer_states=20_000,  # 2 KB each
         max_grammar_size=200_000,
         verbose_errors=False,
@@ -82,10 +95,7 @@ def check(grammar: Grammar) -> str:
     began = time.thread_time()
     try:
         text = _written(grammar)
-        matcher = _compiled(_bytes(), text)
-        matcher.compute_bitmask()
-        if matcher.is_error():
-            raise GrammarError(_reason(matcher))
+        _try(_compiled(_bytes(), text), began + COMPILE_S)
     except GrammarError as error:
         raise InvalidRequestError(f"{grammar.param}: {error}", param=grammar.param) from error
     took = time.thread_time() - began
@@ -95,6 +105,21 @@ def check(grammar: Grammar) -> str:
             param=grammar.param,
         )
     return text
+
+
+def _try(matcher: LLMatcher, until: float) -> None:
+    """Follow it for some bytes, or until the thread's CPU clock says so. Raises GrammarError."""
+    for _ in range(TRIED):
+        mask = numpy.frombuffer(matcher.compute_bitmask(), numpy.uint8)
+        if matcher.is_error():
+            raise GrammarError(_reason(matcher))
+        possible = numpy.flatnonzero(numpy.unpackbits(mask, bitorder="little")[:_N_BYTES])
+        if not len(possible) or time.thread_time() > until:
+            return
+        printable = possible[possible >= ord(" ")]
+        matcher.consume_token(int(printable[0] if len(printable) else possible[0]))
+        if matcher.is_error():
+            raise GrammarError(_reason(matcher))
 
 
 def _written(grammar: Grammar) -> str:
@@ -111,17 +136,20 @@ def _written(grammar: Grammar) -> str:
 @functools.cache
 def _bytes() -> LLTokenizer:
     """A vocabulary of bytes: enough to judge a grammar, and it costs nothing."""
-    return _wrapped(_ByteTokens(), 256)
+    return _wrapped(_ByteTokens(), _N_BYTES)
+
+
+_N_BYTES = 256
 
 
 class _ByteTokens:
     """See llguidance.TokenizerWrapper."""
 
     is_tokenizer_wrapper = True
-    eos_token_id = 256
+    eos_token_id = _N_BYTES
     bos_token_id = None
-    special_token_ids = (256,)
-    tokens = (*(bytes([byte]) for byte in range(256)), _SPECIAL + b"<end>")
+    special_token_ids = (_N_BYTES,)
+    tokens = (*(bytes([byte]) for byte in range(_N_BYTES)), _SPECIAL + b"<end>")
 
     def __call__(self, text: str | bytes) -> list[int]:
         return list(text.encode() if isinstance(text, str) else text)
@@ -138,6 +166,8 @@ class Matcher:
         self._bits = numpy.zeros(-(-n_tokens // 32), numpy.int32)
         self._address = self._bits.ctypes.data
         self._bytes = self._bits.view(numpy.uint8)
+        self._owed_s = 0.0
+        """CPU time that it took beyond STEP_S a token."""
 
     @property
     def finished(self) -> bool:
@@ -150,19 +180,25 @@ class Matcher:
         Raises:
             GrammarError: the grammar has become too complex.
         """
+        began = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
-        self._check()
+        self._check(began)
         penalties = numpy.take(_PENALTIES, self._bytes, axis=0).reshape(-1)
         logits += penalties[: len(logits)]
 
     def accept(self, token: int) -> None:
-        """Go on behind a token. Raises GrammarError: it may not come here."""
+        """Go on behind a token. Raises GrammarError: it may not come here, or as `mask`."""
+        began = time.thread_time()
         self._matcher.consume_token(token)
-        self._check()
+        self._owed_s = max(0.0, self._owed_s - STEP_S)
+        self._check(began)
 
-    def _check(self) -> None:
+    def _check(self, began: float) -> None:
         if self._matcher.is_error():
             raise GrammarError(_reason(self._matcher))
+        self._owed_s += time.thread_time() - began
+        if self._owed_s > BURST_S:
+            raise GrammarError("following it takes too long")
 
 
 class Constraints:

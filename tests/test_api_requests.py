@@ -10,7 +10,7 @@ import pytest
 
 from lbhost import wire
 from lbhost.errors import InvalidRequestError
-from lbhost.gateway.api import parameters
+from lbhost.gateway.api import json_depth, parameters
 from lbhost.gateway.api.chat import ChatRequest
 from lbhost.gateway.api.chat import parse as parse_chat
 from lbhost.gateway.api.completions import CompletionRequest
@@ -280,7 +280,7 @@ def test_brackets_in_strings_do_not_count_as_nesting() -> None:
 
 def test_allowed_depth_and_many_siblings_pass() -> None:
     deep: Any = 1
-    for _ in range(parameters.MAX_DEPTH - 2):
+    for _ in range(json_depth.MAX_DEPTH - 2):
         deep = [deep]
     assert chat(metadata=deep, other=[[]] * 5000).turns()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy
@@ -146,6 +147,63 @@ def test_a_bomb_ends_at_a_limit(schema: dict[str, Any]) -> None:
     assert error is not None
     assert error.param == "response_format"
     assert "too" in error.message
+
+
+def test_a_grammar_that_only_an_answer_shows_to_be_too_large_is_refused() -> None:
+    many = {"type": "object", "properties": {f"p{i}": {"type": "boolean"} for i in range(600)}}
+    error = refusal(grammar.of_schema({**many, "additionalProperties": False}, "json_schema"))
+    assert error is not None
+    assert "max is 2000" in error.message
+    rules = "".join(f'r{i}: r{i + 1} r{i + 1} | "x"\n' for i in range(99))
+    error = refusal(grammar.of_text(f'start: r0\n{rules}r99: "y"', "grammar"))
+    assert error is not None
+    assert "max is 2000" in error.message
+
+
+def follow(constraints: Constraints, text: str, vocab: Vocab) -> list[float]:
+    """CPU seconds of each step of an answer that always takes the first token there is."""
+    took: list[float] = []
+    matcher = constraints.matcher(guidance.check(grammar.of_text(text, "grammar")))
+    for _ in range(400):
+        logits = numpy.zeros(vocab.n_tokens, numpy.float32)
+        began = time.thread_time()
+        try:
+            matcher.mask(logits)
+            possible = numpy.flatnonzero(logits == 0).tolist()
+            matcher.accept(next(token for token in possible if token not in vocab.eog_tokens))
+        except GrammarError:
+            return took
+        finally:
+            took.append(time.thread_time() - began)
+    return took
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'root ::= "a" | root root',  # 160 ms a token, for ever
+        "start: s\ns: s s s | s s | /./",  # 800 ms a token
+    ],
+)
+def test_a_grammar_that_becomes_slow_to_follow_is_ended(
+    constraints: Constraints, vocab: Vocab, text: str
+) -> None:
+    took = follow(constraints, text, vocab)
+    assert len(took) < 400, "it was ended"
+    beyond = sum(max(0.0, one - guidance.STEP_S) for one in took[:-1])
+    assert beyond <= 2 * guidance.BURST_S
+
+
+def test_a_large_honest_schema_is_followed_to_its_end(
+    constraints: Constraints, vocab: Vocab
+) -> None:
+    keys = {f"key number {i}": {"type": "string"} for i in range(400)}
+    matcher = constraints.matcher(written({"type": "object", "properties": keys}))
+    said = json.dumps(dict.fromkeys(keys, "v" * 9))
+    for token in vocab.tokenize(said, add_bos=False, parse_special=False):
+        assert token in allowed(matcher, vocab.n_tokens)
+        matcher.accept(token)
+    assert matcher.finished or allowed(matcher, vocab.n_tokens) >= set(vocab.eog_tokens)
 
 
 def test_a_grammar_may_be_gbnf_or_lark() -> None:

@@ -13,7 +13,7 @@ from any_bodies import patiently, refusal, some_fields
 from fake_worker import Script
 from lbhost import wire
 from lbhost.errors import InvalidRequestError
-from lbhost.gateway.api import native
+from lbhost.gateway.api import native, questions
 from lbhost.gateway.api.generation import Generation
 from running_gateway import HELLO, MODEL, running_gateway, until
 from toy_vocab import ToyVocab
@@ -153,6 +153,13 @@ async def test_texts_become_tokens_and_back(size: int) -> None:
         assert plain.json()["tokens"] == list(text.encode())
         back = await g.client.post("/detokenize", json={"tokens": tokens})
         assert back.json() == {"content": "é" * size}
+
+
+@pytest.mark.anyio
+async def test_a_text_that_would_keep_a_helper_busy_is_refused() -> None:
+    async with running_gateway() as g:
+        asked = await g.client.post("/tokenize", json={"content": "a" * (questions.MAX_TEXT + 1)})
+        assert (asked.status_code, asked.json()["error"]["param"]) == (400, "content")
 
 
 @pytest.mark.anyio

@@ -193,6 +193,11 @@ def test_what_cannot_fit_is_refused_without_tokenising_it() -> None:
     assert vocab.calls == 0
 
 
+def test_more_messages_than_the_context_has_tokens_are_not_rendered() -> None:
+    with pytest.raises(ContextLengthError, match="over 3000"):
+        Prompter(ToyVocab("{{ raise_exception('rendered') }}"), 2048).chat(USER * 3000)
+
+
 def test_a_conversation_that_cannot_fit_is_refused_before_it_is_searched_and_rendered() -> None:
     vocab = ToyVocab("{% for m in messages %}{{ raise_exception('rendered') }}{% endfor %}")
     with pytest.raises(ContextLengthError):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lbhost.gateway.api.reading import AnswerReader, Reading, Thinking
 from lbhost.gateway.api.tools.calls import Arguments, CallBegun, Event, Said, Thought
 from lbhost.gateway.api.tools.families import Family, family_of
+from lbhost.gateway.api.tools.json_span import JsonSpan
 
 NAMES = ("get_weather", "now")
 TAGS = Thinking("<think>", "</think>")
@@ -108,6 +109,49 @@ def test_an_answer_is_read_alike_wherever_it_is_cut(
     assert read(how, *text) == expected
     for at in range(len(text) + 1):
         assert read(how, text[:at], text[at:]) == expected, (text[:at], text[at:])
+
+
+@pytest.mark.parametrize(("family", "head"), [(H, "<tool_call>"), (L, ""), (G, "")])
+@pytest.mark.parametrize("value", [r'"\ud800"', "NaN", "[" * 999 + "]" * 999])
+def test_a_call_that_no_json_can_carry_is_text(family: Family, head: str, value: str) -> None:
+    text = f'{head}{{"name": "now", "arguments": {{"a": {value}}}}}'
+    assert read(reading(family), text) == [Said(text)]
+
+
+def looked_at(text: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Characters that brackets were looked for in, until the answer was read."""
+    seen = 0
+    feed = JsonSpan.feed
+
+    def counting(span: JsonSpan, piece: str) -> int | None:
+        nonlocal seen
+        length = feed(span, piece)
+        seen += len(piece) if length is None else length
+        return length
+
+    monkeypatch.setattr(JsonSpan, "feed", counting)
+    assert read(reading(H), text) == [Said(text)]
+    return seen
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>{" * 500 + "}" * 500,
+        '<tool_call>{"a":[' * 500 + "]}" * 500,
+        '<tool_call>["<tool_call>[",' * 500 + "1" + "]" * 500,
+        r'<tool_call>["\"<tool_call>[",' * 500 + "1" + "]" * 500,
+    ],
+)  # fmt: skip
+def test_calls_within_calls_are_read_in_linear_time(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert looked_at(text, monkeypatch) < 4 * len(text)
+
+
+def test_a_name_that_never_ends_is_given_up_without_trying_all_ways() -> None:
+    text = "[TOOL_CALLS]now" + "[AAAAAAAA" * 200 + "!"  # took longer than the universe
+    assert read(reading(M), text) == [Said(text)]
 
 
 PIECES = st.sampled_from(

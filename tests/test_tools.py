@@ -95,6 +95,12 @@ def accepts(written: str, text: str) -> bool:
             {"function": {"name": "now"}}]}]}, "messages"),
         ({"messages": [{"role": "assistant", "tool_calls": [
             {"function": {"name": "now", "arguments": "[1]"}}]}]}, "messages"),
+        *(({"messages": [{"role": "assistant", "tool_calls": [
+            {"function": {"name": "now", "arguments": arguments}}]}]}, "messages") for arguments in
+          (r'{"a": "\ud800"}', '{"a": NaN}', '{"a": ' + "[" * 99 + "]" * 99 + "}", "nothing")),
+        ({"tools": [{"type": "function", "function": {"name": "now\n"}}]}, "tools"),
+        ({"messages": [{"role": "user", "content": "x", "name": "me\n"}]}, "messages"),
+        ({"chat_template_kwargs": {"reasoning_effort": "low\n"}}, "chat_template_kwargs"),
         ({"messages": [{"role": "function", "name": "now", "content": "x"}]}, "messages"),
         ({"tools": [{"type": "function", "function": {"name": "x", "parameters": {
             "type": "object", "properties": {"a": {"not": {}}}}}}], "tool_choice": "required"},

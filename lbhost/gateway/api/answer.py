@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from starlette.types import Send
 
@@ -22,6 +23,13 @@ from lbhost.gateway.scheduling.job import Bell
 
 PING_S = 10.0
 """While nothing else is sent for so long, a stream gets a comment: proxies cut idle ones."""
+
+
+LARGE = 512
+"""Tokens with log-probabilities, and alternatives, that are written at once: some 5 ms."""
+
+EVENT_BYTES = 128 * 1024
+"""Of a stream that are written at once, and one answer's news more."""
 
 
 class ClientGoneError(Exception):
@@ -64,7 +72,10 @@ class Answer:
                 for at in range(0, len(answers), best_of)
                 for answer in most_probable(answers[at : at + best_of], n)
             ]
-        body = reply.whole(answers, costs)
+        # 25,000 tokens with 20 alternatives each kept every other stream waiting for seconds.
+        large = sum(answer.delta.scores for answer in answers) > LARGE
+        write = partial(reply.whole, answers, costs)
+        body = await asyncio.to_thread(write) if large else write()
         await self._start(group, _json_headers(body))
         await self._send({"type": "http.response.body", "body": body})
 
@@ -82,10 +93,13 @@ class Answer:
                 error = group.error
                 if error is not None and self.exchange.status is None:
                     raise error
-                event = b"".join(
-                    _news(group, place, reply, opened) for place in range(len(group.jobs))
-                )
-                ended = group.over or error is not None
+                event = b""
+                for place in range(len(group.jobs)):
+                    event += _news(group, place, reply, opened)
+                    if len(event) > EVENT_BYTES:
+                        await asyncio.sleep(0)  # others first, then the rest
+                        break
+                ended = len(group.told) == len(group.jobs) or error is not None
                 if error is not None:
                     event += reply.failing(error)
                 elif ended:

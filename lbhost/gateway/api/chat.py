@@ -25,7 +25,7 @@ from lbhost.gateway.api.tools.request import (
 )
 from lbhost.gateway.scheduling.deltas import TextDelta
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
 
 
 class TemplateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ class TemplateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     enable_thinking: bool | None = None
     thinking: bool | None = None
-    reasoning_effort: Annotated[str, Meta(pattern="^[a-z]{1,16}$")] | None = None
+    reasoning_effort: Annotated[str, Meta(pattern=r"^[a-z]{1,16}$(?!\n)")] | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that were set."""
@@ -303,6 +303,8 @@ class ChatReply(Reply):
         self._readers: dict[int, AnswerReader] = {}
         self._begun: dict[int, int] = {}
         """The newest call of each answer."""
+        self._shown: dict[int, tuple[str, list[int]]] = {}
+        """Text and bytes of tokens, once shown: log-probabilities name the same ones all over."""
 
     def opening(self, index: int) -> bytes:
         return self._event(index, ChatDelta(role="assistant", content=""))
@@ -415,5 +417,8 @@ class ChatReply(Reply):
         return TokenLogprob(one.token, one.logprob, one.bytes, top)
 
     def _named(self, token: int, logprob: float) -> TopLogprob:
-        piece = self.pieces(token)
-        return TopLogprob(piece.decode(errors="replace"), logprob, list(piece))
+        shown = self._shown.get(token)
+        if shown is None:
+            piece = self.pieces(token)
+            shown = self._shown[token] = piece.decode(errors="replace"), list(piece)
+        return TopLogprob(shown[0], logprob, shown[1])

@@ -20,10 +20,8 @@ from lbhost.errors import InvalidRequestError
 from lbhost.gateway.api import formats
 from lbhost.gateway.api.formats import ResponseFormat
 from lbhost.gateway.api.generation import Generation, Prompt, Style
+from lbhost.gateway.api.json_depth import check_depth
 from lbhost.grammar import Grammar
-
-MAX_DEPTH = 32
-"""Nesting of a body: msgspec recurses, and no request needs more than six."""
 
 MAX_STOPS = 16
 
@@ -256,31 +254,6 @@ def decode(body: bytes, kind: type[S]) -> S:
     except UnicodeDecodeError as error:
         raise InvalidRequestError("the body is not valid UTF-8") from error
     return decoded
-
-
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-
-
-def check_depth(body: bytes) -> None:
-    """Refuse nesting beyond MAX_DEPTH, in time linear in the body's size.
-
-    Strings are cut out, then each pass takes away the innermost pairs of brackets.
-
-    Raises:
-        InvalidRequestError: too deep, or so unbalanced that it cannot be JSON.
-    """
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
-        return
-    outside = b"".join(body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
-    brackets = outside.translate(None, delete=_NOT_BRACKETS)
-    for _ in range(MAX_DEPTH):
-        if not brackets:
-            return
-        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
-    if brackets:
-        raise InvalidRequestError(
-            f"the body is nested more than {MAX_DEPTH} deep, or its brackets do not match"
-        )
 
 
 def _biases(given: dict[str, float], n_vocab: int) -> tuple[tuple[int, float], ...]:

@@ -123,8 +123,10 @@ class Prompter:
         """
         if self._template is None:
             raise UnprocessableError(self._why_no_chat, param="messages")
-        said = sum(len(m["content"]) for m in messages if m["role"] == "user")
-        self._check_length(said, "messages")  # before it is searched and rendered
+        said = [len(m["content"]) for m in messages if m["role"] == "user"]
+        if len(said) > self._n_ctx:  # each is a token at least; 10,000 took over 3 s
+            raise self._too_long("messages", len(said))
+        self._check_length(sum(said), "messages")  # before it is searched and rendered
         swapped: list[str] = []
         if self._special is not None:
             messages, tools = self._swap(messages, swapped), self._swap(tools, swapped)

@@ -32,8 +32,13 @@ class TextDelta(msgspec.Struct, frozen=True):
         """What it takes while it waits for its client: its characters, and as many for the rest.
 
         0: there is nothing in it that a client would see."""
+        return len(self.text) + _SCORE_WEIGHT * self.scores
+
+    @property
+    def scores(self) -> int:
+        """Log-probabilities in it, those of alternatives included."""
         scores = self.logprobs + self.prompt_logprobs
-        return len(self.text) + _SCORE_WEIGHT * sum(1 + len(score.top) for score in scores)
+        return sum(1 + len(score.top) for score in scores)
 
 
 Delta: TypeAlias = TextDelta

@@ -8,6 +8,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from lbhost.errors import InvalidRequestError
+from lbhost.gateway.api.json_depth import check_depth
+
 
 class Said(msgspec.Struct, frozen=True):
     """Text for the user."""
@@ -40,10 +43,7 @@ _ARGUMENTS = ("arguments", "parameters", "args")
 
 def from_json(text: str, names: Collection[str]) -> list[Event] | None:
     """The calls in an object or array; None if it is none, or calls something unknown."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    value = parsed(text)
     if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
         value = value["tool_calls"]
     events: list[Event] = []
@@ -53,6 +53,16 @@ def from_json(text: str, names: Collection[str]) -> list[Event] | None:
             return None
         events += call
     return events or None
+
+
+def parsed(text: str) -> Any:
+    """JSON's value; None for what is none: NaN, half a surrogate pair and deep nesting, which
+    Python's own parser takes, can neither be sent nor tokenised."""
+    try:
+        check_depth(text.encode())
+        return msgspec.json.decode(text)
+    except (InvalidRequestError, msgspec.DecodeError, UnicodeEncodeError):
+        return None
 
 
 def of(name: str, arguments: str) -> list[Event]:
@@ -70,10 +80,7 @@ def _call(value: Any, names: Collection[str]) -> list[Event] | None:
         return None
     given: Any = next((value[key] for key in _ARGUMENTS if key in value), {})
     if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError):
-            return None
+        given = parsed(given)
     if not isinstance(given, dict):
         return None
     return of(name, json.dumps(given, ensure_ascii=False))

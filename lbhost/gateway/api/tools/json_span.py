@@ -1,10 +1,16 @@
-"""Where a JSON object or array ends, piece by piece, each character looked at once. Pure."""
+"""Where a JSON object or array ends, piece by piece, each character looked at once. Pure.
+
+What no JSON has outside of strings ends it at once. That keeps readers fast which begin anew at
+each marker of a call: no text is within a string for one beginning and outside for the next one.
+"""
 
 from __future__ import annotations
 
 import re
 
-_NEXT = re.compile(r'["{}\[\]]')
+_NEXT = re.compile(r"[^\s,:0-9.+\-truefalsnNIityE]")
+"""What ends white space, numbers and the names of JSON's and Python's values."""
+
 _IN_STRING = re.compile(r'[\\"]')
 
 
@@ -16,7 +22,7 @@ class JsonSpan:
         self._in_string = False
         self._escaped = False
         self.broken = False
-        """A bracket closes what another kind opened."""
+        """A bracket closes what another kind opened, or something is no JSON."""
 
     def feed(self, text: str) -> int | None:
         """How many of these characters belong to it if it ends here, else None: all."""
@@ -39,8 +45,8 @@ class JsonSpan:
                     at += 1
                 case "{" | "[":
                     self._open.append(found[0])
-                case closing:
+                case other:
                     opening = self._open.pop()
-                    self.broken = self.broken or opening + closing not in ("{}", "[]")
+                    self.broken = self.broken or opening + other not in ("{}", "[]")
                     if self.broken or not self._open:
                         return at

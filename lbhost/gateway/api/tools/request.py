@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,10 +9,13 @@ import msgspec
 from msgspec import Meta
 
 from lbhost.errors import InvalidRequestError
+from lbhost.gateway.api import json_depth
 from lbhost.gateway.api.generation import PastCall, ToolUse
+from lbhost.gateway.api.tools import calls
 from lbhost.gateway.api.tools.forced import Tool
 
-FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
+"""`$` alone lets a line end follow."""
 MAX_TOOLS = 128
 
 
@@ -93,11 +95,11 @@ def tool_use(
     return ToolUse(tools=tools, forced=only, parallel=parallel is not False)
 
 
-def past_calls(calls: Sequence[ToolCall] | None, where: str) -> tuple[PastCall, ...]:
+def past_calls(given: Sequence[ToolCall] | None, where: str) -> tuple[PastCall, ...]:
     """Calls in a conversation. Raises InvalidRequestError: arguments that are no JSON object."""
     return tuple(
         PastCall(call.id, call.function.name, _arguments(call, f"{where}.tool_calls[{i}]"))
-        for i, call in enumerate(calls or ())
+        for i, call in enumerate(given or ())
     )
 
 
@@ -108,12 +110,11 @@ def _tool(function: Function) -> Tool:
 def _arguments(call: ToolCall, where: str) -> dict[str, Any]:
     given = call.function.arguments
     if isinstance(given, str):
-        try:
-            given = json.loads(given or "{}")
-        except (ValueError, RecursionError):
-            given = ""
+        given = calls.parsed(given or "{}")
     if not isinstance(given, dict):
         raise InvalidRequestError(
-            f"{where}.function.arguments: must be a JSON object in a string", param="messages"
+            f"{where}.function.arguments: must be a JSON object in a string, nested at most "
+            f"{json_depth.MAX_DEPTH} deep and without NaN or half a surrogate pair",
+            param="messages",
         )
     return given

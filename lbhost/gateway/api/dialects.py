@@ -10,7 +10,15 @@ from typing import Any
 
 import msgspec
 
-from lbhost.gateway.api import chat, completions, messages, native, responses
+from lbhost.gateway.api import (
+    chat,
+    completions,
+    messages,
+    messages_reply,
+    native,
+    responses,
+    responses_reply,
+)
 from lbhost.gateway.api.generation import Parsed
 from lbhost.gateway.api.replies import Completion, Kind
 from lbhost.gateway.api.writer import Writer
@@ -44,9 +52,9 @@ DIALECTS = {
         ("/v1/completions", "/completions"), completions.parse, completions.CompletionReply
     ),
     Kind.RESPONSES: Dialect(
-        ("/v1/responses", "/responses"), responses.parse, responses.ResponsesReply
+        ("/v1/responses", "/responses"), responses.parse, responses_reply.ResponsesReply
     ),
-    Kind.MESSAGES: Dialect(("/v1/messages",), messages.parse, messages.MessagesReply),
+    Kind.MESSAGES: Dialect(("/v1/messages",), messages.parse, messages_reply.MessagesReply),
     Kind.NATIVE: Dialect(("/completion",), native.parse, native.NativeReply),
     Kind.INFILL: Dialect(("/infill",), native.parse_infill, native.NativeReply),
 }

@@ -15,10 +15,8 @@ from lbhost.gateway.api.tools.calls import Arguments, CallBegun, Event, Said
 from lbhost.gateway.api.tools.families import Syntax
 from lbhost.gateway.api.tools.json_span import JsonSpan
 
-MAX_NAME = 64
-
-_NAMED = re.compile(r"([A-Za-z0-9_.-]{1,64})(?:\[CALL_ID\][A-Za-z0-9]*)?(?:\[ARGS\])?\s*(?=\{)")
-_MAYBE_NAMED = re.compile(r"[A-Za-z0-9_.-]{0,64}(?:\[[A-Z_]{0,8}\]?[A-Za-z0-9]{0,64})*\s*")
+_NAMED = re.compile(r"([A-Za-z0-9_.-]{1,128})(?:\[CALL_ID\][A-Za-z0-9]*)?(?:\[ARGS\])?\s*(?=\{)")
+_MAYBE_NAMED = re.compile(r"[A-Za-z0-9_.-]{0,128}(?:\[[A-Z_]{0,8}\]?[A-Za-z0-9]{0,64})*\s*")
 
 
 class _State(enum.Enum):

@@ -1,12 +1,12 @@
 """The ways in which clients ask for an answer, and where each is understood. Pure.
 
-A new one is a module with `parse` and a writer.Writer, a Kind, and its Dialect and Operation here.
+A new one is a module with `parse` and a writer.Writer, a Kind, its Dialect here, and its Operation
+in operations.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -20,7 +20,7 @@ from lbhost.gateway.api import (
     responses_reply,
 )
 from lbhost.gateway.api.generation import Parsed
-from lbhost.gateway.api.replies import Completion, Kind
+from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.api.writer import Writer
 
 
@@ -32,18 +32,6 @@ class Dialect(msgspec.Struct, frozen=True):
     parse: Callable[[bytes, int], Parsed]
     reply: Callable[..., Writer]
     """Its arguments are Reply's."""
-
-
-class Operation(msgspec.Struct, frozen=True):
-    """An endpoint as the OpenAPI document has it (http/openapi.py)."""
-
-    name: str
-    summary: str
-    path: str
-    request: Any
-    """The type of its bodies; those of its answers, and of the events of streamed ones."""
-    answer: Any
-    chunk: Any
 
 
 DIALECTS = {
@@ -58,25 +46,6 @@ DIALECTS = {
     Kind.NATIVE: Dialect(("/completion",), native.parse, native.NativeReply),
     Kind.INFILL: Dialect(("/infill",), native.parse_infill, native.NativeReply),
 }
-
-OPERATIONS = (
-    Operation(
-        "createChatCompletion",
-        "Answers to a conversation",
-        DIALECTS[Kind.CHAT].paths[0],
-        chat.ChatRequest,
-        Completion[chat.ChatChoice],
-        Completion[chat.ChatChunkChoice],
-    ),
-    Operation(
-        "createCompletion",
-        "Continuations of texts",
-        DIALECTS[Kind.COMPLETION].paths[0],
-        completions.CompletionRequest,
-        Completion[completions.TextChoice],
-        Completion[completions.TextChoice],
-    ),
-)
 
 
 def parse(body: bytes, kind: Kind, n_vocab: int) -> Parsed:

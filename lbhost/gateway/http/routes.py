@@ -27,8 +27,9 @@ from lbhost.errors import (
     NotReadyError,
 )
 from lbhost.gateway import metrics
-from lbhost.gateway.api.dialects import DIALECTS, OPERATIONS
+from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.endpoint import Completions
+from lbhost.gateway.api.operations import OPERATIONS
 from lbhost.gateway.api.parameters import MAX_CHOICES
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.http import openapi

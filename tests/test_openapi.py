@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from lbhost.gateway.api.dialects import DIALECTS
-from lbhost.gateway.api.operations import OPERATIONS
+from lbhost.gateway.api.operations import OPERATIONS, PAGES
 from lbhost.gateway.http import openapi
 from lbhost.gateway.prompt.questions import PATHS
 from running_gateway import HELLO, MODEL, running_gateway
 
 pytestmark = pytest.mark.anyio
 
-DOCUMENT = json.loads(json.dumps(openapi.document(OPERATIONS, MODEL)))
+DOCUMENT = json.loads(json.dumps(openapi.document(OPERATIONS, PAGES, MODEL)))
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 
@@ -71,7 +71,7 @@ def conforms(value: Any, schema: dict[str, Any]) -> bool:
 def test_every_endpoint_that_generates_is_in_it_and_every_reference_leads_somewhere() -> None:
     generating = {dialect.paths[0] for dialect in DIALECTS.values()}
     telling = {paths[0] for paths in PATHS.values()}
-    assert set(DOCUMENT["paths"]) == generating | telling
+    assert set(DOCUMENT["paths"]) == generating | telling | {page.path for page in PAGES}
     found = set(references(DOCUMENT))
     assert {ref.rpartition("/")[2] for ref in found} <= set(SCHEMAS)
     assert {ref.rpartition("/")[0] for ref in found} == {"#/components/schemas"}
@@ -153,6 +153,16 @@ async def test_what_needs_no_worker_is_answered_as_it_says(path: str, body: dict
     described = DOCUMENT["paths"][path]["post"]["responses"]
     async with running_gateway() as g:
         response = await g.client.post(path, json=body)
+        content = described[str(response.status_code)]["content"]
+        assert conforms(response.json(), content["application/json"]["schema"]), response.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+async def test_pages_are_what_it_says(page: Any, workers: int) -> None:
+    described = DOCUMENT["paths"][page.path]["get"]["responses"]
+    async with running_gateway(workers=workers) as g:
+        response = await g.client.get(page.path)
         content = described[str(response.status_code)]["content"]
         assert conforms(response.json(), content["application/json"]["schema"]), response.text
 

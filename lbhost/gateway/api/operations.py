@@ -15,6 +15,7 @@ from lbhost.gateway.api import (
     messages,
     messages_reply,
     native,
+    pages,
     questions,
     responses,
     responses_reply,
@@ -35,6 +36,15 @@ class Operation(msgspec.Struct, frozen=True):
     """Empty: nothing is streamed."""
     last: str = ""
     """What a stream ends with, unless with an error."""
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A GET of one path."""
+
+    name: str
+    summary: str
+    path: str
+    answer: Any
 
 
 OPERATIONS = (
@@ -120,4 +130,11 @@ OPERATIONS = (
         chat.ChatRequest,
         questions.Rendered,
     ),
+)
+
+PAGES = (
+    Page("listModels", "The model that is served", "/v1/models", pages.ModelList),
+    Page("health", "Whether requests are answered now", "/health", pages.Health),
+    Page("props", "The model, as llama-server tells of it", "/props", pages.Props),
+    Page("slots", "What runs, as llama-server tells of it", "/slots", list[pages.Slot]),
 )

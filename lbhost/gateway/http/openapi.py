@@ -1,5 +1,5 @@
-"""The OpenAPI 3.1 document of the endpoints that take a body, made from the types that read bodies
-and write answers: what it says is what they do. Owns no endpoint.
+"""The OpenAPI 3.1 document of the endpoints, made from the types that read bodies and write
+answers: what it says is what they do. Owns no endpoint.
 
 An endpoint adds itself by an Operation (api/operations.py).
 """
@@ -20,6 +20,7 @@ from lbhost.errors import (
     InvalidRequestError,
     LbhostError,
     ModelNotFoundError,
+    NotReadyError,
     PayloadTooLargeError,
     QueueFullError,
     UnauthorizedError,
@@ -28,7 +29,7 @@ from lbhost.errors import (
 )
 from lbhost.gateway.api import error_shapes
 from lbhost.gateway.api.error_shapes import AnthropicError
-from lbhost.gateway.api.operations import Operation
+from lbhost.gateway.api.operations import Operation, Page
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -46,6 +47,13 @@ _ERRORS: tuple[type[LbhostError], ...] = (
     DeadlineError,
 )
 """One for each status that a well-formed HTTP request may get."""
+
+_ERRORS_OF_PAGES: tuple[type[LbhostError], ...] = (
+    UnauthorizedError,
+    ForbiddenError,
+    EngineError,
+    NotReadyError,
+)
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -66,9 +74,10 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: Problem
 
 
-def document(operations: Sequence[Operation], model: str) -> dict[str, Any]:
+def document(operations: Sequence[Operation], pages: Sequence[Page], model: str) -> dict[str, Any]:
     """The whole document, ready to be encoded as JSON; of a server of one model."""
     types = [kind for one in operations for kind in (one.request, one.answer, *one.chunks)]
+    types += [page.answer for page in pages]
     references, schemas = msgspec.json.schema_components(
         [ErrorBody, AnthropicError, *types], ref_template="#/components/schemas/{name}"
     )
@@ -83,6 +92,8 @@ def document(operations: Sequence[Operation], model: str) -> dict[str, Any]:
         properties = schemas[request["$ref"].rpartition("/")[2]]["properties"]
         if "model" in properties:
             properties["model"] = {"enum": [model, None]}
+    for page in pages:
+        paths[page.path] = {"get": _page(page, next(rest), openais)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -112,16 +123,29 @@ def _operation(
             f"ending in {one.last}, or in an error."
         )
     ok = {"description": description, "content": content}
-    errors = {
-        str(error.status): {
-            "description": (error.__doc__ or error.__name__).strip(),
-            "content": {JSON: {"schema": failure}},
-        }
-        for error in _ERRORS
-    }
+    errors = _errors(_ERRORS, failure)
     return {
         "operationId": one.name,
         "summary": one.summary,
         "requestBody": {"required": True, "content": {JSON: {"schema": request}}},
         "responses": {"200": ok, **errors},
+    }
+
+
+def _page(page: Page, answer: Schema, failure: Schema) -> dict[str, Any]:
+    ok = {"description": "The answer.", "content": {JSON: {"schema": answer}}}
+    return {
+        "operationId": page.name,
+        "summary": page.summary,
+        "responses": {"200": ok, **_errors(_ERRORS_OF_PAGES, failure)},
+    }
+
+
+def _errors(errors: Sequence[type[LbhostError]], failure: Schema) -> dict[str, Any]:
+    return {
+        str(error.status): {
+            "description": (error.__doc__ or error.__name__).strip(),
+            "content": {JSON: {"schema": failure}},
+        }
+        for error in errors
     }

@@ -6,6 +6,7 @@ Needs the starter extra.
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -14,12 +15,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import anthropic
 import openai
 import pytest
 from anthropic import Anthropic
+from anthropic.types import MessageParam, ToolParam
 from openai import OpenAI
+from openai.types.responses import FunctionToolParam, ResponseInputParam
+from pydantic import BaseModel
 
 from serving import PATIENCE_S, Server, wait_for
 
@@ -71,6 +76,86 @@ def test_the_openai_client_gets_responses(shared: Server) -> None:
         assert caught.value.param == "previous_response_id"
 
 
+WEATHER_SCHEMA: dict[str, object] = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+class City(BaseModel):
+    """What the answers that follow a schema are parsed into."""
+
+    name: Literal["Rome", "Oslo"]
+    big: bool
+
+
+def test_the_openai_client_gets_calls_and_gives_their_results(shared: Server) -> None:
+    with OpenAI(base_url=f"{shared.endpoint}/v1", api_key=KEY, max_retries=0) as client:
+        tool: FunctionToolParam = {
+            "type": "function",
+            "name": "get_weather",
+            "description": "The weather of a city",
+            "parameters": WEATHER_SCHEMA,
+            "strict": True,
+        }
+        asked: ResponseInputParam = [{"role": "user", "content": "How is the weather in Rome?"}]
+        model = shared.status().model
+        answer = client.responses.create(
+            model=model,
+            input=asked,
+            tools=[tool],
+            tool_choice="required",
+            parallel_tool_calls=False,
+            temperature=0,
+            max_output_tokens=64,
+        )
+        (call,) = answer.output
+        assert call.type == "function_call"
+        assert json.loads(call.arguments)["city"] in ("Rome", "Oslo")
+        with client.responses.stream(
+            model=model,
+            input=asked,
+            tools=[tool],
+            tool_choice="required",
+            parallel_tool_calls=False,
+            temperature=0,
+            max_output_tokens=64,
+        ) as stream:
+            deltas = [e.delta for e in stream if e.type == "response.function_call_arguments.delta"]
+            (streamed,) = stream.get_final_response().output
+        assert streamed.type == "function_call"
+        assert "".join(deltas) == streamed.arguments == call.arguments
+        asked += [
+            {
+                "type": "function_call",
+                "call_id": call.call_id,
+                "name": call.name,
+                "arguments": call.arguments,
+            },
+            {"type": "function_call_output", "call_id": call.call_id, "output": "sunny, 25 C"},
+        ]
+        said = client.responses.create(
+            model=model, input=asked, tools=[tool], temperature=0, max_output_tokens=16
+        )
+        assert said.usage is not None
+        assert answer.usage is not None
+        assert said.usage.input_tokens > answer.usage.input_tokens
+
+
+def test_the_openai_client_parses_a_response(shared: Server) -> None:
+    with OpenAI(base_url=f"{shared.endpoint}/v1", api_key=KEY, max_retries=0) as client:
+        parsed = client.responses.parse(
+            model=shared.status().model,
+            input="A city?",
+            text_format=City,
+            temperature=0,
+            max_output_tokens=64,
+        )
+        assert isinstance(parsed.output_parsed, City)
+
+
 # --- messages ---------------------------------------------------------------------------
 
 
@@ -115,6 +200,72 @@ def test_the_anthropic_client_gets_messages(shared: Server) -> None:
             stop_sequences=[first],
         )
         assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", first)
+
+
+def test_the_anthropic_client_uses_tools_and_gives_their_results(shared: Server) -> None:
+    with Anthropic(base_url=shared.endpoint, api_key=KEY, max_retries=0) as client:
+        model = shared.status().model
+        tool: ToolParam = {
+            "name": "get_weather",
+            "description": "The weather of a city",
+            "input_schema": WEATHER_SCHEMA,
+        }
+        asked: list[MessageParam] = [{"role": "user", "content": "How is the weather in Rome?"}]
+        answer = client.messages.create(
+            model=model,
+            messages=asked,
+            tools=[tool],
+            tool_choice={"type": "any", "disable_parallel_tool_use": True},
+            max_tokens=64,
+            extra_body=GREEDY,
+        )
+        (use,) = answer.content
+        assert use.type == "tool_use"
+        assert use.input["city"] in ("Rome", "Oslo")
+        assert answer.stop_reason == "tool_use"
+        with client.messages.stream(
+            model=model,
+            messages=asked,
+            tools=[tool],
+            tool_choice={"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True},
+            max_tokens=64,
+            extra_body=GREEDY,
+        ) as stream:
+            pieces = [e.partial_json for e in stream if e.type == "input_json"]
+            final = stream.get_final_message()
+        (streamed,) = final.content
+        assert streamed.type == "tool_use"
+        assert json.loads("".join(pieces)) == streamed.input == use.input
+        assert final.stop_reason == "tool_use"
+        asked += [
+            {"role": "assistant", "content": [use]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": use.id, "content": "sunny, 25 C"}
+                ],
+            },
+        ]
+        said = client.messages.create(
+            model=model, messages=asked, tools=[tool], max_tokens=16, extra_body=GREEDY
+        )
+        usage = said.usage
+        counted = client.messages.count_tokens(model=model, messages=asked, tools=[tool])
+        assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+        without = client.messages.count_tokens(model=model, messages=asked)
+        assert without.input_tokens < counted.input_tokens
+
+
+def test_the_anthropic_client_parses_a_message(shared: Server) -> None:
+    with Anthropic(base_url=shared.endpoint, api_key=KEY, max_retries=0) as client:
+        parsed = client.messages.parse(
+            model=shared.status().model,
+            messages=[{"role": "user", "content": "A city?"}],
+            output_format=City,
+            max_tokens=64,
+            extra_body=GREEDY,
+        )
+        assert isinstance(parsed.parsed_output, City)
 
 
 def test_the_anthropic_client_raises_what_it_should(shared: Server) -> None:

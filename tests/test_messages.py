@@ -24,12 +24,17 @@ from lbhost.errors import (
     UnauthorizedError,
 )
 from lbhost.gateway.api import error_shapes, messages
-from lbhost.gateway.api.generation import Generation, Style, Turn
-from lbhost.gateway.api.messages import MessagesReply
+from lbhost.gateway.api.generation import Generation, PastCall, Style, ToolUse, Turn
+from lbhost.gateway.api.messages_reply import MessagesReply
+from lbhost.gateway.api.tools.forced import Tool
 from running_gateway import MODEL, running_gateway
 
 N_VOCAB = 1000
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
+TOOL: dict[str, Any] = {"name": "f", "input_schema": {"type": "object"}}
+CALL: dict[str, Any] = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": 1}}
+TOOLS = (Tool("f", "", {"type": "object"}), Tool("g", "", {"type": "object"}))
+RESULT: dict[str, Any] = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "4"}
 
 
 def parse(**fields: Any) -> Generation:
@@ -61,7 +66,7 @@ def test_a_conversation_becomes_turns() -> None:
     assert generation.prompt == (
         Turn("system", "be brief"),
         Turn("user", "a\n\nb"),
-        Turn("assistant", "c\nd"),
+        Turn("assistant", "c\nd", thought="hm"),
         Turn("user", "e"),
         Turn("system", "f"),
     )
@@ -92,9 +97,18 @@ def test_max_tokens_is_cut_to_the_room_there_is() -> None:
         ("n", 2),
         ("stop_sequences", "x"), ("stop_sequences", [""]), ("stop_sequences", ["x"] * 17),
         ("metadata", 5), ("metadata", {"user_id": 5}), ("stream", "yes"), ("model", 5),
-        ("service_tier", "flex"), ("tools", [{"name": "f", "input_schema": {}}]),
-        ("tool_choice", {"type": "any"}), ("thinking", {"type": "enabled", "budget_tokens": 2000}),
+        ("service_tier", "flex"), ("tools", [{"name": "f"}]), ("tools", [{"input_schema": {}}]),
+        ("tools", [{"name": "a b", "input_schema": {}}]), ("tools", [TOOL, TOOL]),
+        ("tools", [{"type": "bash_20250124", "name": "bash", "input_schema": {}}]),
+        ("tool_choice", {"type": "any"}), ("tool_choice", {"type": "tool"}),
+        ("tool_choice", {"type": "tool", "name": "f"}), ("tool_choice", "any"),
+        ("thinking", {"type": "x"}), ("thinking", {"type": "enabled", "budget_tokens": 0}),
         ("container", "c"), ("mcp_servers", [{}]), ("output_format", {"type": "json_schema"}),
+        ("output_config", {"format": {"type": "text", "schema": {}}}),
+        ("messages", [{"role": "user", "content": [CALL]}]),
+        ("messages", [{"role": "user", "content": "x"}, {"role": "assistant", "content": [CALL]}]),
+        ("messages", [{"role": "user", "content": [{"type": "tool_result"}]}]),
+        ("messages", [{"role": "user", "content": [RESULT]}]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_refused_by_name(field: str, value: Any) -> None:
@@ -108,6 +122,7 @@ def test_what_is_wrong_is_refused_by_name(field: str, value: Any) -> None:
     ("field", "value"),
     [
         ("tools", []), ("tool_choice", {"type": "auto"}), ("thinking", {"type": "disabled"}),
+        ("tool_choice", {"type": "none"}), ("thinking", {"type": "adaptive"}),
         ("service_tier", "standard_only"), ("unheard_of", [1]), ("mcp_servers", []),
     ],
 )  # fmt: skip
@@ -118,6 +133,7 @@ def test_what_changes_nothing_is_accepted(field: str, value: Any) -> None:
 FIELDS = [
     "model", "messages", "system", "max_tokens", "metadata", "stop_sequences", "stream",
     "temperature", "top_k", "top_p", "tools", "tool_choice", "thinking", "service_tier",
+    "output_config", "output_format",
 ]  # fmt: skip
 
 
@@ -125,6 +141,69 @@ FIELDS = [
 @given(some_fields(FIELDS))
 def test_any_body_is_understood_or_refused_by_name(fields: dict[str, Any]) -> None:
     assert refusal(messages.parse, {**HELLO, **fields}) in {None, "", *fields}
+
+
+def test_calls_and_their_results_become_turns() -> None:
+    generation = parse(
+        tools=[{**TOOL, "description": "adds"}],
+        messages=[
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": [{"type": "text", "text": "wait"}, CALL]},
+            {
+                "role": "user",
+                "content": [
+                    RESULT,
+                    {**RESULT, "content": [{"type": "text", "text": "no"}], "is_error": True},
+                    {"type": "text", "text": "and?"},
+                ],
+            },
+        ],
+    )
+    assert generation.prompt == (
+        Turn("user", "x"),
+        Turn("assistant", "wait", calls=(PastCall("toolu_1", "f", {"a": 1}),)),
+        Turn("tool", "4", answers="toolu_1"),
+        Turn("tool", "Error: no", answers="toolu_1"),
+        Turn("user", "and?"),
+    )
+    assert generation.tools == ToolUse((Tool("f", "adds", {"type": "object"}),))
+    assert generation.reads
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"type": "any"}, ToolUse(TOOLS, ("f", "g"))),
+        ({"type": "tool", "name": "g"}, ToolUse(TOOLS, ("g",))),
+        ({"type": "auto", "disable_parallel_tool_use": True}, ToolUse(TOOLS, parallel=False)),
+        ({"type": "none"}, None),
+    ],
+)
+def test_the_choice_of_tools_is_anthropics(choice: Any, expected: ToolUse | None) -> None:
+    generation = parse(tools=[TOOL, {**TOOL, "name": "g"}], tool_choice=choice)
+    assert generation.tools == expected
+
+
+def test_an_answer_can_be_bound_and_thinking_switched() -> None:
+    form = {"type": "json_schema", "schema": {"type": "integer"}}
+    for field in ({"output_config": {"format": form}}, {"output_format": form}):
+        generation = parse(**field)
+        assert generation.grammar is not None
+        assert generation.grammar.text == '{"type":"integer"}'
+    with pytest.raises(InvalidRequestError, match="output_config: cannot be combined with tools"):
+        parse(output_config={"format": form}, tools=[TOOL])
+    on = parse(thinking={"type": "enabled", "budget_tokens": 1024}, output_config={"effort": "low"})
+    assert on.template_options == {
+        "enable_thinking": True,
+        "thinking": True,
+        "reasoning_effort": "low",
+    }
+
+
+def test_nothing_is_continued_together_with_tools() -> None:
+    said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    with pytest.raises(InvalidRequestError, match="not continued together with tools"):
+        parse(messages=said, tools=[TOOL])
 
 
 # --- answers ----------------------------------------------------------------------------
@@ -146,7 +225,7 @@ def test_any_body_is_understood_or_refused_by_name(fields: dict[str, Any]) -> No
 def test_why_it_ended_is_told(finish: wire.Finish, reason: str, stop: str | None) -> None:
     reply = MessagesReply("1", "toy", Style(repeated={"max_tokens": 20}))
     body = reply.complete("hi", finish)
-    assert (body["stop_reason"], body["stop_sequence"]) == (reason, stop)
+    assert (body.stop_reason, body.stop_sequence) == (reason, stop)
     (delta,) = [e for n, e in named_events(reply.end(finish)) if n == "message_delta"]
     assert delta["delta"] == {"stop_reason": reason, "stop_sequence": stop}
 
@@ -215,8 +294,8 @@ async def test_events_come_in_anthropics_order() -> None:
         assert deltas >= 1
         assert names == [
             "message_start",
-            "content_block_start",
             "ping",
+            "content_block_start",
             *["content_block_delta"] * deltas,
             "content_block_stop",
             "message_delta",
@@ -276,13 +355,16 @@ async def test_a_stream_that_fails_ends_with_an_error_event() -> None:
         return ["a"] * 2000
 
     async with running_gateway(script=Script(answer=answer, step_s=0.005)) as g:
-        (fake,) = g.workers
         body = {**HELLO, "max_tokens": 1000, "stream": True}
         async with g.client.stream("POST", "/v1/messages", json=body) as response:
             got = b""
             async for data in response.aiter_bytes():
-                if b"content_block_delta" in got:
-                    fake.die()
                 got += data
+                if b"content_block_delta" in got:
+                    g.stop(0.0)
         name, event = named_events(got)[-1]
-        assert (name, event["type"], event["error"]["type"]) == ("error", "error", "api_error")
+        assert (name, event["type"], event["error"]["type"]) == (
+            "error",
+            "error",
+            "overloaded_error",
+        )

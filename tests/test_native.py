@@ -66,8 +66,8 @@ def test_prompts_are_a_text_or_tokens() -> None:
         ("logit_bias", [["x", 1]]), ("logit_bias", [5]), ("n_probs", 3), ("mirostat", 2),
         ("dynatemp_range", 0.5), ("typical_p", 0.5), ("dry_multiplier", 1),
         ("xtc_probability", 0.5), ("t_max_predict_ms", 100), ("return_tokens", True),
-        ("image_data", [{}]), ("lora", [{"id": 0}]), ("grammar", "root ::= x"),
-        ("json_schema", {"type": "object"}), ("stop", 5), ("stream", "x"), ("n", 2),
+        ("image_data", [{}]), ("lora", [{"id": 0}]), ("grammar", 5),
+        ("json_schema", "x"), ("stop", 5), ("stream", "x"), ("n", 2),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_refused_by_name(field: str, value: Any) -> None:

@@ -14,12 +14,16 @@ from fake_worker import Script
 from lbhost import wire
 from lbhost.errors import InvalidRequestError, QueueFullError, WorkerLostError
 from lbhost.gateway.api import responses
-from lbhost.gateway.api.generation import Generation, Turn
-from lbhost.gateway.api.responses import ResponsesReply
+from lbhost.gateway.api.generation import Generation, PastCall, Style, ToolUse, Turn
+from lbhost.gateway.api.responses_reply import IncompleteDetails, ResponsesReply
+from lbhost.gateway.api.tools.forced import Tool
 from running_gateway import MODEL, running_gateway
 
 N_VOCAB = 1000
 PATH = "/v1/responses"
+TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+CALL = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": '{"a": 1}'}
+RESULT = {"type": "function_call_output", "call_id": "call_1", "output": "4"}
 
 
 def parse(**fields: Any) -> Generation:
@@ -67,6 +71,8 @@ def test_items_become_turns() -> None:
         ("input", None), ("input", []), ("input", 5), ("input", [5]), ("input", [{}]),
         ("input", [{"role": "king", "content": "x"}]), ("input", [{"role": "user"}]),
         ("input", [{"type": "function_call", "name": "f", "arguments": "{}"}]),
+        ("input", [{**CALL, "arguments": "[]"}]), ("input", [{**CALL, "arguments": "{"}]),
+        ("input", [RESULT]), ("input", [RESULT, CALL]), ("input", [CALL, {**RESULT, "output": 5}]),
         ("input", [{"type": "item_reference", "id": "x"}]),
         ("input", [{"type": "reasoning"}]),
         ("input", [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]),
@@ -75,8 +81,11 @@ def test_items_become_turns() -> None:
         ("temperature", 3), ("top_p", 2), ("store", True), ("store", "yes"),
         ("previous_response_id", "resp_1"), ("conversation", "conv_1"), ("background", True),
         ("prompt", {"id": "p"}), ("truncation", "auto"), ("truncation", "x"),
-        ("text", {"format": {"type": "json_object"}}), ("text", {"format": {}}), ("text", 5),
-        ("tools", [{"type": "function", "name": "f"}]), ("tool_choice", "required"),
+        ("text", {"format": {"type": "xml"}}), ("text", {"format": {"type": "json_schema"}}),
+        ("text", {"format": 5}), ("text", 5), ("tools", [{"type": "web_search"}]),
+        ("tools", [{"type": "function", "name": "a b"}]), ("tools", [TOOL, TOOL]),
+        ("tool_choice", "required"), ("tool_choice", {"type": "function", "name": "f"}),
+        ("tool_choice", {"type": "function"}), ("tool_choice", {"type": "file_search"}),
         ("top_logprobs", 3), ("include", ["message.output_text.logprobs"]), ("include", 5),
         ("metadata", {"a": 5}), ("metadata", {"a": "x" * 513}), ("reasoning", "high"),
         ("service_tier", "x"), ("stream", 1), ("model", 5), ("n", 2),
@@ -94,7 +103,8 @@ def test_what_is_wrong_is_refused_by_name(field: str, value: Any) -> None:
     [
         ("store", False), ("store", None), ("background", False), ("previous_response_id", None),
         ("text", {"format": {"type": "text"}, "verbosity": "low"}), ("tools", []),
-        ("tool_choice", "auto"), ("include", ["reasoning.encrypted_content"]),
+        ("tool_choice", "auto"), ("tool_choice", "none"),
+        ("include", ["reasoning.encrypted_content"]),
         ("reasoning", {"effort": "low", "summary": None}), ("truncation", "disabled"),
         ("user", "me"), ("prompt_cache_key", "k"), ("unheard_of", [1]),
     ],
@@ -116,6 +126,88 @@ def test_any_body_is_understood_or_refused_by_name(fields: dict[str, Any]) -> No
     assert refusal(responses.parse, {"input": "hi", **fields}) in {None, "", *fields}
 
 
+def test_calls_their_outputs_and_thoughts_become_turns() -> None:
+    generation = parse(
+        tools=[TOOL],
+        input=[
+            {"role": "user", "content": "x"},
+            {
+                "type": "reasoning",
+                "summary": [{"type": "summary_text", "text": "short"}],
+                "content": [{"type": "reasoning_text", "text": "hm"}],
+            },
+            {"role": "assistant", "content": "wait"},
+            CALL,
+            {**CALL, "call_id": "call_2", "arguments": ""},
+            RESULT,
+            {**RESULT, "call_id": "call_2", "output": [{"type": "input_text", "text": "5"}]},
+        ],
+    )
+    calls = (PastCall("call_1", "f", {"a": 1}), PastCall("call_2", "f", {}))
+    assert generation.prompt == (
+        Turn("user", "x"),
+        Turn("assistant", "wait", calls=calls, thought="hm"),
+        Turn("tool", "4", answers="call_1"),
+        Turn("tool", "5", answers="call_2"),
+    )
+    assert generation.tools == ToolUse((Tool("f", "", {"type": "object"}),))
+    assert generation.reads
+
+
+ALLOWED = {"type": "allowed_tools", "tools": [{"type": "function", "name": "g"}]}
+TWO = (Tool("f", "", {"type": "object"}), Tool("g", "", {"type": "object"}))
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("required", ToolUse(TWO, ("f", "g"))),
+        ({"type": "function", "name": "g"}, ToolUse(TWO, ("g",))),
+        ({**ALLOWED, "mode": "required"}, ToolUse(TWO, ("g",))),
+        (ALLOWED, ToolUse(TWO[1:])),
+        ("none", None),
+    ],
+)
+def test_the_choice_of_tools_is_openais(choice: Any, expected: ToolUse | None) -> None:
+    assert parse(tools=[TOOL, {**TOOL, "name": "g"}], tool_choice=choice).tools == expected
+
+
+def test_an_answer_can_be_bound_and_thinking_switched_off() -> None:
+    form = {"type": "json_schema", "name": "n", "schema": {"type": "integer"}, "strict": True}
+    generation = parse(text={"format": form}, reasoning={"effort": "none"})
+    assert generation.grammar is not None
+    assert (generation.grammar.text, generation.grammar.param) == ('{"type":"integer"}', "text")
+    assert generation.template_options == {
+        "reasoning_effort": "none",
+        "enable_thinking": False,
+        "thinking": False,
+    }
+    assert parse(text={"format": {"type": "json_object"}}).grammar is not None
+    with pytest.raises(InvalidRequestError, match="text: cannot be combined with tools"):
+        parse(text={"format": form}, tools=[TOOL])
+
+
+def test_the_answer_names_the_parameters_again() -> None:
+    huge = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 10**40}}}
+    body = {
+        "input": "hi",
+        "tools": [{**TOOL, "parameters": huge}],
+        "tool_choice": {"type": "function", "name": "f"},
+        "text": {"verbosity": "low"},
+        "reasoning": {"effort": "low"},
+        "max_output_tokens": 7,
+    }
+    style = responses.parse(msgspec.json.encode(body), N_VOCAB).style
+    # it may come from a helper process
+    style = msgspec.msgpack.decode(msgspec.msgpack.encode(style), type=Style)
+    made = ResponsesReply("1", "toy", style).complete("hi", wire.Finish(wire.FinishReason.STOP))
+    got = msgspec.json.decode(msgspec.json.encode(made))
+    assert got["tools"][0]["parameters"] == huge
+    assert (got["tool_choice"]["name"], got["max_output_tokens"]) == ("f", 7)
+    assert (got["text"]["format"]["type"], got["text"]["verbosity"]) == ("text", "low")
+    assert got["reasoning"]["effort"] == "low"
+
+
 # --- answers ----------------------------------------------------------------------------
 
 
@@ -125,8 +217,8 @@ def reply() -> ResponsesReply:
 
 def test_what_is_cut_off_is_incomplete() -> None:
     body = reply().complete("hi", wire.Finish(wire.FinishReason.LENGTH))
-    assert body["status"] == body["output"][0]["status"] == "incomplete"
-    assert body["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert body.status == body.output[0].status == "incomplete"
+    assert body.incomplete_details == IncompleteDetails("max_output_tokens")
 
 
 def test_a_failure_is_a_failed_response_whenever_it_comes() -> None:

@@ -112,15 +112,7 @@ class ChatRequest(Parameters, frozen=True, kw_only=True):
             raise InvalidRequestError(
                 "top_logprobs: only together with logprobs: true", param="top_logprobs"
             )
-        if self.tool_use() is not None:
-            for bound in filter(None, [self.bound_by()]):
-                raise InvalidRequestError(
-                    f"{bound.param}: cannot be combined with tools", param=bound.param
-                )
-            if self.ignore_eos and self.tool_choice not in (None, "auto"):
-                raise InvalidRequestError(
-                    "ignore_eos: an answer that must be a call has an end", param="ignore_eos"
-                )
+        self.check_bound_once(self.tool_use())
         if not self.continue_final_message:
             return
         if self.tool_use() is not None:

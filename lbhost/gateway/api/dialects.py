@@ -1,18 +1,26 @@
 """The ways in which clients ask for an answer, and where each is understood. Pure.
 
-A new one is a module with `parse` and a writer.Writer, a Kind, and its Dialect and Operation here.
+A new one is a module with `parse` and a writer.Writer, a Kind, its Dialect here, and its Operation
+in operations.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
-from lbhost.gateway.api import chat, completions, messages, native, responses
+from lbhost.gateway.api import (
+    chat,
+    completions,
+    messages,
+    messages_reply,
+    native,
+    responses,
+    responses_reply,
+)
 from lbhost.gateway.api.generation import Parsed
-from lbhost.gateway.api.replies import Completion, Kind
+from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.api.writer import Writer
 
 
@@ -26,49 +34,18 @@ class Dialect(msgspec.Struct, frozen=True):
     """Its arguments are Reply's."""
 
 
-class Operation(msgspec.Struct, frozen=True):
-    """An endpoint as the OpenAPI document has it (http/openapi.py)."""
-
-    name: str
-    summary: str
-    path: str
-    request: Any
-    """The type of its bodies; those of its answers, and of the events of streamed ones."""
-    answer: Any
-    chunk: Any
-
-
 DIALECTS = {
     Kind.CHAT: Dialect(("/v1/chat/completions", "/chat/completions"), chat.parse, chat.ChatReply),
     Kind.COMPLETION: Dialect(
         ("/v1/completions", "/completions"), completions.parse, completions.CompletionReply
     ),
     Kind.RESPONSES: Dialect(
-        ("/v1/responses", "/responses"), responses.parse, responses.ResponsesReply
+        ("/v1/responses", "/responses"), responses.parse, responses_reply.ResponsesReply
     ),
-    Kind.MESSAGES: Dialect(("/v1/messages",), messages.parse, messages.MessagesReply),
+    Kind.MESSAGES: Dialect(("/v1/messages",), messages.parse, messages_reply.MessagesReply),
     Kind.NATIVE: Dialect(("/completion",), native.parse, native.NativeReply),
     Kind.INFILL: Dialect(("/infill",), native.parse_infill, native.NativeReply),
 }
-
-OPERATIONS = (
-    Operation(
-        "createChatCompletion",
-        "Answers to a conversation",
-        DIALECTS[Kind.CHAT].paths[0],
-        chat.ChatRequest,
-        Completion[chat.ChatChoice],
-        Completion[chat.ChatChunkChoice],
-    ),
-    Operation(
-        "createCompletion",
-        "Continuations of texts",
-        DIALECTS[Kind.COMPLETION].paths[0],
-        completions.CompletionRequest,
-        Completion[completions.TextChoice],
-        Completion[completions.TextChoice],
-    ),
-)
 
 
 def parse(body: bytes, kind: Kind, n_vocab: int) -> Parsed:

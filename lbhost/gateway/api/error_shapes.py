@@ -11,6 +11,21 @@ import msgspec
 from lbhost.errors import DeadlineError, LbhostError, NotReadyError
 from lbhost.gateway.api.replies import error_body
 
+
+class AnthropicProblem(msgspec.Struct, frozen=True):
+    """Part of AnthropicError."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(msgspec.Struct, frozen=True, tag="error"):
+    """Why a request was not answered, as Anthropic's clients read it."""
+
+    error: AnthropicProblem
+    request_id: str
+
+
 _encode = msgspec.json.Encoder().encode
 
 ANTHROPIC_PATH = "/v1/messages"
@@ -31,11 +46,13 @@ def is_anthropics(path: str) -> bool:
 
 def body(error: LbhostError, path: str, request_id: str) -> bytes:
     """The error as JSON, for a request to a path."""
-    return anthropic(error, request_id) if is_anthropics(path) else error_body(error)
+    if is_anthropics(path):
+        return _encode(of_anthropic(error, request_id))
+    return error_body(error)
 
 
-def anthropic(error: LbhostError, request_id: str) -> bytes:
-    """`{"type": "error", "error": {"type", "message"}, "request_id"}`."""
+def of_anthropic(error: LbhostError, request_id: str) -> AnthropicError:
+    """The error under Anthropic's names."""
     if isinstance(error, DeadlineError):
         kind = "timeout_error"
     elif isinstance(error, NotReadyError):
@@ -43,10 +60,4 @@ def anthropic(error: LbhostError, request_id: str) -> bytes:
     else:
         usual = "api_error" if error.status >= 500 else "invalid_request_error"
         kind = _TYPES.get(error.status, usual)
-    return _encode(
-        {
-            "type": "error",
-            "error": {"type": kind, "message": error.message},
-            "request_id": request_id,
-        }
-    )
+    return AnthropicError(AnthropicProblem(kind, error.message), request_id)

@@ -35,9 +35,16 @@ def grammars(
     """All that an answer is asked to follow. Raises InvalidRequestError: not understood."""
     given: list[Grammar] = []
     if response_format is not None:
-        schema = _schema(response_format)
-        if schema is not None:
-            given.append(grammar.of_schema(schema, "response_format"))
+        schema = response_format.schema
+        if response_format.json_schema is not None:
+            schema = response_format.json_schema.schema
+        form = of_kind(
+            response_format.type,
+            schema,
+            where="response_format",
+            schema_at="response_format.json_schema.schema",
+        )
+        given += [] if form is None else [form]
     if ebnf:
         given.append(grammar.of_text(ebnf, "grammar"))
     if json_schema is not None:
@@ -45,21 +52,27 @@ def grammars(
     return given
 
 
-def _schema(form: ResponseFormat) -> dict[str, Any] | None:
-    """What the JSON must be like; None: any text."""
-    match form.type:
+def of_kind(
+    kind: str, schema: dict[str, Any] | None, *, where: str, schema_at: str
+) -> Grammar | None:
+    """What an answer of text, json_object or json_schema must follow; None: nothing.
+
+    Args:
+        where, schema_at: what the client calls the format and its schema, from the field on.
+
+    Raises:
+        InvalidRequestError: another kind, no schema, too large.
+    """
+    param = where.partition(".")[0]
+    match kind:
         case "text":
             return None
         case "json_object":
-            return grammar.ANY_OBJECT if form.schema is None else form.schema
+            return grammar.of_schema(grammar.ANY_OBJECT if schema is None else schema, param)
         case "json_schema":
-            schema = form.schema if form.json_schema is None else form.json_schema.schema
             if schema is None:
-                raise InvalidRequestError(
-                    "response_format.json_schema.schema: must be given", param="response_format"
-                )
-            return schema
+                raise InvalidRequestError(f"{schema_at}: must be given", param=param)
+            return grammar.of_schema(schema, param)
     raise InvalidRequestError(
-        f"response_format.type: text, json_object or json_schema, not {form.type[:40]!r}",
-        param="response_format",
+        f"{where}.type: text, json_object or json_schema, not {kind[:40]!r}", param=param
     )

@@ -7,7 +7,7 @@ samplers are left to the server.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -16,8 +16,8 @@ from lbhost import wire
 from lbhost.errors import InvalidRequestError, LbhostError
 from lbhost.gateway.api import parameters
 from lbhost.gateway.api.generation import Infill, Parsed, Prompt, Style
-from lbhost.gateway.api.parameters import Bias, Parameters
-from lbhost.gateway.api.replies import timings_of
+from lbhost.gateway.api.parameters import Bias, Parameters, only
+from lbhost.gateway.api.replies import Timings, timings_of
 from lbhost.gateway.api.writer import OneAnswer, event
 
 TEMPERATURE, TOP_P, TOP_K, MIN_P = 0.8, 0.95, 40, 0.05
@@ -47,11 +47,11 @@ class NativeParameters(Parameters, frozen=True, kw_only=True):
     logit_bias: Biases | None = None  # type: ignore[assignment]
 
     # Looked at only to refuse them.
-    n_probs: Any = None
-    t_max_predict_ms: Any = None
-    return_tokens: Any = None
-    image_data: Any = None
-    lora: Any = None
+    n_probs: Annotated[Any, only(0)] = None
+    t_max_predict_ms: Annotated[Any, only(0)] = None
+    return_tokens: Annotated[Any, only(False)] = None
+    image_data: Annotated[Any, only([])] = None
+    lora: Annotated[Any, only([])] = None
 
     def unsupported(self) -> str | None:
         for name, neutral in _NEUTRAL.items():
@@ -107,8 +107,8 @@ class InfillRequest(NativeParameters, frozen=True, kw_only=True):
     input_suffix: str
 
     # Looked at only to refuse them.
-    prompt: Any = None
-    input_extra: Any = None
+    prompt: Annotated[Any, only("")] = None
+    input_extra: Annotated[Any, only([])] = None
 
     def unsupported(self) -> str | None:
         if self.prompt not in (None, ""):
@@ -165,26 +165,48 @@ def _biases(given: Any) -> dict[str, float] | None:
     return biases
 
 
+class NativePart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an answer that is streamed."""
+
+    index: int = 0
+    content: str
+    tokens: list[int] = []
+    """Always empty, as where llama-server is not asked for them."""
+    stop: Literal[False] = False
+    id_slot: int = -1
+    tokens_evaluated: int
+
+
+class NativeAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer, or the end of one that was streamed."""
+
+    index: int = 0
+    content: str
+    tokens: list[int] = []
+    id_slot: int = -1
+    stop: Literal[True] = True
+    model: str
+    tokens_predicted: int
+    tokens_evaluated: int
+    tokens_cached: int
+    generation_settings: dict[str, Any]
+    truncated: bool = False
+    stop_type: Literal["word", "limit", "eos"]
+    stopping_word: str
+    timings: Timings
+
+
 class NativeReply(OneAnswer):
     """The answer: one object, or events that each hold a part."""
 
-    def complete(self, text: str, finish: wire.Finish) -> Any:
+    def complete(self, text: str, finish: wire.Finish) -> NativeAnswer:
         return self._last(text, finish)
 
     def begin(self) -> bytes:
         return b""
 
     def piece(self, text: str) -> bytes:
-        return event(
-            {
-                "index": 0,
-                "content": text,
-                "tokens": [],
-                "stop": False,
-                "id_slot": -1,
-                "tokens_evaluated": self.style.prompt_tokens,
-            }
-        )
+        return event(NativePart(content=text, tokens_evaluated=self.style.prompt_tokens))
 
     def end(self, finish: wire.Finish) -> bytes:
         return event(self._last("", finish))
@@ -192,22 +214,16 @@ class NativeReply(OneAnswer):
     def failing(self, error: LbhostError) -> bytes:
         return event(error.body())
 
-    def _last(self, text: str, finish: wire.Finish) -> dict[str, Any]:
+    def _last(self, text: str, finish: wire.Finish) -> NativeAnswer:
         limit = finish.reason is wire.FinishReason.LENGTH
-        kind = "word" if finish.stop is not None else "limit" if limit else "eos"
-        return {
-            "index": 0,
-            "content": text,
-            "tokens": [],
-            "id_slot": -1,
-            "stop": True,
-            "model": self.model,
-            "tokens_predicted": finish.completion_tokens,
-            "tokens_evaluated": finish.prompt_tokens,
-            "tokens_cached": finish.cached_tokens,
-            "generation_settings": self.style.repeated,
-            "truncated": False,
-            "stop_type": kind,
-            "stopping_word": finish.stop or "",
-            "timings": timings_of([finish]),
-        }
+        return NativeAnswer(
+            content=text,
+            model=self.model,
+            tokens_predicted=finish.completion_tokens,
+            tokens_evaluated=finish.prompt_tokens,
+            tokens_cached=finish.cached_tokens,
+            generation_settings=self.style.repeated,
+            stop_type="word" if finish.stop is not None else "limit" if limit else "eos",
+            stopping_word=finish.stop or "",
+            timings=timings_of([finish]),
+        )

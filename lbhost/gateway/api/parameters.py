@@ -19,7 +19,7 @@ from lbhost import order, wire
 from lbhost.errors import InvalidRequestError
 from lbhost.gateway.api import formats
 from lbhost.gateway.api.formats import ResponseFormat
-from lbhost.gateway.api.generation import Generation, Prompt, Style
+from lbhost.gateway.api.generation import Generation, Prompt, Style, ToolUse
 from lbhost.gateway.api.json_depth import check_depth
 from lbhost.grammar import Grammar
 
@@ -151,9 +151,13 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
             return random.getrandbits(_SEED_BITS)
         return self.seed % (1 << _SEED_BITS)
 
+    def grammars(self) -> list[Grammar]:
+        """All that the answer is asked to follow. Raises InvalidRequestError: not understood."""
+        return formats.grammars(self.response_format, self.grammar, self.json_schema)
+
     def bound_by(self) -> Grammar | None:
         """What the answer must follow. Raises InvalidRequestError: not understood, or two."""
-        given = formats.grammars(self.response_format, self.grammar, self.json_schema)
+        given = self.grammars()
         if len(given) > 1:
             raise InvalidRequestError(
                 f"{given[1].param}: cannot be combined with {given[0].param}", param=given[1].param
@@ -164,6 +168,20 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
                 param="ignore_eos",
             )
         return given[0] if given else None
+
+    def check_bound_once(self, use: ToolUse | None) -> None:
+        """Raises InvalidRequestError: tools together with what excludes them."""
+        if use is None:
+            return
+        bound = self.bound_by()
+        if bound is not None:
+            raise InvalidRequestError(
+                f"{bound.param}: cannot be combined with tools", param=bound.param
+            )
+        if self.ignore_eos and use.forced:
+            raise InvalidRequestError(
+                "ignore_eos: an answer that must be a call has an end", param="ignore_eos"
+            )
 
     def tier(self) -> str | None:
         """The class that the answer names, if the request did: `auto` means the usual one."""

@@ -40,6 +40,38 @@ class DetokenizeRequest(msgspec.Struct, frozen=True):
     tokens: Annotated[list[int], Meta(max_length=MAX_TOKENS)]
 
 
+class TokenPiece(msgspec.Struct, frozen=True):
+    """A token and what it stands for."""
+
+    id: int
+    piece: str | list[int]
+    """Text; bytes where they are only a part of a character."""
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """The answer to TokenizeRequest; with pieces where they were asked for."""
+
+    tokens: list[int | TokenPiece]
+
+
+class Content(msgspec.Struct, frozen=True):
+    """The answer to DetokenizeRequest."""
+
+    content: str
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    """A conversation as the model reads it."""
+
+    prompt: str
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What a message would cost."""
+
+    input_tokens: int
+
+
 def tokenize(body: bytes) -> TokenizeRequest:
     """Raises InvalidRequestError."""
     return parameters.decode(body, TokenizeRequest)

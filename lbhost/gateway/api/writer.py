@@ -35,7 +35,7 @@ class Writer(Protocol):
 
 
 class OneAnswer(abc.ABC):
-    """A writer of dialects in which a request has one answer, of text alone."""
+    """A writer of dialects in which a request has one answer."""
 
     def __init__(self, name: str, model: str, style: Style | None = None, **_: Any) -> None:
         """`name` is unique among requests. Takes what Reply takes, and needs no more of it."""
@@ -96,3 +96,8 @@ def event(data: Any) -> bytes:
 def named_event(name: str, data: Any) -> bytes:
     """A server-sent event of a type."""
     return b"event: " + name.encode() + b"\n" + event(data)
+
+
+def tagged_event(data: msgspec.Struct) -> bytes:
+    """The same, of a struct whose tag is the event's type."""
+    return named_event(str(data.__struct_config__.tag), data)

@@ -1,7 +1,7 @@
-"""The OpenAPI 3.1 document of the endpoints that generate, made from the types that read bodies and
-write answers: what it says is what they do. Owns no endpoint.
+"""The OpenAPI 3.1 document of the endpoints, made from the types that read bodies and write
+answers: what it says is what they do. Owns no endpoint.
 
-A dialect adds itself by an Operation (api/dialects.py).
+An endpoint adds itself by an Operation (api/operations.py).
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from lbhost.errors import (
     InvalidRequestError,
     LbhostError,
     ModelNotFoundError,
+    NotReadyError,
     PayloadTooLargeError,
     QueueFullError,
     UnauthorizedError,
     UnprocessableError,
     UnsupportedMediaTypeError,
 )
-from lbhost.gateway.api.dialects import Operation
+from lbhost.gateway.api import error_shapes
+from lbhost.gateway.api.error_shapes import AnthropicError
+from lbhost.gateway.api.operations import Operation, Page
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -44,6 +47,13 @@ _ERRORS: tuple[type[LbhostError], ...] = (
     DeadlineError,
 )
 """One for each status that a well-formed HTTP request may get."""
+
+_ERRORS_OF_PAGES: tuple[type[LbhostError], ...] = (
+    UnauthorizedError,
+    ForbiddenError,
+    EngineError,
+    NotReadyError,
+)
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -64,16 +74,26 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: Problem
 
 
-def document(operations: Sequence[Operation], model: str) -> dict[str, Any]:
+def document(operations: Sequence[Operation], pages: Sequence[Page], model: str) -> dict[str, Any]:
     """The whole document, ready to be encoded as JSON; of a server of one model."""
-    types = [kind for one in operations for kind in (one.request, one.answer, one.chunk)]
+    types = [kind for one in operations for kind in (one.request, one.answer, *one.chunks)]
+    types += [page.answer for page in pages]
     references, schemas = msgspec.json.schema_components(
-        [ErrorBody, *types], ref_template="#/components/schemas/{name}"
+        [ErrorBody, AnthropicError, *types], ref_template="#/components/schemas/{name}"
     )
-    failure, *ours = references
+    openais, anthropics, *ours = references
+    rest = iter(ours)
+    paths: dict[str, Any] = {}
     for one in operations:
-        schemas[one.request.__name__]["properties"]["model"] = {"enum": [model, None]}
-    each = zip(operations, ours[::3], ours[1::3], ours[2::3], strict=True)
+        request, answer = next(rest), next(rest)
+        chunks = [next(rest) for _ in one.chunks]
+        failure = anthropics if error_shapes.is_anthropics(one.path) else openais
+        paths[one.path] = {"post": _operation(one, request, answer, chunks, failure)}
+        properties = schemas[request["$ref"].rpartition("/")[2]]["properties"]
+        if "model" in properties:
+            properties["model"] = {"enum": [model, None]}
+    for page in pages:
+        paths[page.path] = {"get": _page(page, next(rest), openais)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -81,10 +101,7 @@ def document(operations: Sequence[Operation], model: str) -> dict[str, Any]:
             "version": __version__,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": {
-            one.path: {"post": _operation(one, request, answer, chunk, failure)}
-            for one, request, answer, chunk in each
-        },
+        "paths": paths,
         "components": {
             "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -95,26 +112,40 @@ def document(operations: Sequence[Operation], model: str) -> dict[str, Any]:
 
 
 def _operation(
-    one: Operation, request: Schema, answer: Schema, chunk: Schema, failure: Schema
+    one: Operation, request: Schema, answer: Schema, chunks: list[Schema], failure: Schema
 ) -> dict[str, Any]:
-    ok = {
-        "description": "The answer; with `stream: true` events, each a chunk, ending in [DONE] or "
-        "in an error.",
-        "content": {
-            JSON: {"schema": answer},
-            EVENTS: {"schema": {"type": "string"}, "x-event-data": chunk},
-        },
-    }
-    errors = {
-        str(error.status): {
-            "description": (error.__doc__ or error.__name__).strip(),
-            "content": {JSON: {"schema": failure}},
-        }
-        for error in _ERRORS
-    }
+    content: dict[str, Any] = {JSON: {"schema": answer}}
+    description = "The answer."
+    if chunks:
+        content[EVENTS] = {"schema": {"type": "string"}, "x-event-data": {"anyOf": chunks}}
+        description = (
+            "The answer; with `stream: true` events, each with one of x-event-data, "
+            f"ending in {one.last}, or in an error."
+        )
+    ok = {"description": description, "content": content}
+    errors = _errors(_ERRORS, failure)
     return {
         "operationId": one.name,
         "summary": one.summary,
         "requestBody": {"required": True, "content": {JSON: {"schema": request}}},
         "responses": {"200": ok, **errors},
+    }
+
+
+def _page(page: Page, answer: Schema, failure: Schema) -> dict[str, Any]:
+    ok = {"description": "The answer.", "content": {JSON: {"schema": answer}}}
+    return {
+        "operationId": page.name,
+        "summary": page.summary,
+        "responses": {"200": ok, **_errors(_ERRORS_OF_PAGES, failure)},
+    }
+
+
+def _errors(errors: Sequence[type[LbhostError]], failure: Schema) -> dict[str, Any]:
+    return {
+        str(error.status): {
+            "description": (error.__doc__ or error.__name__).strip(),
+            "content": {JSON: {"schema": failure}},
+        }
+        for error in errors
     }

@@ -27,8 +27,10 @@ from lbhost.errors import (
     NotReadyError,
 )
 from lbhost.gateway import metrics
-from lbhost.gateway.api.dialects import DIALECTS, OPERATIONS
+from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.endpoint import Completions
+from lbhost.gateway.api.operations import OPERATIONS, PAGES
+from lbhost.gateway.api.pages import Health, ModelCard, ModelList, ModelMeta
 from lbhost.gateway.api.parameters import MAX_CHOICES
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.http import openapi
@@ -118,17 +120,11 @@ class _Pages:
         self._dispatcher = dispatcher
         self._metrics = counters
         self._model = model
-        self._openapi = _json(openapi.document(OPERATIONS, model))
-        self._card = {
-            "id": model,
-            "object": "model",
-            "created": int(time.time()),
-            "owned_by": "lbhost",
-            "meta": {"n_ctx": n_ctx},
-        }
+        self._openapi = _json(openapi.document(OPERATIONS, PAGES, model))
+        self._card = ModelCard(model, int(time.time()), ModelMeta(n_ctx))
 
     async def models(self, _: Request) -> Response:
-        return _ok({"object": "list", "data": [self._card]})
+        return _ok(ModelList([self._card]))
 
     async def one_model(self, request: Request) -> Response:
         name = request.path_params["model"]
@@ -139,11 +135,11 @@ class _Pages:
         return _ok(self._card)
 
     async def livez(self, _: Request) -> Response:
-        return _ok({"status": "ok"})
+        return _ok(Health())
 
     async def readyz(self, request: Request) -> Response:
         if self._dispatcher.ready():
-            return _ok({"status": "ok"})
+            return _ok(Health())
         why = "the server is shutting down" if self._dispatcher.stopping else "no worker is ready"
         # An answer to what was asked, no refusal: probes are not counted.
         return error_response(NotReadyError(why, retry_after_s=1), _exchange(request))

@@ -6,13 +6,13 @@ Computes and never waits, within the prompter's limits. The answer is JSON, read
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import msgspec
 
 from lbhost.errors import UnprocessableError
 from lbhost.gateway.api import messages, questions
 from lbhost.gateway.api.generation import Generation, Turn
+from lbhost.gateway.api.questions import Content, Counted, Rendered, TokenPiece, Tokens
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.prompter import Prompter, Vocabulary
 
@@ -67,28 +67,28 @@ class Questions:
             )
         return Told(answer)
 
-    def _answer(self, body: bytes, kind: Kind) -> dict[str, Any]:
+    def _answer(self, body: bytes, kind: Kind) -> msgspec.Struct:
         if kind is Kind.TOKENIZE:
-            return {"tokens": self._tokens(questions.tokenize(body))}
+            return Tokens(self._tokens(questions.tokenize(body)))
         if kind is Kind.DETOKENIZE:
             tokens = questions.detokenize(body, self._vocab.n_tokens)
             data = b"".join(self._vocab.piece(token) for token in tokens)
-            return {"content": data.decode(errors="replace")}
+            return Content(data.decode(errors="replace"))
         if kind is Kind.APPLY_TEMPLATE:
-            return {"prompt": self._render(questions.apply_template(body))}
+            return Rendered(self._render(questions.apply_template(body)))
         assert kind is Kind.COUNT_TOKENS
         generation = messages.parse_count(body, self._vocab.n_tokens)
-        return {"input_tokens": self._count(generation)}
+        return Counted(self._count(generation))
 
-    def _tokens(self, asked: questions.TokenizeRequest) -> list[Any]:
+    def _tokens(self, asked: questions.TokenizeRequest) -> list[int | TokenPiece]:
         tokens = self._prompter.tokens(
             asked.content,
             add_special=bool(asked.add_special),
             parse_special=asked.parse_special is not False,
         )
         if not asked.with_pieces:
-            return tokens
-        return [{"id": token, "piece": _piece(self._vocab.piece(token))} for token in tokens]
+            return list(tokens)
+        return [TokenPiece(token, _piece(self._vocab.piece(token))) for token in tokens]
 
 
 def _piece(data: bytes) -> str | list[int]:

@@ -15,12 +15,10 @@ from lbhost.gateway.api.tools.calls import Arguments, CallBegun, Event, Said
 from lbhost.gateway.api.tools.families import Syntax
 from lbhost.gateway.api.tools.json_span import JsonSpan
 
-MAX_NAME = 64
-
 _NAMED = re.compile(
-    r"([A-Za-z0-9_.-]{1,64})(?:\[CALL_ID\][A-Za-z0-9]{0,64})?(?:\[ARGS\])?\s*(?=\{)"
+    r"([A-Za-z0-9_.-]{1,128})(?:\[CALL_ID\][A-Za-z0-9]{0,64})?(?:\[ARGS\])?\s*(?=\{)"
 )
-_MAYBE_NAMED = re.compile(r"[A-Za-z0-9_.-]{0,64}(?:\[[A-Z_]{0,8}(?:\][A-Za-z0-9]{0,64})?){0,2}\s*")
+_MAYBE_NAMED = re.compile(r"[A-Za-z0-9_.-]{0,128}(?:\[[A-Z_]{0,8}(?:\][A-Za-z0-9]{0,64})?){0,2}\s*")
 """One way to match at the most: with two, eight brackets took a minute."""
 
 

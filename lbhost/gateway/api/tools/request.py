@@ -1,4 +1,4 @@
-"""`tools` and its kin, as OpenAI's clients send them. Pure."""
+"""`tools` and its kin: as OpenAI's chats have them, and what all dialects share. Pure."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from lbhost.gateway.api.tools.forced import Tool
 
 FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
 """`$` alone lets a line end follow."""
+LongFunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$(?!\n)")]
+"""Where the newer dialects allow more."""
+CallId = Annotated[str, Meta(max_length=256)]
 MAX_TOOLS = 128
 
 
@@ -56,7 +59,7 @@ class ToolCall(msgspec.Struct, frozen=True):
     """A call that the model made earlier."""
 
     function: FunctionCall
-    id: Annotated[str, Meta(max_length=256)] = ""
+    id: CallId = ""
     type: Literal["function"] = "function"
 
 
@@ -68,53 +71,84 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 def tool_use(
     specs: Sequence[ToolSpec] | None, choice: ToolChoice | None, parallel: bool | None
 ) -> ToolUse | None:
-    """What the model may or must call; None: nothing.
+    """What the model may or must call; None: nothing. Raises what `chosen` does."""
+    named = isinstance(choice, NamedTool)
+    return chosen(
+        [_tool(spec.function) for spec in specs or ()],
+        must=choice == "required" or named,
+        may=choice != "none",
+        only=[choice.function.name] if isinstance(choice, NamedTool) else None,
+        parallel=parallel is not False,
+    )
+
+
+def chosen(
+    tools: Sequence[Tool],
+    *,
+    must: bool = False,
+    may: bool = True,
+    only: Sequence[str] | None = None,
+    parallel: bool = True,
+) -> ToolUse | None:
+    """What the model may or must call, whichever way a dialect says it; None: nothing.
+
+    Args:
+        must: the answer is to be calls.
+        may: false where there are to be none.
+        only: the names of those that it may be; None: all.
+        parallel: whether one answer may hold several calls.
 
     Raises:
         InvalidRequestError: a choice without tools, or of one that does not exist; two of a name.
     """
-    if not specs:
-        if choice is not None and choice not in ("none", "auto"):
+    if not tools:
+        if must or only is not None:
             raise InvalidRequestError("tool_choice: only together with tools", param="tool_choice")
         return None
-    if choice == "none":
-        return None
-    tools = tuple(_tool(spec.function) for spec in specs)
     names = [tool.name for tool in tools]
+    for name in only or ():
+        if name not in names:
+            raise InvalidRequestError(
+                f"tool_choice: {name[:64]!r} is none of the tools", param="tool_choice"
+            )
+    if not may:
+        return None
     if len(set(names)) < len(names):
         raise InvalidRequestError("tools: two functions have the same name", param="tools")
-    only: tuple[str, ...] = ()
-    if isinstance(choice, NamedTool):
-        only = (choice.function.name,)
-        if only[0] not in names:
-            raise InvalidRequestError(
-                f"tool_choice: {only[0][:64]!r} is none of the tools", param="tool_choice"
-            )
-    elif choice == "required":
-        only = tuple(names)
-    return ToolUse(tools=tools, forced=only, parallel=parallel is not False)
+    if must:
+        forced = tuple(names if only is None else dict.fromkeys(only))
+        return ToolUse(tools=tuple(tools), forced=forced, parallel=parallel)
+    if only is not None:
+        tools = [tool for tool in tools if tool.name in only]
+    return ToolUse(tools=tuple(tools), parallel=parallel) if tools else None
 
 
 def past_calls(given: Sequence[ToolCall] | None, where: str) -> tuple[PastCall, ...]:
     """Calls in a conversation. Raises InvalidRequestError: arguments that are no JSON object."""
     return tuple(
-        PastCall(call.id, call.function.name, _arguments(call, f"{where}.tool_calls[{i}]"))
+        PastCall(
+            call.id,
+            call.function.name,
+            arguments(
+                call.function.arguments, f"{where}.tool_calls[{i}].function.arguments", "messages"
+            ),
+        )
         for i, call in enumerate(given or ())
     )
 
 
-def _tool(function: Function) -> Tool:
-    return Tool(function.name, function.description or "", function.parameters or {})
-
-
-def _arguments(call: ToolCall, where: str) -> dict[str, Any]:
-    given = call.function.arguments
+def arguments(given: str | dict[str, Any], where: str, param: str) -> dict[str, Any]:
+    """Those of a call that was made earlier. Raises InvalidRequestError: no JSON object."""
     if isinstance(given, str):
         given = calls.parsed(given or "{}")
     if not isinstance(given, dict):
         raise InvalidRequestError(
-            f"{where}.function.arguments: must be a JSON object in a string, nested at most "
-            f"{json_depth.MAX_DEPTH} deep and without NaN or half a surrogate pair",
-            param="messages",
+            f"{where}: must be a JSON object in a string, nested at most {json_depth.MAX_DEPTH} "
+            "deep and without NaN or half a surrogate pair",
+            param=param,
         )
     return given
+
+
+def _tool(function: Function) -> Tool:
+    return Tool(function.name, function.description or "", function.parameters or {})

@@ -58,7 +58,7 @@ def test_the_supervisors_word_is_taken_before_the_link_ends_and_after() -> None:
     late = ends.death(3, 8, 1.0, alone=False)
     assert (early.counts, late.counts) == (True, None)
     assert not settle([early, late], 3, 9, 1.0, True)
-    assert not settle([late], 3, 8, 1.0 + suspicion.WORD_S, True)
+    assert not settle([late], 3, 8, 1.0 + suspicion.LATE_S, True)
     assert settle([early, late], 3, 8, 1.0, False)
     assert (early.counts, late.counts) == (True, False)
     assert not settle([late], 3, 8, 1.0, True)

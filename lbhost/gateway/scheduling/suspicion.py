@@ -27,7 +27,10 @@ DEATHS = 2
 
 WORD_S = 2.0
 """The supervisor's word comes within milliseconds. Without it for so long (the link was closed
-and the process lives on), a death does not count."""
+and the process lives on), a death does not count until it comes."""
+
+LATE_S = 30.0
+"""After so long it is the word of another end: on a busy box it may take seconds."""
 
 KEPT = 64
 """Processes whose end is remembered, and queries of death."""
@@ -95,7 +98,7 @@ def settle(deaths: Iterable[Death], worker: int, epoch: int, now: float, counts:
     """
     waited = False
     for death in deaths:
-        soon = now - death.at < WORD_S
+        soon = now - death.at < LATE_S
         if (death.worker, death.epoch) == (worker, epoch) and death.counts is None and soon:
             death.counts = counts
             waited = True

@@ -368,3 +368,14 @@ async def test_a_stream_that_fails_ends_with_an_error_event() -> None:
             "error",
             "overloaded_error",
         )
+
+
+@pytest.mark.anyio
+async def test_text_that_is_held_back_sends_no_pings() -> None:
+    pieces = ['{"name": "f", ', '"arguments": ', '{"a": 1', "}}"]
+    async with running_gateway(script=Script(answer=lambda _: pieces, step_s=0.01)) as g:
+        body = {**HELLO, "stream": True, "tools": [TOOL]}
+        response = await g.client.post("/v1/messages", json=body)
+        events = named_events(response.content)
+        assert [name for name, _ in events].count("ping") == 1
+        assert events[-2][1]["delta"]["stop_reason"] == "tool_use"

@@ -206,6 +206,14 @@ def test_thinking_that_the_prompt_begins_comes_before_a_required_call() -> None:
     assert taken.style.reading.thinking == Thinking("<think>", "</think>", begun=True)
 
 
+def test_an_answer_that_follows_a_schema_is_no_thought() -> None:
+    text, taken = prepare(
+        json_schema={"type": "object"}, chat_template_kwargs={"enable_thinking": True}
+    )
+    assert text.endswith("<think>\n")
+    assert taken.style.reading is None
+
+
 def test_a_grammar_that_the_gateway_has_not_seen_is_compiled_elsewhere() -> None:
     body = msgspec.json.encode({"messages": HI, "json_schema": {"type": "integer"}})
     here, there = Grammars(), Grammars(guidance.check)

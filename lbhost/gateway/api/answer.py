@@ -105,6 +105,8 @@ class Answer:
                 elif ended:
                     event += reply.closing(_finishes(group))
                 elif not event:
+                    if not pinger.due():  # text that a reader holds back is no reason to speak
+                        continue
                     event = reply.ping()
                 if self.exchange.status is None:
                     await self._start(group, _STREAM_HEADERS)
@@ -194,6 +196,10 @@ class _Pinger:
 
     def sent(self) -> None:
         self._last = self._loop.time()
+
+    def due(self) -> bool:
+        """Whether nothing was sent for so long."""
+        return self._loop.time() - self._last >= PING_S
 
     def stop(self) -> None:
         self._timer.cancel()

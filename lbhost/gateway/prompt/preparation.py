@@ -31,7 +31,7 @@ from lbhost.gateway.prompt.grammars import Grammars
 from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary
 from lbhost.gateway.prompt.questions import Questions, Told
 from lbhost.gateway.scheduling.job import Work
-from lbhost.grammar import Grammar
+from lbhost.grammar import Grammar, GrammarKind
 
 
 class Taken(msgspec.Struct, frozen=True, tag="taken"):
@@ -152,6 +152,8 @@ class Preparation:
         if not generation.reads:
             return None
         thinking, use = self._habits.thinking, generation.tools
+        if generation.grammar is not None and generation.grammar.kind is GrammarKind.JSON_SCHEMA:
+            thinking = None  # even where the prompt has begun one: the grammar lets none be written
         if thinking is not None:
             end = self._prompter.said(tokens[-16:]).rstrip()
             begun = end.endswith(thinking.opening)

@@ -10,6 +10,7 @@ import pytest
 
 from fake_worker import Script
 from http_answers import ENDLESS
+from lbhost.board import Wanted, WorkerState
 from running_gateway import MODEL, PATIENCE_S, running_gateway, until
 
 pytestmark = pytest.mark.anyio
@@ -67,9 +68,10 @@ async def test_the_openai_client_raises_when_a_stream_is_cut() -> None:
             async def read_on() -> None:
                 async for chunk in chunks:
                     if chunk.choices[0].delta.content:
+                        g.workers[0].set_state(WorkerState.FAILED, Wanted.DOWN)
                         g.workers[0].die()
 
-            with pytest.raises(openai.APIError, match="died"):
+            with pytest.raises(openai.APIError, match="no worker is ready"):
                 await read_on()
 
 

@@ -131,6 +131,8 @@ class FinishReason(enum.StrEnum):
     """Given back, because the gateway asked for it or the worker ends. All tokens were told."""
     ERROR = "error"
     """The engine failed on it; `error` says how."""
+    GRAMMAR = "grammar"
+    """Its grammar cannot be followed any further; `error` says why. Nobody else's fault."""
     FAILED = "failed"
     """The decode failed that it was in, with all others that were; `error` says how. It may go on
     elsewhere. All tokens were told."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy
 
+from lbhost.guidance import GrammarError
 from lbhost.wire import Sampling, Submit, pack_tokens, unpack_tokens
 from lbhost.worker.context import Decoded
 from lbhost.worker.sampling import PENALTY_LAST_N
@@ -175,6 +176,10 @@ class FakeSampler:
         return self._window[-1]
 
 
+UNKNOWN = "unknown"
+"""A grammar that no fake sampler can follow."""
+
+
 class FakeSamplers:
     """See sampling.Samplers."""
 
@@ -192,6 +197,8 @@ class FakeSamplers:
         grammar: str = "",
     ) -> FakeSampler:
         self.done.append(list(done))
+        if grammar == UNKNOWN:
+            raise GrammarError("unknown")
         return FakeSampler(history)
 
 

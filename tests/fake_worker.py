@@ -50,7 +50,8 @@ class Script(msgspec.Struct):
     step_s: float = 0.0
     """Between two steps."""
     fail: str | None = None
-    """End every request with this engine error."""
+    """End every request with this error."""
+    fail_as: wire.FinishReason = wire.FinishReason.ERROR
     breaks: Callable[[wire.Submit], bool] | None = None
     """Whether the decodes that a request is in fail, for all that are in them."""
     reject: bool = False
@@ -264,7 +265,7 @@ class FakeWorker:
     def _advance(self, request: int, sequence: _Sequence) -> wire.Delta:
         if self.script.fail is not None:
             del self._sequences[request]
-            finish = self._ended(wire.FinishReason.ERROR, sequence, self.script.fail)
+            finish = self._ended(self.script.fail_as, sequence, self.script.fail)
             return wire.Delta(request, (), "", finish)
         submit = sequence.submit
         scored: tuple[wire.TokenLogprob, ...] = ()

@@ -26,6 +26,7 @@ from lbhost.errors import (
     QueueFullError,
     TooLateError,
     TooSlowError,
+    UnprocessableError,
     WorkerLostError,
 )
 from lbhost.gateway.metrics import Metrics
@@ -930,6 +931,19 @@ async def test_engine_errors_reach_the_client_and_spoil_the_workers_record() -> 
         assert session is not None
         assert session.error_rate.at(time.monotonic()) > 0
         assert b.sessions.tally(0).errors == 1
+
+
+async def test_a_grammar_that_cannot_be_followed_is_its_requests_fault_alone() -> None:
+    script = Script(fail="too complex", fail_as=wire.FinishReason.GRAMMAR)
+    async with bench(script=script) as b:
+        job = b.submit()
+        await over(job)
+        assert isinstance(job.error, UnprocessableError)
+        assert "too complex" in job.error.message
+        session = b.sessions.current(0)
+        assert session is not None
+        assert session.error_rate.at(time.monotonic()) == 0
+        assert b.sessions.tally(0).errors == 0
 
 
 async def test_a_worker_that_breaks_the_protocol_is_dropped() -> None:

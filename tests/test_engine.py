@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fake_engine import (
     EOG,
+    UNKNOWN,
     FakeContext,
     FakeSampler,
     FakeSamplers,
@@ -696,3 +697,13 @@ def test_whatever_happens_around_copied_prefixes_every_answer_is_its_prompts_own
 
     fuzz()
     assert sum(copied) > len(copied) / 2, "a prefix is copied in most scripts"
+
+
+def test_a_request_whose_grammar_cannot_be_followed_ends_alone() -> None:
+    bench = Bench()
+    bench.engine.submit(0, submit(1, PROMPT, grammar=UNKNOWN))
+    bench.engine.submit(0, submit(2, OTHER))
+    bench.run()
+    finish = bench.finish(1)
+    assert (finish.reason, finish.error) == (FinishReason.GRAMMAR, "unknown")
+    assert bench.finish(2).reason is FinishReason.LENGTH

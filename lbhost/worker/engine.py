@@ -354,7 +354,7 @@ class Engine:
             )
         except GrammarError as error:
             self._waiting.append(request)  # where _end looks for those without a slot
-            self._end(request, FinishReason.ERROR, error=f"its grammar: {error}")
+            self._end(request, FinishReason.GRAMMAR, error=str(error))
             return
         slot = self._seating.fill(request)
         slot.scope, slot.kept = submit.scope, submit.kept
@@ -458,7 +458,7 @@ class Engine:
                 why = "the model computed something that is no number"
                 self._end(entry.request, FinishReason.ERROR, error=why)
             except GrammarError as error:
-                self._end(entry.request, FinishReason.ERROR, error=f"its grammar: {error}")
+                self._end(entry.request, FinishReason.GRAMMAR, error=str(error))
 
     def _score(self, entry: Entry) -> None:
         """Tell how probable the prompt's tokens were that come after those just computed."""

@@ -34,6 +34,7 @@ from lbhost.errors import (
     LbhostError,
     NotReadyError,
     QueryOfDeathError,
+    UnprocessableError,
     WorkerLostError,
 )
 from lbhost.gateway.scheduling.admission import Admission
@@ -414,6 +415,9 @@ class Dispatcher:
         elif reason is wire.FinishReason.ERROR:
             why = finish.error or "unknown reason"
             self._end(job, error=EngineError(f"the engine gave up on this request: {why}"))
+        elif reason is wire.FinishReason.GRAMMAR:
+            message = f"the answer's grammar cannot be followed any further: {finish.error}"
+            self._end(job, error=UnprocessableError(message))
         else:
             self._router.learn(attempt, finish, now)
             self._end(job, finish=finish)

@@ -13,7 +13,7 @@ import pytest
 
 from faults import episode
 from faults.__main__ import main, parse, table
-from faults.answers import Answer, Verdict, open_at, parted, recoveries, verdict
+from faults.answers import Answer, Reference, Verdict, open_at, parted, recoveries, verdict
 from faults.breaking import Scene
 from faults.catalogue import FAULTS
 
@@ -51,7 +51,13 @@ def answer(**more: Any) -> Answer:
     ],
 )
 def test_every_answer_has_one_verdict(fields: dict[str, Any], expected: Verdict) -> None:
-    assert verdict(answer(**fields), "so it is") is expected
+    assert verdict(answer(**fields), Reference("so it is")) is expected
+
+
+def test_another_text_from_a_near_tie_on_is_told_apart() -> None:
+    reference = Reference("so it is", ((0, 3.0), (2, 2.0), (5, 0.1)))
+    assert verdict(answer(text="so it was"), reference) is Verdict.NEAR_TIE
+    assert verdict(answer(text="so be it"), reference) is Verdict.DIFFERENT
 
 
 def test_texts_part_where_they_differ() -> None:
@@ -82,7 +88,7 @@ def judged(answers: list[Answer], **scene: Any) -> episode.Result:
     seen.struck, seen.moments, seen.broken = [], [], []
     for name, value in scene.items():
         setattr(seen, name, value)
-    return episode.judge([FAULTS["kill-worker"]], answers, {0: "so it is"}, seen, [])
+    return episode.judge([FAULTS["kill-worker"]], answers, {0: Reference("so it is")}, seen, [])
 
 
 def test_all_promises_kept() -> None:

@@ -195,7 +195,9 @@ def test_half_duty_runs_on_one_core_and_ends() -> None:
     core = min(os.sched_getaffinity(0))
     with disturb.half_duty(core):
         (program,) = (
-            child for child in psutil.Process().children() if "monotonic" in str(child.cmdline())
+            child
+            for child in psutil.Process().children()
+            if child.status() != psutil.STATUS_ZOMBIE and "monotonic" in str(child.cmdline())
         )
         assert program.cpu_affinity() == [core]
     until(lambda: not program.is_running())

@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks import machine, stats
 from faults import episode
-from faults.answers import Question, Verdict, parted
+from faults.answers import Question, Reference, Verdict, parted
 from faults.box import Box, BoxError
 from faults.catalogue import FAULTS
 from faults.episode import Result
@@ -81,7 +81,7 @@ async def run(args: argparse.Namespace) -> list[Result]:
 
 async def _undisturbed(
     model: Path, asked: list[Question], rng: random.Random
-) -> tuple[dict[int, str], float]:
+) -> tuple[dict[int, Reference], float]:
     """The undisturbed answers by question, and requests per second when there is enough to do."""
     with tempfile.TemporaryDirectory(prefix="lbhost-chaos-") as folder:
         box = Box(Path(folder), model)

@@ -37,12 +37,35 @@ class Answer(msgspec.Struct, kw_only=True):
     cut: bool = False
     """The connection broke: the client knows that something is missing."""
     ended: float = 0.0
+    margins: tuple[tuple[int, float], ...] = ()
+    """As Reference has them, where they were asked for."""
+
+
+NEAR_TIE = 0.25
+"""Where the two most likely tokens differ by less than this in log-probability, which one is picked
+is decided by rounding: a prompt computed in one go and token by token differs that much."""
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """An undisturbed greedy answer."""
+
+    text: str
+    margins: tuple[tuple[int, float], ...] = ()
+    """Of each token: where in the text it begins, and by how much it was more likely than the
+    next best."""
+
+    def is_near_tie(self, at: int) -> bool:
+        """Whether the token at this character might as well have been another one."""
+        before = [margin for begins, margin in self.margins if begins <= at]
+        return bool(before) and before[-1] < NEAR_TIE
 
 
 class Verdict(enum.StrEnum):
     """Every answer is exactly one of these."""
 
     COMPLETED = "completed"
+    NEAR_TIE = "near-tie"
+    """Complete, and from a near-tie on another text than the undisturbed one."""
     DIFFERENT = "different"
     """Complete, with another text than the undisturbed one."""
     TRUNCATED = "truncated"
@@ -52,19 +75,18 @@ class Verdict(enum.StrEnum):
     FAILED = "failed"
 
 
-def verdict(answer: Answer, reference: str) -> Verdict:
-    """What became of a request.
-
-    Args:
-        reference: the text of the undisturbed answer.
-    """
+def verdict(answer: Answer, reference: Reference) -> Verdict:
+    """What became of a request."""
     if answer.status in (429, 503) and not answer.text:
         return Verdict.REFUSED
     if answer.error is not None or answer.cut or answer.status != 200:
         return Verdict.FAILED
     if not (answer.done and answer.finish in ("stop", "length")):
         return Verdict.TRUNCATED
-    return Verdict.COMPLETED if answer.text == reference else Verdict.DIFFERENT
+    if answer.text == reference.text:
+        return Verdict.COMPLETED
+    tie = reference.is_near_tie(parted(answer.text, reference.text))
+    return Verdict.NEAR_TIE if tie else Verdict.DIFFERENT
 
 
 def parted(text: str, reference: str) -> int:

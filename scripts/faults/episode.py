@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from faults import breaking
-from faults.answers import Answer, Question, Verdict, open_at, recoveries, verdict
+from faults.answers import Answer, Question, Reference, Verdict, open_at, recoveries, verdict
 from faults.box import Box, BoxError
 from faults.breaking import Fault, Kind, Scene
 from faults.traffic import Client, Traffic
@@ -46,7 +46,7 @@ class Result(msgspec.Struct, frozen=True):
 def judge(
     faults: Sequence[Fault],
     answers: Sequence[Answer],
-    references: dict[int, str],
+    references: dict[int, Reference],
     scene: Scene,
     leaks: list[str],
 ) -> Result:
@@ -56,7 +56,7 @@ def judge(
     failed = [a for a, v in zip(answers, verdicts, strict=True) if v is Verdict.FAILED]
     excused = [a for a in failed if open_at(a, scene.moments, SERVED_AGAIN_S)]
     different = [
-        (a.text, references[a.question])
+        (a.text, references[a.question].text)
         for a, v in zip(answers, verdicts, strict=True)
         if v is Verdict.DIFFERENT
     ]
@@ -86,7 +86,7 @@ async def play(
     faults: Sequence[Fault],
     model: Path,
     asked: Sequence[Question],
-    references: dict[int, str],
+    references: dict[int, Reference],
     rate: float,
     seconds: float,
     seed: int,
@@ -122,6 +122,7 @@ async def play(
                 await asyncio.gather(*(fault.run(scene) for fault in faults))
             finally:
                 await traffic.stop()
+            await client.close()  # its idle connections are none of the server's leaks
             await box.ready()
             leaks = await box.leaks(before)
         except BoxError as error:

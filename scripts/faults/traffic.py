@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 import time
 from collections.abc import Collection, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from faults.answers import Answer, Question
+from faults.answers import Answer, Question, Reference
 
 MOST_OPEN = 256
 PATIENCE_S = 120.0
@@ -51,8 +52,8 @@ class Client:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def ask(self, question: int, *, stream: bool) -> Answer:
-        """One request to its end, whatever that is."""
+    async def ask(self, question: int, *, stream: bool, **more: Any) -> Answer:
+        """One request to its end, whatever that is. `more`: further fields of its body."""
         answer = Answer(question=question, stream=stream, sent=time.monotonic())
         asked = self.questions[question]
         body = {
@@ -60,6 +61,7 @@ class Client:
             "max_tokens": asked.max_tokens,
             "temperature": 0,
             "stream": stream,
+            **more,
         }
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -94,6 +96,8 @@ def _take(answer: Answer, event: dict[str, Any]) -> None:
             answer.text += choice["text"]
             answer.texts.append(time.monotonic())
         answer.finish = choice["finish_reason"] or answer.finish
+        if choice.get("logprobs") is not None:
+            answer.margins = _margins(choice["logprobs"])
 
 
 class Traffic:
@@ -149,17 +153,25 @@ class Traffic:
         self.answers.append(await self._client.ask(question, stream=stream))
 
 
-async def references(client: Client) -> dict[int, str]:
+def _margins(scores: dict[str, Any]) -> tuple[tuple[int, float], ...]:
+    ranked = [sorted(top.values(), reverse=True) for top in scores["top_logprobs"]]
+    return tuple(
+        (offset, best[0] - best[1] if len(best) > 1 else math.inf)
+        for offset, best in zip(scores["text_offset"], ranked, strict=True)
+    )
+
+
+async def references(client: Client) -> dict[int, Reference]:
     """The undisturbed greedy answer of each question, for those that have one.
 
     Asked alone and among others: where the most likely token is a near-tie, the batch decides, and
     the question proves nothing.
     """
     numbers = range(len(client.questions))
-    alone = [await client.ask(number, stream=False) for number in numbers]
+    alone = [await client.ask(number, stream=False, logprobs=2) for number in numbers]
     among = await asyncio.gather(*(client.ask(number, stream=True) for number in numbers))
     return {
-        one.question: one.text
+        one.question: Reference(one.text, one.margins)
         for one, other in zip(alone, among, strict=True)
         if one.done and other.done and one.text == other.text
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
@@ -55,6 +55,11 @@ class Unable(msgspec.Struct, frozen=True, tag="unable", array_like=True):
 ToWorker: TypeAlias = State
 FromWorker: TypeAlias = Saved | Taken | Unable
 
+M = TypeVar("M")
+
+_CARRYING = (State, Saved)
+"""Messages that come with a descriptor."""
+
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
@@ -90,18 +95,12 @@ def receive_in_worker(link: socket.socket) -> tuple[State, int] | None:
         BlockingIOError: nothing there yet.
         WireError: not a message of ours.
     """
-    packet = control.receive_packet(link)
-    if packet is None:
+    received = _receive(link, _to_worker)
+    if received is None:
         return None
-    data, fds = packet
-    try:
-        message = _to_worker.decode(data)
-        if len(fds) != 1:
-            raise WireError("a State without its descriptor")
-    except (msgspec.DecodeError, WireError) as error:
-        _close(fds)
-        raise WireError(f"undecodable packet on a states link: {error}") from error
-    return message, fds[0]
+    message, fd = received
+    assert fd is not None, "a State carries one"
+    return message, fd
 
 
 def receive_in_gateway(link: socket.socket) -> tuple[FromWorker, int | None] | None:
@@ -111,13 +110,19 @@ def receive_in_gateway(link: socket.socket) -> tuple[FromWorker, int | None] | N
         BlockingIOError: nothing there yet.
         WireError: not a message of ours.
     """
+    return _receive(link, _from_worker)
+
+
+def _receive(
+    link: socket.socket, decoder: msgspec.msgpack.Decoder[M]
+) -> tuple[M, int | None] | None:
     packet = control.receive_packet(link)
     if packet is None:
         return None
     data, fds = packet
     try:
-        message = _from_worker.decode(data)
-        if len(fds) != isinstance(message, Saved):
+        message = decoder.decode(data)
+        if len(fds) != isinstance(message, _CARRYING):
             raise WireError(f"a {type(message).__name__} with {len(fds)} descriptors")
     except (msgspec.DecodeError, UnicodeDecodeError, WireError) as error:
         _close(fds)

@@ -6,14 +6,16 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lbhost.board import Board, WorkerState
 from lbhost.config import Settings
+from lbhost.errors import LbhostError
 from lbhost.linux import become_subreaper
 from lbhost.llama import ModelInfo
 from lbhost.machine import topology
@@ -182,3 +184,16 @@ async def box(
                 reader.close()
                 page.close()
                 claimed.release()
+
+
+def gone(pid: int) -> bool:
+    """Whether there is no such process, not even a zombie."""
+    return not Path(f"/proc/{pid}").exists()
+
+
+async def refused(command: Coroutine[Any, Any, str], error: type[LbhostError]) -> str:
+    """The one line with which a command is refused."""
+    with pytest.raises(error) as caught:
+        await command
+    assert "\n" not in caught.value.message
+    return caught.value.message

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,25 +13,13 @@ from lbhost.config import Settings
 from lbhost.errors import (
     ConflictError,
     InvalidRequestError,
-    LbhostError,
     WorkerNotFoundError,
 )
-from supervising import box
+from supervising import box, gone, refused
 
 pytestmark = pytest.mark.anyio
 
 S = WorkerState
-
-
-def gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
-
-
-async def refused(command: Coroutine[Any, Any, str], error: type[LbhostError]) -> str:
-    with pytest.raises(error) as caught:
-        await command
-    assert "\n" not in caught.value.message
-    return caught.value.message
 
 
 async def test_drain_stops_a_worker_for_good_and_resume_brings_it_back(

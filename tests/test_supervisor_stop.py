@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,24 +15,12 @@ from lbhost.board import WorkerState
 from lbhost.config import Settings
 from lbhost.errors import (
     ConflictError,
-    LbhostError,
 )
-from supervising import box
+from supervising import box, gone, refused
 
 pytestmark = pytest.mark.anyio
 
 S = WorkerState
-
-
-def gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
-
-
-async def refused(command: Coroutine[Any, Any, str], error: type[LbhostError]) -> str:
-    with pytest.raises(error) as caught:
-        await command
-    assert "\n" not in caught.value.message
-    return caught.value.message
 
 
 async def test_stopping_leaves_no_process_and_no_file(

@@ -116,16 +116,20 @@ class Keeper:
             return
         lost_s = slot.unsaved_s * lost / (tokens - slot.kept)
         unsaved = Unsaved(Doing.NOTHING, tokens, tokens - lost, lost_s)
-        if self._able and self._tested and worth(unsaved, self._save_s(slot)):
-            self._save(slot)
-        else:
+        if not self._saved_now(slot, unsaved):
             slot.unsaved_s -= lost_s
 
     def before_move(self, slot: Slot) -> None:
         """What ran in a slot goes on elsewhere at once."""
         unsaved = Unsaved(Doing.MOVE, len(slot.tokens) // 4, slot.kept, slot.unsaved_s)
-        if self._able and self._tested and worth(unsaved, self._save_s(slot)):
-            self._save(slot)
+        self._saved_now(slot, unsaved)
+
+    def _saved_now(self, slot: Slot, unsaved: Unsaved) -> bool:
+        """Save a slot if that pays; whether it did."""
+        if not (self._able and self._tested and worth(unsaved, self._save_s(slot))):
+            return False
+        self._save(slot)
+        return True
 
     @property
     def _able(self) -> bool:
@@ -141,8 +145,6 @@ class Keeper:
         return best
 
     def _worth(self, slot: Slot) -> float:
-        if not self._able:
-            return 0.0
         if slot.request is None:
             doing = Doing.NOTHING
         else:

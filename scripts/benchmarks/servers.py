@@ -136,14 +136,13 @@ def llama_server(peers: Peers, model: Path, *, ctx_size: int, slots: int) -> Ite
 @contextmanager
 def process(command: list[str], log: Path) -> Iterator[int]:
     """A command with its output in `log`, for as long as the block runs. Yields its pid."""
-    environ = {name: value for name, value in os.environ.items() if "LBHOST_" not in name}
     with log.open("wb") as output:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environ,
+            env=environment(),
             start_new_session=True,  # Ctrl-C is for the bench, which then stops its servers
         )
     try:
@@ -166,9 +165,9 @@ def wait(server: Server, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not is_ready(server):
         if os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            raise ServerError(f"{server.name} ended at once: {_tail(log)}")
+            raise ServerError(f"{server.name} ended at once: {tail(log)}")
         if time.monotonic() > deadline:
-            raise ServerError(f"{server.name} was not ready in {START_TIMEOUT_S:g} s: {_tail(log)}")
+            raise ServerError(f"{server.name} was not ready in {START_TIMEOUT_S:g} s: {tail(log)}")
         time.sleep(0.05)
 
 
@@ -204,5 +203,11 @@ def model_id(server: Server) -> str:
         connection.close()
 
 
-def _tail(log: Path) -> str:
+def environment() -> dict[str, str]:
+    """Ours without settings of lbhost, which would be its server's too."""
+    return {name: value for name, value in os.environ.items() if "LBHOST_" not in name}
+
+
+def tail(log: Path) -> str:
+    """The last words in a server's log."""
     return log.read_text(encoding="utf-8", errors="replace").strip()[-400:]

@@ -82,7 +82,6 @@ class Box:
         command = [sys.executable, "-m", "lbhost", "serve", "--model", str(self._model)]
         command += ["--port", str(self._port), "--runtime-dir", str(self._folder / "run")]
         command += ["--log-format", "json", *self._flags]
-        inherited = {key: value for key, value in os.environ.items() if "LBHOST_" not in key}
         with self.log.open("ab") as log:
             output = log.fileno()
             if to_pipe:
@@ -92,7 +91,7 @@ class Box:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**inherited, **(environ or {})},
+                env={**servers.environment(), **(environ or {})},
                 start_new_session=True,
             )
             if to_pipe:
@@ -167,7 +166,7 @@ class Box:
         return None
 
     def tail(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace").strip()[-400:]
+        return servers.tail(self.log)
 
     def _processes(self) -> list[psutil.Process]:
         try:

@@ -106,12 +106,12 @@ def test_biases_that_forbid_all_that_is_allowed_are_an_error(rig: Rig) -> None:
         _, finish = rig.answers(
             [regex], temperature=temperature, logit_bias=((tokens[0], -100.0),)
         )[0]
-        assert finish.reason is FinishReason.ERROR
+        assert finish.reason is FinishReason.GRAMMAR
         assert "logit_bias" in (finish.error or "")
 
 
 def test_a_grammar_that_a_worker_cannot_compile_ends_its_request_only(rig: Rig) -> None:
     broken, plain = rig.answers(["no grammar at all", ""], max_tokens=4)
-    assert broken[1].reason is FinishReason.ERROR
+    assert broken[1].reason is FinishReason.GRAMMAR
     assert "grammar" in (broken[1].error or "")
     assert plain[1].completion_tokens == 4

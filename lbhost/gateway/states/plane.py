@@ -194,9 +194,13 @@ class Plane:
         return True
 
     def released(self, link: WorkerLink, number: int) -> None:
-        """An attempt has ended: if its state was not looked at yet, it never will be."""
+        """An attempt has ended: if its state was not looked at yet, it never will be.
+
+        What became of it was sent before the attempt's end, but on the other link.
+        """
         sent = self._sent.get(link)
-        if sent is not None:
+        if sent is not None and number in sent:
+            self.read(link)
             sent.pop(number, None)
 
     def _gain(self, match: Match) -> float:

@@ -156,11 +156,13 @@ def _compile(folder: Path, flags: str, say: Callable[[str], None]) -> None:
     configure += [*CMAKE_FLAGS, *os.environ.get("CMAKE_ARGS", "").split()]
     if not (build / "CMakeCache.txt").exists():
         ninja = shutil.which("ninja") or _install_tool("ninja", folder, say)
+        # a build that is cut short goes on from another checkout, whatever became of this one
+        fixes = shutil.copy(FIXES, folder)
         _logged(
             [*configure, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"],
             folder / "configure.log",
             say,
-            flags,
+            flags.replace(str(FIXES), str(fixes)),
         )
     jobs = str(len(os.sched_getaffinity(0)))
     _logged(

@@ -167,16 +167,24 @@ GOOD = [text("a"), text(""), text("b"), USAGE, DONE]
 
 
 async def against(
-    answer: list[bytes], jobs: list[Job], *, clients: int = 1, status: str = "200 OK"
+    answer: list[bytes],
+    jobs: list[Job],
+    *,
+    clients: int = 1,
+    status: str = "200 OK",
+    prompts: list[str] | None = None,
 ) -> tuple[Outcome, int]:
     """What the load generator makes of a server that always answers this, and how many requests
-    were open at once at most."""
+    were open at once at most. What it asked is added to `prompts`."""
     open_now = most = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal open_now, most
         head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+        body = await reader.readexactly(length)
+        if prompts is not None:
+            prompts.append(msgspec.json.decode(body)["prompt"])
         open_now += 1
         most = max(most, open_now)
         writer.write(f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
@@ -215,6 +223,15 @@ async def test_a_closed_loop_keeps_to_its_number_of_clients() -> None:
     assert (len(outcome.requests), most) == (12, 3)
     assert outcome.dry_s is not None
     assert outcome.dry_s >= min(one.sent for one in outcome.requests)
+
+
+@pytest.mark.anyio
+async def test_a_turn_goes_on_from_what_was_said_before() -> None:
+    jobs = [Job("one", 8, 3), Job("two", 8, 3), Job(" more", 5, 3, after=0)]
+    prompts: list[str] = []
+    outcome, _ = await against(GOOD, jobs, clients=3, prompts=prompts)
+    assert outcome.failures == []
+    assert sorted(prompts) == ["one", "oneab more", "two"]
 
 
 @pytest.mark.anyio
@@ -296,6 +313,9 @@ def test_prompts_have_their_exact_length_and_share_no_first_word() -> None:
         assert prompt.replace(" ", "").isalpha()
     firsts = {prompt.split()[0] for prompt in prompts}
     assert len(firsts) == len(prompts)
+    longer = writer.write(200, prompts[0])
+    assert longer.startswith(prompts[0] + " ")
+    assert len(vocab.tokenize(longer, add_bos=True, parse_special=False)) == 200
 
 
 def test_a_vocabulary_without_words_is_refused() -> None:

@@ -125,6 +125,17 @@ def test_requests_take_times_and_lose_them_again() -> None:
     assert loads.untimed(asks) == loads.steady(128, 64, 2)
 
 
+def test_each_turn_goes_on_from_the_one_before_it() -> None:
+    asks = loads.conversations(3, 3, 64, 32)
+    assert [ask.after for ask in asks] == [None, None, None, 0, 1, 2, 3, 4, 5]
+    assert [ask.kind for ask in asks] == ["first"] * 3 + ["later"] * 6
+
+
+def test_what_all_prompts_begin_with_counts_as_theirs() -> None:
+    asks = loads.with_shared_prefix(loads.steady(32, 64, 2), 1000)
+    assert asks == [loads.Ask("", 1032, 64, shared=1000)] * 2
+
+
 # --- balancers ---------------------------------------------------------------------------------
 
 

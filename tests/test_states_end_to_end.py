@@ -91,7 +91,7 @@ def test_a_stream_whose_worker_is_killed_goes_on_from_its_last_state(shared: Ser
     prompt = "Once there was a thief. " + STORY
     before = metric(shared, "state_entries")
     # Long enough that the kill comes before the last token, however late the reader is.
-    undisturbed, count, _ = ask(shared, prompt, 160)
+    undisturbed, _, _ = ask(shared, prompt, 160)
     saved(shared, int(before) + 1)
     assert shared.cli("restart", "all").returncode == 0
     hits = metric(shared, "state_hits_total")

@@ -31,6 +31,9 @@ class Job(msgspec.Struct, frozen=True):
     """Seconds after the start; None: when a client is free (closed loop)."""
     kind: str = ""
     """What requests of mixed loads are told apart by. The server never sees it."""
+    after: int | None = None
+    """The job of this conversation's turn before: its prompt and its answer come first, and
+    prompt_tokens counts what is new. Earlier in the plan than this one."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -90,12 +93,16 @@ class LoadError(Exception):
     """A request was not answered as it should be."""
 
 
-def http_request(plan: Plan, job: Job) -> bytes:
-    """A streaming completion that runs to its last token whatever the model says."""
+def http_request(plan: Plan, job: Job, said: str = "") -> bytes:
+    """A streaming completion that runs to its last token whatever the model says.
+
+    Args:
+        said: what comes before the job's prompt.
+    """
     body = msgspec.json.encode(
         {
             "model": plan.model,
-            "prompt": job.prompt,
+            "prompt": said + job.prompt,
             "max_tokens": job.completion_tokens,
             "temperature": 0,
             "ignore_eos": True,
@@ -111,8 +118,11 @@ def http_request(plan: Plan, job: Job) -> bytes:
     return head.encode() + body
 
 
-async def send(plan: Plan, job: Job, number: int = 0) -> Request:
-    """One request, to its end.
+async def send(plan: Plan, job: Job, number: int = 0, said: str = "") -> tuple[Request, str]:
+    """One request, to its end, and its answer.
+
+    Args:
+        said: what comes before the job's prompt.
 
     Raises:
         LoadError: a status other than 200, an error event, no text, or wrong token counts.
@@ -122,12 +132,12 @@ async def send(plan: Plan, job: Job, number: int = 0) -> Request:
     connecting = asyncio.open_connection(plan.host, plan.port)
     reader, writer = await asyncio.wait_for(connecting, CONNECT_TIMEOUT_S)
     try:
-        writer.write(http_request(plan, job))
+        writer.write(http_request(plan, job, said))
         status = await reader.readline()
         if status.split(b" ")[1:2] != [b"200"]:
             rest = await reader.read(2000)
             raise LoadError(f"{status.decode().strip()}: {rest[-300:].decode(errors='replace')}")
-        texts, usage = await _read_events(reader)
+        texts, answer, usage = await _read_events(reader)
     finally:
         writer.close()
     if not texts or (usage is None and plan.exact):
@@ -135,28 +145,34 @@ async def send(plan: Plan, job: Job, number: int = 0) -> Request:
     usage = usage or _Usage(job.prompt_tokens, len(texts))
     request = Request(sent, tuple(texts), usage.prompt_tokens, usage.completion_tokens, number)
     if not plan.exact:
-        return request
-    wanted = (job.prompt_tokens, job.completion_tokens)
+        return request, answer
+    # how many tokens an answer and what follows it are together, only the server knows
+    prompt_tokens = job.prompt_tokens if job.after is None else request.prompt_tokens
+    wanted = (prompt_tokens, job.completion_tokens)
     if (request.prompt_tokens, request.completion_tokens) != wanted:
         raise LoadError(f"{request.prompt_tokens}+{request.completion_tokens} tokens, not {wanted}")
-    return request
+    return request, answer
 
 
-async def _read_events(reader: asyncio.StreamReader) -> tuple[list[float], _Usage | None]:
-    """When text arrived, and the usage. Chunk sizes and headers are lines like others: skipped."""
+async def _read_events(reader: asyncio.StreamReader) -> tuple[list[float], str, _Usage | None]:
+    """When text arrived, all of it, and the usage. Chunk sizes and headers are lines like others:
+    skipped.
+    """
     texts: list[float] = []
+    pieces: list[str] = []
     usage: _Usage | None = None
     while line := await reader.readline():
         if not line.startswith(b"data: "):
             continue
         now = time.monotonic()
         if line.startswith(b"data: [DONE]"):
-            return texts, usage
+            return texts, "".join(pieces), usage
         chunk = _chunk.decode(line[6:])
         if chunk.error is not None:
             raise LoadError(f"error event: {chunk.error.get('message')}")
         if chunk.choices and chunk.choices[0].text:
             texts.append(now)
+            pieces.append(chunk.choices[0].text)
         usage = chunk.usage or usage
     raise LoadError("the stream was cut off")
 
@@ -169,16 +185,26 @@ class _Load:
         self.sent = 0
         self.dry_s: float | None = None
         self.late_s = 0.0
+        followed = {job.after for job in plan.jobs if job.after is not None}
+        self.said = {number: asyncio.Future[str]() for number in followed}
+        """What whoever goes on from a job begins with; empty if it failed."""
 
     async def one(self, number: int, job: Job) -> None:
+        before = "" if job.after is None else await self.said[job.after]
         self.sent += 1
+        said = ""
         try:
             async with asyncio.timeout(self.plan.request_timeout_s):
-                self.requests.append(await send(self.plan, job, number))
+                request, answer = await send(self.plan, job, number, before)
+            self.requests.append(request)
+            said = before + job.prompt + answer
         except TimeoutError:
             self.failures.append("TimeoutError: no connection or no whole answer in time")
         except (LoadError, OSError, msgspec.DecodeError) as error:
             self.failures.append(f"{type(error).__name__}: {error}")
+        finally:
+            if number in self.said:
+                self.said[number].set_result(said)
 
     async def closed(self) -> None:
         jobs = iter(enumerate(self.plan.jobs))

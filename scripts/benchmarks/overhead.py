@@ -48,7 +48,7 @@ async def _in_turn(bench: Bench, server: Server, engine: Alone) -> tuple[float, 
         direct.append(engine.ask(Ask("ttft", 1, PROMPT_TOKENS)) * 1000)
         job = Job(bench.prompts.write(PROMPT_TOKENS), PROMPT_TOKENS, 1)
         try:
-            request = await send(plan, job)
+            request, _ = await send(plan, job)
         except LoadError as error:
             raise BenchError(f"request {turn}: {error}") from error
         through.append(request.ttft * 1000)

@@ -32,8 +32,11 @@ class PromptWriter:
             raise PromptError(f"only {len(self._words)} plain words in the vocabulary")
         self._firsts: list[str] = []
 
-    def write(self, tokens: int) -> str:
+    def write(self, tokens: int, begin: str = "") -> str:
         """A text that the model sees as exactly `tokens` tokens, BOS included if it has one.
+
+        Args:
+            begin: what it begins with, which is shorter.
 
         Raises:
             PromptError: no such text was found.
@@ -42,9 +45,10 @@ class PromptWriter:
             self._firsts = self._rng.sample(self._words, len(self._words))
         first = self._firsts.pop()
         for _ in range(_TRIES):
-            words = [first.strip(), *self._rng.choices(self._words, k=tokens)]
+            words = [first if begin else first.strip()]
+            words += self._rng.choices(self._words, k=tokens)
             while words:
-                text = "".join(words)
+                text = begin + "".join(words)
                 surplus = self._length(text) - tokens
                 if surplus == 0:
                     return text

@@ -31,11 +31,31 @@ class Ask(NamedTuple):
     output_tokens: int
     at: float | None = None
     """Seconds after the start; None: when a client is free."""
+    shared: int = 0
+    """Of the prompt's tokens, so many from the first on are those of all requests."""
+    after: int | None = None
+    """The turn of the same conversation that comes before it: what it said, and the answer."""
 
 
 def steady(prompt_tokens: int, output_tokens: int, count: int) -> list[Ask]:
     """`count` requests that are all alike."""
     return [Ask("", prompt_tokens, output_tokens)] * count
+
+
+def with_shared_prefix(asks: list[Ask], tokens: int) -> list[Ask]:
+    """The same requests, with so many more tokens that all begin with."""
+    return [ask._replace(prompt_tokens=tokens + ask.prompt_tokens, shared=tokens) for ask in asks]
+
+
+def conversations(count: int, turns: int, prompt_tokens: int, output_tokens: int) -> list[Ask]:
+    """Everybody's first turn, everybody's second: whoever says something waited for all others.
+
+    Args:
+        prompt_tokens: that a turn adds.
+    """
+    asks = [Ask("first", prompt_tokens, output_tokens)] * count
+    later = Ask("later", prompt_tokens, output_tokens)
+    return asks + [later._replace(after=turn) for turn in range(count * (turns - 1))]
 
 
 def mixed(rng: random.Random, count: int) -> list[Ask]:

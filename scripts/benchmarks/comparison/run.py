@@ -24,8 +24,12 @@ from benchmarks.comparison import disturb, loads, measures, shape
 from benchmarks.comparison.contenders import CONTENDERS, Contender, Setting
 from benchmarks.comparison.loads import Ask
 from benchmarks.comparison.scenarios import (
+    CONVERSATIONS,
+    PREFIX_TOKENS,
     PROMPT_TOKENS,
     SCENARIOS,
+    TURN_TOKENS,
+    TURNS,
     Arrivals,
     Disturbance,
     Scenario,
@@ -137,7 +141,15 @@ class Comparison:
 
     def _write(self, asks: list[Ask]) -> list[Job]:
         write = self._bench.prompts.write
-        return [Job(write(prompt), prompt, output, at, kind) for kind, prompt, output, at in asks]
+        shared = {tokens: write(tokens) if tokens else "" for tokens in {a.shared for a in asks}}
+        jobs: list[Job] = []
+        for ask in asks:
+            # what follows an answer is a text of its own, and has no BOS
+            text = write(ask.prompt_tokens, shared[ask.shared] if ask.after is None else " ")
+            jobs.append(
+                Job(text, ask.prompt_tokens, ask.output_tokens, ask.at, ask.kind, ask.after)
+            )
+        return jobs
 
     def _asks(self, scenario: Scenario, rate: float, rng: random.Random) -> list[Ask]:
         """The requests of one pair."""
@@ -146,6 +158,13 @@ class Comparison:
             return loads.steady(PROMPT_TOKENS, scenario.output_tokens, count)
         if scenario.arrivals is Arrivals.TRACE:
             return self._traced(rate)
+        if scenario.arrivals is Arrivals.TURNS:
+            turns = max(2, self._bench.scaled(TURNS))
+            return loads.conversations(CONVERSATIONS, turns, *TURN_TOKENS)
+        if scenario.arrivals is Arrivals.PREFIX:
+            count = scenario.clients * self._bench.scaled(scenario.each)
+            asks = loads.steady(32, scenario.output_tokens, count)
+            return loads.with_shared_prefix(asks, PREFIX_TOKENS)
         timed = loads.burst_times if scenario.arrivals is Arrivals.BURST else loads.poisson_times
         times = timed(rng, rate, self._seconds)
         if scenario.arrivals is Arrivals.PLAIN:
@@ -210,11 +229,14 @@ class Comparison:
             return result
         try:
             rate = 0.0
-            if scenario.arrivals is not Arrivals.CLOSED:
+            if not scenario.clients:
                 rate, how = self._rate(scenario, running)
                 result.rate = rate
                 result.notes.append(f"{rate:.2f} requests/s ({how})")
             repeated = self._write(self._asks(scenario, rate, self._bench.rng))
+            if scenario.repeated:
+                for contender in running:
+                    self._apply(contender, repeated, scenario.clients, self._seconds)
         except BenchError as error:
             result.notes.append(f"not measured: {error}")
             return result

@@ -8,6 +8,12 @@ from typing import NamedTuple
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 64
 
+PREFIX_TOKENS = 1000
+CONVERSATIONS = 32
+TURNS = 6
+TURN_TOKENS = (64, 32)
+"""What a turn adds: prompt and answer."""
+
 
 class Weights(enum.StrEnum):
     """Which model is served."""
@@ -30,6 +36,10 @@ class Arrivals(enum.StrEnum):
     """Open loop, Poisson: all requests alike."""
     TRACE = "trace"
     """Open loop: a recorded trace."""
+    PREFIX = "prefix"
+    """Closed loop; all prompts begin with the same PREFIX_TOKENS, which nobody has seen."""
+    TURNS = "turns"
+    """Closed loop: more conversations than slots, of TURNS turns each, in turn."""
 
 
 class Disturbance(enum.StrEnum):
@@ -61,7 +71,7 @@ class Scenario(NamedTuple):
     weights: Weights = Weights.Q4_0
     disturbance: Disturbance = Disturbance.NONE
     repeated: bool = False
-    """The same prompts again in every round, so that caches answer."""
+    """The same prompts again in every round, so that caches answer; the first is not counted."""
 
 
 def _closed(clients: int, about: str = "", each: int = 6, output: int = OUTPUT_TOKENS) -> Scenario:
@@ -84,6 +94,21 @@ SCENARIOS: dict[str, Scenario] = {
     "mix-35": _mix(35),
     "mix-60": _mix(60),
     "mix-85": _mix(85),
+    "repeated-mix": _mix(60)._replace(
+        about="the mix at 60%, the same prompts in every round", repeated=True
+    ),
+    "prefix-8": Scenario(
+        f"8 clients, {PREFIX_TOKENS} tokens that all begin with and 32 of their own, 64 out, cold",
+        Arrivals.PREFIX,
+        clients=8,
+        each=2,
+    ),
+    "turns-32": Scenario(
+        f"{CONVERSATIONS} conversations of {TURNS} turns, +{TURN_TOKENS[0]}/{TURN_TOKENS[1]} tokens"
+        " each, in turn, by 8 clients",
+        Arrivals.TURNS,
+        clients=8,
+    ),
     "burst": Scenario(
         "the mix at 20% of capacity, ten times that for 5 s", Arrivals.BURST, share=0.2
     ),

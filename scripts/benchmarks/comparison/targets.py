@@ -54,6 +54,13 @@ PROMISES = (
     *_mix("mix-60"),
     Promise("mix-60", "short.ttft_p99", None, at_most(1.0)),
     *_mix("mix-85"),
+    Promise("repeated-8", "tok_s", LLAMA, at_least(1.0)),
+    Promise("repeated-mix", "short.ttft_p99", LLAMA, at_most(1.0)),
+    Promise("repeated-mix", "long.ttft_p50", LLAMA, at_most(1.0)),
+    Promise("repeated-mix", "long.e2e_p50", LLAMA, at_most(1.0)),
+    Promise("prefix-8", "tok_s", LLAMA, at_least(1.5)),
+    Promise("turns-32", "later.ttft_p50", LLAMA, at_most(0.7)),
+    Promise("turns-32", "tok_s", LLAMA, at_least(1.2)),
     Promise("neighbour-2", "tok_s", LLAMA, at_least(1.8)),
     Promise("neighbour-8", "tok_s", LLAMA, at_least(1.45)),
     *(

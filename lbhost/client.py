@@ -7,7 +7,7 @@ dir, else what the server said. Owns one connection; waits for commands as long 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -112,8 +112,8 @@ class AdminClient:
                 if answer.status_code != 200:
                     answer.read()
                     raise self._refusal(answer)
-                for line in answer.iter_lines():
-                    if line.startswith("data: "):
+                for line in event_lines(answer.iter_bytes()):
+                    if line.startswith(b"data: "):
                         yield answers.event(line[6:])
         except httpx2.TransportError as error:
             raise self._gone(error) from error
@@ -155,3 +155,12 @@ class AdminClient:
     @staticmethod
     def _refusal(answer: httpx2.Response) -> LbhostError:
         return LbhostError(answers.refusal(answer.content, answer.status_code))
+
+
+def event_lines(data: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of server-sent events. httpx2's own end at U+2028 and its kin too, which JSON may
+    hold."""
+    held = b""
+    for some in data:
+        *lines, held = (held + some).split(b"\n")
+        yield from (line.removesuffix(b"\r") for line in lines)

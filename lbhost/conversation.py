@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import msgspec
 
+from lbhost.client import event_lines
 from lbhost.errors import LbhostError, ServerGoneError
 
 CONNECT_S = 5.0
@@ -21,6 +22,9 @@ SILENCE_S = 60.0
 """A stream is pinged every 10 s; a server that is silent for so long is gone."""
 
 PROMPT = "> "
+
+_NOT_OURS = (msgspec.DecodeError, ValueError, LookupError, TypeError, AttributeError)
+"""What reading another server's answer may raise."""
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -35,7 +39,7 @@ class Conversation:
         if system:
             self._messages.append({"role": "system", "content": system})
         self._http = httpx2.Client(
-            headers={"authorization": f"Bearer {key}"} if key else {},
+            headers={b"authorization": b"Bearer " + key.encode()} if key else {},
             timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S),
             trust_env=False,
         )
@@ -54,7 +58,10 @@ class Conversation:
             raise self._gone(error) from error
         if answer.status_code != 200:
             raise LbhostError(_refusal(answer))
-        return str(answer.json()["data"][0]["id"])
+        try:
+            return str(answer.json()["data"][0]["id"])
+        except _NOT_OURS as error:
+            raise LbhostError(f"{self._url}/v1/models names no model; is it an lbhost?") from error
 
     def ask(self, text: str) -> Generator[str, None, None]:
         """The pieces of the answer to one more message.
@@ -85,11 +92,11 @@ class Conversation:
             if answer.status_code != 200:
                 answer.read()
                 raise LbhostError(_refusal(answer))
-            for line in answer.iter_lines():
-                if line == "data: [DONE]":
+            for line in event_lines(answer.iter_bytes()):
+                if line == b"data: [DONE]":
                     return
-                if line.startswith("data: "):
-                    yield from _pieces(msgspec.json.decode(line[6:]))
+                if line.startswith(b"data: "):
+                    yield from _pieces(line[6:])
         raise LbhostError("the answer was cut off")
 
     def _gone(self, error: Exception) -> ServerGoneError:
@@ -113,7 +120,7 @@ def talk(conversation: Conversation, *, interactive: bool) -> None:
         print(f"{conversation.model()}: Ctrl-C stops an answer, Ctrl-D ends")  # noqa: T201
     while True:
         try:
-            line = input(PROMPT if interactive else "").strip()
+            line = _read(PROMPT if interactive else "")
         except EOFError:
             if interactive:
                 print()  # noqa: T201
@@ -125,6 +132,16 @@ def talk(conversation: Conversation, *, interactive: bool) -> None:
             continue
         if line:
             _answer(conversation, line, interactive=interactive)
+
+
+def _read(prompt: str) -> str:
+    """A line of stdin. Raises EOFError, KeyboardInterrupt; LbhostError: it is no UTF-8."""
+    try:
+        line = input(prompt).strip()
+        line.encode()  # some locales let bytes that are none through, as half surrogate pairs
+    except UnicodeError as error:
+        raise LbhostError("the input is not UTF-8") from error
+    return line
 
 
 def _answer(conversation: Conversation, line: str, *, interactive: bool) -> None:
@@ -154,13 +171,15 @@ def _printable(text: str) -> str:
     return _CONTROLS.sub("", text)
 
 
-def _pieces(event: Any) -> Iterator[str]:
-    if "error" in event:
-        raise LbhostError(str(event["error"].get("message", "the answer failed")))
-    for choice in event["choices"]:
-        text = choice["delta"].get("content")
-        if text:
-            yield text
+def _pieces(data: bytes) -> list[str]:
+    """The text in an event. Raises LbhostError: it tells a failure, or is none of ours."""
+    try:
+        event: Any = msgspec.json.decode(data)
+        if "error" in event:
+            raise LbhostError(str(event["error"].get("message", "the answer failed")))
+        return [choice["delta"].get("content") or "" for choice in event["choices"]]
+    except _NOT_OURS as error:
+        raise LbhostError("the answer cannot be understood; is it an lbhost's?") from error
 
 
 def _refusal(answer: httpx2.Response) -> str:

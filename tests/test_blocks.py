@@ -7,6 +7,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from anthropic.types import Message, RawMessageStreamEvent
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from events import named_events
 from lbhost import wire
@@ -48,6 +51,22 @@ def streamed(
     events = named_events(data)
     assert all(event["type"] == name for name, event in events)
     return events
+
+
+def checked(kind: Any, events: Events) -> None:
+    """Raises pydantic.ValidationError where a client's own types want something else."""
+    for _, event in events:
+        TypeAdapter(kind).validate_python(event)
+
+
+def test_events_have_what_the_clients_types_ask_for() -> None:
+    for reading, text in ((READING, TEXT), (FORCED, CALL)):
+        for finish in (STOP, CUT):
+            spoken = streamed(messages_reply(reading), text, 5, finish)
+            checked(RawMessageStreamEvent, [one for one in spoken if one[0] != "ping"])
+            checked(ResponseStreamEvent, streamed(responses_reply(reading), text, 5, finish))
+    Response.model_validate(whole(responses_reply(), TEXT))
+    Message.model_validate(whole(messages_reply(), TEXT))
 
 
 # --- messages ---------------------------------------------------------------------------

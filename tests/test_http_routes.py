@@ -57,6 +57,7 @@ async def test_a_chat_answer_has_openais_shape() -> None:
                 "completion_tokens": 5,
                 "total_tokens": prompt + 5,
                 "prompt_tokens_details": {"cached_tokens": 3},
+                "completion_tokens_details": {"reasoning_tokens": 0},
             },
         }
 
@@ -130,6 +131,9 @@ async def test_request_ids_are_made_or_taken_over() -> None:
         assert one.headers["x-request-id"] != two.headers["x-request-id"]
         own = await g.client.post(CHAT, json=HELLO, headers={"x-request-id": "mine-1"})
         assert own.headers["x-request-id"] == "mine-1"
+        again = await g.client.post(CHAT, json=HELLO, headers={"x-request-id": "mine-1"})
+        # What answers and calls are named by is the server's: clients may send an id twice.
+        assert own.json()["id"] != again.json()["id"]
         odd = await g.client.post(CHAT, json=HELLO, headers={"x-request-id": "a b" + "c" * 200})
         assert odd.headers["x-request-id"].startswith("req_")
 

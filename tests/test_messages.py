@@ -368,6 +368,7 @@ async def test_a_stream_that_fails_ends_with_an_error_event() -> None:
             "error",
             "overloaded_error",
         )
+        assert event["request_id"] == response.headers["request-id"]
 
 
 @pytest.mark.anyio

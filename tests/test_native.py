@@ -152,7 +152,7 @@ async def test_texts_become_tokens_and_back(size: int) -> None:
         plain = await g.client.post("/tokenize", json={"content": text, "parse_special": False})
         assert plain.json()["tokens"] == list(text.encode())
         back = await g.client.post("/detokenize", json={"tokens": tokens})
-        assert back.json() == {"content": "é" * size}
+        assert back.json() == {"content": text}
 
 
 @pytest.mark.anyio
@@ -182,6 +182,29 @@ async def test_a_template_is_applied_and_not_run() -> None:
             "prompt": "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
         }
         assert not g.workers[0].submits
+        goes_on = {
+            "messages": [*HELLO["messages"], {"role": "assistant", "content": "Oh"}],
+            "continue_final_message": True,
+        }
+        asked = await g.client.post("/apply-template", json=goes_on)
+        assert asked.json()["prompt"].endswith("<|im_start|>assistant\nOh")
+        tools = [{"type": "function", "function": {"name": "now"}}]
+        asked = await g.client.post("/apply-template", json={**HELLO, "tools": tools})
+        assert '"name": "now"' in asked.json()["prompt"]
+
+
+@pytest.mark.anyio
+async def test_special_tokens_come_back_as_their_texts() -> None:
+    async with running_gateway() as g:
+        asked = await g.client.post("/tokenize", json={"content": "a<|im_end|>"})
+        tokens = asked.json()["tokens"]
+        assert len(tokens) == 2
+        asked = await g.client.post("/detokenize", json={"tokens": tokens})
+        assert asked.json() == {"content": "a<|im_end|>"}
+        asked = await g.client.post(
+            "/tokenize", json={"content": "<|im_end|>", "with_pieces": True}
+        )
+        assert [token["piece"] for token in asked.json()["tokens"]] == ["<|im_end|>"]
 
 
 @pytest.mark.anyio

@@ -13,6 +13,7 @@ from lbhost.gateway.api.reading import AnswerReader, Reading, Thinking
 from lbhost.gateway.api.tools.calls import Arguments, CallBegun, Event, Said, Thought
 from lbhost.gateway.api.tools.families import Family, family_of
 from lbhost.gateway.api.tools.json_span import JsonSpan
+from lbhost.gateway.api.tools.tagged_span import TaggedSpan, Tags
 
 NAMES = ("get_weather", "now")
 TAGS = Thinking("<think>", "</think>")
@@ -47,6 +48,9 @@ def call(name: str = "now", **arguments: object) -> list[Event]:
 
 WEATHER = call("get_weather", city="Rome {[")
 H, L, M, G = Family.HERMES, Family.LLAMA3, Family.MISTRAL, Family.GENERIC
+Q, Z, D, P = Family.QWEN_CODER, Family.GLM, Family.DEEPSEEK, Family.HARMONY
+CALLS, CALL, SEP = "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"
+END, CALLS_END = "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"
 ROME = '{"name": "get_weather", "arguments": {"city": "Rome {["}}'
 NOW = '{"name": "now", "arguments": {}}'
 
@@ -88,6 +92,45 @@ CASES: list[tuple[Reading, str, list[Event]]] = [
     (reading(H, forced=True), f"<tool_call>\n{NOW}\n</tool_call>", call()),
     (reading(L, forced=True), '{"name": "now", "parameters": {"a": {"b": ["}"]}}}',
      call(a={"b": ["}"]})),
+    (reading(Q), "I see.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nRome {[\n"
+     "</parameter>\n</function>\n</tool_call>", [Said("I see.\n"), *WEATHER]),
+    (reading(Q), "<function=now>\n</function>\n</tool_call>\n<tool_call><function=now></function>",
+     call() + call()),
+    (reading(Q, texts={"now": ("a",)}), "<tool_call><function=now><parameter=a>\n1\n</parameter>"
+     "<parameter=b>2</parameter><parameter=c>[1, {}]</parameter><parameter=d>True</parameter>"
+     "<parameter=e>\n</tool_call>\n\n</parameter></function></tool_call>",
+     call(a="1", b=2, c=[1, {}], d=True, e="</tool_call>\n")),
+    (reading(Q), f"<tool_call>{NOW}</tool_call>", call()),
+    (reading(Q), f"<tool_call>no<tool_call>{NOW}", [Said("<tool_call>no"), *call()]),
+    (reading(Q), "<function=rm></function> x", [Said("<function=rm></function> x")]),
+    (reading(Q), "<tool_call><function=now><parameter=a>1", [
+        Said("<tool_call><function=now><parameter=a>1")]),
+    (reading(Q), "<tool_call><function=now>so<function=now></function>",
+     [Said("<tool_call><function=now>so"), *call()]),
+    (reading(Z), "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Rome {[</arg_value>"
+     "\n</tool_call>\n<tool_call>now</tool_call>", WEATHER + call()),
+    (reading(Z), "<tool_call>now<arg_key>a</arg_key><arg_value>null</arg_value><arg_key>b</arg_key>"
+     "<arg_value>x: 1</arg_value></tool_call>", call(a=None, b="x: 1")),
+    (reading(Z), f"<tool_call>no<tool_call>{NOW}", [Said("<tool_call>no"), *call()]),
+    (reading(Z), "<tool_call>is a tag", [Said("<tool_call>is a tag")]),
+    (reading(D), f"Well.{CALLS}{CALL}function{SEP}get_weather\n```json\n" '{"city": "Rome {["}'
+     f"\n```{END}\n{CALL}function{SEP}now\n```json\n{{}}\n```{END}{CALLS_END}",
+     [Said("Well."), *WEATHER, *call()]),
+    (reading(D), f"{CALLS}{CALL}now{SEP}{{}}{END}{CALLS_END}", call()),
+    (reading(D), f"{CALL}rm{SEP}{{}}", [Said(f"{CALL}rm{SEP}{{}}")]),
+    (reading(D, forced=True), 'now\n```json\n{"a": 1}\n```', call(a=1)),
+    (reading(P), "<|channel|>analysis<|message|>Let me <see><|end|><|start|>assistant<|channel|>"
+     "final<|message|>Yes. <|x|>", [Thought("Let me <see>"), Said("Yes. <|x|>")]),
+    (reading(P), "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+     '{"city": "Rome {["}', WEATHER),
+    (reading(P), "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.now"
+     "<|channel|>commentary json<|message|>{}<|call|>", [Said("I look."), *call()]),
+    (reading(P), " to=functions.now<|channel|>commentary<|message|>{1}", [Said("{1}")]),
+    (reading(P), "<|channel|>commentary to=python<|message|>{}", [Said("{}")]),
+    (reading(P), "Just text <|end|>", [Said("Just text ")]),
+    (reading(P), "<|start|>" + "x" * 500, [Said("<|start|>" + "x" * 500)]),
+    (reading(P), "<|channel|>fin", []),
+    (reading(P, forced=True), f"[{ROME}, {NOW}]", WEATHER + call()),
     (Reading(TAGS), "<think>\nhm</thin\n</think>\n\nYes.", [Thought("hm</thin"), Said("Yes.")]),
     (Reading(TAGS), "No <think>thoughts</think>", [Said("No <think>thoughts</think>")]),
     (Reading(TAGS), "<think></think>x", [Said("x")]),
@@ -149,6 +192,28 @@ def test_calls_within_calls_are_read_in_linear_time(
     assert looked_at(text, monkeypatch) < 4 * len(text)
 
 
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        (Q, "<tool_call><function=now><parameter=a>" * 500 + "</parameter>x"),
+        (Z, "<tool_call>now<arg_key>a</arg_key><arg_value>" * 500 + "</arg_value>x"),
+    ],
+)
+def test_what_stands_in_tags_is_not_looked_at_for_calls_once_more(
+    family: Family, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = []
+    begin = TaggedSpan.__init__
+
+    def counting(span: TaggedSpan, tags: Tags) -> None:
+        spans.append(span)
+        begin(span, tags)
+
+    monkeypatch.setattr(TaggedSpan, "__init__", counting)
+    assert read(reading(family), text) == [Said(text)]
+    assert len(spans) == 1
+
+
 def test_a_name_that_never_ends_is_given_up_without_trying_all_ways() -> None:
     text = "[TOOL_CALLS]now" + "[AAAAAAAA" * 200 + "!"  # took longer than the universe
     assert read(reading(M), text) == [Said(text)]
@@ -157,7 +222,9 @@ def test_a_name_that_never_ends_is_given_up_without_trying_all_ways() -> None:
 PIECES = st.sampled_from(
     ["<tool_call>", "</tool_call>", NOW, ROME, "[TOOL_CALLS]", "{", "}", "[", "]", '"', "\\",
      "now", "[ARGS]", "<think>", "</think>", " ", "\n", "text", ";", ",", "```json", "```",
-     "<|python_tag|>", '{"name": "now"', "é"]
+     "<|python_tag|>", '{"name": "now"', "é", "<function=now>", "<parameter=a>", "</parameter>",
+     "</function>", "<arg_key>a</arg_key>", "<arg_value>", "</arg_value>", "<｜tool▁call▁begin｜>",
+     "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "function"]
 )  # fmt: skip
 
 
@@ -190,3 +257,7 @@ def test_the_family_is_told_from_the_template() -> None:
     assert family_of("{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]") is Family.MISTRAL
     assert family_of("{{ messages }}") is Family.GENERIC
     assert family_of("{{ tools }}<tool_call><function=x>") is Family.GENERIC
+    assert family_of("{{ tools }}<tool_call><function=x><parameter=y>") is Family.QWEN_CODER
+    assert family_of("{{ tools }}<tool_call>x<arg_key>") is Family.GLM
+    assert family_of("{{ message.tool_calls }}<｜tool▁call▁begin｜>") is Family.DEEPSEEK
+    assert family_of("<|start|>assistant<|channel|>final<|message|>") is Family.HARMONY

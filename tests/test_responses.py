@@ -263,7 +263,7 @@ async def test_an_answer_has_openais_shape() -> None:
         ]
         usage = got["usage"]
         assert usage["output_tokens"] == 5
-        assert usage["input_tokens_details"] == {"cached_tokens": 3}
+        assert usage["input_tokens_details"] == {"cached_tokens": 3, "cache_write_tokens": 0}
         assert usage["total_tokens"] == usage["input_tokens"] + 5
 
 

@@ -13,7 +13,7 @@ import pytest
 from lbhost import wire
 from lbhost.errors import LbhostError, WorkerLostError
 from lbhost.gateway.api.answer import EVENT_BYTES, Answer
-from lbhost.gateway.api.chat import ChatReply
+from lbhost.gateway.api.chat_reply import ChatReply
 from lbhost.gateway.api.generation import Style
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.scheduling.deltas import TextDelta

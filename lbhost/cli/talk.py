@@ -39,6 +39,17 @@ def chat(
             url = client.status().endpoint
     elif not re.match("https?://[^/]", url):
         raise UsageError(f"--url: expected something like http://127.0.0.1:8080, got {url!r}")
+    if system is not None and not _is_text(system):
+        raise UsageError("--system: the text is not UTF-8")
     key = config.load({}, os.environ).api_key
     with Conversation(url, key=key, system=system) as conversation:
         talk(conversation, interactive=sys.stdin.isatty())
+
+
+def _is_text(given: str) -> bool:
+    """Whether it came as UTF-8: other bytes of an argument are half surrogate pairs."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import enum
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,8 +17,11 @@ import msgspec
 from lbhost import wire
 from lbhost.gateway.api.generation import Style
 from lbhost.gateway.api.reading import AnswerReader
+from lbhost.gateway.api.replies import Given
+from lbhost.gateway.api.thought_tokens import ThoughtTokens
 from lbhost.gateway.api.tools.calls import Arguments, CallBegun, Event, Said, Thought
 from lbhost.gateway.api.writer import OneAnswer
+from lbhost.gateway.scheduling.deltas import TextDelta
 
 
 class BlockKind(enum.Enum):
@@ -60,6 +63,8 @@ class BlockWriter(OneAnswer):
         super().__init__(name, model, style, **more)
         reading = self.style.reading
         self._reader = None if reading is None else AnswerReader(reading)
+        thinking = None if reading is None else reading.thinking
+        self.thought_tokens = ThoughtTokens(thinking, self.pieces)
         self.blocks: list[Block] = []
         """Only the last one may be open."""
 
@@ -86,6 +91,14 @@ class BlockWriter(OneAnswer):
         """What comes behind the last block: why the answer ended, what it cost."""
 
     # --- as OneAnswer ----------------------------------------------------------------
+
+    def whole(self, answers: Sequence[Given], costs: Sequence[wire.Finish]) -> bytes:
+        self.thought_tokens.feed(answers[0].delta.tokens)
+        return super().whole(answers, costs)
+
+    def text(self, index: int, delta: TextDelta) -> bytes:
+        self.thought_tokens.feed(delta.tokens)
+        return super().text(index, delta)
 
     def complete(self, text: str, finish: wire.Finish) -> Any:
         for event in [*self._read(text), *self._rest()]:

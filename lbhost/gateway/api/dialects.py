@@ -12,6 +12,7 @@ import msgspec
 
 from lbhost.gateway.api import (
     chat,
+    chat_reply,
     completions,
     messages,
     messages_reply,
@@ -35,7 +36,9 @@ class Dialect(msgspec.Struct, frozen=True):
 
 
 DIALECTS = {
-    Kind.CHAT: Dialect(("/v1/chat/completions", "/chat/completions"), chat.parse, chat.ChatReply),
+    Kind.CHAT: Dialect(
+        ("/v1/chat/completions", "/chat/completions"), chat.parse, chat_reply.ChatReply
+    ),
     Kind.COMPLETION: Dialect(
         ("/v1/completions", "/completions"), completions.parse, completions.CompletionReply
     ),

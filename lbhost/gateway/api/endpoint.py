@@ -6,6 +6,7 @@ A plain ASGI application; what goes out is in answer.py.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable
 
@@ -98,9 +99,10 @@ class Completions:
             )
             client.on_gone(lambda: self._cancel(jobs))
             reply = DIALECTS[self._kind].reply(
-                exchange.request_id,
+                secrets.token_hex(12),
                 self._model,
                 taken.style,
+                request_id=exchange.request_id,
                 pieces=self._pieces,
                 echoes=taken.echoes,
                 n=taken.n,

@@ -173,7 +173,7 @@ class MessagesReply(BlockWriter):
         return tagged_event(delta) + tagged_event(MessageStop())
 
     def failing(self, error: LbhostError) -> bytes:
-        return named_event("error", error_shapes.of_anthropic(error, self.name))
+        return named_event("error", error_shapes.of_anthropic(error, self.request_id))
 
     def ping(self) -> bytes:
         # A comment before message_start, which is the first event that clients expect.

@@ -11,6 +11,7 @@ import msgspec
 
 from lbhost.gateway.api import (
     chat,
+    chat_reply,
     completions,
     messages,
     messages_reply,
@@ -53,8 +54,8 @@ OPERATIONS = (
         "Answers to a conversation",
         "/v1/chat/completions",
         chat.ChatRequest,
-        Completion[chat.ChatChoice],
-        (Completion[chat.ChatChunkChoice],),
+        Completion[chat_reply.ChatChoice],
+        (Completion[chat_reply.ChatChunkChoice],),
         "[DONE]",
     ),
     Operation(

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from lbhost.errors import InvalidRequestError
 from lbhost.gateway.api import chat, parameters
-from lbhost.gateway.api.generation import Turn
+from lbhost.gateway.api.generation import Generation
 
 MAX_TOKENS = 1_000_000
 """In one question: as many as the longest prompt may have, roughly."""
@@ -87,6 +87,6 @@ def detokenize(body: bytes, n_vocab: int) -> list[int]:
     return tokens
 
 
-def apply_template(body: bytes) -> tuple[Turn, ...]:
-    """A conversation as a chat request has it. Raises InvalidRequestError."""
-    return parameters.parse(body, chat.ChatRequest).turns()
+def apply_template(body: bytes, n_vocab: int) -> Generation:
+    """A chat request, its tools and template options included. Raises InvalidRequestError."""
+    return chat.parse(body, n_vocab).generation

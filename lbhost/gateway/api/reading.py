@@ -8,6 +8,7 @@ import msgspec
 
 from lbhost.gateway.api.tools.calls import Arguments, CallBegun, Event, Said, Thought
 from lbhost.gateway.api.tools.families import SYNTAX, Family
+from lbhost.gateway.api.tools.harmony import HarmonyReader
 from lbhost.gateway.api.tools.reader import ForcedReader, ToolReader
 
 
@@ -28,6 +29,8 @@ class Reading(msgspec.Struct, frozen=True):
     """None: no calls."""
     names: tuple[str, ...] = ()
     """The functions that exist."""
+    texts: dict[str, tuple[str, ...]] = {}
+    """Which of their arguments are texts, for families that do not put them into quotes."""
     forced: bool = False
     """A grammar makes the answer of calls alone."""
     parallel: bool = True
@@ -38,11 +41,10 @@ class AnswerReader:
     """One answer, from its first to its last character."""
 
     def __init__(self, reading: Reading) -> None:
-        self._thinking = None if reading.thinking is None else _ThoughtReader(reading.thinking)
-        self._calls: ToolReader | ForcedReader | None = None
-        if reading.family is not None:
-            syntax = SYNTAX[reading.family]
-            self._calls = ForcedReader() if reading.forced else ToolReader(syntax, reading.names)
+        self._thinking: _ThoughtReader | None = None
+        if reading.thinking is not None and reading.family is not Family.HARMONY:
+            self._thinking = _ThoughtReader(reading.thinking)
+        self._calls = None if reading.family is None else _reader(reading.family, reading)
         self._parallel = reading.parallel
         self.calls = 0
         """Calls so far."""
@@ -91,6 +93,15 @@ class AnswerReader:
             else:
                 joined.append(event)
         return joined
+
+
+def _reader(family: Family, reading: Reading) -> ToolReader | ForcedReader | HarmonyReader:
+    syntax = SYNTAX[family]
+    if reading.forced and syntax.tags is None:
+        return ForcedReader()
+    if family is Family.HARMONY:
+        return HarmonyReader(reading.names)
+    return ToolReader(syntax, reading.names, reading.texts)
 
 
 class _ThoughtReader:

@@ -48,6 +48,13 @@ class CachedTokens(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class ReasoningTokens(msgspec.Struct, frozen=True):
+    """Part of Usage."""
+
+    reasoning_tokens: int
+    """Output tokens of thoughts, their tags included."""
+
+
 class Usage(msgspec.Struct, frozen=True):
     """What the request cost, in tokens."""
 
@@ -55,6 +62,7 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: ReasoningTokens
 
 
 class Timings(msgspec.Struct, frozen=True):
@@ -122,11 +130,12 @@ class Reply(abc.ABC):
         pieces: Callable[[int], bytes] = lambda _: b"",
         echoes: Sequence[Echo] = (),
         n: int = 1,
+        **_: Any,
     ) -> None:
-        """For one request.
+        """For one request. Takes what other dialects' writers need, too.
 
         Args:
-            name: unique among requests.
+            name: unique among requests, whatever their clients call them.
             pieces: what a token stands for, special ones written out.
             echoes: the prompts that answers are to begin with; none: they are not.
             n: answers to each prompt.
@@ -167,6 +176,10 @@ class Reply(abc.ABC):
     def last_choice(self, index: int, finish: wire.Finish) -> Any:
         """What says why an answer ended."""
 
+    def thought_tokens(self, costs: Sequence[wire.Finish]) -> int:
+        """How many of the answers' tokens are thoughts. `costs`: of all answers, in order."""
+        return 0
+
     # --- what they share -------------------------------------------------------------
 
     def whole(self, answers: Sequence[Given], costs: Sequence[wire.Finish]) -> bytes:
@@ -181,7 +194,7 @@ class Reply(abc.ABC):
         ]
         each = len(costs) // len(answers) * self._n
         return _encode(
-            self._completion(self.whole_kind, choices, _usage(costs, each), timings_of(costs))
+            self._completion(self.whole_kind, choices, self._usage(costs, each), timings_of(costs))
         )
 
     def last_chunk(self, index: int, finish: wire.Finish) -> bytes:
@@ -194,7 +207,7 @@ class Reply(abc.ABC):
         """The last events: what all answers cost if that was asked for, and [DONE]."""
         if not self.style.include_usage:
             return DONE
-        return _sse(self._completion(self.chunk_kind, [], _usage(costs, self._n))) + DONE
+        return _sse(self._completion(self.chunk_kind, [], self._usage(costs, self._n))) + DONE
 
     def failing(self, error: LbhostError) -> bytes:
         """How a stream that cannot go on ends: clients raise it. Never end one silently."""
@@ -207,6 +220,15 @@ class Reply(abc.ABC):
     def chunk(self, choice: Any) -> bytes:
         """An event with one choice."""
         return _sse(self._completion(self.chunk_kind, [choice], self._between))
+
+    def _usage(self, costs: Sequence[wire.Finish], each: int) -> Usage:
+        """Every prompt counts once, by the first of the `each` answers that were made to it."""
+        first = costs[::each]
+        prompt = sum(finish.prompt_tokens for finish in first)
+        output = sum(finish.completion_tokens for finish in costs)
+        cached = CachedTokens(sum(finish.cached_tokens for finish in first))
+        thought = ReasoningTokens(self.thought_tokens(costs))
+        return Usage(prompt, output, prompt + output, cached, thought)
 
     def _completion(
         self,
@@ -248,15 +270,6 @@ def error_headers(error: LbhostError) -> list[tuple[bytes, bytes]]:
 
 def _sse(completion: Completion[Any]) -> bytes:
     return b"data: " + _encode(completion) + b"\n\n"
-
-
-def _usage(costs: Sequence[wire.Finish], each: int) -> Usage:
-    """Every prompt counts once, by the first of the `each` answers that were made to it."""
-    first = costs[::each]
-    prompt = sum(finish.prompt_tokens for finish in first)
-    output = sum(finish.completion_tokens for finish in costs)
-    cached = CachedTokens(sum(finish.cached_tokens for finish in first))
-    return Usage(prompt, output, prompt + output, cached)
 
 
 def timings_of(costs: Sequence[wire.Finish]) -> Timings:

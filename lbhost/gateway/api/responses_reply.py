@@ -11,7 +11,7 @@ from lbhost import wire
 from lbhost.errors import LbhostError
 from lbhost.gateway.api.blocks import Block, BlockKind, BlockWriter
 from lbhost.gateway.api.generation import Style
-from lbhost.gateway.api.replies import CachedTokens
+from lbhost.gateway.api.replies import ReasoningTokens
 from lbhost.gateway.api.responses import Repeated
 from lbhost.gateway.api.writer import tagged_event
 
@@ -60,20 +60,21 @@ class CallItem(msgspec.Struct, frozen=True, tag="function_call"):
 OutputItem: TypeAlias = MessageItem | ReasoningItem | CallItem
 
 
-class OutputDetails(msgspec.Struct, frozen=True):
+class InputTokens(msgspec.Struct, frozen=True):
     """Part of ResponseUsage."""
 
-    reasoning_tokens: int = 0
-    """Always 0: thoughts are not counted apart."""
+    cached_tokens: int
+    cache_write_tokens: int = 0
+    """Always 0: nothing is billed for being kept."""
 
 
 class ResponseUsage(msgspec.Struct, frozen=True):
     """What a response cost, in tokens."""
 
     input_tokens: int
-    input_tokens_details: CachedTokens
+    input_tokens_details: InputTokens
     output_tokens: int
-    output_tokens_details: OutputDetails
+    output_tokens_details: ReasoningTokens
     total_tokens: int
 
 
@@ -232,7 +233,7 @@ class ResponsesReply(BlockWriter):
             self._response,
             status="incomplete" if cut else "completed",
             output=self._items(cut=cut),
-            usage=_usage(finish),
+            usage=_usage(finish, self.thought_tokens.of(finish)),
             incomplete_details=IncompleteDetails("max_output_tokens") if cut else None,
         )
 
@@ -320,11 +321,11 @@ class ResponsesReply(BlockWriter):
         return tagged_event(event)
 
 
-def _usage(finish: wire.Finish) -> ResponseUsage:
+def _usage(finish: wire.Finish, thought_tokens: int) -> ResponseUsage:
     return ResponseUsage(
         finish.prompt_tokens,
-        CachedTokens(finish.cached_tokens),
+        InputTokens(finish.cached_tokens),
         finish.completion_tokens,
-        OutputDetails(),
+        ReasoningTokens(thought_tokens),
         finish.prompt_tokens + finish.completion_tokens,
     )

@@ -8,7 +8,7 @@ once; `failing` instead whenever it cannot go on, and `ping` between.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -37,11 +37,27 @@ class Writer(Protocol):
 class OneAnswer(abc.ABC):
     """A writer of dialects in which a request has one answer."""
 
-    def __init__(self, name: str, model: str, style: Style | None = None, **_: Any) -> None:
-        """`name` is unique among requests. Takes what Reply takes, and needs no more of it."""
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        style: Style | None = None,
+        *,
+        request_id: str = "",
+        pieces: Callable[[int], bytes] = lambda _: b"",
+        **_: Any,
+    ) -> None:
+        """For one request. Takes what Reply takes.
+
+        Args:
+            name: unique among requests, whatever their clients call them.
+            request_id: what the client may call it.
+        """
         self.name = name
         self.model = model
         self.style = style or Style()
+        self.request_id = request_id
+        self.pieces = pieces
 
     # --- what a dialect says ---------------------------------------------------------
 

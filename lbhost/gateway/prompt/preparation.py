@@ -6,6 +6,7 @@ Computes and never waits. The gateway runs it for short bodies, a helper process
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -24,8 +25,9 @@ from lbhost.gateway.api.generation import (
 )
 from lbhost.gateway.api.reading import Reading
 from lbhost.gateway.api.replies import Kind
-from lbhost.gateway.api.tools.families import Family
+from lbhost.gateway.api.tools.families import SYNTAX, Family
 from lbhost.gateway.api.tools.forced import Tool, calls_only
+from lbhost.gateway.api.tools.forced_tags import text_arguments
 from lbhost.gateway.prompt import habits, questions, tool_turns
 from lbhost.gateway.prompt.grammars import Grammars
 from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary
@@ -92,9 +94,12 @@ class Preparation:
         """Tokens of all its prompts."""
         return sum(len(tokens) for tokens in self._tokens(generation))
 
-    def _rendered(self, turns: Sequence[Turn]) -> str:
+    def _rendered(self, generation: Generation) -> str:
         """A conversation as the model reads it."""
-        return self._prompter.rendered(self._messages(turns, ()))
+        assert isinstance(generation.prompt, tuple)
+        how = self._how(generation.prompt, generation)
+        text = self._prompter.rendered(**how)
+        return text + self._opening(generation, text)
 
     def _tokens(self, generation: Generation) -> list[list[int]]:
         """Those of each prompt. Raises ModelNotFoundError."""
@@ -121,18 +126,34 @@ class Preparation:
         )
 
     def _conversation(self, turns: Sequence[Turn], generation: Generation) -> list[int]:
-        use = generation.tools
-        tools = () if use is None else use.tools
+        tokens = self._prompter.chat(**self._how(turns, generation))
+        end = self._prompter.said(tokens[-16:])
+        opening = self._opening(generation, end)
+        return tokens + self._prompter.suffix(opening) if opening else tokens
+
+    def _how(self, turns: Sequence[Turn], generation: Generation) -> dict[str, Any]:
+        """What Prompter.chat and Prompter.rendered take."""
+        tools = () if generation.tools is None else generation.tools.tools
         foreign = self._is_foreign(turns, tools)
-        tokens = self._prompter.chat(
-            self._messages(turns, tools),
-            next_speaker=generation.next_speaker,
-            continues=generation.continues,
-            tools=tool_turns.specs(tools) if tools and not foreign else None,
-            options=generation.template_options,
-        )
-        forced = use is not None and use.forced
-        return tokens + self._prompter.suffix(self._habits.opening) if forced else tokens
+        return {
+            "messages": self._messages(turns, tools),
+            "next_speaker": generation.next_speaker,
+            "continues": generation.continues,
+            "tools": tool_turns.specs(tools) if tools and not foreign else None,
+            "options": generation.template_options,
+        }
+
+    def _opening(self, generation: Generation, prompt: str) -> str:
+        """What the prompt ends with beyond what the template says. `prompt`: its end."""
+        use, thinking = generation.tools, self._habits.thinking
+        forced = use is not None and bool(use.forced)
+        begins = generation.reads and generation.next_speaker
+        if not forced and (generation.grammar is None or not begins):
+            return ""
+        opening = self._habits.opening(calls=forced)
+        if opening and thinking is not None and prompt.rstrip().endswith(thinking.opening):
+            return f"{thinking.closing}\n\n{opening}"  # nothing opens within a thought
+        return opening
 
     def _is_foreign(self, turns: Sequence[Turn], tools: Sequence[Tool]) -> bool:
         """Whether there are calls, and the template knows none."""
@@ -145,6 +166,8 @@ class Preparation:
             messages = tool_turns.generic(turns, tools)
         else:
             messages = tool_turns.native(turns, self._habits.family)
+            if tools and not self._habits.lists_tools:
+                messages = tool_turns.told(messages, tools)
         return messages if self._habits.system else tool_turns.without_system(messages)
 
     def _reading(self, generation: Generation, tokens: list[int]) -> Reading | None:
@@ -152,6 +175,9 @@ class Preparation:
         if not generation.reads:
             return None
         thinking, use = self._habits.thinking, generation.tools
+        harmony = self._habits.family is Family.HARMONY
+        if generation.grammar is not None and harmony:
+            return None  # the prompt has begun the channel, and the grammar lets none follow
         if generation.grammar is not None and generation.grammar.kind is GrammarKind.JSON_SCHEMA:
             thinking = None  # even where the prompt has begun one: the grammar lets none be written
         if thinking is not None:
@@ -159,11 +185,15 @@ class Preparation:
             begun = end.endswith(thinking.opening)
             thinking = msgspec.structs.replace(thinking, begun=begun)
         if use is None:
+            if harmony:  # whose texts are in channels too
+                return Reading(thinking, Family.HARMONY)
             return None if thinking is None else Reading(thinking)
+        tagged = SYNTAX[self._habits.family].tags is not None
         return Reading(
             thinking if thinking is None or thinking.begun or not use.forced else None,
             self._habits.family,
             tuple(tool.name for tool in use.tools),
+            {t.name: text_arguments(t.parameters) for t in use.tools} if tagged else {},
             forced=bool(use.forced),
             parallel=use.parallel,
         )

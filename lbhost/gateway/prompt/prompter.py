@@ -130,8 +130,9 @@ class Prompter:
         swapped: list[str] = []
         if self._special is not None:
             messages, tools = self._swap(messages, swapped), self._swap(tools, swapped)
-        render = partial(self._render, tools=tools, options=options)
-        text = self._continued(messages, render) if continues else render(messages, next_speaker)
+        text = self.rendered(
+            messages, next_speaker=next_speaker, continues=continues, tools=tools, options=options
+        )
         self._check_length(len(text), "messages")
         with_bos = not (self._bos_text and text.startswith(self._bos_text))
         if not swapped:
@@ -148,15 +149,24 @@ class Prompter:
                 raise self._too_long("messages", len(tokens))
         return tokens
 
-    def rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The text of a conversation, ending where the answer begins.
+    def rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        next_speaker: bool = True,
+        continues: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation, ending where the answer begins. Arguments as in `chat`.
 
         Raises:
             UnprocessableError: no chat template, or it refuses these messages.
         """
         if self._template is None:
             raise UnprocessableError(self._why_no_chat, param="messages")
-        return self._render(messages, True, tools=None, options=None)
+        render = partial(self._render, tools=tools, options=options)
+        return self._continued(messages, render) if continues else render(messages, next_speaker)
 
     def tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Tokens of any text, however many. `add_special`: begin as the model wants it."""

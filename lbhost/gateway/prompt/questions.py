@@ -5,13 +5,13 @@ Computes and never waits, within the prompter's limits. The answer is JSON, read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
 from lbhost.errors import UnprocessableError
 from lbhost.gateway.api import messages, questions
-from lbhost.gateway.api.generation import Generation, Turn
+from lbhost.gateway.api.generation import Generation
 from lbhost.gateway.api.questions import Content, Counted, Rendered, TokenPiece, Tokens
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.prompter import Prompter, Vocabulary
@@ -43,7 +43,7 @@ class Questions:
         vocab: Vocabulary,
         prompter: Prompter,
         count: Callable[[Generation], int],
-        render: Callable[[Sequence[Turn]], str],
+        render: Callable[[Generation], str],
     ) -> None:
         """`count`: tokens of a prompt; checks the model's name too. `render`: a conversation's
         text."""
@@ -72,10 +72,9 @@ class Questions:
             return Tokens(self._tokens(questions.tokenize(body)))
         if kind is Kind.DETOKENIZE:
             tokens = questions.detokenize(body, self._vocab.n_tokens)
-            data = b"".join(self._vocab.piece(token) for token in tokens)
-            return Content(data.decode(errors="replace"))
+            return Content(self._prompter.said(tokens))
         if kind is Kind.APPLY_TEMPLATE:
-            return Rendered(self._render(questions.apply_template(body)))
+            return Rendered(self._render(questions.apply_template(body, self._vocab.n_tokens)))
         assert kind is Kind.COUNT_TOKENS
         generation = messages.parse_count(body, self._vocab.n_tokens)
         return Counted(self._count(generation))
@@ -88,7 +87,10 @@ class Questions:
         )
         if not asked.with_pieces:
             return list(tokens)
-        return [TokenPiece(token, _piece(self._vocab.piece(token))) for token in tokens]
+        pieces = [self._vocab.piece(token, special=True) for token in tokens]
+        return [
+            TokenPiece(token, _piece(piece)) for token, piece in zip(tokens, pieces, strict=True)
+        ]
 
 
 def _piece(data: bytes) -> str | list[int]:

@@ -26,6 +26,15 @@ To call one, answer with nothing but {{"name": FUNCTION, "arguments": {{...}}}}.
 answer with a JSON array of such objects."""
 
 
+_HOW_DEEPSEEK = """You can call these functions:
+{tools}
+To call one, write
+<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>FUNCTION
+```json
+{{...}}
+```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"""
+
+
 def specs(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """The `tools` of a template."""
     return [
@@ -54,6 +63,10 @@ def native(turns: Sequence[Turn], family: Family) -> Messages:
         if turn.calls:
             names.update((call.id, call.name) for call in turn.calls)
             message["tool_calls"] = [_call(call, family) for call in turn.calls]
+            if family is Family.DEEPSEEK and not turn.text:
+                message["content"] = None  # else some of its templates leave out the calls
+            if family is Family.HARMONY and turn.thought is not None:
+                message["thinking"] = turn.thought
         if turn.answers is not None:
             message["tool_call_id"] = _id(turn.answers, family)
             message.setdefault("name", names.get(turn.answers, ""))
@@ -64,11 +77,14 @@ def native(turns: Sequence[Turn], family: Family) -> Messages:
 def generic(turns: Sequence[Turn], tools: Sequence[Tool]) -> Messages:
     """For a template that knows none: three roles are enough."""
     messages: Messages = []
+    began = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    told = [turn.text for turn in turns[:began]]
     if tools:
-        listed = "\n".join(_line(tool) for tool in tools)
-        messages.append({"role": "system", "content": _HOW.format(tools=listed)})
+        told.append(_HOW.format(tools="\n".join(_line(tool) for tool in tools)))
+    if told:
+        messages.append({"role": "system", "content": "\n\n".join(told)})
     answered = False
-    for turn in turns:
+    for turn in turns[began:]:
         message: dict[str, Any] = {"role": turn.role, "content": turn.text}
         if turn.name is not None:
             message["name"] = turn.name
@@ -84,11 +100,20 @@ def generic(turns: Sequence[Turn], tools: Sequence[Tool]) -> Messages:
                 continue
             message = {"role": "user", "content": result}
         if turn.role == "system" and last is not None and last["role"] == "system":
-            last["content"] = f"{turn.text}\n\n{last['content']}"
+            last["content"] += f"\n\n{turn.text}"
             continue
         answered = turn.role == "tool"
         messages.append(message)
     return messages
+
+
+def told(messages: Messages, tools: Sequence[Tool]) -> Messages:
+    """For DeepSeek's templates, which know calls and do not say what can be called."""
+    how = _HOW_DEEPSEEK.format(tools="\n".join(_line(tool) for tool in tools))
+    if messages and messages[0]["role"] == "system":
+        first, *rest = messages
+        return [{**first, "content": f"{first['content']}\n\n{how}"}, *rest]
+    return [{"role": "system", "content": how}, *messages]
 
 
 def without_system(messages: Messages) -> Messages:
@@ -108,10 +133,13 @@ def _line(tool: Tool) -> str:
 
 
 def _call(call: PastCall, family: Family) -> dict[str, Any]:
+    arguments: Any = call.arguments
+    if family is Family.DEEPSEEK:  # whose templates put a text together
+        arguments = json.dumps(arguments, ensure_ascii=False)
     return {
         "id": _id(call.id, family),
         "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
+        "function": {"name": call.name, "arguments": arguments},
     }
 
 

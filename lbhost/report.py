@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from lbhost.local_models import LocalModel
 from lbhost.placement.memory import gib
 from lbhost.status import Event, StatesStatus, Status, WorkerStatus
 
@@ -42,6 +43,18 @@ _COLUMNS = (
     ("MEM", "right"),
     ("RST", "right"),
 )
+
+
+def models_view(models: Sequence[LocalModel]) -> Table:
+    """What `lbhost models` shows."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column("MODEL", overflow="fold")
+    table.add_column("SIZE", justify="right", no_wrap=True)
+    table.add_column("WHERE", no_wrap=True)
+    for model in models:
+        size = f"{model.bytes / 1e6:.0f} MB" if model.complete else "incomplete"
+        table.add_row(model.spec, size, model.where)
+    return table
 
 
 def _states(states: StatesStatus) -> list[Text | Table]:

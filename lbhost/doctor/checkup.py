@@ -18,7 +18,7 @@ from lbhost.model import ModelFile
 from lbhost.status import Status
 from lbhost.tuning import remembered
 from lbhost.tuning.remembered import Start
-from lbhost.weights import identify
+from lbhost.weights import identify, parts
 
 
 def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
@@ -53,7 +53,7 @@ def _as_known(
     """The model and the settings as `serve` would have them by what was measured here before."""
     roots = Roots.from_environ(environ)
     box = topology.discover(roots)
-    start = Start(file, identify(llama.parts(Path(file.path))), settings)
+    start = Start(file, identify(parts(Path(file.path))), settings)
     start = remembered.as_tuned(start, environ, box, roots)
     start = remembered.as_measured(start, environ, box, roots)
     return start.file, start.settings

@@ -30,7 +30,7 @@ from lbhost.tuning import first_start, identity, remembered
 from lbhost.tuning.remembered import Start, open_shape, widened
 from lbhost.tuning.shapes import candidates
 from lbhost.tuning.trial import Load
-from lbhost.weights import FilePart, identify, unchanged
+from lbhost.weights import FilePart, identify, parts, unchanged
 
 LEAST_CAPACITY = 64
 SPARE_FACTOR = 4
@@ -72,7 +72,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         StartupError, UsageError
     """
     file = model.resolve(settings.model, settings.alias)
-    files = identify(llama.parts(Path(file.path)))
+    files = identify(parts(Path(file.path)))
     roots = Roots.from_environ(environ)
     reader = GpuWatch(roots)
     if not reader.answered:

@@ -17,7 +17,7 @@ from lbhost.tuning import formats, identity, tuned
 from lbhost.tuning.shapes import candidates
 from lbhost.tuning.tuned import Tuned
 from lbhost.tuning.tuner import Plan, Tell, Tuner
-from lbhost.weights import identify, unchanged
+from lbhost.weights import identify, parts, unchanged
 
 
 def plan(settings: Settings, environ: Mapping[str, str], max_kl: float) -> Plan:
@@ -28,7 +28,7 @@ def plan(settings: Settings, environ: Mapping[str, str], max_kl: float) -> Plan:
         TuningError: `serve` would run on GPUs.
     """
     path = Path(model.resolve(settings.model).path)
-    files = identify(llama.parts(path))
+    files = identify(parts(path))
     with unchanged(files):
         info = llama.inspect(path)
     roots = Roots.from_environ(environ)

@@ -101,6 +101,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "checks need not)."
         ),
     ] = None
+    keys_file: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        says(
+            "File of named API keys with their limits, which `lbhost keys new NAME` adds to; read "
+            "again when it changes."
+        ),
+    ] = None
+    insecure_no_key: Annotated[
+        bool,
+        says(
+            "Listen beyond this machine although no API key is set: whoever reaches the port may "
+            "use the server."
+        ),
+    ] = False
     allowed_hosts: Annotated[
         Names,
         says(
@@ -180,6 +194,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Meta(ge=1, le=100_000),
         says("Requests that may wait for a worker; one more is answered 429."),
     ] = 256
+    queue_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
+        says(
+            "Tokens of prompts and expected answers that may wait for a worker; one request more "
+            "is answered 429. Default: what the workers are measured to compute in "
+            "--queue-timeout, and half as much again."
+        ),
+    ] = None
     prompt_helpers: Annotated[
         int, Meta(ge=1, le=16), says("Processes that parse and tokenise long prompts.")
     ] = 2

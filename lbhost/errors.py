@@ -105,6 +105,18 @@ class OriginNotAllowedError(ForbiddenError):
     code = "origin_not_allowed"
 
 
+class ModelNotAllowedError(ForbiddenError):
+    """The API key is good, but not for this model."""
+
+    code = "model_not_allowed"
+
+
+class TierNotAllowedError(ForbiddenError):
+    """The API key is good, but not for this service tier."""
+
+    code = "service_tier_not_allowed"
+
+
 class NotFoundError(LbhostError):
     """No such path."""
 
@@ -174,6 +186,33 @@ class HeadersTooLargeError(LbhostError):
 
 
 # --- the server's state -----------------------------------------------------------------
+
+
+class RateLimitError(LbhostError):
+    """The API key has made its requests of this minute, or has as many at once as it may."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class TokenRateLimitError(RateLimitError):
+    """The API key has had its tokens of this minute."""
+
+    type = "tokens"
+
+
+class OverLimitError(RateLimitError):
+    """This request alone asks for more answers at once than its API key may have."""
+
+    retryable = False
+
+
+class OverTokenLimitError(TokenRateLimitError):
+    """This request alone is over what its API key may have in a minute."""
+
+    retryable = False
 
 
 class QueueFullError(LbhostError):

@@ -389,6 +389,61 @@ async def test_flex_fills_half_of_the_queue_and_waits_beyond_the_queues_time_lim
             assert job.error is None
 
 
+# --- clients ------------------------------------------------------------------------------
+
+
+async def test_a_clients_single_request_passes_what_another_has_waiting() -> None:
+    async with bench(slots=2) as b:
+        (fake,) = b.workers
+        fake.hold()
+        flood = [b.submit(10 + i, 1, client="flood") for i in range(60)]
+        single = b.submit(100, 1, client="single")
+        assert single.state is JobState.QUEUED
+        fake.release()
+        for job in (single, *flood):
+            await over(job)
+        assert len(fake.submits[2].prompt) // 4 == 100
+
+
+async def test_a_named_client_leaves_places_in_the_queue_to_others() -> None:
+    async with bench(slots=1, queue_size=8) as b:
+        (fake,) = b.workers
+        fake.hold()
+        jobs = [b.submit(10, 1, client="flood") for _ in range(7)]
+        with pytest.raises(QueueFullError, match="6 requests of this API key"):
+            b.submit(10, 1, client="flood")
+        jobs += [b.submit(10, 1, client="other"), b.submit(10, 1)]
+        with pytest.raises(QueueFullError, match="8 requests are waiting"):
+            b.submit(10, 1, client="third")
+        fake.release()
+        for job in jobs:
+            await over(job)
+            assert job.error is None
+
+
+async def test_two_clients_get_the_same_of_a_full_box() -> None:
+    async with bench(slots=1, queue_size=200) as b:
+        (fake,) = b.workers
+        fake.hold()
+
+        def submit(client: str, number: int, tokens: int, output: int) -> Job:
+            prompt = wire.pack_tokens([number] * tokens)  # no two begin alike
+            asked = msgspec.structs.replace(
+                work(tokens, output, ignore_eos=True, client=client), prompt=prompt
+            )
+            return b.dispatcher.submit(asked, time.monotonic())
+
+        jobs = [submit("long", i, 300, 9) for i in range(20)]
+        jobs += [submit("short", 100 + i, 30, 1) for i in range(60)]
+        fake.release()
+        for job in jobs:
+            await over(job)
+        sizes = [len(submit.prompt) // 4 for submit in fake.submits]
+        last_short = len(sizes) - sizes[::-1].index(30)
+        # By the speeds that are assumed a long one costs as much as ten short ones.
+        assert 5 <= sizes[:last_short].count(300) <= 9
+
+
 # --- what cannot be done in time --------------------------------------------------------
 
 
@@ -409,6 +464,45 @@ async def test_what_cannot_be_done_in_time_is_refused_once_predictions_have_prov
             b.submit(10, **endless)
         assert b.dispatcher.active == 0
         assert await over(b.submit(10)) == "one two three four five"
+
+
+async def test_the_queue_is_bounded_by_tokens_too() -> None:
+    async with bench(slots=1, queue_tokens=1000) as b:
+        (fake,) = b.workers
+        fake.hold()
+        jobs = [b.submit(10, 1)]
+        # One that is too long for the limit waits, if nothing else does.
+        jobs.append(b.submit(1500, 10))
+        with pytest.raises(QueueFullError, match="1510 tokens are waiting") as refused:
+            b.submit(10, 1)
+        assert refused.value.retry_after_s is not None
+        # A named client with nothing waiting comes in; then it has its part.
+        jobs.append(b.submit(10, 1, client="other"))
+        with pytest.raises(QueueFullError, match="tokens"):
+            b.submit(10, 1, client="other")
+        fake.release()
+        for job in jobs:
+            await over(job)
+            assert job.error is None
+
+
+async def test_more_work_than_can_begin_in_time_is_refused_as_soon_as_speeds_are_known() -> None:
+    script = Script(speeds=(100.0, 0.001, 0.009))
+    async with bench(1, script, slots=1, queue_timeout_s=10.0) as b:
+        (fake,) = b.workers
+        await until(lambda: b.sessions.measured_speeds() == script.speeds, "its speeds are seen")
+        fake.hold()
+        running = b.submit(10, 1)
+        jobs = [b.submit(300, 1) for _ in range(4)]
+        with pytest.raises(QueueFullError, match="12 seconds of work are waiting"):
+            b.submit(300, 1)
+        jobs.append(b.submit(200, 1))
+        jobs.append(b.submit(300, 1, rank=order.PRIORITY))  # it does not wait for those
+        jobs.append(b.submit(300, 1, rank=order.FLEX))  # and this one may wait for long
+        fake.release()
+        for job in (running, *jobs):
+            await over(job)
+            assert job.error is None
 
 
 async def test_a_queue_that_will_not_be_done_in_time_is_not_joined() -> None:

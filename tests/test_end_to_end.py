@@ -9,12 +9,14 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from openai import APIError, NotFoundError, OpenAI
+from openai import APIError, AuthenticationError, NotFoundError, OpenAI, RateLimitError
 
 from lbhost.status import Status
 from serving import (
@@ -419,6 +421,50 @@ def test_the_api_key_is_the_gateways_alone(tmp_path: Path) -> None:
         assert server.complete().status_code == 401
         for pid in server.pids() - {server.process.pid}:
             assert secret.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_a_key_that_was_made_while_the_server_runs_comes_in_and_has_its_limits(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "keys.toml"
+    file.touch(mode=0o600)
+    environ = {"LBHOST_KEYS_FILE": str(file)}
+    with Server(tmp_path / "run", *SMALL, "--host", "0.0.0.0", environ=environ) as server:
+        made = subprocess.run(
+            [sys.executable, "-m", "lbhost", "keys", "new", "app"],
+            env={**os.environ, **environ},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        key = made.stdout.strip()
+        assert key not in file.read_text()
+        file.write_text(file.read_text().replace("# requests_per_minute = 60", _TWO_A_MINUTE))
+        base = server.endpoint.replace("0.0.0.0", "127.0.0.1")
+        with OpenAI(base_url=f"{base}/v1", api_key=key, max_retries=0) as client:
+
+            def left() -> str:
+                answer = client.completions.with_raw_response.create(
+                    model=server.status().model, prompt="Once", max_tokens=4
+                )
+                return str(answer.headers["x-ratelimit-remaining-requests"])
+
+            def known() -> bool:
+                try:
+                    answer = client.models.with_raw_response.list()
+                except AuthenticationError:
+                    return False
+                return "x-ratelimit-limit-requests" in answer.headers
+
+            wait_for(known, "the key and its limit are known")
+            assert [left(), left()] == ["1", "0"]
+            with pytest.raises(RateLimitError) as refused:
+                left()
+            assert refused.value.code == "rate_limit_exceeded"
+        assert '"key":"app"' in server.log.read_text().replace(": ", ":")
+
+
+_TWO_A_MINUTE = "requests_per_minute = 2"
 
 
 def test_streams_cut_off_after_the_grace_get_an_error_event(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from lbhost import config
 from lbhost.config import Settings
-from lbhost.gateway.http.access import scope_of
 from lbhost.gateway.http.hosts import Hosts, Origins
+from lbhost.gateway.keyring import scope_of
 from running_gateway import CHAT, HELLO, RunningGateway, running_gateway, until
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ import pytest
 
 from fake_engine import FakeContext, FakeSamplers, FakeVocab, continuation, lively, submit
 from lbhost import state_file
-from lbhost.gateway.http.access import scope_of
+from lbhost.gateway.keyring import scope_of
 from lbhost.gateway.states.store import Entry, Store
 from lbhost.state_file import Header
 from lbhost.state_link import Taken, Unable

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import cyclopts
 
-from lbhost.cli import machine, operate, serve, talk  # noqa: F401 - their commands join the app
+from lbhost.cli import keys, machine, operate, serve, talk  # noqa: F401 - their commands join the app
 from lbhost.cli.app import app
 from lbhost.errors import LbhostError, UsageError
 

@@ -17,13 +17,16 @@ from lbhost.config import Settings
 
 _UNITS = {"_s": "SECONDS", "_ms": "MS", "_c": "CELSIUS", "_bytes": "BYTES"}
 
+_NUMBERS = {"ctx_size", "queue_tokens", "threads_per_worker"}
+"""Settings that are numbers although their default is none."""
+
 
 def _metavar(field: msgspec.structs.FieldInfo) -> str:
     """What a flag takes: its choices, its unit, or N or TEXT."""
     if isinstance(field.default, enum.Enum):
         return "|".join(choice.value for choice in type(field.default))
     unit = next((word for end, word in _UNITS.items() if field.name.endswith(end)), None)
-    number = isinstance(field.default, int) or field.name in {"ctx_size", "threads_per_worker"}
+    number = isinstance(field.default, int) or field.name in _NUMBERS
     return unit or ("N" if number else "TEXT")
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from lbhost import log
 from lbhost.errors import LbhostError
+from lbhost.gateway.account import Account
 from lbhost.gateway.recorder import outcome
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -57,6 +58,8 @@ class Exchange:
         self.request_id = request_id_of(headers or [])
         self.scope = 0
         """Whose request it is; see wire.Submit."""
+        self.account: Account | None = None
+        """Of the API key that it came with."""
         self.status: int | None = None
         """Of the answer, once there is one."""
         self.error: LbhostError | None = None
@@ -66,6 +69,11 @@ class Exchange:
         self.details: dict[str, object] = {}
         """More fields for the log line."""
         self._over = False
+
+    @property
+    def client(self) -> str:
+        """The name of its API key; empty: it has none."""
+        return "" if self.account is None else self.account.name
 
     def fail(self, error: LbhostError) -> None:
         """It gets this error for an answer."""
@@ -84,7 +92,11 @@ class Exchange:
         if self.ended_as is None:
             return
         self._counter.count(self.ended_as)
-        reason = {"reason": self.error.reason} if self.error is not None else {}
+        more: dict[str, object] = {}
+        if self.client:
+            more["key"] = self.client
+        if self.error is not None:
+            more["reason"] = self.error.reason
         log.get().info(
             "request",
             id=self.request_id,
@@ -93,7 +105,7 @@ class Exchange:
             outcome=self.ended_as,
             status=self.status,
             duration_ms=milliseconds(time.monotonic() - self.began),
-            **reason,
+            **more,
             **self.details,
         )
 

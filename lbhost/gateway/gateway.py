@@ -21,6 +21,8 @@ from lbhost.errors import WireError
 from lbhost.gateway.http import descriptors
 from lbhost.gateway.http import routes as app
 from lbhost.gateway.http.server import Server
+from lbhost.gateway.key_metrics import KeyMetrics
+from lbhost.gateway.keyring import LOOK_S, Keyring
 from lbhost.gateway.metrics import BoardCollector, Metrics
 from lbhost.gateway.prompt import helper_process
 from lbhost.gateway.prompt.helper_messages import Setup
@@ -99,6 +101,8 @@ class Gateway:
             VllmNames(counters, self.sessions, self.dispatcher, configure.model_alias)
         )
         counters.registry.register(StatesCollector(self.states))
+        self.keyring = Keyring(settings)
+        counters.registry.register(KeyMetrics(self.keyring))
         helpers = Helpers(
             Setup(
                 model_path=configure.model_path,
@@ -125,6 +129,7 @@ class Gateway:
                 pieces=functools.partial(vocab.piece, special=True),
                 n_ctx=configure.n_ctx,
                 settings=settings,
+                keyring=self.keyring,
                 on_loopback=_is_loopback(start.listener),
             ),
             settings,
@@ -137,14 +142,13 @@ class Gateway:
         link.setblocking(False)
         loop = asyncio.get_running_loop()
         loop.add_reader(link.fileno(), self._on_control)
-        writer = asyncio.create_task(self._write_board())
+        tasks = [asyncio.create_task(work()) for work in (self._write_board, self._watch_keys)]
         try:
             control.send(link, control.Ready())
             self.intake.helpers.open()
             await self.server.serve(sockets=[self._listener])
         finally:
-            writer.cancel()
-            for task in self._tasks:
+            for task in (*tasks, *self._tasks):
                 task.cancel()
             loop.remove_reader(link.fileno())
             self.dispatcher.close()
@@ -197,6 +201,11 @@ class Gateway:
         log.get().info("draining", grace_s=grace_s, requests=self.dispatcher.active)
         await self.dispatcher.drain(grace_s)
         self.server.stop()
+
+    async def _watch_keys(self) -> None:
+        while True:
+            self.keyring.look()
+            await asyncio.sleep(LOOK_S)
 
     async def _write_board(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from lbhost.errors import (
     LbhostError,
     NotReadyError,
     QueueFullError,
+    RateLimitError,
     WorkerLostError,
 )
 from lbhost.gateway.metrics import Load, Metrics
@@ -49,7 +50,7 @@ _TTFT_KEPT = 1000
 
 _FAILED = frozenset({"timeout", "worker_lost", "engine_error", "error"})
 _TAKEN_IN = _FAILED | {"ok", "cancelled"}
-OUTCOMES = _TAKEN_IN | {"queue_full", "not_ready", "invalid"}
+OUTCOMES = _TAKEN_IN | {"queue_full", "not_ready", "rate_limited", "invalid"}
 """All values of the `outcome` label."""
 
 
@@ -57,6 +58,7 @@ def outcome(error: LbhostError | None) -> str:
     """The `outcome` label of an ended request."""
     named: tuple[tuple[type[LbhostError], str], ...] = (
         (QueueFullError, "queue_full"),
+        (RateLimitError, "rate_limited"),
         (NotReadyError, "not_ready"),
         (DeadlineError, "timeout"),
         (WorkerLostError, "worker_lost"),

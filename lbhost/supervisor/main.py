@@ -18,6 +18,7 @@ from lbhost.linux import (
     stop_signals_held,
 )
 from lbhost.status import Status
+from lbhost.supervisor import exposure
 from lbhost.supervisor import listener as listening
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.startup import Prepared, prepare
@@ -42,6 +43,7 @@ def serve(
     runtime = RuntimeDir.claim(path)
     try:
         with listening.bind(settings.host, settings.port) as listener:
+            exposure.check(settings, listener)
             endpoint = listening.url(listener, settings.host)
             runtime.announce(endpoint)
             prepared = prepare(settings, environ)

@@ -62,6 +62,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     what.add_argument("--most-tokens", type=int, default=4096, help="of a trace's request")
     what.add_argument("--max-tokens", type=int, help="what clients ask for; default: what they get")
     what.add_argument(
+        "--queue-timeout",
+        type=float,
+        metavar="S",
+        help="as lbhost's: what cannot begin within it is refused (default: nothing is)",
+    )
+    what.add_argument(
         "--burst", type=float, nargs=3, metavar=("AT", "FOR", "TIMES"), help="s, s, times the rate"
     )
     parser.add_argument("--seed", type=int, default=1)
@@ -98,6 +104,8 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         parser.error("--requests is a number from 1 to 1000000")
     if not 0 < given.load <= 10:
         parser.error("--load is over 0 and at most 10")
+    if given.queue_timeout is not None and not 0.001 <= given.queue_timeout <= 86_400:
+        parser.error("--queue-timeout is from 0.001 to 86400")
     for name in ("step_noise", "noise", "slow", "hot"):
         if not 0 <= getattr(given, name) <= 1:
             parser.error(f"--{name.replace('_', '-')} is from 0 to 1")
@@ -147,6 +155,7 @@ def scenario(given: argparse.Namespace, model: Costs, length_s: float) -> Scenar
         noise=given.noise,
         most_output=given.max_tokens,
         lend=not given.no_lend,
+        queue_timeout_s=given.queue_timeout,
         on_cores=on_cores,
         ends=ends,
     )

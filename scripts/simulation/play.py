@@ -40,7 +40,7 @@ AT_ONCE = 1 << 20
 """Slots that a worker announces to which requests are given as they come."""
 
 LIMIT_S = 86_400.0
-"""Nobody gives up; a policy may not look better by what it has refused."""
+"""Nobody gives up, unless asked for: a policy may not look better by what it has refused."""
 
 
 class Played(msgspec.Struct, frozen=True):
@@ -98,7 +98,7 @@ class _Game:
             slots=scenario.costs.slots,
             lend=scenario.lend and policy != routing.PROXY,
             queue_size=100_000,
-            queue_timeout_s=LIMIT_S,
+            queue_timeout_s=scenario.queue_timeout_s or LIMIT_S,
             request_timeout_s=LIMIT_S,
         )
         self._cores = [

@@ -41,6 +41,8 @@ class Scenario(msgspec.Struct, frozen=True):
     """max_tokens of all requests; None: each asks for what it gets."""
     lend: bool = True
     """Whether cores that no request needs are lent."""
+    queue_timeout_s: float | None = None
+    """A server that refuses what it cannot begin in time; None: nobody is ever refused."""
     on_cores: Sequence[tuple[int, Disturbance]] = ()
     ends: Sequence[End] = ()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
@@ -19,6 +20,7 @@ from lbhost.errors import (
 )
 from lbhost.gateway.api.answer import Answer, ClientGoneError
 from lbhost.gateway.api.dialects import DIALECTS
+from lbhost.gateway.api.metering import Meter, owned
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.prompt.intake import Intake
@@ -58,16 +60,21 @@ class Completions:
         self._pieces = pieces
         self._most_answers = most_answers
         self._time_limit_s = time_limit_s
-        self._preparing = 0
+        self._preparing: Counter[str] = Counter()
+        """Requests that are read, by the client."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises LbhostError only before anything was sent."""
         exchange: Exchange = scope["state"]["exchange"]
         answer = Answer(exchange, send)
         exchange.ended_as = "error"
+        meter = Meter(exchange.account)
         try:
+            if exchange.account is not None:
+                exchange.account.check_model(self._model)
+                exchange.account.admit(time.monotonic())
             check_media_type(scope)
-            await self._answer(answer, await _read(receive), receive)
+            await self._answer(answer, meter, await _read(receive), receive)
             jobs = answer.group
             if jobs is not None and jobs.cancelled:
                 exchange.ended_as = "cancelled"
@@ -82,8 +89,9 @@ class Completions:
             if answer.group is not None:
                 self._cancel(answer.group)
                 exchange.details = answer.details(answer.group)
+            meter.settle(answer.group, time.monotonic())
 
-    async def _answer(self, answer: Answer, body: bytes, receive: Receive) -> None:
+    async def _answer(self, answer: Answer, meter: Meter, body: bytes, receive: Receive) -> None:
         client = _Client(receive)
         try:
             taken = await self._prepare(body, client, answer.exchange)
@@ -93,7 +101,9 @@ class Completions:
                 return
             exchange = answer.exchange
             self._check_answers(taken)
-            works = group.spread(taken.works, taken.best_of, exchange.scope)
+            taken = owned(taken, exchange)
+            meter.begin(taken, self._dispatcher.expected_tokens, time.monotonic())
+            works = group.spread(taken.works, taken.best_of)
             jobs = answer.group = group.submit(
                 self._dispatcher, works, exchange.began, exchange.complete
             )
@@ -136,13 +146,15 @@ class Completions:
             DeadlineError: it took too long.
             LbhostError: what Dispatcher.check_open and Intake.take raise.
         """
-        self._preparing += 1
+        client_name = exchange.client
+        before, own_before = self._preparing.total(), self._preparing[client_name]
+        self._preparing[client_name] += 1
         limit = asyncio.timeout(exchange.began + self._time_limit_s - time.monotonic())
         client.on_gone(lambda: _expire(limit))
         try:
-            self._dispatcher.check_open(self._preparing - 1)
+            self._dispatcher.check_open(before, client_name, own_before)
             async with limit:
-                return await self._intake.take(body, self._kind)
+                return await self._intake.take(body, self._kind, client_name)
         except TimeoutError as error:
             if client.gone:
                 raise ClientGoneError from error
@@ -151,7 +163,9 @@ class Completions:
                 retry_after_s=1,
             ) from error
         finally:
-            self._preparing -= 1
+            self._preparing[client_name] -= 1
+            if not self._preparing[client_name]:
+                del self._preparing[client_name]
             exchange.body.release()
 
 

@@ -93,6 +93,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What the answer must follow."""
     n: int = 1
     """Answers to each prompt."""
+    tier: str | None = None
+    """The service tier that was named; None: it is left to the server."""
     best_of: int = 1
     """Answers to each prompt that are generated, of which the `n` most probable are given."""
     logprobs: int | None = None

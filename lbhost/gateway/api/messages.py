@@ -123,6 +123,9 @@ class CountRequest(Parameters, frozen=True, kw_only=True):
     def rank(self) -> int:
         return order.DEFAULT
 
+    def named_tier(self) -> str | None:
+        return "default" if self.service_tier == "standard_only" else None
+
     def grammars(self) -> list[Grammar]:
         given = super().grammars()
         config = None if self.output_config is None else self.output_config.format

@@ -187,6 +187,10 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
         """The class that the answer names, if the request did: `auto` means the usual one."""
         return "default" if self.service_tier == "auto" else self.service_tier
 
+    def named_tier(self) -> str | None:
+        """The class that the request insists on; None: whichever its key has."""
+        return None if self.service_tier == "auto" else self.service_tier
+
     def include_usage(self) -> bool:
         """Whether a stream is to end with what it cost."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -224,6 +228,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
             ignore_eos=bool(self.ignore_eos),
             stream=bool(self.stream),
             rank=self.rank(),
+            tier=self.named_tier(),
             grammar=self.bound_by(),
             n=self.n or 1,
             **{"best_of": self.n or 1, **more},

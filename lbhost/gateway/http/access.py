@@ -8,8 +8,7 @@ in hosts.py; whatever is refused ends up in the request's Exchange.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import time
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,9 +20,11 @@ from lbhost.errors import (
     OriginNotAllowedError,
     UnauthorizedError,
 )
+from lbhost.gateway.account import Account
 from lbhost.gateway.api import error_shapes, replies
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.http.hosts import Hosts, Origins
+from lbhost.gateway.keyring import Keyring
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/v1/health"})
@@ -42,14 +43,14 @@ class Access:
         app: ASGIApp,
         dispatcher: Dispatcher,
         *,
-        api_key: str | None,
+        keyring: Keyring,
         share_prefixes: bool = False,
         hosts: Hosts,
         origins: Origins,
     ) -> None:
         self._app = app
         self._dispatcher = dispatcher
-        self._key = api_key.encode() if api_key is not None else None
+        self._keyring = keyring
         self._share_prefixes = share_prefixes
         self._hosts = hosts
         self._origins = origins
@@ -66,6 +67,8 @@ class Access:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *own]
+                if exchange.account is not None:
+                    message["headers"] += exchange.account.headers(time.monotonic())
                 if self._dispatcher.stopping:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -91,9 +94,9 @@ class Access:
             if origin is not None and asked and scope["method"] == "OPTIONS":
                 own += _preflight_headers(scope)
                 return Response(status_code=204)
-            key = self._check_key(scope)
-            if key is not None and not self._share_prefixes:
-                exchange.scope = scope_of(key)
+            exchange.account = account = self._check_key(scope)
+            if account is not None and not self._share_prefixes:
+                exchange.scope = account.scope
         except LbhostError as error:
             exchange.fail(error)
             return error_response(error, exchange)
@@ -124,25 +127,21 @@ class Access:
             )
         return given[0]
 
-    def _check_key(self, scope: Scope) -> bytes | None:
-        """The key that was needed, and given. Raises UnauthorizedError."""
-        if self._key is None or scope["path"] in OPEN_PATHS:
+    def _check_key(self, scope: Scope) -> Account | None:
+        """Whose key was given, where one is needed. Raises UnauthorizedError."""
+        if not self._keyring.needed or scope["path"] in OPEN_PATHS:
             return None
         bearers = _values(scope, b"authorization")
         scheme, _, key = bearers[0].partition(b" ") if len(bearers) == 1 else (b"", b"", b"")
+        account = self._keyring.find(key.strip()) if scheme.lower() == b"bearer" else None
         named = _values(scope, b"x-api-key")
-        right = scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
-        right = right or (len(named) == 1 and hmac.compare_digest(named[0].strip(), self._key))
-        if not right:
+        if account is None and len(named) == 1:
+            account = self._keyring.find(named[0].strip())
+        if account is None:
             raise UnauthorizedError(
                 "wrong or missing API key: send Authorization: Bearer KEY, or x-api-key: KEY"
             )
-        return self._key
-
-
-def scope_of(key: bytes) -> int:
-    """Names the scope of a key's requests (wire.Submit.scope) and does not tell the key: not 0."""
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8, person=b"lbhost scope").digest()) or 1
+        return account
 
 
 def identifying_headers(path: str, request_id: str) -> list[tuple[bytes, bytes]]:

@@ -78,7 +78,10 @@ class Origins:
             (b"vary", b"Origin"),
             (
                 b"access-control-expose-headers",
-                b"x-request-id, x-lbhost-worker, retry-after, x-should-retry",
+                b"x-request-id, x-lbhost-worker, retry-after, x-should-retry, "
+                b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+                b"x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
+                b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens",
             ),
         ]
 

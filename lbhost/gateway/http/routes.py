@@ -37,11 +37,13 @@ from lbhost.gateway.http import openapi
 from lbhost.gateway.http.access import Access, error_response
 from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.http.native_pages import NativePages
+from lbhost.gateway.keyring import Keyring
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.prompter import Vocabulary
 from lbhost.gateway.prompt.questions import PATHS
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
+from lbhost.gateway.scheduling.fairness import most_at_once
 from lbhost.gateway.scheduling.sessions import Sessions
 
 _json = msgspec.json.Encoder().encode
@@ -58,6 +60,7 @@ def build(
     pieces: Callable[[int], bytes],
     n_ctx: int,
     settings: Settings,
+    keyring: Keyring,
     on_loopback: bool,
 ) -> ASGIApp:
     """The application, ready for uvicorn.
@@ -82,6 +85,9 @@ def build(
         ("/openapi.json", pages.openapi),
     ]
     routes = [Route(path, page, methods=["GET"]) for path, page in get]
+    places = settings.queue_size
+    if settings.keys_file is not None:
+        places = most_at_once(places)
     taking = {kind: dialect.paths for kind, dialect in DIALECTS.items()} | PATHS
     for kind, paths in taking.items():
         endpoint = Completions(
@@ -91,7 +97,7 @@ def build(
             model,
             pieces,
             time_limit_s=settings.request_timeout_s,
-            most_answers=min(MAX_CHOICES, settings.queue_size),
+            most_answers=min(MAX_CHOICES, places),
         )
         routes += [Route(path, endpoint, methods=["POST"]) for path in paths]
     app = Starlette(
@@ -106,7 +112,7 @@ def build(
     return Access(
         app,
         dispatcher,
-        api_key=settings.api_key,
+        keyring=keyring,
         share_prefixes=settings.share_prefixes,
         hosts=Hosts(settings, on_loopback=on_loopback),
         origins=Origins(settings),
@@ -123,8 +129,10 @@ class _Pages:
         self._openapi = _json(openapi.document(OPERATIONS, PAGES, model))
         self._card = ModelCard(model, int(time.time()), ModelMeta(n_ctx))
 
-    async def models(self, _: Request) -> Response:
-        return _ok(ModelList([self._card]))
+    async def models(self, request: Request) -> Response:
+        account = _exchange(request).account
+        may = account is None or account.may_use(self._model)
+        return _ok(ModelList([self._card] if may else []))
 
     async def one_model(self, request: Request) -> Response:
         name = request.path_params["model"]
@@ -132,6 +140,9 @@ class _Pages:
             raise ModelNotFoundError(
                 f"model {name[:100]!r} is not served here; {self._model!r} is", param="model"
             )
+        account = _exchange(request).account
+        if account is not None:
+            account.check_model(name)
         return _ok(self._card)
 
     async def livez(self, _: Request) -> Response:

@@ -30,6 +30,7 @@ from lbhost.gateway.prompt.helper_messages import Answer, Prepared, Refused, Set
 from lbhost.gateway.prompt.helper_process import COMMAND, HelperProcess
 from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.prompt.questions import Told
+from lbhost.gateway.scheduling.fairness import may_wait
 
 MAX_WAITING = 64
 
@@ -56,9 +57,10 @@ def deadline_s(body_bytes: int) -> float:
 class _Waiting:
     """A body and who waits for it."""
 
-    def __init__(self, body: bytes, kind: Kind, number: int) -> None:
+    def __init__(self, body: bytes, kind: Kind, number: int, client: str) -> None:
         self.body = body
         self.kind = kind
+        self.client = client
         self.place = (time.monotonic() + len(body) / BYTES_PER_S, number)
         self.answer: asyncio.Future[Taken | Told] = asyncio.get_running_loop().create_future()
 
@@ -110,11 +112,20 @@ class Helpers:
     def waiting(self) -> int:
         return len(self._queue)
 
-    async def prepare(self, body: bytes, kind: Kind) -> Taken | Told:
-        """Raises what Preparation.prepare does, and PromptError, QueueFullError, DeadlineError."""
+    async def prepare(self, body: bytes, kind: Kind, client: str = "") -> Taken | Told:
+        """Raises what Preparation.prepare does, and PromptError, QueueFullError, DeadlineError.
+
+        Args:
+            client: whose it is. A named one may fill a part of the queue only.
+        """
         if len(self._queue) >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} long prompts wait already", retry_after_s=2.0)
-        waiting = _Waiting(body, kind, next(self._numbers))
+        own = sum(one.client == client for one in self._queue)
+        if client and not may_wait(own, len(self._queue), MAX_WAITING):
+            raise QueueFullError(
+                f"{own} long prompts of this API key wait already", retry_after_s=2.0
+            )
+        waiting = _Waiting(body, kind, next(self._numbers), client)
         self._enqueue(waiting)
         timer = asyncio.get_running_loop().call_later(self._wait_s, self._waited, waiting)
         try:

@@ -35,12 +35,14 @@ class Intake:
         self._preparation = Preparation(vocab, n_ctx, alias, limits, self._grammars)
         self.helpers = helpers
 
-    async def take(self, body: bytes, kind: Kind) -> Taken | Told:
-        """Raises InvalidRequestError and its kin, ModelNotFoundError, PromptError, QueueFullError,
+    async def take(self, body: bytes, kind: Kind, client: str = "") -> Taken | Told:
+        """`client`: whose it is; empty: nobody's.
+
+        Raises InvalidRequestError and its kin, ModelNotFoundError, PromptError, QueueFullError,
         DeadlineError. Cancelling it takes the body out of the queue."""
         taken = self._take_inline(body, kind)
         if taken is None:
-            taken = await self.helpers.prepare(body, kind)
+            taken = await self.helpers.prepare(body, kind, client)
             if isinstance(taken, Taken) and taken.grammar is not None:
                 self._grammars.learn(taken.grammar, taken.works[0].grammar)
         return taken

@@ -47,6 +47,8 @@ class Taken(msgspec.Struct, frozen=True, tag="taken"):
     n: int = 1
     best_of: int = 1
     """As in Generation."""
+    tier: str | None = None
+    """As in Generation."""
     grammar: Grammar | None = None
     """What the works' grammar was made from."""
 
@@ -87,6 +89,7 @@ class Preparation:
             self._echoes(generation.prompt, tokens) if generation.echo else (),
             generation.n,
             generation.best_of,
+            generation.tier,
             grammar,
         )
 

@@ -12,6 +12,7 @@ from lbhost import order
 from lbhost.config import Settings
 from lbhost.errors import QueueFullError
 from lbhost.gateway.scheduling import prospects
+from lbhost.gateway.scheduling.fairness import may_wait
 from lbhost.gateway.scheduling.job import Job, Work
 from lbhost.gateway.scheduling.job_queue import JobQueue
 from lbhost.gateway.scheduling.pace import Pace
@@ -49,6 +50,20 @@ class Admission:
                 f"{depth} requests are waiting already", retry_after_s=self.wait_s()
             )
 
+    def check_client(self, client: str, preparing: int, own_preparing: int) -> None:
+        """Raises QueueFullError: a named client has its part of the queue, while others may come.
+
+        Args:
+            preparing: requests about to be submitted. own_preparing: the client's of them.
+        """
+        if not client:
+            return
+        own = self._queue.of_client(client) + own_preparing
+        if not may_wait(own, len(self._queue) + preparing, self._settings.queue_size):
+            raise QueueFullError(
+                f"{own} requests of this API key are waiting already", retry_after_s=self.wait_s()
+            )
+
     def check_class(self, work: Work) -> None:
         """Raises QueueFullError: flex has filled its part of the queue."""
         most = max(1, int(FLEX_QUEUE * self._settings.queue_size))
@@ -56,6 +71,39 @@ class Admission:
             raise QueueFullError(
                 f"{self._queue.flex} flex requests are waiting already",
                 retry_after_s=self.wait_s(),
+            )
+
+    def check_work(self, job: Job) -> None:
+        """Raises QueueFullError: too many tokens are waiting, or too much work.
+
+        A client of which nothing waits is refused only for its own deadline: see check_time.
+        """
+        client, queue = job.work.client, self._queue
+        if not (queue.of_client(client) if client else len(queue)):
+            return
+        most = self._settings.queue_tokens
+        if most is not None:
+            self._check_sum(
+                client, queue.tokens(), queue.tokens(client), job.tokens_to_come, most, "tokens"
+            )
+            return
+        rank = job.work.rank
+        limit_s = self._router.work_within_s(self._settings.queue_timeout_s)
+        if rank == order.FLEX or limit_s is None:
+            return
+        limit_s *= prospects.MARGIN
+        everybodys, own = queue.cost_s(rank), queue.cost_s(rank, client)
+        self._check_sum(client, everybodys, own, job.cost_s, limit_s, "seconds of work")
+
+    def _check_sum(
+        self, client: str, everybodys: float, own: float, more: float, limit: float, unit: str
+    ) -> None:
+        fits = everybodys + more <= limit
+        if fits and client:
+            fits = may_wait(own, everybodys, limit)
+        if not fits:
+            raise QueueFullError(
+                f"{everybodys:.0f} {unit} are waiting already", retry_after_s=self.wait_s()
             )
 
     def check_time(self, job: Job, alone_s: float) -> None:

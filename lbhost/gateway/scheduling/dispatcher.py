@@ -7,7 +7,8 @@ when the worker says that the attempt ended or its link does.
 
 Late binding: a job stays here until a worker has a free slot for it. The queue is ordered by
 arrival plus predicted cost (at most MAX_OVERTAKEN_S of it), so that short requests pass long
-ones and nothing waits for ever. Priority gets a head start; flex gets what nobody else wants, some
+ones and nothing waits for ever; between clients with keys, who has had less comes first
+(fairness.py). Priority gets a head start; flex gets what nobody else wants, some
 slots left over, and may wait as long as it may take. Behind a job that cannot be placed now,
 others may go first.
 Every wait has a limit: in the queue and in a worker the job's deadline, at the end the grace.
@@ -188,8 +189,12 @@ class Dispatcher:
         """Whether a request that comes now would find a worker."""
         return not self.stopping and self._outlook() is Outlook.OPEN
 
-    def check_open(self, preparing: int = 0) -> None:
-        """Refuse early what `submit` would refuse. `preparing`: requests about to be submitted.
+    def check_open(self, preparing: int = 0, client: str = "", own_preparing: int = 0) -> None:
+        """Refuse early what `submit` would refuse.
+
+        Args:
+            preparing: requests about to be submitted.
+            client: whose this one is. own_preparing: those of them that are the same client's.
 
         Raises:
             NotReadyError: shutting down, or no worker and none about to come.
@@ -200,6 +205,11 @@ class Dispatcher:
         if self._outlook() is Outlook.CLOSED and not self._just_ready():
             raise NotReadyError("no worker is ready", retry_after_s=1)
         self._admission.check_depth(preparing)
+        self._admission.check_client(client, preparing, own_preparing)
+
+    def expected_tokens(self, work: Work) -> int:
+        """Output tokens that an answer is believed to have."""
+        return self._router.expected_tokens(work)
 
     def submit(self, work: Work, arrived: float, complete: float | None = None) -> Job:
         """Queue a request, and send it if a worker has room.
@@ -213,10 +223,11 @@ class Dispatcher:
         Raises:
             DeadlineError: all its time is gone already.
             TooLateError, TooSlowError: it cannot be done in time, by all that was measured.
-            NotReadyError, QueueFullError: as check_open; flex may fill only a part of the queue.
+            NotReadyError, QueueFullError: as check_open; flex may fill only a part of the queue;
+                too many tokens, or too much work, are waiting.
             QueryOfDeathError: it has ended workers a while ago.
         """
-        self.check_open()
+        self.check_open(client=work.client)
         if self._condemned and self._condemned.holds(work.fingerprint, self._clock()):
             raise QueryOfDeathError(_DEADLY)
         self._admission.check_class(work)
@@ -229,12 +240,14 @@ class Dispatcher:
         self._numbers += 1
         job = Job(self._numbers, work, arrived)
         job.expected_tokens = self._router.expected_tokens(work)
+        job.cost_s = self._router.busy_cost_s(job)
         since = arrived if complete is None else complete
         alone_s = self._router.lonely_cost_s(job)
         job.order = since + min(alone_s, MAX_OVERTAKEN_S)
         if work.rank == order.PRIORITY:
             job.order -= PRIORITY_AHEAD_S
         job.place = job.order
+        self._admission.check_work(job)
         self._admission.check_time(job, alone_s)
         self._jobs[job.number] = job
         self._idle.clear()
@@ -366,6 +379,7 @@ class Dispatcher:
                 if begins:
                     self._router.began(attempt, now)
                 self._observer.tokens(attempt, len(delta.tokens), now)
+                self._queue.charge(job, len(delta.tokens) * job.output_cost_s)
                 attempt.last_token = now
                 if not job.over and begins:
                     job.begin(now, delta.cached_tokens)

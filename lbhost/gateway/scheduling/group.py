@@ -17,16 +17,11 @@ from lbhost.gateway.scheduling.job import Bell, Job, Work
 _SEEDS = 1 << 32
 
 
-def spread(works: Sequence[Work], times: int, scope: int = 0) -> list[Work]:
-    """Each prompt's work so many times, one after the other, with seeds that count up.
-
-    Args:
-        scope: whose they are; see wire.Submit.
-    """
+def spread(works: Sequence[Work], times: int) -> list[Work]:
+    """Each prompt's work so many times, one after the other, with seeds that count up."""
     return [
         msgspec.structs.replace(
             work,
-            scope=scope,
             sampling=msgspec.structs.replace(work.sampling, seed=(work.sampling.seed + i) % _SEEDS),
         )
         for work in works
@@ -76,7 +71,8 @@ def submit(
     dispatcher: Dispatcher, works: Sequence[Work], arrived: float, complete: float | None = None
 ) -> Group:
     """Queue all of them, or none. Arguments and errors are those of Dispatcher.submit."""
-    dispatcher.check_open(len(works) - 1)
+    client, more = works[0].client, len(works) - 1
+    dispatcher.check_open(more, client, more)
     jobs: list[Job] = []
     try:
         for work in works:

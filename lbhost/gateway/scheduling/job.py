@@ -46,6 +46,10 @@ class Work(msgspec.Struct, frozen=True):
     """As in wire.Submit."""
     scope: int = 0
     """Who shares KV with whom; see wire.Submit."""
+    client: str = ""
+    """The name of the API key that it came with; empty: it has none."""
+    weight: float = 1.0
+    """That client's part of a full box, beside the others'."""
 
     @property
     def fingerprint(self) -> str:
@@ -115,6 +119,10 @@ class Job:
         """When it began to wait for a worker, the last time it did."""
         self.expected_tokens = work.max_tokens
         """Output tokens still to come, by what is known of such requests."""
+        self.cost_s = 0.0
+        """Seconds of a busy worker that it is believed to take, of those that it waits for."""
+        self.output_cost_s = 0.0
+        """What its client is charged for an output token; see fairness.py."""
         self.state = JobState.QUEUED
         self.attempts = 0
         """Workers that were lost with it, plus the one it is on."""
@@ -175,6 +183,11 @@ class Job:
     def scored(self) -> bool:
         """Whether its worker has to tell how probable the prompt's tokens are."""
         return self.work.prompt_logprobs and not self.tokens
+
+    @property
+    def tokens_to_come(self) -> int:
+        """Prompt and expected output."""
+        return self.known_tokens + self.expected_tokens
 
     @property
     def known_tokens(self) -> int:

@@ -89,6 +89,9 @@ class Placer:
         job.state = JobState.RUNNING
         job.attempts += 1
         job.given += 1
+        if job.given == 1:
+            prompt_s, job.output_cost_s = self._router.token_costs_s()
+            self._queue.charge(job, attempt.prefill * prompt_s)
         job.worker = attempt.session.worker
         job.started = self._clock()
 

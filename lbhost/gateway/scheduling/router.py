@@ -165,6 +165,22 @@ class Router:
                 offers.append(best)
         return offers
 
+    def token_costs_s(self) -> tuple[float, float]:
+        """Seconds of a worker that a prompt token and an output token cost while all is busy."""
+        prefill, base, seq = self._sessions.speeds()
+        return 1.0 / prefill, base / self._slots_each() + seq
+
+    def busy_cost_s(self, job: Job) -> float:
+        """Seconds of a worker that a job costs while all is busy."""
+        prompt_s, output_s = self.token_costs_s()
+        return job.known_tokens * prompt_s + job.expected_tokens * output_s
+
+    def work_within_s(self, seconds: float) -> float | None:
+        """Seconds of a worker that all have in so many; None where no speeds were measured."""
+        if self._sessions.measured_speeds() is None:
+            return None
+        return seconds * max(1, self._sessions.workers)
+
     def lonely_cost_s(self, job: Job) -> float:
         """Seconds that an idle, undisturbed worker would take."""
         idle = policy.WorkerView(worker=0, epoch=0, slots=1, in_flight=0)
@@ -175,11 +191,13 @@ class Router:
 
         A worker of k slots computes their prompts one after the other and decodes k at once.
         """
-        prefill, base, seq = self._sessions.speeds()
-        workers = max(1, self._sessions.workers)
-        each = max(1.0, self._sessions.slots / workers)
-        decode = self._usual_tokens * (base + each * seq) / each
-        return (self._usual_prompt / prefill + decode) / workers
+        prompt_s, output_s = self.token_costs_s()
+        each_s = self._usual_prompt * prompt_s + self._usual_tokens * output_s
+        return each_s / max(1, self._sessions.workers)
+
+    def _slots_each(self) -> float:
+        """Of a worker, on average."""
+        return max(1.0, self._sessions.slots / max(1, self._sessions.workers))
 
 
 def _need(job: Job) -> policy.Need:

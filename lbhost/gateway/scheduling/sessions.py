@@ -316,6 +316,10 @@ class Sessions:
 
     def speeds(self) -> policy.Speeds:
         """A worker's speeds that stand for all: the first measured ones, else assumed."""
+        return self.measured_speeds() or policy.ASSUMED_SPEEDS
+
+    def measured_speeds(self) -> policy.Speeds | None:
+        """The first measured ones; None where no worker knows its own yet."""
         for worker in self._current:
             reading = self.readings.worker(worker)
             if reading is None:
@@ -323,7 +327,7 @@ class Sessions:
             speeds = _speeds(reading.progress)
             if speeds is not None:
                 return speeds
-        return policy.ASSUMED_SPEEDS
+        return None
 
     def all(self) -> list[Session]:
         """Those of former processes included, as long as they have a link."""

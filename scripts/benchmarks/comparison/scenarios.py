@@ -80,6 +80,11 @@ def _closed(clients: int, about: str = "", each: int = 6, output: int = OUTPUT_T
     return Scenario(what, clients=clients, each=each, output_tokens=output)
 
 
+def _overload(times: int) -> Scenario:
+    about = f"open loop at {times}00% of capacity, {PROMPT_TOKENS}/{OUTPUT_TOKENS} tokens"
+    return Scenario(about, Arrivals.PLAIN, share=float(times))
+
+
 def _mix(percent: int) -> Scenario:
     about = f"open loop at {percent}% of capacity: 80% 32/16 tokens, 20% 1200/128"
     return Scenario(about, Arrivals.MIX, share=percent / 100)
@@ -128,6 +133,9 @@ SCENARIOS: dict[str, Scenario] = {
         share=0.4,
         disturbance=Disturbance.STOP,
     ),
+    "overload-1": _overload(1),
+    "overload-2": _overload(2),
+    "overload-5": _overload(5),
     "azure": Scenario("a recorded trace (--trace) at 80% of capacity", Arrivals.TRACE, share=0.8),
     "shipped-8": _closed(8, ", the file as shipped; lbhost as `lbhost tune` left it")._replace(
         weights=Weights.SHIPPED

@@ -186,6 +186,18 @@ class Matcher:
         penalties = numpy.take(_PENALTIES, self._bytes, axis=0).reshape(-1)
         logits += penalties[: len(logits)]
 
+    def forced(self) -> list[int]:
+        """The next tokens as far as nothing else may come: what `mask` would leave, one by one.
+
+        Raises GrammarError: as `mask`.
+        """
+        if self.finished:
+            return []
+        began = time.thread_time()
+        tokens = self._matcher.compute_ff_tokens()
+        self._check(began)
+        return list(tokens)
+
     def accept(self, token: int) -> None:
         """Go on behind a token. Raises GrammarError: it may not come here, or as `mask`."""
         began = time.thread_time()

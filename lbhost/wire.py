@@ -14,6 +14,7 @@ import array
 import enum
 import struct
 import sys
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -185,6 +186,18 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """Of the prompt's next tokens, beginning with its second: nothing comes before the first."""
     cached_tokens: int | None = None
     """With the first token from this worker: the Finish's, should that never come."""
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """What several deltas of one request add to it. At least one; nothing follows an end."""
+    return msgspec.structs.replace(
+        deltas[0],
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
+        text="".join([delta.text for delta in deltas]),
+        finish=deltas[-1].finish,
+        logprobs=tuple(score for delta in deltas for score in delta.logprobs),
+        prompt_logprobs=tuple(score for delta in deltas for score in delta.prompt_logprobs),
+    )
 
 
 class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):

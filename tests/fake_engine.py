@@ -163,8 +163,10 @@ class FakeContext:
 class FakeSampler:
     """Checks that its window, which the engine made it with, is what the penalties should see."""
 
-    def __init__(self, history: list[int]) -> None:
+    def __init__(self, history: list[int], *, forces: bool = False) -> None:
         self._window = deque(history, PENALTY_LAST_N)
+        self._forces = forces
+        self._tokens: list[int] = []
 
     finished = False
 
@@ -173,8 +175,24 @@ class FakeSampler:
         tokens = outputs.tokens_before(index)
         assert list(self._window) == tokens[-PENALTY_LAST_N:]
         self._window.append(next_token(tokens))
+        self._tokens = [*tokens, self._window[-1]]
         return self._window[-1]
 
+    def forced(self) -> list[int]:
+        """Some of the tokens that would be picked next."""
+        tokens = list(self._tokens)
+        for _ in range(len(tokens) % 4 if self._forces else 0):
+            tokens.append(next_token(tokens))
+        return tokens[len(self._tokens) :]
+
+    def take(self, token: int) -> None:
+        assert token == next_token(self._tokens)
+        self._tokens.append(token)
+        self._window.append(token)
+
+
+FORCING = "forcing"
+"""A grammar that forces some of what the fake model says anyhow."""
 
 UNKNOWN = "unknown"
 """A grammar that no fake sampler can follow."""
@@ -199,7 +217,7 @@ class FakeSamplers:
         self.done.append(list(done))
         if grammar == UNKNOWN:
             raise GrammarError("unknown")
-        return FakeSampler(history)
+        return FakeSampler(history, forces=grammar == FORCING)
 
 
 class FakeVocab:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fake_engine import (
     EOG,
+    FORCING,
     UNKNOWN,
     FakeContext,
     FakeSampler,
@@ -265,6 +266,33 @@ def test_a_long_prompt_keeps_its_part_under_a_stream_of_short_ones() -> None:
         bench.step()
     short = sum(count for batch in bench.context.batches for slot, count in batch if slot)
     assert 2 * 1000 < short < 3 * (1000 + 64) + 64
+
+
+def test_forced_tokens_come_with_the_one_that_was_picked_and_are_computed_in_one_go() -> None:
+    prompt = lively(9)
+    bench = Bench()
+    bench.submit(submit(1, prompt, 30, grammar=FORCING))
+    told = []
+    while bench.engine.busy:
+        told += [len(delta.tokens) for delta in bench.step()]
+    assert bench.result(1).tokens == continuation(prompt, 30, 64)
+    assert bench.result(1).text == "".join(f"{token} " for token in bench.result(1).tokens)
+    assert bench.finish(1).completion_tokens == sum(told) == 30
+    assert max(told) == 4
+    assert bench.engine.load().steps == len(told) < 20
+
+
+def test_a_stop_string_among_forced_tokens_ends_the_answer() -> None:
+    prompt = lively(9)
+    expected = continuation(prompt, 30, 64)
+    for stop in range(2, 12):
+        bench = Bench()
+        word = f" {expected[stop]} "
+        bench.submit(submit(1, prompt, 30, grammar=FORCING, stop=(word,)))
+        bench.run()
+        said = "".join(f"{token} " for token in expected)
+        assert bench.result(1).text == said[: said.index(word)]
+        assert bench.finish(1).stop == word
 
 
 def test_what_a_prompt_is_owed_is_not_paid_by_an_aborted_step() -> None:
@@ -645,8 +673,9 @@ def run_script(
     for what, first, second in script:
         match what, first:
             case "submit", list():
+                grammar = FORCING if len(sent) % 2 else ""
                 sent[len(sent)] = (first, second)
-                bench.submit(submit(len(sent) - 1, first, second))
+                bench.submit(submit(len(sent) - 1, first, second, grammar=grammar))
             case "family", list():  # each while the one before is being answered
                 for prompt in first:
                     sent[len(sent)] = (prompt, second)

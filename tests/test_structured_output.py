@@ -16,7 +16,7 @@ from lbhost.model import resolve
 from lbhost.wire import Finish, FinishReason, Sampling, Submit, pack_tokens
 from lbhost.worker.context import Context
 from lbhost.worker.engine import Engine
-from lbhost.worker.sampling import Samplers
+from lbhost.worker.sampling import Sampler, Samplers
 
 pytestmark = pytest.mark.e2e
 
@@ -37,6 +37,10 @@ class Rig:
     def close(self) -> None:
         self._context.close()
         self.model.close()
+
+    def steps(self) -> int:
+        """So far."""
+        return self._engine.load().steps
 
     def answers(
         self, written: list[str], max_tokens: int = 200, **how: Any
@@ -97,6 +101,24 @@ def test_an_answer_ends_with_its_grammar_and_needs_no_token_to_say_so(rig: Rig) 
 def test_the_same_seed_gives_the_same_answer(rig: Rig) -> None:
     written = [of_schema(schema) for schema in schemas.varied(3, seed=5)]
     assert rig.answers(written)[0][0] == rig.answers(written[:1])[0][0]
+
+
+def test_what_a_grammar_forces_is_not_sampled_and_changes_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = [of_schema(schema) for schema in schemas.varied(6, seed=4)]
+    how = {"presence_penalty": 0.5}
+    before = rig.steps()
+    jumped = rig.answers(written, 60, **how)
+    between = rig.steps()
+    monkeypatch.setattr(Sampler, "forced", lambda _: [])
+    sampled = rig.answers(written, 60, **how)
+
+    def told(answers: list[tuple[str, Finish]]) -> list[tuple[str, FinishReason, int]]:
+        return [(text, finish.reason, finish.completion_tokens) for text, finish in answers]
+
+    assert told(jumped) == told(sampled)
+    assert between - before < 0.9 * (rig.steps() - between)
 
 
 def test_biases_that_forbid_all_that_is_allowed_are_an_error(rig: Rig) -> None:

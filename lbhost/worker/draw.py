@@ -40,8 +40,12 @@ class Draw:
         self._top_p = sampling.top_p
         self._least = math.log(sampling.min_p) if sampling.min_p > 0 else None
         self._random = random.Random(sampling.seed)
-        for _ in range(drawn):  # each token takes exactly one
-            self._random.random()
+        for _ in range(drawn):
+            self.skip()
+
+    def skip(self) -> None:
+        """Another token has come without a draw: each takes exactly one number."""
+        self._random.random()
 
     def pick(self, logits: Floats) -> int:
         """A token, from the logits of the whole vocabulary, which stay as they are.

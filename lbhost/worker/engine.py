@@ -22,7 +22,7 @@ from lbhost import log
 from lbhost.errors import WireError
 from lbhost.guidance import GrammarError
 from lbhost.order import Overtaken, Prompt, after
-from lbhost.wire import Delta, Finish, FinishReason, Submit, TokenLogprob, unpack_tokens
+from lbhost.wire import Delta, Finish, FinishReason, Submit, TokenLogprob, joined, unpack_tokens
 from lbhost.worker import logprobs
 from lbhost.worker.batch import Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
@@ -451,6 +451,8 @@ class Engine:
                 if entry.output and entry.request.submit.max_tokens:
                     token, scores = self._pick(entry)
                     self._emit(entry.slot, entry.request, token, scores, now)
+                    if entry.slot.request is entry.request:
+                        self._jump(entry.slot, entry.request, now)
                 elif entry.output:
                     self._end(entry.request, FinishReason.LENGTH)
             except LogitsError:
@@ -520,6 +522,28 @@ class Engine:
             self._end(
                 request, reason, token=token, text=text + request.text.finish(), scores=scores
             )
+
+    def _jump(self, slot: Slot, request: Request, now: float) -> None:
+        """Tokens that its grammar forces need no sampling: they are told at once, and computed in
+        one go, as a prompt is."""
+        sampler = request.sampler
+        assert sampler is not None
+        if request.submit.logprobs is not None:
+            return  # they are told of every token, and only computing it tells them
+        forced = sampler.forced()[: self._context.n_ctx - len(slot.tokens) // 4 - 1]
+        if not forced:
+            return
+        picked = len(self._out) - 1
+        known = bytes(slot.tokens) + request.next_token
+        for token in forced:
+            sampler.take(token)
+            self._emit(slot, request, token, (), now)
+            if slot.request is not request:
+                break
+            known += request.next_token
+        else:
+            request.given, request.next_token = known, b""
+        self._out[picked:] = [(request.link, joined([delta for _, delta in self._out[picked:]]))]
 
     def _forget(self, slot: Slot) -> None:
         """Nobody may reuse what this slot's KV holds."""

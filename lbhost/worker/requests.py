@@ -60,7 +60,8 @@ class Request:
     @property
     def rank(self) -> int:
         """Its place among the prompts; see order.py."""
-        return order.rank_of(self.submit.rank, begun=bool(self.submit.done))
+        begun = bool(self.submit.done) or self.first_token_s is not None
+        return order.rank_of(self.submit.rank, begun=begun)
 
     @property
     def scored(self) -> bool:

@@ -88,6 +88,24 @@ class Sampler:
         """Whether its grammar lets nothing follow but the end."""
         return self._matcher is not None and self._matcher.finished
 
+    def forced(self) -> list[int]:
+        """The next tokens as far as its grammar lets nothing else come, whatever the model says.
+
+        Raises GrammarError: its grammar is too complex.
+        """
+        if self._matcher is None or len(self._biased):  # which may forbid them
+            return []
+        return self._matcher.forced()
+
+    def take(self, token: int) -> None:
+        """Go on behind a forced token as if it had been picked. Raises GrammarError."""
+        if self._draw is not None:
+            self._draw.skip()
+        if self._penalties is not None:
+            self._penalties.accept(token)
+        if self._matcher is not None:
+            self._matcher.accept(token)
+
     def pick(self, outputs: Outputs, index: int) -> int:
         """The next token of the sequence whose logits are at this batch index. Only once.
 

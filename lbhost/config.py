@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from lbhost.errors import UsageError
+from lbhost.purpose import KindChoice, PoolingChoice
 
 
 class Policy(enum.StrEnum):
@@ -90,6 +91,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         str | None,
         says("Name that clients use for the model; default: the file's name without .gguf."),
     ] = None
+    kind: Annotated[
+        KindChoice,
+        says("What the model is served for; auto: what its file says (chat if it says nothing)."),
+    ] = KindChoice.AUTO
+    pooling: Annotated[
+        PoolingChoice,
+        says("How an embedding model's token vectors become one; auto: as its file says, or mean."),
+    ] = PoolingChoice.AUTO
     host: Annotated[str, Meta(min_length=1), says("Address to listen on.")] = "127.0.0.1"
     port: Annotated[
         int, Meta(ge=0, le=65535), says("TCP port to listen on; 0 picks a free one.")
@@ -170,6 +179,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "K, M or G; 0: none; auto: a quarter of what is free at the start, at most 8G."
         ),
     ] = "auto"
+    embedding_cache: Annotated[
+        int | str,
+        says(
+            "Disk that vectors of earlier requests may take, in ~/.cache/lbhost: bytes, or with K, "
+            "M or G; 0: none are kept."
+        ),
+    ] = "1G"
     share_prefixes: Annotated[
         bool,
         says(
@@ -266,10 +282,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def state_cache_bytes(self) -> int | None:
         """Bytes that KV states may take; None: auto."""
-        return None if self.state_cache == "auto" else _bytes(str(self.state_cache))
+        if self.state_cache == "auto":
+            return None
+        return _bytes("state_cache", str(self.state_cache), "'auto' or ")
+
+    @property
+    def embedding_cache_bytes(self) -> int:
+        """Bytes that vectors may take."""
+        return _bytes("embedding_cache", str(self.embedding_cache))
 
     def __post_init__(self) -> None:
-        _ = self.state_cache_bytes  # raises ValueError
+        _ = self.state_cache_bytes, self.embedding_cache_bytes  # raise ValueError
         if isinstance(self.workers, str) and self.workers != "auto":
             raise ValueError(f"workers is 'auto' or a number from 1 to 1024, not {self.workers!r}")
         warm_c = DEFAULT_WARM_C if self.warm_c is None else self.warm_c
@@ -315,11 +338,11 @@ def load(
         raise UsageError(f"settings do not fit together: {error}") from error
 
 
-def _bytes(text: str) -> int:
-    """ "512M" is 512 MiB. Raises ValueError."""
+def _bytes(key: str, text: str, other: str = "") -> int:
+    """ "512M" is 512 MiB. Raises ValueError; `other` is what else the setting may be."""
     found = re.fullmatch(r"(\d{1,15})\s*([kmgt]?)(i?b)?", text.strip().lower())
     if found is None:
-        raise ValueError(f"state_cache is 'auto' or a size such as 512M or 2G, not {text!r}")
+        raise ValueError(f"{key} is {other}a size such as 512M or 2G, not {text!r}")
     return int(found[1]) << 10 * " kmgt".index(found[2] or " ")
 
 

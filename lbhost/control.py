@@ -18,6 +18,7 @@ import msgspec
 from lbhost.config import Settings
 from lbhost.errors import WireError
 from lbhost.placement.placement import Placement
+from lbhost.purpose import Purpose
 from lbhost.weights import FilePart
 
 MAX_PACKET = 64 * 1024
@@ -40,6 +41,8 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     """The model's files as the supervisor found them; who finds others refuses."""
     node: int | None = None
     """The NUMA node that a fork server loads the weights on; None: wherever it runs."""
+    purpose: Purpose = Purpose()
+    """What the model is served as."""
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import os
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ import msgspec
 
 from lbhost import amx, flash, weights
 from lbhost.errors import ModelFileError
+from lbhost.gguf_file import GgufFile
 from lbhost.llamacpp import api as api  # re-exported for tools that need more of llama.h
-from lbhost.llamacpp import collect_errors, ggml, reason_of
+from lbhost.llamacpp import collect_errors, reason_of
+from lbhost.purpose import Facts, KindChoice, PoolingChoice, Purpose, judge
 
 
 def system_info() -> str:
@@ -53,25 +54,30 @@ class ModelInfo(msgspec.Struct, frozen=True):
     parameters: int = 0
     format_number: int = -1
     """The weights' format, one of llama.cpp's `llama_ftype`; -1 if the file does not say."""
+    purpose: Purpose = Purpose()
 
 
-def inspect(path: str | Path) -> ModelInfo:
+def inspect(
+    path: str | Path,
+    kind: KindChoice = KindChoice.AUTO,
+    pooling: PoolingChoice = PoolingChoice.AUTO,
+) -> ModelInfo:
     """Read a GGUF's header and vocabulary, and check that the file holds all its tensors.
 
     Costs some 100 ms; no weights are read.
 
     Raises:
         ModelFileError: missing, not GGUF, truncated, an unknown architecture, or a model that
-            does not generate text. One line.
+            cannot be served (as that kind). One line.
     """
     path = Path(path)
     with collect_errors() as errors:
-        files = [_Gguf(part, errors) for part in weights.parts(path)]
+        files = [GgufFile(part, errors) for part in weights.parts(path)]
     header = files[0]
     arch = header.text("general.architecture") or "?"
     with _vocab_only(path) as model:
         recurrent = bool(api.llama_model_is_recurrent(model) or api.llama_model_is_hybrid(model))
-        _require_generator(path, model, header, arch)
+        facts = _facts(model, files, arch)
         n_vocab = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(model)))
     n_layer = header.number(f"{arch}.block_count") or 0
     n_embd = header.number(f"{arch}.embedding_length") or 0
@@ -91,122 +97,34 @@ def inspect(path: str | Path) -> ModelInfo:
         n_layer=n_layer,
         n_embd=n_embd,
         n_head=n_head,
-        kv_bytes_per_token=sum(kv_heads) * (key + value) * 2,
+        kv_bytes_per_token=sum(kv_heads) * (key + value) * 2 if facts.causal else 0,
         recurrent=recurrent,
         parameters=sum(part.parameters for part in files),
         format_number=-1 if number is None else number,
     )
     for part in files:
         part.close()
-    return info
+    return msgspec.structs.replace(info, purpose=judge(path, facts, kind, pooling))
 
 
-def _require_generator(path: Path, model: Any, header: _Gguf, arch: str) -> None:
-    if not api.llama_model_has_decoder(model) or api.llama_model_has_encoder(model):
-        raise ModelFileError(f"{path}: {arch} models need an encoder, which lbhost does not run")
-    if header.number(f"{arch}.attention.causal") == 0 or api.llama_model_is_diffusion(model):
-        raise ModelFileError(f"{path}: this {arch} model does not generate text left to right")
+def _facts(model: Any, files: list[GgufFile], arch: str) -> Facts:
+    header = files[0]
+    return Facts(
+        architecture=arch,
+        pooling=header.number(f"{arch}.pooling_type"),
+        causal=header.number(f"{arch}.attention.causal") != 0,
+        has_classifier=any(part.has_tensor(f"cls{of}.weight") for part in files for of in _HEADS),
+        has_encoder=bool(api.llama_model_has_encoder(model)),
+        has_decoder=bool(api.llama_model_has_decoder(model)),
+        is_diffusion=bool(api.llama_model_is_diffusion(model)),
+        width=header.number(f"{arch}.embedding_length_out")
+        or header.number(f"{arch}.embedding_length")
+        or 0,
+    )
 
 
-class _GgufInitParams(ctypes.Structure):
-    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
-
-
-_SCALARS: dict[int, tuple[str, Any]] = {
-    0: ("u8", ctypes.c_uint8),
-    1: ("i8", ctypes.c_int8),
-    2: ("u16", ctypes.c_uint16),
-    3: ("i16", ctypes.c_int16),
-    4: ("u32", ctypes.c_uint32),
-    5: ("i32", ctypes.c_int32),
-    7: ("bool", ctypes.c_bool),
-    10: ("u64", ctypes.c_uint64),
-    11: ("i64", ctypes.c_int64),
-}
-_STRING, _ARRAY = 8, 9
-
-
-class _Gguf:
-    """One GGUF file's header. Raises ModelFileError unless all tensors lie within the file."""
-
-    def __init__(self, path: Path, errors: list[str]) -> None:
-        try:
-            with path.open("rb") as file:
-                magic = file.read(4)
-                size = os.fstat(file.fileno()).st_size
-        except FileNotFoundError as error:
-            raise ModelFileError(f"{path}: no such model file") from error
-        except OSError as error:
-            raise ModelFileError(f"{path}: cannot read it: {error.strerror}") from error
-        if magic != b"GGUF":
-            raise ModelFileError(f"{path}: not a GGUF file")
-        init = ggml("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _GgufInitParams)
-        self._ctx = init(os.fsencode(path), _GgufInitParams(True, None))
-        if not self._ctx:
-            reason = reason_of(errors)
-            raise ModelFileError(f"{path}: truncated or damaged GGUF header{reason}")
-        data = ggml("gguf_get_data_offset", ctypes.c_size_t, ctypes.c_void_p)(self._ctx)
-        count = ggml("gguf_get_n_tensors", ctypes.c_int64, ctypes.c_void_p)(self._ctx)
-        of = (ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64)
-        offset, length = ggml("gguf_get_tensor_offset", *of), ggml("gguf_get_tensor_size", *of)
-        sizes = [length(self._ctx, i) for i in range(count)]
-        end = max((data + offset(self._ctx, i) + sizes[i] for i in range(count)), default=0)
-        self.tensor_bytes = sum(sizes)
-        self.parameters = int(sum(n * self._per_byte(i) for i, n in enumerate(sizes)))
-        if end > size:
-            self.close()
-            raise ModelFileError(
-                f"{path}: truncated: {size} bytes of at least {end}; download it again"
-            )
-
-    def _per_byte(self, tensor: int) -> Fraction:
-        """Numbers in a byte of this tensor."""
-        of = (ctypes.c_void_p, ctypes.c_int64)
-        kind = ggml("gguf_get_tensor_type", ctypes.c_int, *of)(self._ctx, tensor)
-        block = ggml("ggml_blck_size", ctypes.c_int64, ctypes.c_int)(kind)
-        return Fraction(block, ggml("ggml_type_size", ctypes.c_size_t, ctypes.c_int)(kind))
-
-    def close(self) -> None:
-        ggml("gguf_free", None, ctypes.c_void_p)(self._ctx)
-        self._ctx = None
-
-    def _find(self, key: str) -> tuple[int, int]:
-        find = ggml("gguf_find_key", ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p)
-        at = find(self._ctx, key.encode())
-        if at < 0:
-            return -1, -1
-        kind = ggml("gguf_get_kv_type", ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
-        return at, kind(self._ctx, at)
-
-    def text(self, key: str) -> str | None:
-        at, kind = self._find(key)
-        if kind != _STRING:
-            return None
-        get = ggml("gguf_get_val_str", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)
-        return str(get(self._ctx, at).decode(errors="replace"))
-
-    def number(self, key: str) -> int | None:
-        at, kind = self._find(key)
-        if kind not in _SCALARS:
-            return None
-        name, ctype = _SCALARS[kind]
-        get = ggml(f"gguf_get_val_{name}", ctype, ctypes.c_void_p, ctypes.c_int64)
-        return int(get(self._ctx, at))
-
-    def numbers(self, key: str, count: int) -> list[int] | None:
-        """A per-layer array; a single number stands for all `count` layers."""
-        at, kind = self._find(key)
-        if kind != _ARRAY:
-            one = self.number(key)
-            return None if one is None else [one] * count
-        of = (ctypes.c_void_p, ctypes.c_int64)
-        element = ggml("gguf_get_arr_type", ctypes.c_int, *of)(self._ctx, at)
-        if element not in _SCALARS:
-            return None
-        n = ggml("gguf_get_arr_n", ctypes.c_size_t, *of)(self._ctx, at)
-        data = ggml("gguf_get_arr_data", ctypes.c_void_p, *of)(self._ctx, at)
-        array = (_SCALARS[element][1] * n).from_address(data)
-        return [int(x) for x in array]
+_HEADS = ("", ".output")
+"""The tensors of a classification head; a model has one or both."""
 
 
 @contextlib.contextmanager
@@ -251,8 +169,8 @@ class Vocab:
         self.eos = _token(api.llama_vocab_eos(self.handle))
         self.bos_text = self.special_text(self.bos)
         self.eos_text = self.special_text(self.eos)
-        template = api.llama_model_chat_template(model, None)
-        self.chat_template: str | None = template.decode(errors="replace") if template else None
+        self.chat_template = _template(model, None)
+        self.rerank_template = _template(model, b"rerank")
         self.uses_regex = _splits_with_regex(model, self.handle)
         """Whether llama.cpp may go deep into its stack for a long text (std::regex)."""
         self._buffer = ctypes.create_string_buffer(256)
@@ -301,6 +219,16 @@ class Vocab:
             self._buffer = ctypes.create_string_buffer(-size)
             return self.piece(token, special=special)
         return self._buffer.raw[:size]
+
+    @functools.cached_property
+    def pair_marks(self) -> tuple[list[int], list[int], list[int]]:
+        """What a reranker wants before a query, between that and a document, and at the end."""
+        sep = _token(api.llama_vocab_sep(self.handle))
+        eos = self.eos if self.eos is not None else sep
+        close = [eos] if eos is not None and api.llama_vocab_get_add_eos(self.handle) else []
+        apart = [sep] if sep is not None and api.llama_vocab_get_add_sep(self.handle) else []
+        begin = [self.bos] if self.bos is not None and self.add_bos else []
+        return begin, close + apart, close or apart
 
     @functools.cached_property
     def infill_tokens(self) -> tuple[int, int, int] | None:
@@ -375,6 +303,11 @@ def _metadata(model: Any, key: str) -> str:
     return text.value.decode(errors="replace")
 
 
+def _template(model: Any, name: bytes | None) -> str | None:
+    template = api.llama_model_chat_template(model, name)
+    return template.decode(errors="replace") if template else None
+
+
 def _token(token: int) -> int | None:
     return None if token < 0 else int(token)
 
@@ -397,6 +330,8 @@ class Model:
         self.n_ctx_train = int(api.llama_model_n_ctx_train(self.handle))
         self.n_swa = int(api.llama_model_n_swa(self.handle))
         self.weights_bytes = int(api.llama_model_size(self.handle))
+        self.n_embd_out = int(api.llama_model_n_embd_out(self.handle))
+        self.n_cls_out = int(api.llama_model_n_cls_out(self.handle))
         head_size = self._head_size()
         self.flash_attention = gpu or flash.pays(head_size)
         """Whether contexts should use it where the backend can."""

@@ -73,7 +73,8 @@ def _states(states: StatesStatus) -> list[Text | Table]:
 def status_view(status: Status) -> Group:
     """The whole server in at most 80 columns, for as many rows as there are workers."""
     traffic = status.traffic
-    head = Text(f"{status.model[:40]}  {status.endpoint}  ")
+    kind = "" if status.kind == "chat" else f" ({status.kind})"
+    head = Text(f"{status.model[:40]}{kind}  {status.endpoint}  ")
     head.append(status.state, _STATE_STYLES.get(status.state, ""))
     oldest = ""
     if traffic.oldest_wait_s is not None:

@@ -206,6 +206,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     fork_servers: list[ForkServerStatus] = []
     """One for each NUMA node that has workers."""
     states: StatesStatus = StatesStatus()
+    kind: str = "chat"
+    """What the model is served for: chat, embedding or rerank."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -85,6 +85,19 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     """Who shares KV with whom: what was computed for one scope answers no other sooner."""
 
 
+class Embed(msgspec.Struct, frozen=True, tag="embed", array_like=True):
+    """Compute a vector for each of some inputs. The worker answers with one Vectors, or with a Step
+    whose Delta says why not."""
+
+    request: int
+    tokens: bytes
+    """Token ids of all inputs, one after the other; see pack_tokens."""
+    lengths: tuple[int, ...]
+    """Tokens of each, at least 1 and at most n_ctx."""
+    rank: int = order.DEFAULT
+    """Its class; see order.py."""
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel", array_like=True):
     """Stop a request, wherever it is. Unknown ids are ignored: it may just have ended.
 
@@ -112,7 +125,7 @@ class Lend(msgspec.Struct, frozen=True, tag="lend", array_like=True):
     cpus: tuple[int, ...]
 
 
-ToWorker: TypeAlias = Submit | Cancel | Move | Lend
+ToWorker: TypeAlias = Submit | Embed | Cancel | Move | Lend
 
 
 # --- worker -> gateway -------------------------------------------------------
@@ -208,7 +221,17 @@ class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):
     """Prompt tokens still to compute in this worker, so that the router need not poll."""
 
 
-FromWorker: TypeAlias = Step
+class Vectors(msgspec.Struct, frozen=True, tag="vectors", array_like=True):
+    """The answer to an Embed, all of it."""
+
+    request: int
+    values: bytes
+    """float32, little-endian: the vector of each input after the other, all of one length. Of
+    rerankers the score alone."""
+    finish: Finish
+
+
+FromWorker: TypeAlias = Step | Vectors
 
 
 # --- framing ----------------------------------------------------------------------------
@@ -217,7 +240,7 @@ _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
 
 def encode(message: ToWorker | FromWorker) -> bytes:

@@ -11,8 +11,9 @@ import uvloop
 
 from left_behind import Possessions
 
-os.environ["LBHOST_PROBE"] = os.environ["LBHOST_TUNED"] = "0"
-"""No server of a test measures its box first, or is as somebody tuned it, but those that say so."""
+os.environ["LBHOST_PROBE"] = os.environ["LBHOST_TUNED"] = os.environ["LBHOST_EMBEDDING_CACHE"] = "0"
+"""No server of a test measures its box first, is as somebody tuned it, or keeps vectors in the
+user's cache, but those that say so."""
 
 _FAILED = pytest.StashKey[bool]()
 _KEEPING = {"shared", "forks", "fuzzed"}

@@ -7,7 +7,9 @@ reads what it was sent. It also plays the supervisor's part for its board row (`
 
 from __future__ import annotations
 
+import array
 import contextlib
+import math
 import select
 import socket
 import threading
@@ -72,6 +74,22 @@ class _Sequence:
         self.starts = time.monotonic() + script.prefill_s
 
 
+def vector_of(tokens: list[int]) -> list[float]:
+    """What it takes for an input's vector: four numbers, of length 1."""
+    vector = [1.0, len(tokens), sum(tokens) / 100, tokens[0] / 10]
+    length = math.hypot(*vector)
+    return [number / length for number in vector]
+
+
+def _vectors(embed: wire.Embed) -> wire.Vectors:
+    tokens = iter(wire.unpack_tokens(embed.tokens))
+    values = array.array("f")
+    for length in embed.lengths:
+        values.extend(vector_of([next(tokens) for _ in range(length)]))
+    finish = wire.Finish(wire.FinishReason.STOP, prompt_tokens=sum(embed.lengths), prefill_s=0.001)
+    return wire.Vectors(embed.request, values.tobytes(), finish)
+
+
 class FakeWorker:
     """One process's worth of a worker. `fd` is the gateway's end of its data link."""
 
@@ -92,6 +110,7 @@ class FakeWorker:
         self.n_ctx = n_ctx
         self.script = script or Script()
         self.submits: list[wire.Submit] = []
+        self.embeds: list[wire.Embed] = []
         self.cancels: list[int] = []
         self.moves: list[int] = []
         self.lent: list[tuple[int, ...]] = []
@@ -100,6 +119,7 @@ class FakeWorker:
         """Set when the gateway has closed the link, or it died."""
         self._page = page
         self._sequences: dict[int, _Sequence] = {}
+        self._embeds: dict[int, wire.Embed] = {}
         self._steps = 0
         self._tokens_out = 0
         self._prompt_tokens = 0
@@ -207,6 +227,8 @@ class FakeWorker:
         return True
 
     def _patience(self) -> float | None:
+        if self._embeds and self._free.is_set():
+            return 0.0
         if not self._sequences or not self._free.is_set():
             return None
         now = time.monotonic()
@@ -217,7 +239,8 @@ class FakeWorker:
         if isinstance(message, wire.Cancel):
             self.cancels.append(message.request)
             sequence = self._sequences.pop(message.request, None)
-            if sequence is not None:
+            embed = self._embeds.pop(message.request, None)
+            if sequence is not None or embed is not None:
                 self._finish(message.request, wire.FinishReason.CANCELLED, sequence)
         elif isinstance(message, wire.Move):
             self.moves.append(message.request)
@@ -228,6 +251,9 @@ class FakeWorker:
             self.lent.append(message.cpus)
         elif self.script.reject:
             self._finish(message.request, wire.FinishReason.REJECTED)
+        elif isinstance(message, wire.Embed):
+            self.embeds.append(message)
+            self._embeds[message.request] = message
         else:
             self.submits.append(message)
             self._sequences[message.request] = _Sequence(message, self.script)
@@ -235,6 +261,9 @@ class FakeWorker:
         self._progress()
 
     def _step(self) -> None:
+        while self._embeds:
+            _, embed = self._embeds.popitem()
+            self._socket.sendall(wire.encode(_vectors(embed)))
         now = time.monotonic()
         computed = {
             request: sequence

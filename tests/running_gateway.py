@@ -19,6 +19,7 @@ from lbhost import control
 from lbhost.board import Board, WorkerState
 from lbhost.config import Settings
 from lbhost.gateway.gateway import Gateway, Start, receive_start
+from lbhost.purpose import GENERATES, Purpose
 from toy_vocab import ToyVocab
 
 PATIENCE_S = 60.0
@@ -99,6 +100,7 @@ async def running_gateway(
     vocab: ToyVocab | None = None,
     workers: int = 1,
     script: Script | None = None,
+    purpose: Purpose = GENERATES,
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
     """A gateway with so many workers, all cleaned up afterwards."""
@@ -106,8 +108,9 @@ async def running_gateway(
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     ours, theirs = control.socketpair()
+    usual = {"prompt_helpers": 1, "embedding_cache": 0}
     configure = control.Configure(
-        Settings(**{"prompt_helpers": 1, **settings}), "toy.gguf", MODEL, N_CTX
+        Settings(**{**usual, **settings}), "toy.gguf", MODEL, N_CTX, purpose=purpose
     )
     control.send(ours, configure, [page.fd, listener.fileno()])
     listener.close()

@@ -167,3 +167,13 @@ def test_the_default_runtime_dir_is_one_per_user() -> None:
         "/run/user/7/lbhost"
     )
     assert config.default_runtime_dir({}).name.startswith("lbhost-")
+
+
+def test_sizes_are_bytes_or_have_a_unit_and_nothing_else() -> None:
+    assert Settings().embedding_cache_bytes == 1 << 30
+    settings = config.load({"embedding_cache": "64M"}, {"LBHOST_STATE_CACHE": "2K"})
+    assert (settings.embedding_cache_bytes, settings.state_cache_bytes) == (64 << 20, 2048)
+    assert config.load({"embedding_cache": "0"}, {}).embedding_cache_bytes == 0
+    for given in ("auto", "much", "-1"):
+        assert "embedding_cache is a size such as 512M" in refusal({"embedding_cache": given})
+    assert "state_cache is 'auto' or a size" in refusal({"state_cache": "much"})

@@ -42,7 +42,7 @@ from lbhost.gateway.scheduling.readings import Readings
 from lbhost.gateway.scheduling.sessions import Sessions
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 from lbhost.gateway.states.plane import Plane
-from lbhost.worker.engine import MAX_FAILURES
+from lbhost.worker.interfaces import MAX_FAILURES
 from running_gateway import PATIENCE_S, until
 
 pytestmark = pytest.mark.anyio

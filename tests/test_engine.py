@@ -26,7 +26,8 @@ from lbhost import order
 from lbhost.wire import Delta, Finish, FinishReason, Submit
 from lbhost.worker.context import Decoded
 from lbhost.worker.draw import LogitsError
-from lbhost.worker.engine import MAX_FAILURES, Engine, EngineFailureError
+from lbhost.worker.engine import Engine
+from lbhost.worker.interfaces import MAX_FAILURES, EngineFailureError
 
 
 class Result(msgspec.Struct):

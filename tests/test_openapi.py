@@ -11,6 +11,7 @@ import pytest
 from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.operations import OPERATIONS, PAGES
 from lbhost.gateway.http import openapi
+from lbhost.gateway.prompt import inputs
 from lbhost.gateway.prompt.questions import PATHS
 from running_gateway import HELLO, MODEL, running_gateway
 
@@ -71,7 +72,9 @@ def conforms(value: Any, schema: dict[str, Any]) -> bool:
 def test_every_endpoint_that_generates_is_in_it_and_every_reference_leads_somewhere() -> None:
     generating = {dialect.paths[0] for dialect in DIALECTS.values()}
     telling = {paths[0] for paths in PATHS.values()}
-    assert set(DOCUMENT["paths"]) == generating | telling | {page.path for page in PAGES}
+    computing = {paths[0] for paths in inputs.PATHS.values()}
+    paths = set(DOCUMENT["paths"])
+    assert paths == generating | telling | computing | {page.path for page in PAGES}
     found = set(references(DOCUMENT))
     assert {ref.rpartition("/")[2] for ref in found} <= set(SCHEMAS)
     assert {ref.rpartition("/")[0] for ref in found} == {"#/components/schemas"}

@@ -237,6 +237,12 @@ def test_the_models_name_is_the_last_to_go(width: int) -> None:
     assert width_of(line) == width
 
 
+def test_the_header_says_what_else_than_chat_is_served() -> None:
+    assert "embedding" not in plain(header.title(status(1), 100))
+    embeds = msgspec.structs.replace(status(1), kind="embedding")
+    assert f"{embeds.model} embedding" in plain(header.title(embeds, 100))
+
+
 def test_the_header_says_what_waits_fails_and_is_being_read() -> None:
     picture = status(1)
     reading = msgspec.structs.replace(

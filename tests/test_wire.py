@@ -22,12 +22,14 @@ MESSAGES: list[Any] = [
     wire.Submit(1, wire.pack_tokens([1, 2, 3]), 10, wire.Sampling(), ("x",), ignore_eos=True),
     wire.Submit(2, b"", 1, wire.Sampling(seed=5, logit_bias=((1, -100.0), (2, 0.5)))),
     wire.Submit(3, b"1234", 9, wire.Sampling(), rank=2, done=wire.pack_tokens([7, 8])),
+    wire.Embed(4, wire.pack_tokens([1, 2, 3]), (1, 2), 2),
     wire.Cancel(2**40),
     wire.Move(2**40),
     wire.Lend((1, 2)),
 ]
 STEPS: list[Any] = [
     wire.Step((), 0),
+    wire.Vectors(3, bytes(range(16)), wire.Finish(wire.FinishReason.STOP, 4)),
     wire.Step((wire.Delta(1, (5, 6), "ab"), wire.Delta(2, (), "")), 17),
     wire.Step((wire.Delta(1, (), "", wire.Finish(wire.FinishReason.MOVED, 3, 1, 2)),), 0),
     wire.Step((wire.Delta(1, (), "é", wire.Finish(wire.FinishReason.ERROR, error="no room")),), 0),

@@ -23,6 +23,8 @@ class ToyVocab:
         self.eos_text: str | None = "<|im_end|>"
         self.uses_regex = False
         self.infill_tokens: tuple[int, int, int] | None = None
+        self.rerank_template: str | None = None
+        self.pair_marks: tuple[list[int], list[int], list[int]] = ([], [10], [])
         self.calls = 0
 
     def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:

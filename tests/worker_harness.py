@@ -20,6 +20,7 @@ from lbhost.config import Settings
 from lbhost.linux import become_subreaper
 from lbhost.model import resolve
 from lbhost.placement.placement import Placement
+from lbhost.purpose import GENERATES, Purpose
 from lbhost.supervisor.launcher import environment, with_huge_pages
 from lbhost.weights import FilePart
 
@@ -52,6 +53,7 @@ class Worker:
         self.data = self.new_link()
         self._frames = wire.Frames()
         self.answers: dict[int, Answer] = {}
+        self.vectors: dict[int, wire.Vectors] = {}
 
     def new_link(self) -> socket.socket:
         """Hand over one end of a new data link, return the other."""
@@ -68,7 +70,11 @@ class Worker:
         assert select.select([self.data], [], [], DEADLINE_S)[0], "the worker sent nothing"
         deltas: list[wire.Delta] = []
         for body in self._frames.feed(self.data.recv(1 << 20)):
-            deltas.extend(wire.decode_from_worker(body).deltas)
+            message = wire.decode_from_worker(body)
+            if isinstance(message, wire.Vectors):
+                self.vectors[message.request] = message
+            else:
+                deltas.extend(message.deltas)
         for delta in deltas:
             answer = self.answers.setdefault(delta.request, Answer())
             answer.text += delta.text
@@ -83,6 +89,12 @@ class Worker:
             if done is not None and done.finish is not None:
                 return done
             self.read()
+
+    def vectors_of(self, request: int) -> wire.Vectors:
+        """Read until a request's vectors have come."""
+        while request not in self.vectors:
+            self.read()
+        return self.vectors[request]
 
     def row(self) -> ProgressRow:
         row = self.board.progress.read(self.number)
@@ -119,6 +131,7 @@ class Template:
         *,
         node: int | None = None,
         weights: tuple[FilePart, ...] = (),
+        purpose: Purpose = GENERATES,
     ) -> None:
         become_subreaper()
         self.board = Board.create(workers=4, cores=1, gpus=0)
@@ -131,7 +144,7 @@ class Template:
         )
         theirs.close()
         configure = control.Configure(
-            settings, model_path, "test", n_ctx, node=node, weights=weights
+            settings, model_path, "test", n_ctx, node=node, weights=weights, purpose=purpose
         )
         control.send(self.control, configure, [self.board.fd])
         self.first = receive(self.control)
@@ -163,6 +176,7 @@ def template(
     model_path: str | None = None,
     node: int | None = None,
     weights: tuple[FilePart, ...] = (),
+    purpose: Purpose = GENERATES,
 ) -> Iterator[Template]:
     """A template that is gone afterwards."""
     made = Template(
@@ -171,6 +185,7 @@ def template(
         n_ctx,
         node=node,
         weights=weights,
+        purpose=purpose,
     )
     try:
         yield made

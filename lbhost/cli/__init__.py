@@ -14,7 +14,14 @@ from typing import NoReturn
 
 import cyclopts
 
-from lbhost.cli import keys, machine, operate, serve, talk  # noqa: F401 - their commands join the app
+from lbhost.cli import (  # noqa: F401 - their commands join the app
+    embed,
+    keys,
+    machine,
+    operate,
+    serve,
+    talk,
+)
 from lbhost.cli.app import app
 from lbhost.errors import LbhostError, UsageError
 

@@ -34,11 +34,7 @@ def chat(
     """
     from lbhost.conversation import Conversation, talk
 
-    if url is None:
-        with AdminClient(where(runtime_dir)) as client:
-            url = client.status().endpoint
-    elif not re.match("https?://[^/]", url):
-        raise UsageError(f"--url: expected something like http://127.0.0.1:8080, got {url!r}")
+    url = server_url(url, runtime_dir)
     if system is not None and not _is_text(system):
         raise UsageError("--system: the text is not UTF-8")
     key = config.load({}, os.environ).api_key
@@ -53,3 +49,16 @@ def _is_text(given: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def server_url(given: str | None, runtime_dir: str | None) -> str:
+    """Where the server answers: as `--url` says, or the one on the runtime dir.
+
+    Raises UsageError, ServerGoneError.
+    """
+    if given is None:
+        with AdminClient(where(runtime_dir)) as client:
+            return client.status().endpoint
+    if not re.match("https?://[^/]", given):
+        raise UsageError(f"--url: expected something like http://127.0.0.1:8080, got {given!r}")
+    return given

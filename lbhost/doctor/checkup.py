@@ -28,12 +28,16 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
         file = model.resolve(settings.model, settings.alias)
         if not llama.supports_gpu():
             file, settings = _as_known(file, settings, environ)
-        info = llama.inspect(file.path)
+        info = llama.inspect(file.path, settings.kind, settings.pooling)
     except ModelFileError as error:
         problem = error.message
     else:
         facts = doctor.ModelFacts(
-            file.alias, info.weights_bytes, info.kv_bytes_per_token, info.n_ctx_train
+            file.alias,
+            info.weights_bytes,
+            info.kv_bytes_per_token,
+            info.n_ctx_train,
+            info.purpose,
         )
     return doctor.collect(
         settings,

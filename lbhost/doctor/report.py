@@ -24,6 +24,7 @@ from lbhost.placement import memory
 from lbhost.placement.memory import gib
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
+from lbhost.purpose import Purpose
 from lbhost.status import Status
 
 _MANY = 8
@@ -37,6 +38,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     weights_bytes: int
     kv_bytes_per_token: int
     n_ctx_train: int
+    purpose: Purpose = Purpose()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -185,15 +187,15 @@ def _context(settings: Settings, model: ModelFacts, shared: memory.Budget) -> tu
         weights_bytes=model.weights_bytes * shared.copies,
         kv_bytes_per_token=model.kv_bytes_per_token,
         workers=shared.workers,
-        slots=settings.slots,
+        slots=model.purpose.sequences(settings.slots),
         n_ctx_train=model.n_ctx_train,
-        requested=settings.ctx_size,
+        requested=model.purpose.context(settings.ctx_size, model.n_ctx_train),
     )
     need = memory.need_bytes(
         weights_bytes=model.weights_bytes * shared.copies,
         kv_bytes_per_token=model.kv_bytes_per_token,
         workers=shared.workers,
-        slots=settings.slots,
+        slots=model.purpose.sequences(settings.slots),
         n_ctx=n_ctx,
     )
     return n_ctx, need
@@ -296,10 +298,10 @@ def _start(
     yield from _workers(box, placements)
     if model is not None and n_ctx is not None and need is not None:
         each = " per GPU" if placements and placements[0].gpu is not None else ""
-        yield (
-            f"{model.name} ({gib(model.weights_bytes)}), {settings.slots} slots of {n_ctx} tokens "
-            f"each, {gib(need)} of memory{each}"
-        )
+        holds = f"{settings.slots} slots of {n_ctx} tokens each"
+        if not model.purpose.generates:
+            holds = f"{model.purpose.kind.value} of inputs of up to {n_ctx} tokens"
+        yield f"{model.name} ({gib(model.weights_bytes)}), {holds}, {gib(need)} of memory{each}"
 
 
 def _workers(box: Survey, placements: Sequence[Placement]) -> Iterator[str]:

@@ -18,6 +18,7 @@ import msgspec
 from lbhost import board, control, log
 from lbhost.config import Settings
 from lbhost.errors import WireError
+from lbhost.gateway import vector_cache
 from lbhost.gateway.http import descriptors
 from lbhost.gateway.http import routes as app
 from lbhost.gateway.http.server import Server
@@ -35,7 +36,9 @@ from lbhost.gateway.scheduling.readings import Readings, Siblings
 from lbhost.gateway.scheduling.sessions import Sessions
 from lbhost.gateway.states.collector import StatesCollector
 from lbhost.gateway.states.plane import MAX_ENTRIES, Plane
+from lbhost.gateway.vector_cache import CacheCollector, VectorCache
 from lbhost.gateway.vllm_names import VllmNames
+from lbhost.tuning import shelf
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -89,7 +92,7 @@ class Gateway:
         self.traffic = Recorder(start.page, settings, self.sessions, counters)
         self._page = start.page
         self.states = Plane(
-            settings.state_cache_bytes,
+            settings.state_cache_bytes if configure.purpose.generates else 0,
             self.sessions,
             most_entries=descriptors.states_within(MAX_ENTRIES, settings.max_connections),
         )
@@ -111,13 +114,22 @@ class Gateway:
                 nice=settings.nice,
                 log_format=settings.log_format,
                 log_level=settings.log_level,
+                purpose=configure.purpose,
             ),
             count=settings.prompt_helpers,
             wait_s=settings.queue_timeout_s,
             counters=counters,
             command=helper_command,
         )
-        self.intake = Intake(vocab, configure.n_ctx, configure.model_alias, helpers)
+        self.cache = VectorCache(
+            shelf.folder(os.environ),
+            0 if configure.purpose.generates else settings.embedding_cache_bytes,
+            vector_cache.identity(configure),
+        )
+        counters.registry.register(CacheCollector(self.cache))
+        self.intake = Intake(
+            vocab, configure.n_ctx, configure.model_alias, helpers, configure.purpose
+        )
         self.server = Server(
             app.build(
                 intake=self.intake,
@@ -127,6 +139,7 @@ class Gateway:
                 counters=counters,
                 model=configure.model_alias,
                 pieces=functools.partial(vocab.piece, special=True),
+                cache=self.cache,
                 n_ctx=configure.n_ctx,
                 settings=settings,
                 keyring=self.keyring,
@@ -153,6 +166,7 @@ class Gateway:
             loop.remove_reader(link.fileno())
             self.dispatcher.close()
             await self.intake.helpers.close()
+            await self.cache.close()
 
     def _on_control(self) -> None:
         assert self._link is not None

@@ -81,6 +81,11 @@ class Metrics:
         self.completion_tokens = Counter(
             "lbhost_completion_tokens", "Tokens generated", registry=registry
         )
+        self.inputs = Counter(
+            "lbhost_inputs",
+            "Texts that were embedded and documents that were ranked, by workers",
+            registry=registry,
+        )
         self.ttft = Histogram(
             "lbhost_time_to_first_token_seconds",
             "From arrival to the first token",

@@ -153,6 +153,7 @@ class Recorder:
         finish = job.finish
         if finish is None:
             return
+        self._metrics.inputs.inc(len(job.work.inputs))
         self._metrics.request_time.observe(now - job.arrived)
         self._metrics.finished.labels(str(finish.reason)).inc()
         self._metrics.prefill_time.observe(finish.prefill_s)

@@ -37,6 +37,11 @@ SPARE_FACTOR = 4
 """The board has room for so many times the workers that are started."""
 
 
+EMBEDDING_SLOTS = 16
+"""Requests, or parts of them, that an embedding worker has at once: they cost no KV cache, and what
+it has it computes together."""
+
+
 class Prepared(msgspec.Struct, frozen=True):
     """The outcome. The board, sampler and GPU reader are open and the caller's."""
 
@@ -62,7 +67,8 @@ class Prepared(msgspec.Struct, frozen=True):
     def worker_bytes(self) -> int:
         """Memory that one more CPU worker takes."""
         shape = {"kv_bytes_per_token": self.info.kv_bytes_per_token, "n_ctx": self.n_ctx}
-        return memory.need_bytes(weights_bytes=0, workers=1, slots=self.settings.slots, **shape)
+        slots = self.info.purpose.sequences(self.settings.slots)
+        return memory.need_bytes(weights_bytes=0, workers=1, slots=slots, **shape)
 
 
 def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
@@ -85,8 +91,10 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         start = _as_tuned(Start(file, files, settings), environ, box, roots)
         file, files, settings = start.file, start.files, start.settings
     with unchanged(files):
-        info = llama.inspect(file.path)
-    if on_cpus:
+        info = llama.inspect(file.path, settings.kind, settings.pooling)
+    if not info.purpose.generates:
+        settings = msgspec.structs.replace(settings, slots=max(settings.slots, EMBEDDING_SLOTS))
+    elif on_cpus:
         settings = _shaped(settings, environ, box, roots, info, files)
     placements = plan(box, settings.workers, settings.threads, gpus, capable)
     raise_file_limit(settings.max_connections)
@@ -158,9 +166,9 @@ def _context(
         weights_bytes=info.weights_bytes * shared.copies,
         kv_bytes_per_token=info.kv_bytes_per_token,
         workers=shared.workers,
-        slots=settings.slots,
+        slots=info.purpose.sequences(settings.slots),
         n_ctx_train=info.n_ctx_train,
-        requested=settings.ctx_size,
+        requested=info.purpose.context(settings.ctx_size, info.n_ctx_train),
     )
 
 

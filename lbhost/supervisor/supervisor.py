@@ -314,6 +314,7 @@ class Supervisor:
             n_ctx=made.n_ctx,
             weights=made.weights,
             node=node,
+            purpose=made.info.purpose,
         )
         return configure, (made.board.fd,)
 
@@ -333,6 +334,7 @@ class Supervisor:
             pid=os.getpid(),
             model=made.model.alias,
             model_path=made.model.path,
+            kind=made.info.purpose.kind.value,
             endpoint=self.endpoint,
             runtime_dir=str(self._runtime.path),
             state=self._state(),

@@ -36,7 +36,8 @@ def main() -> int:
     except LbhostError as error:
         control.send(link, control.Failed(error.message))
         return 1
-    return start.serve(link, Board.attach(fds[0]), configure, fork, model, Constraints(model.vocab))
+    constraints = Constraints(model.vocab) if configure.purpose.generates else None
+    return start.serve(link, Board.attach(fds[0]), configure, fork, model, constraints)
 
 
 if __name__ == "__main__":

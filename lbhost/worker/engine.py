@@ -16,19 +16,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from lbhost import log
 from lbhost.errors import WireError
 from lbhost.guidance import GrammarError
 from lbhost.order import Overtaken, Prompt, after
-from lbhost.wire import Delta, Finish, FinishReason, Submit, TokenLogprob, joined, unpack_tokens
+from lbhost.wire import (
+    Delta,
+    Embed,
+    Finish,
+    FinishReason,
+    Submit,
+    TokenLogprob,
+    joined,
+    unpack_tokens,
+)
 from lbhost.worker import logprobs
 from lbhost.worker.batch import Speeds, gaps, padding, plan, predict_s
 from lbhost.worker.context import Decoded
 from lbhost.worker.crew import Crew
 from lbhost.worker.draw import LogitsError
-from lbhost.worker.interfaces import ContextLike, SamplersLike, VocabLike
+from lbhost.worker.interfaces import (
+    MAX_FAILURES,
+    ContextLike,
+    EngineFailureError,
+    Load,
+    Out,
+    SamplersLike,
+    VocabLike,
+    of_another_kind,
+)
 from lbhost.worker.keeper import Keeper
 from lbhost.worker.requests import Entry, Key, Part, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
@@ -39,35 +55,6 @@ from lbhost.worker.widths import Phase, Widths
 
 MAX_WAITING = 256
 """Requests that may wait in the worker; the gateway sends no more than there are slots."""
-
-MAX_FAILURES = 3
-"""Failed decodes in a row after which the worker had better start afresh."""
-
-Out = tuple[int, Delta]
-"""(link, what it gets)."""
-
-
-class EngineFailureError(Exception):
-    """Decodes keep failing: the process should end and be replaced."""
-
-
-class Load(msgspec.Struct, frozen=True):
-    """What the engine is doing: the engine's part of a board row."""
-
-    steps: int
-    slots_busy: int
-    waiting: int
-    prefill_pending: int
-    kv_used: int
-    kv_total: int
-    tokens_out: int
-    prompt_tokens: int
-    speeds: Speeds
-    """Of the own threads."""
-    wide_steps: int
-    """How many of the steps were computed with lent CPUs too."""
-    lent: tuple[int, ...]
-    """Lent CPUs that the newest step took."""
 
 
 class Engine:
@@ -141,12 +128,19 @@ class Engine:
         """The requests in the batch that is being computed: for whoever decides on an abort."""
         return self._computing
 
-    def submit(self, link: int, submit: Submit, state: int | None = None) -> None:
+    def pause_s(self) -> float:
+        """How long to wait for more requests before the next `step`: what comes joins it later."""
+        return 0.0
+
+    def submit(self, link: int, submit: Submit | Embed, state: int | None = None) -> None:
         """Take a request. What is wrong with it is answered by the next `step`.
 
         Args:
             state: descriptor of the KV state that came for it; the engine's from now on.
         """
+        if not isinstance(submit, Submit):
+            self._out.append(of_another_kind(link, submit))
+            return
         request = Request(link, submit, self._arrivals, self._clock(), state)
         self._arrivals += 1
         if request.key in self._requests:
@@ -164,7 +158,7 @@ class Engine:
         self._requests[request.key] = request
         self._waiting.append(request)
 
-    def reject(self, link: int, submit: Submit) -> None:
+    def reject(self, link: int, submit: Submit | Embed) -> None:
         """Refuse a request: it belongs elsewhere."""
         finish = Finish(FinishReason.REJECTED)
         self._out.append((link, Delta(submit.request, (), "", finish)))
@@ -185,7 +179,7 @@ class Engine:
         """End everything that came over a link that is gone; nobody is told."""
         for request in [r for r in self._requests.values() if r.link == link]:
             self._end(request, FinishReason.CANCELLED)
-        self._out = [(to, delta) for to, delta in self._out if to != link]
+        self._out = [(to, message) for to, message in self._out if to != link]
 
     def move_all(self) -> None:
         """Give everything back."""

@@ -59,7 +59,8 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
     except LbhostError as error:
         control.send(link, control.Failed(error.message))
         return 1
-    constraints = Constraints(model.vocab)  # made once here instead of in every child
+    # made once here instead of in every child
+    constraints = Constraints(model.vocab) if configure.purpose.generates else None
     gc.collect()
     gc.freeze()  # or the children's collections would copy every page that holds an object
     loaded = control.Loaded(

@@ -1,12 +1,93 @@
-"""What the engine needs of the parts that speak to llama.cpp, so that tests can stand in."""
+"""What the parts of a worker need of each other: the loop of either engine, the engine of what
+speaks to llama.cpp, so that tests can stand in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from lbhost.wire import Sampling
-from lbhost.worker.context import Decoded
+import msgspec
+
+from lbhost.wire import Delta, Embed, Finish, FinishReason, Sampling, Submit, Vectors
+from lbhost.worker.batch import Speeds
+from lbhost.worker.llama_context import Decoded
+
+MAX_FAILURES = 3
+"""Failed decodes in a row after which the worker had better start afresh."""
+
+Out = tuple[int, Delta]
+"""(link, what it gets)."""
+
+
+class EngineFailureError(Exception):
+    """Decodes keep failing: the process should end and be replaced."""
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What the engine is doing: the engine's part of a board row."""
+
+    steps: int
+    slots_busy: int
+    waiting: int
+    prefill_pending: int
+    kv_used: int
+    kv_total: int
+    tokens_out: int
+    prompt_tokens: int
+    speeds: Speeds
+    """Of the own threads."""
+    wide_steps: int
+    """How many of the steps were computed with lent CPUs too."""
+    lent: tuple[int, ...]
+    """Lent CPUs that the newest step took."""
+
+
+def of_another_kind(link: int, message: Submit | Embed) -> Out:
+    """The answer to what this worker's engine is not for."""
+    finish = Finish(FinishReason.ERROR, error="this worker's model is of another kind")
+    return link, Delta(message.request, (), "", finish)
+
+
+class KeeperLike(Protocol):
+    """See keeper.Keeper."""
+
+    out: list[Any]
+    wanted: bool
+
+    @property
+    def due(self) -> bool: ...
+    def want(self) -> None: ...
+    def save_one(self, *, busy: bool) -> None: ...
+
+
+class EngineLike(Protocol):
+    """What the loop drives: engine.Engine, or embedding_engine.EmbeddingEngine."""
+
+    @property
+    def keeper(self) -> KeeperLike: ...
+    @property
+    def busy(self) -> bool: ...
+    @property
+    def computing(self) -> set[tuple[int, int]]: ...
+    @property
+    def prefill_pending(self) -> int: ...
+    def submit(self, link: int, submit: Submit | Embed, state: int | None = None, /) -> None: ...
+    def reject(self, link: int, submit: Submit | Embed, /) -> None: ...
+    def cancel(self, link: int, request_id: int) -> None: ...
+    def move(self, link: int, request_id: int) -> None: ...
+    def cancel_link(self, link: int) -> None: ...
+    def move_all(self) -> None: ...
+    def lend(self, cpus: tuple[int, ...]) -> None: ...
+    def pause_s(self) -> float: ...
+    def step(self) -> Sequence[tuple[int, Delta | Vectors]]: ...
+    def take(self) -> Sequence[tuple[int, Delta | Vectors]]: ...
+    def load(self) -> Load: ...
+
+
+class Watched(Protocol):
+    """A context whose decodes can be aborted; see llama_context.LlamaContext."""
+
+    def watch(self, callback: Callable[[], bool] | None) -> None: ...
 
 
 class ContextLike(Protocol):

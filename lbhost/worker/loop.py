@@ -11,19 +11,12 @@ import select
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from lbhost import control, log, wire
 from lbhost.board import Board, ProgressRow
-from lbhost.config import Settings
-from lbhost.guidance import Constraints
-from lbhost.weights import FilePart
-from lbhost.worker.context import Context
-from lbhost.worker.crew import Crew
-from lbhost.worker.engine import Engine, EngineFailureError, Out
+from lbhost.worker.interfaces import EngineFailureError, EngineLike, Watched
 from lbhost.worker.links import DataLink, StatesLink
-from lbhost.worker.sampling import Samplers
-from lbhost.worker.states import States, identity_of
 
 IDLE_S = 1.0
 """An idle worker wakes up this often, to show that it lives."""
@@ -51,30 +44,18 @@ class Loop:
         self,
         link: socket.socket,
         board: Board,
-        settings: Settings,
         fork: control.Fork,
-        context: Context,
-        constraints: Constraints,
-        weights: Sequence[FilePart] = (),
+        context: Watched,
+        make_engine: Callable[[Callable[[float], None]], EngineLike],
     ) -> None:
+        """`make_engine` is given what is to be called with the expected seconds of each step."""
         link.setblocking(False)
         self._control = link
         self._progress = board.progress
         self._worker = fork.worker
         self._epoch = fork.epoch
         self._context = context
-        model = context.model
-        self._engine = Engine(
-            context,
-            Samplers(model.vocab, constraints),
-            model.vocab,
-            target_s=settings.inter_token_target_ms / 1000,
-            cpu_clock=time.monotonic if model.gpu else time.thread_time,
-            before_step=self._before_step,
-            fallback_token_s=model.weights_bytes / 1e10,
-            crew=Crew(fork.placement.threads, context.set_threads),
-            states=States(context, identity_of(model, weights, context.slots)),
-        )
+        self._engine = make_engine(self._before_step)
         self._keeper = self._engine.keeper
         self._links: dict[int, DataLink] = {}
         self._states: dict[int, StatesLink] = {}
@@ -99,9 +80,10 @@ class Loop:
         control.send(self._control, control.Ready())
         try:
             while not self._stopping:
-                self._receive(0.0 if self._engine.busy or self._keeper.due else IDLE_S)
+                busy = self._engine.busy or self._keeper.due
+                self._receive(self._engine.pause_s() if busy else IDLE_S)
                 self._handle()
-                if self._engine.busy:
+                if self._engine.busy and not self._engine.pause_s():
                     self._send(self._engine.step())
                 self._save()
                 if not (self._engine.busy or self._keeper.due):
@@ -216,9 +198,14 @@ class Loop:
             elif self._draining:
                 self._engine.reject(link, request)
             else:
-                states = self._states.get(link) if request.state else None
-                state = states.take(request.state) if states is not None else None
-                self._engine.submit(link, request, state)
+                self._engine.submit(link, request, self._state_of(link, request))
+
+    def _state_of(self, link: int, request: wire.Submit | wire.Embed) -> int | None:
+        """The descriptor of the KV state that came for it."""
+        if not (isinstance(request, wire.Submit) and request.state):
+            return None
+        states = self._states.get(link)
+        return states.take(request.state) if states is not None else None
 
     def _handle_control(self, message: control.Control, fds: list[int]) -> None:
         match message:
@@ -243,20 +230,26 @@ class Loop:
         for fd in fds:
             os.close(fd)
 
-    def _send(self, out: Iterable[Out]) -> None:
-        """One Step frame per link for all that a step produced.
+    def _send(self, out: Iterable[tuple[int, wire.Delta | wire.Vectors]]) -> None:
+        """One Step frame per link for all that a step produced, and one for each request's vectors.
 
         States go first: whoever is told that a request has moved will look for its state.
         """
         self._send_states()
+        frames: defaultdict[int, list[bytes]] = defaultdict(list)
         deltas: defaultdict[int, list[wire.Delta]] = defaultdict(list)
-        for number, delta in out:
-            deltas[number].append(delta)
+        for number, message in out:
+            if isinstance(message, wire.Delta):
+                deltas[number].append(message)
+            else:
+                frames[number].append(wire.encode(message))
         pending = self._engine.prefill_pending if deltas else 0
         for number, some in deltas.items():
+            frames[number].append(wire.encode(wire.Step(tuple(some), pending)))
+        for number, all_of_them in frames.items():
             link = self._links.get(number)
             if link is not None:
-                link.send(wire.encode(wire.Step(tuple(some), pending)))
+                link.send(b"".join(all_of_them))
                 if link.closed or link.backlogged:
                     self._settle(link)
 

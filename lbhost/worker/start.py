@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import time
+from collections.abc import Callable
 
 import setproctitle
 
@@ -19,7 +21,13 @@ from lbhost.linux import die_with_parent, ignore_stop_signals
 from lbhost.llama import Model
 from lbhost.placement.placement import Placement
 from lbhost.worker.context import Context
+from lbhost.worker.crew import Crew
+from lbhost.worker.embedding_context import EmbeddingContext
+from lbhost.worker.embedding_engine import EmbeddingEngine
+from lbhost.worker.engine import Engine
 from lbhost.worker.loop import Loop
+from lbhost.worker.sampling import Samplers
+from lbhost.worker.states import States, identity_of
 
 
 def take_link(prog: str) -> socket.socket:
@@ -42,9 +50,11 @@ def serve(
     configure: control.Configure,
     fork: control.Fork,
     model: Model,
-    constraints: Constraints,
+    constraints: Constraints | None,
 ) -> int:
     """Be worker `fork.worker` until told to stop. Returns the exit code.
+
+    `constraints` are of a model that generates.
 
     The parent must be the supervisor by now: its death kills this process from here on.
     """
@@ -54,13 +64,73 @@ def serve(
     log.configure(settings.log_format, settings.log_level, f"worker {fork.worker}")
     try:
         _take_place(fork.placement, settings.nice)
-        context = Context(
-            model, slots=settings.slots, n_ctx=configure.n_ctx, threads=fork.placement.threads
-        )
+        if constraints is not None:
+            loop = _generating(link, board, configure, fork, model, constraints)
+        else:
+            loop = _embedding(link, board, configure, fork, model)
     except StartupError as error:
         control.send(link, control.Failed(error.message))
         return 1
-    return Loop(link, board, settings, fork, context, constraints, configure.weights).run()
+    return loop.run()
+
+
+def _generating(
+    link: socket.socket,
+    board: Board,
+    configure: control.Configure,
+    fork: control.Fork,
+    model: Model,
+    constraints: Constraints,
+) -> Loop:
+    settings, threads = configure.settings, fork.placement.threads
+    context = Context(model, slots=settings.slots, n_ctx=configure.n_ctx, threads=threads)
+
+    def engine(before_step: Callable[[float], None]) -> Engine:
+        return Engine(
+            context,
+            Samplers(model.vocab, constraints),
+            model.vocab,
+            target_s=settings.inter_token_target_ms / 1000,
+            cpu_clock=_cpu_clock(model),
+            before_step=before_step,
+            fallback_token_s=_fallback_token_s(model),
+            crew=Crew(threads, context.set_threads),
+            states=States(context, identity_of(model, configure.weights, context.slots)),
+        )
+
+    return Loop(link, board, fork, context, engine)
+
+
+def _embedding(
+    link: socket.socket,
+    board: Board,
+    configure: control.Configure,
+    fork: control.Fork,
+    model: Model,
+) -> Loop:
+    pooling, threads = configure.purpose.pooling, fork.placement.threads
+    assert pooling is not None
+    context = EmbeddingContext(model, pooling=pooling, n_ctx=configure.n_ctx, threads=threads)
+
+    def engine(before_step: Callable[[float], None]) -> EmbeddingEngine:
+        return EmbeddingEngine(
+            context,
+            cpu_clock=_cpu_clock(model),
+            before_step=before_step,
+            fallback_token_s=_fallback_token_s(model),
+            crew=Crew(threads, context.set_threads),
+        )
+
+    return Loop(link, board, fork, context, engine)
+
+
+def _cpu_clock(model: Model) -> Callable[[], float]:
+    return time.monotonic if model.gpu else time.thread_time
+
+
+def _fallback_token_s(model: Model) -> float:
+    """A token's expected seconds while nothing is measured."""
+    return model.weights_bytes / 1e10
 
 
 def _take_place(placement: Placement, nice: int) -> None:

@@ -163,7 +163,7 @@ class _Game:
         fd: int,
         worker: int,
         epoch: int,
-        on_step: Callable[[WorkerLink, wire.Step], None],
+        on_step: Callable[[WorkerLink, wire.FromWorker], None],
         on_lost: Callable[[WorkerLink], None],
     ) -> WorkerLink:
         far = self.workers[worker]

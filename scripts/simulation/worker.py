@@ -74,7 +74,7 @@ class VirtualLink(WorkerLink):
     def __init__(
         self,
         worker: VirtualWorker,
-        on_step: Callable[[WorkerLink, wire.Step], None],
+        on_step: Callable[[WorkerLink, wire.FromWorker], None],
         on_lost: Callable[[WorkerLink], None],
     ) -> None:
         super().__init__(worker.index, worker.epoch, on_step, on_lost)
@@ -175,7 +175,7 @@ class VirtualWorker:
             self._end_early(message.request, wire.FinishReason.CANCELLED)
         elif isinstance(message, wire.Move):
             self._end_early(message.request, wire.FinishReason.MOVED)
-        else:
+        elif isinstance(message, wire.Lend):
             self._lent = message.cpus
         self._read_s = -1.0
         if self._run is not None:

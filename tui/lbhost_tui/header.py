@@ -40,6 +40,8 @@ def title(status: Status | None, width: int) -> Parts:
     where: Parts = ((status.endpoint, Role.TEXT),)
     up: Parts = (("up ", Role.DIM), (fmt.span(status.uptime_s), Role.TEXT))
     model: Parts = ((" " + status.model, Role.STRONG),)
+    if status.kind != "chat":
+        model = (*model, (f" {status.kind}", Role.DIM))
     for left, right in (
         ((*brand, *model), join((state, where, up), 3)),
         ((*brand, *model), join((state, where, up), 2)),

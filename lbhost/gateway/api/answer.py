@@ -45,11 +45,17 @@ class Answer:
         self.group: Group | None = None
 
     async def tell(self, body: bytes) -> None:
-        """JSON that needed no worker."""
-        self.exchange.status = 200
-        start = {"type": "http.response.start", "status": 200, "headers": _json_headers(body)}
-        await self._send(start)
+        """JSON that is complete."""
+        await self._start(self.group, _json_headers(body))
         await self._send({"type": "http.response.body", "body": body})
+
+    async def computed(self, group: Group) -> None:
+        """Return when all of the group is done. Raises LbhostError, ClientGoneError."""
+        await group.wait()
+        if group.error is not None:
+            raise group.error
+        if group.cancelled:
+            raise ClientGoneError
 
     async def whole(self, group: Group, reply: Writer, *, n: int = 1, best_of: int = 1) -> None:
         """All in one piece.
@@ -57,11 +63,7 @@ class Answer:
         Args:
             n, best_of: of so many jobs to each prompt, so many are given.
         """
-        await group.wait()
-        if group.error is not None:
-            raise group.error
-        if group.cancelled:
-            raise ClientGoneError
+        await self.computed(group)
         answers = [
             Given(merged(job.take()), job.finish) for job in group.jobs if job.finish is not None
         ]
@@ -117,9 +119,9 @@ class Answer:
         finally:
             pinger.stop()
 
-    async def _start(self, group: Group, headers: list[tuple[bytes, bytes]]) -> None:
+    async def _start(self, group: Group | None, headers: list[tuple[bytes, bytes]]) -> None:
         self.exchange.status = 200
-        worker = group.jobs[0].worker
+        worker = None if group is None else group.jobs[0].worker
         if worker is not None:
             headers = [*headers, (b"x-lbhost-worker", b"%d" % worker)]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import compress
 
 from starlette.types import Receive, Scope, Send
 
@@ -18,18 +19,23 @@ from lbhost.errors import (
     InvalidRequestError,
     UnsupportedMediaTypeError,
 )
+from lbhost.gateway.api import vectors
 from lbhost.gateway.api.answer import Answer, ClientGoneError
 from lbhost.gateway.api.dialects import DIALECTS
+from lbhost.gateway.api.embeddings import CachedInputs, EmbeddingUsage
 from lbhost.gateway.api.metering import Meter, owned
+from lbhost.gateway.api.parameters import RANKS
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.exchange import Exchange
+from lbhost.gateway.prompt.inputs import Inputs
 from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.prompt.questions import Told
 from lbhost.gateway.recorder import outcome
-from lbhost.gateway.scheduling import group
+from lbhost.gateway.scheduling import group, parts
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.group import Group
+from lbhost.gateway.vector_cache import VectorCache
 
 
 class Completions:
@@ -42,6 +48,7 @@ class Completions:
         dispatcher: Dispatcher,
         model: str,
         pieces: Callable[[int], bytes],
+        cache: VectorCache,
         *,
         time_limit_s: float,
         most_answers: int,
@@ -58,6 +65,7 @@ class Completions:
         self._dispatcher = dispatcher
         self._model = model
         self._pieces = pieces
+        self._cache = cache
         self._most_answers = most_answers
         self._time_limit_s = time_limit_s
         self._preparing: Counter[str] = Counter()
@@ -88,7 +96,7 @@ class Completions:
             exchange.body.release()
             if answer.group is not None:
                 self._cancel(answer.group)
-                exchange.details = answer.details(answer.group)
+                exchange.details = {**answer.details(answer.group), **exchange.details}
             meter.settle(answer.group, time.monotonic())
 
     async def _answer(self, answer: Answer, meter: Meter, body: bytes, receive: Receive) -> None:
@@ -98,6 +106,9 @@ class Completions:
             del body
             if isinstance(taken, Told):
                 await answer.tell(taken.body)
+                return
+            if isinstance(taken, Inputs):
+                await self._vectors(answer, meter, taken, client)
                 return
             exchange = answer.exchange
             self._check_answers(taken)
@@ -124,6 +135,51 @@ class Completions:
         finally:
             client.forget()
 
+    async def _vectors(self, answer: Answer, meter: Meter, taken: Inputs, client: _Client) -> None:
+        exchange, cache = answer.exchange, self._cache
+        inputs = taken.each()
+        keys = cache.keys(inputs, exchange.scope)
+        known = dict(zip(keys, await cache.get(keys), strict=True))
+        cached = [known[key] is not None for key in keys]
+        tokens = sum(taken.lengths)
+        cached_tokens = sum(compress(taken.lengths, cached))
+        exchange.details = {
+            "inputs": len(inputs),
+            "cached_inputs": sum(cached),
+            "prompt_tokens": tokens,
+            "cached_tokens": cached_tokens,
+        }
+        # What comes twice in a request is computed once.
+        wanted = {key: one for key, one in zip(keys, inputs, strict=True) if known[key] is None}
+        wanted_tokens = sum(map(len, wanted.values())) // 4
+        meter.begin_inputs(wanted_tokens, time.monotonic())
+        if wanted:
+            cut = parts.cut(
+                list(wanted.values()),
+                rank=RANKS[taken.tier],
+                scope=exchange.scope,
+                workers=self._dispatcher.workers,
+                most=self._most_answers,
+            )
+            works = owned(Taken(tuple(cut), tier=taken.tier), exchange).works
+            jobs = answer.group = group.submit(
+                self._dispatcher, works, exchange.began, exchange.complete
+            )
+            client.on_gone(lambda: self._cancel(jobs))
+            await answer.computed(jobs)
+            computed = dict(zip(wanted, vectors.of_jobs(jobs.jobs), strict=True))
+            cache.put(computed)
+            known |= computed
+        body = await vectors.body(
+            self._kind,
+            taken,
+            [known[key] or b"" for key in keys],
+            EmbeddingUsage(tokens, tokens, CachedInputs(cached_tokens, sum(cached))),
+            model=self._model,
+            request_id=exchange.request_id,
+        )
+        await answer.tell(body)
+
     def _cancel(self, jobs: Group) -> None:
         for job in jobs.jobs:
             self._dispatcher.cancel(job)
@@ -139,7 +195,9 @@ class Completions:
                 param=param,
             )
 
-    async def _prepare(self, body: bytes, client: _Client, exchange: Exchange) -> Taken | Told:
+    async def _prepare(
+        self, body: bytes, client: _Client, exchange: Exchange
+    ) -> Taken | Inputs | Told:
         """Intake, for as long as the client waits for it and there is time.
 
         Raises:

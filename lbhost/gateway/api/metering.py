@@ -62,6 +62,14 @@ class Meter:
         answers = len(taken.works) * taken.best_of
         self._charge = self._account.begin(prompts + outputs, answers, now)
 
+    def begin_inputs(self, tokens: int, now: float) -> None:
+        """The same for a request that has vectors or scores computed for so many tokens.
+
+        Raises RateLimitError and its kin.
+        """
+        if self._account is not None:
+            self._charge = self._account.begin(tokens, 1, now)
+
     def settle(self, group: Group | None, now: float) -> None:
         """Charge what it has cost: prompts that no worker has had cost nothing."""
         if self._charge is None:

@@ -45,13 +45,15 @@ _OF_OTHER_SERVERS: dict[str, tuple[Any, ...]] = {
 }
 """What vLLM or llama-server have and we have not, with the values that ask for nothing."""
 
-_RANKS = {
+RANKS = {
     None: order.DEFAULT,
     "auto": order.DEFAULT,
     "default": order.DEFAULT,
     "priority": order.PRIORITY,
     "flex": order.FLEX,
 }
+
+Tier = Literal["auto", "default", "priority", "flex"]
 
 _KEYS = {"propertyNames": {"pattern": "^[0-9]{1,9}$"}}
 
@@ -96,7 +98,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     """Extension, for benchmarks: go on until max_tokens."""
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    service_tier: Literal["auto", "default", "priority", "flex"] | None = None
+    service_tier: Tier | None = None
 
     response_format: ResponseFormat | None = None
     grammar: str | None = None
@@ -197,7 +199,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
     def rank(self) -> int:
         """The request's class; see lbhost/order.py."""
-        return _RANKS[self.service_tier]
+        return RANKS[self.service_tier]
 
     def style(self, *, logprobs: bool) -> Style:
         """For the answer's writer."""

@@ -40,6 +40,8 @@ class Kind(enum.Enum):
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
     APPLY_TEMPLATE = "apply_template"
+    EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
 
 
 class CachedTokens(msgspec.Struct, frozen=True):

@@ -39,12 +39,14 @@ from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.http.native_pages import NativePages
 from lbhost.gateway.keyring import Keyring
 from lbhost.gateway.metrics import Metrics
+from lbhost.gateway.prompt import inputs
 from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.prompter import Vocabulary
 from lbhost.gateway.prompt.questions import PATHS
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.fairness import most_at_once
 from lbhost.gateway.scheduling.sessions import Sessions
+from lbhost.gateway.vector_cache import VectorCache
 
 _json = msgspec.json.Encoder().encode
 
@@ -58,6 +60,7 @@ def build(
     counters: Metrics,
     model: str,
     pieces: Callable[[int], bytes],
+    cache: VectorCache,
     n_ctx: int,
     settings: Settings,
     keyring: Keyring,
@@ -88,7 +91,7 @@ def build(
     places = settings.queue_size
     if settings.keys_file is not None:
         places = most_at_once(places)
-    taking = {kind: dialect.paths for kind, dialect in DIALECTS.items()} | PATHS
+    taking = {kind: dialect.paths for kind, dialect in DIALECTS.items()} | PATHS | inputs.PATHS
     for kind, paths in taking.items():
         endpoint = Completions(
             kind,
@@ -96,6 +99,7 @@ def build(
             dispatcher,
             model,
             pieces,
+            cache,
             time_limit_s=settings.request_timeout_s,
             most_answers=min(MAX_CHOICES, places),
         )

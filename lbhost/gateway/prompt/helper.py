@@ -74,7 +74,9 @@ def main(load: Callable[[str], Vocabulary] = Vocab.load) -> int:
     except ModelFileError as error:
         link.sendall(frame(Failed(error.message)))
         return 1
-    preparation = Preparation(vocab, setup.n_ctx, setup.alias, IN_HELPER, Grammars(_compile))
+    preparation = Preparation(
+        vocab, setup.n_ctx, setup.alias, IN_HELPER, Grammars(_compile), setup.purpose
+    )
     _limit_memory()
     threading.stack_size(STACK_BYTES)
     link.sendall(frame(Ready()))

@@ -15,8 +15,10 @@ from lbhost import errors
 from lbhost.config import LogFormat, LogLevel
 from lbhost.errors import LbhostError, WireError
 from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.prompt.inputs import Inputs
 from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.prompt.questions import Told
+from lbhost.purpose import Purpose
 
 LENGTH = struct.Struct("<I")
 
@@ -36,6 +38,7 @@ class Setup(msgspec.Struct, frozen=True):
     nice: int
     log_format: LogFormat
     log_level: LogLevel
+    purpose: Purpose = Purpose()
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -64,7 +67,7 @@ class Begun(msgspec.Struct, frozen=True, tag="begun"):
 class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
     """Helper -> gateway: the body is good."""
 
-    taken: Taken | Told
+    taken: Taken | Inputs | Told
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

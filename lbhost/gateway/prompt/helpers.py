@@ -28,6 +28,7 @@ from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.prompt.helper_messages import Answer, Prepared, Refused, Setup, Task
 from lbhost.gateway.prompt.helper_process import COMMAND, HelperProcess
+from lbhost.gateway.prompt.inputs import Inputs
 from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.prompt.questions import Told
 from lbhost.gateway.scheduling.fairness import may_wait
@@ -62,7 +63,9 @@ class _Waiting:
         self.kind = kind
         self.client = client
         self.place = (time.monotonic() + len(body) / BYTES_PER_S, number)
-        self.answer: asyncio.Future[Taken | Told] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Taken | Inputs | Told] = (
+            asyncio.get_running_loop().create_future()
+        )
 
     def __lt__(self, other: _Waiting) -> bool:
         return self.place < other.place
@@ -112,7 +115,7 @@ class Helpers:
     def waiting(self) -> int:
         return len(self._queue)
 
-    async def prepare(self, body: bytes, kind: Kind, client: str = "") -> Taken | Told:
+    async def prepare(self, body: bytes, kind: Kind, client: str = "") -> Taken | Inputs | Told:
         """Raises what Preparation.prepare does, and PromptError, QueueFullError, DeadlineError.
 
         Args:
@@ -236,7 +239,7 @@ def _refusal(answer: Refused) -> LbhostError:
         raise HelperGoneError(error.message) from error
 
 
-def _settle(waiting: _Waiting, outcome: Taken | Told | Exception) -> None:
+def _settle(waiting: _Waiting, outcome: Taken | Inputs | Told | Exception) -> None:
     """Tell the caller, if it still waits."""
     if waiting.answer.done():
         return

@@ -13,9 +13,11 @@ from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt import stack
 from lbhost.gateway.prompt.grammars import Grammars
 from lbhost.gateway.prompt.helpers import Helpers
+from lbhost.gateway.prompt.inputs import Inputs
 from lbhost.gateway.prompt.preparation import Preparation, Taken
 from lbhost.gateway.prompt.prompter import Limits, Vocabulary
 from lbhost.gateway.prompt.questions import Told
+from lbhost.purpose import GENERATES, Purpose
 
 INLINE_BYTES = 4096
 """Bodies up to here are worked on in the event loop: 1.7 ms of tokenising at the most."""
@@ -27,15 +29,22 @@ INLINE_RENDER_S = 0.1
 class Intake:
     """Turns bodies into work, for one model."""
 
-    def __init__(self, vocab: Vocabulary, n_ctx: int, alias: str, helpers: Helpers) -> None:
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        n_ctx: int,
+        alias: str,
+        helpers: Helpers,
+        purpose: Purpose = GENERATES,
+    ) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
         longest = stack.inline_characters(vocab.uses_regex, soft)
         limits = Limits(INLINE_RENDER_S, max(1, longest), inline=True)
         self._grammars = Grammars()
-        self._preparation = Preparation(vocab, n_ctx, alias, limits, self._grammars)
+        self._preparation = Preparation(vocab, n_ctx, alias, limits, self._grammars, purpose)
         self.helpers = helpers
 
-    async def take(self, body: bytes, kind: Kind, client: str = "") -> Taken | Told:
+    async def take(self, body: bytes, kind: Kind, client: str = "") -> Taken | Inputs | Told:
         """`client`: whose it is; empty: nobody's.
 
         Raises InvalidRequestError and its kin, ModelNotFoundError, PromptError, QueueFullError,
@@ -47,7 +56,7 @@ class Intake:
                 self._grammars.learn(taken.grammar, taken.works[0].grammar)
         return taken
 
-    def _take_inline(self, body: bytes, kind: Kind) -> Taken | Told | None:
+    def _take_inline(self, body: bytes, kind: Kind) -> Taken | Inputs | Told | None:
         """At once, in milliseconds; None for what only a helper may prepare.
 
         Raises InvalidRequestError and its kin, ModelNotFoundError.

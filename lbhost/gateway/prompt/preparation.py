@@ -28,12 +28,14 @@ from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.api.tools.families import SYNTAX, Family
 from lbhost.gateway.api.tools.forced import Tool, calls_only
 from lbhost.gateway.api.tools.forced_tags import text_arguments
-from lbhost.gateway.prompt import habits, questions, tool_turns
+from lbhost.gateway.prompt import habits, inputs, questions, tool_turns
 from lbhost.gateway.prompt.grammars import Grammars
+from lbhost.gateway.prompt.inputs import InputReader, Inputs, check_kind
 from lbhost.gateway.prompt.prompter import Limits, Prompter, Vocabulary
 from lbhost.gateway.prompt.questions import Questions, Told
 from lbhost.gateway.scheduling.job import Work
 from lbhost.grammar import Grammar, GrammarKind
+from lbhost.purpose import GENERATES, Purpose
 
 
 class Taken(msgspec.Struct, frozen=True, tag="taken"):
@@ -63,20 +65,26 @@ class Preparation:
         alias: str,
         limits: Limits,
         grammars: Grammars,
+        purpose: Purpose = GENERATES,
     ) -> None:
         self._vocab = vocab
+        self._purpose = purpose
         self._n_ctx = n_ctx
         self._alias = alias
         self._prompter = Prompter(vocab, n_ctx, limits)
         self._questions = Questions(vocab, self._prompter, self._count, self._rendered)
+        self._inputs = InputReader(vocab, self._prompter, purpose, n_ctx, self._check_name)
         self._grammars = grammars
         self._habits = habits.of(vocab.chat_template)
         self._shown = self._prompter.special_tokens(self._habits.marks)
 
-    def prepare(self, body: bytes, kind: Kind) -> Taken | Told:
+    def prepare(self, body: bytes, kind: Kind) -> Taken | Inputs | Told:
         """Raises InvalidRequestError and its kin, ModelNotFoundError, TooLongInlineError."""
         if kind in questions.PATHS:
             return self._questions.tell(body, kind)
+        check_kind(kind, self._purpose, body, self._check_name)
+        if kind in inputs.PATHS:
+            return self._inputs.read(body, kind)
         parsed = dialects.parse(body, kind, self._vocab.n_tokens)
         generation = parsed.generation
         tokens = self._tokens(generation)
@@ -93,6 +101,13 @@ class Preparation:
             grammar,
         )
 
+    def _check_name(self, model: str | None) -> None:
+        """Raises ModelNotFoundError: this is another model."""
+        if model is not None and model != self._alias:
+            raise ModelNotFoundError(
+                f"model {model[:100]!r} is not served here; {self._alias!r} is", param="model"
+            )
+
     def _count(self, generation: Generation) -> int:
         """Tokens of all its prompts."""
         return sum(len(tokens) for tokens in self._tokens(generation))
@@ -106,11 +121,7 @@ class Preparation:
 
     def _tokens(self, generation: Generation) -> list[list[int]]:
         """Those of each prompt. Raises ModelNotFoundError."""
-        if generation.model is not None and generation.model != self._alias:
-            raise ModelNotFoundError(
-                f"model {generation.model[:100]!r} is not served here; {self._alias!r} is",
-                param="model",
-            )
+        self._check_name(generation.model)
         prompt = generation.prompt
         if isinstance(prompt, tuple):
             return [self._conversation(prompt, generation)]

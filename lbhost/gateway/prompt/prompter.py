@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -68,6 +68,11 @@ class Vocabulary(Protocol):
     def special_texts(self) -> tuple[str, ...]: ...
     @property
     def uses_regex(self) -> bool: ...
+
+    @property
+    def pair_marks(self) -> tuple[list[int], list[int], list[int]]: ...
+    @property
+    def rerank_template(self) -> str | None: ...
 
     @property
     def infill_tokens(self) -> tuple[int, int, int] | None: ...
@@ -126,14 +131,14 @@ class Prompter:
         said = [len(m["content"]) for m in messages if m["role"] == "user"]
         if len(said) > self._n_ctx:  # each is a token at least; 10,000 took over 3 s
             raise self._too_long("messages", len(said))
-        self._check_length(sum(said), "messages")  # before it is searched and rendered
+        self.check_length(sum(said), "messages")  # before it is searched and rendered
         swapped: list[str] = []
         if self._special is not None:
             messages, tools = self._swap(messages, swapped), self._swap(tools, swapped)
         text = self.rendered(
             messages, next_speaker=next_speaker, continues=continues, tools=tools, options=options
         )
-        self._check_length(len(text), "messages")
+        self.check_length(len(text), "messages")
         with_bos = not (self._bos_text and text.startswith(self._bos_text))
         if not swapped:
             return self._vocab.tokenize(text, add_bos=with_bos, parse_special=True)
@@ -181,9 +186,27 @@ class Prompter:
             InvalidRequestError: empty, and the model has no BOS.
             ContextLengthError: longer than any context.
         """
-        self._check_length(len(text), "prompt")
+        self.check_length(len(text), "prompt")
         tokens = self._vocab.tokenize(text, add_bos=True, parse_special=True)
         return tokens or self.empty()
+
+    def input(self, text: str) -> list[int]:
+        """Tokens of a text that is to be embedded, begun and ended as the model wants it."""
+        return self._vocab.tokenize(text, add_bos=True, parse_special=True)
+
+    def pairs(self, query: str, documents: Iterable[str]) -> Iterator[list[int]]:
+        """Tokens of a query with each document, as a reranker reads them."""
+        vocab = self._vocab
+        if vocab.rerank_template is not None:
+            for document in documents:
+                text = vocab.rerank_template.replace("{query}", query)
+                text = text.replace("{document}", document)
+                yield vocab.tokenize(text, add_bos=False, parse_special=True)
+            return
+        begin, between, end = vocab.pair_marks
+        asked = [*begin, *self._plain(query), *between]
+        for document in documents:
+            yield [*asked, *self._plain(document), *end]
 
     def infill(
         self, befores: Sequence[str | list[int]], after: str, after_param: str
@@ -200,14 +223,14 @@ class Prompter:
                 f"{after_param}: this model has no tokens for filling in; leave it out",
                 param=after_param,
             )
-        self._check_length(len(after), after_param)
+        self.check_length(len(after), after_param)
         prefix, suffix, middle = marks
         begin = [*self._vocab.tokenize("", add_bos=True, parse_special=False), prefix]
         end = [suffix, *self._plain(after), middle]
         prompts: list[list[int]] = []
         for before in befores:
             if isinstance(before, str):
-                self._check_length(len(before), "prompt")
+                self.check_length(len(before), "prompt")
                 before = self._plain(before)
             prompts.append([*begin, *before, *end])
         return prompts
@@ -295,8 +318,11 @@ class Prompter:
                 raise TooLongInlineError(error.message) from error
             raise
 
-    def _check_length(self, characters: int, param: str) -> None:
-        """Refuse what cannot fit whatever its tokens are: tokenising 4 MB takes 2 s."""
+    def check_length(self, characters: int, param: str) -> None:
+        """Refuse what cannot fit whatever its tokens are: tokenising 4 MB takes 2 s.
+
+        Raises ContextLengthError, or TooLongInlineError.
+        """
         if self._limits.inline:
             if characters > self._limits.characters:
                 raise TooLongInlineError("too long to be tokenised here")

@@ -38,6 +38,7 @@ from lbhost.errors import (
     UnprocessableError,
     WorkerLostError,
 )
+from lbhost.gateway.scheduling import outgoing
 from lbhost.gateway.scheduling.admission import Admission
 from lbhost.gateway.scheduling.deadlines import Deadlines
 from lbhost.gateway.scheduling.deltas import TextDelta
@@ -51,7 +52,7 @@ from lbhost.gateway.scheduling.pace import Pace
 from lbhost.gateway.scheduling.placer import Placer
 from lbhost.gateway.scheduling.readings import FRESH_NS
 from lbhost.gateway.scheduling.router import Router
-from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Sessions
+from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Session, Sessions
 from lbhost.gateway.scheduling.suspicion import Condemned, Death, Ends, Trust, settle, trust
 from lbhost.gateway.scheduling.worker_link import OpenLink, WorkerLink
 from lbhost.gateway.states.plane import Plane
@@ -148,6 +149,11 @@ class Dispatcher:
     @property
     def in_flight(self) -> int:
         return self._sessions.in_flight
+
+    @property
+    def workers(self) -> int:
+        """Workers with a link."""
+        return self._sessions.workers
 
     @property
     def active(self) -> int:
@@ -318,27 +324,10 @@ class Dispatcher:
         return attempts
 
     def _send(self, attempt: Attempt) -> None:
-        job, work = attempt.job, attempt.job.work
+        job = attempt.job
         attached = self.states.attach(attempt.session.link, attempt.number, job, attempt.own)
-        submit = wire.Submit(
-            request=attempt.number,
-            prompt=work.prompt,
-            max_tokens=work.max_tokens,
-            sampling=work.sampling,
-            stop=work.stop,
-            ignore_eos=work.ignore_eos,
-            rank=work.rank,
-            logprobs=work.logprobs,
-            prompt_logprobs=work.prompt_logprobs,
-            grammar=work.grammar,
-            shown=work.shown,
-            done=job.done(),
-            state=attempt.number if attached else 0,
-            kept=job.match.tokens if job.match is not None else 0,
-            scope=work.scope,
-        )
         self._deadlines.set(job, job.arrived + self._settings.request_timeout_s)
-        attempt.session.link.send(wire.encode(submit))
+        attempt.session.link.send(wire.encode(outgoing.message(attempt, attached=attached)))
         self._observer.sent(attempt, self._clock())
 
     def _enqueue(self, job: Job) -> None:
@@ -361,9 +350,12 @@ class Dispatcher:
 
     # --- what workers say ------------------------------------------------------------
 
-    def _on_step(self, link: WorkerLink, step: wire.Step) -> None:
+    def _on_step(self, link: WorkerLink, step: wire.FromWorker) -> None:
         session = self._sessions.of(link)
         if session is None:
+            return
+        if isinstance(step, wire.Vectors):
+            self._on_vectors(session, step)
             return
         now = self._clock()
         released = False
@@ -392,6 +384,16 @@ class Dispatcher:
                 released = True
         if released:
             self._pump()
+
+    def _on_vectors(self, session: Session, vectors: wire.Vectors) -> None:
+        attempt = session.attempts.get(vectors.request)
+        if attempt is None:
+            return
+        self._router.began(attempt, self._clock())
+        if not attempt.job.over:
+            attempt.job.vectors = vectors.values
+        self._release(attempt, vectors.finish)
+        self._pump()
 
     def _release(self, attempt: Attempt, finish: wire.Finish) -> None:
         """An attempt ended by the worker's word."""

@@ -50,6 +50,8 @@ class Work(msgspec.Struct, frozen=True):
     """The name of the API key that it came with; empty: it has none."""
     weight: float = 1.0
     """That client's part of a full box, beside the others'."""
+    inputs: tuple[int, ...] = ()
+    """Tokens of each input in `prompt` that is to become a vector. Empty: text is wanted."""
 
     @property
     def fingerprint(self) -> str:
@@ -101,7 +103,7 @@ class Job:
         self.work = work
         self.arrived = arrived
         """time.monotonic() of its head at this server."""
-        self.chain = prefix_index.chain(work.prompt, work.scope)
+        self.chain = () if work.inputs else prefix_index.chain(work.prompt, work.scope)
         """Of all that a worker has to know before it goes on: the output so far included."""
         self.match: Match | None = None
         """The KV state that holds most of it, as of version `match_version` of the store."""
@@ -139,6 +141,8 @@ class Job:
         """All its output tokens, whichever workers produced them."""
         self.delivered_tokens = 0
         """How many of them the consumer has taken."""
+        self.vectors = b""
+        """Its inputs' vectors; see wire.Vectors."""
         self.prefill_s = 0.0
         """From being given to a worker to its first token, in that worker."""
         self.cached_tokens: int | None = None

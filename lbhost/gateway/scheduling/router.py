@@ -87,6 +87,10 @@ class Router:
 
     def learn(self, attempt: Attempt, finish: wire.Finish, now: float) -> None:
         """An attempt has ended by itself."""
+        if attempt.job.work.inputs:
+            self._usual_prompt += _USUAL_WEIGHT * (finish.prompt_tokens - self._usual_prompt)
+            self._usual_tokens = 0.0
+            return
         tokens = finish.completion_tokens
         self._usual_tokens += _USUAL_WEIGHT * (tokens - self._usual_tokens)
         computed = finish.prompt_tokens - finish.cached_tokens

@@ -24,7 +24,7 @@ class WorkerLink(asyncio.Protocol):
         self,
         worker: int,
         epoch: int,
-        on_step: Callable[[WorkerLink, wire.Step], None],
+        on_step: Callable[[WorkerLink, wire.FromWorker], None],
         on_lost: Callable[[WorkerLink], None],
     ) -> None:
         self.worker = worker
@@ -40,7 +40,7 @@ class WorkerLink(asyncio.Protocol):
         fd: int,
         worker: int,
         epoch: int,
-        on_step: Callable[[WorkerLink, wire.Step], None],
+        on_step: Callable[[WorkerLink, wire.FromWorker], None],
         on_lost: Callable[[WorkerLink], None],
     ) -> WorkerLink:
         """Take over the descriptor. Raises OSError if it is no stream socket."""
@@ -93,7 +93,7 @@ class WorkerLink(asyncio.Protocol):
 
 
 OpenLink: TypeAlias = Callable[
-    [int, int, int, Callable[[WorkerLink, wire.Step], None], Callable[[WorkerLink], None]],
+    [int, int, int, Callable[[WorkerLink, wire.FromWorker], None], Callable[[WorkerLink], None]],
     Awaitable[WorkerLink],
 ]
 """What WorkerLink.open is; the simulator's links lead to no process."""

@@ -96,6 +96,29 @@ def test_a_request_waits_for_the_step_that_runs_and_for_no_more() -> None:
     assert costs.step_s(1, [16]) <= late.ttft <= longest * 1.001
 
 
+def test_five_times_too_much_costs_nothing_of_what_is_done_in_time() -> None:
+    limit_s, window_s = 10.0, 100.0
+    costs = Costs(noise=0.05)
+
+    def done_a_second(share: float) -> tuple[float, Played]:
+        rng = random.Random(3)
+        alike = [(1.0, 128, 64)]
+        rate = share * load.capacity(load.mixed(1.0, 10, rng, alike), costs, 2)
+        made = load.mixed(rate, round(rate * window_s), rng, alike)
+        played = play("cost", made, box(costs=costs, queue_timeout_s=limit_s))
+        done = [request for request in played.requests if request.error is None]
+        assert all(request.ttft < limit_s + 5.0 for request in done)
+        return len(done) / played.length_s, played
+
+    peak = max(done_a_second(share)[0] for share in (0.9, 1.0, 1.5))
+    at_five, played = done_a_second(5.0)
+    assert at_five >= 0.9 * peak
+    refused = [request for request in played.requests if request.error is not None]
+    late = [request for request in refused if request.ended != request.arrived]
+    assert len(refused) > len(played.requests) / 2
+    assert len(late) < 0.2 * len(refused)  # the others were told at once
+
+
 def test_every_policy_serves_everything_and_computes_every_token() -> None:
     made = mix(60)
     tokens = sum(a.completion_tokens for a in made)

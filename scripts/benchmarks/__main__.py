@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import costs, engine, limit, machine, overhead, servers, serving
+from benchmarks import costs, engine, limit, machine, overhead, servers, serving, streams
 from benchmarks.bench import Bench, BenchError
 from benchmarks.figures import Figure, Verdict, as_data, table
 from benchmarks.peers import PeerError
@@ -33,6 +33,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Figure]]] = {
     "neighbour": serving.neighbour,
     "open": serving.open_loop,
     "overhead": overhead.overhead,
+    "streams": streams.streams,
     "recovery": costs.recovery,
     "memory": costs.memory,
     "idle": costs.idle,

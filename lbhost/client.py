@@ -82,6 +82,14 @@ class AdminClient:
         """So many workers."""
         return self._command("/scale", {"workers": workers}, wait)
 
+    def reload(self, *, dry_run: bool = False, wait: bool = True) -> str:
+        """Bring the configuration as it is now into force."""
+        return self._command("/reload", {"dry_run": dry_run}, wait)
+
+    def upgrade(self, *, wait: bool = True) -> str:
+        """A new server, of the lbhost that is installed now, takes over."""
+        return self._command("/upgrade", {}, wait)
+
     def events(
         self,
         *,

@@ -186,6 +186,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "M or G; 0: none are kept."
         ),
     ] = "1G"
+    state_dir: Annotated[
+        str | None,
+        says(
+            "Folder (mode 0700) that keeps KV states while no server runs, so that a restarted one "
+            "knows what it had computed."
+        ),
+    ] = None
+    state_dir_size: Annotated[
+        int | str, says("What state_dir may take: bytes, or with K, M or G.")
+    ] = "4G"
     share_prefixes: Annotated[
         bool,
         says(
@@ -291,8 +301,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Bytes that vectors may take."""
         return _bytes("embedding_cache", str(self.embedding_cache))
 
+    @property
+    def state_dir_bytes(self) -> int:
+        """Bytes that state_dir may take."""
+        return _bytes("state_dir_size", str(self.state_dir_size))
+
     def __post_init__(self) -> None:
-        _ = self.state_cache_bytes, self.embedding_cache_bytes  # raise ValueError
+        # These raise ValueError.
+        _ = self.state_cache_bytes, self.embedding_cache_bytes, self.state_dir_bytes
         if isinstance(self.workers, str) and self.workers != "auto":
             raise ValueError(f"workers is 'auto' or a number from 1 to 1024, not {self.workers!r}")
         warm_c = DEFAULT_WARM_C if self.warm_c is None else self.warm_c
@@ -405,7 +421,13 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {error}") from error
 
 
-_NOT_SETTINGS = {"LBHOST_CONFIG", "LBHOST_SYSFS_ROOT", "LBHOST_PROCFS_ROOT", "LBHOST_TUI"}
+_NOT_SETTINGS = {
+    "LBHOST_CONFIG",
+    "LBHOST_SYSFS_ROOT",
+    "LBHOST_PROCFS_ROOT",
+    "LBHOST_TUI",
+    "LBHOST_HANDOVER_FD",
+}
 
 
 _SERVICE_LINKS = (

@@ -51,6 +51,8 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     worker: int
     epoch: int
     placement: Placement
+    settings: Settings | None = None
+    """Those of Configure if None. What shapes the context is the same in both."""
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -123,6 +125,28 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
     end, or somebody has killed or stopped it."""
 
 
+class Reconfigure(msgspec.Struct, frozen=True, tag="reconfigure"):
+    """Supervisor -> gateway: other settings from now on. Only those change that changes.py calls
+    live or rolling."""
+
+    number: int
+    """Counts the changes."""
+    settings: Settings
+
+
+class Reconfigured(msgspec.Struct, frozen=True, tag="reconfigured"):
+    """Gateway -> supervisor: the settings of that number are in force."""
+
+    number: int
+
+
+class Retire(msgspec.Struct, frozen=True, tag="retire"):
+    """Supervisor -> gateway: another one accepts on your socket now. End what you have, within
+    limit_s, and then yourself."""
+
+    limit_s: float
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Supervisor -> fork server, worker or gateway: end.
 
@@ -146,6 +170,9 @@ Control: TypeAlias = (
     | Resume
     | Leaving
     | Ended
+    | Reconfigure
+    | Reconfigured
+    | Retire
     | Stop
 )
 

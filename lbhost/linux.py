@@ -17,7 +17,7 @@ from typing import NamedTuple
 from lbhost.errors import StartupError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What asks a server to stop."""
+"""What asks a server to stop; SIGHUP does so until it serves, and when its terminal has gone."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -47,6 +47,20 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
+def live_without_parent() -> None:
+    """Undo `die_with_parent`."""
+    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal: one that hangs up is taken from it."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def stop_signals_held() -> Iterator[set[int]]:
     """Stop signals wait until the end of the block. Gives the mask that was there before."""
@@ -64,7 +78,7 @@ def ignore_stop_signals() -> None:
     once; a worker that took SIGTERM as its end would cut off the streams that may still finish.
     Survives a fork and an exec.
     """
-    for number in STOP_SIGNALS:
+    for number in (*STOP_SIGNALS, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -52,8 +52,14 @@ class Unable(msgspec.Struct, frozen=True, tag="unable", array_like=True):
     reason: str
 
 
+class Able(msgspec.Struct, frozen=True, tag="able", array_like=True):
+    """Worker -> gateway: what a state must have in common with this worker; see state_file.py."""
+
+    identity: bytes
+
+
 ToWorker: TypeAlias = State
-FromWorker: TypeAlias = Saved | Taken | Unable
+FromWorker: TypeAlias = Saved | Taken | Unable | Able
 
 M = TypeVar("M")
 

@@ -220,7 +220,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     level: str
     """info, warning or error."""
     kind: str
-    """worker_state, worker_exit, health_kill, gateway, fork_server, operator, rolling, server."""
+    """worker_state, worker_exit, health_kill, gateway, fork_server, operator, rolling, reload,
+    handover, server."""
     worker: int | None
     message: str
     """One line for a person."""

@@ -66,8 +66,8 @@ def _require(parts: Sequence[FilePart]) -> None:
         if found != part:
             what = "replaced" if found.inode != part.inode else "changed"
             raise ModelChangedError(
-                f"{part.path} was {what} since the server started: restart lbhost to serve the "
-                "new file, or put the old one back"
+                f"{part.path} was {what} since the server started: `lbhost reload` serves the "
+                "new file; or put the old one back"
             )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from lbhost import control
 from lbhost.board import Board, GatewayRow, ProgressRow
+from lbhost.config import Settings
 
 TICK_S = float(os.environ.get("FAKE_TICK_S", "0.02"))
 
@@ -48,12 +49,13 @@ def next_message(link: socket.socket) -> control.Control | None:
     return message
 
 
-def configured(link: socket.socket) -> Board:
+def configured(link: socket.socket) -> tuple[Board, Settings]:
     packet = control.receive(link)
     if packet is None:
         os._exit(1)
-    _, fds = packet
-    return Board.attach(fds[0])
+    message, fds = packet
+    assert isinstance(message, control.Configure)
+    return Board.attach(fds[0]), message.settings
 
 
 def misbehave(name: str, link: socket.socket) -> None:
@@ -70,22 +72,32 @@ def misbehave(name: str, link: socket.socket) -> None:
 
 
 def gateway(link: socket.socket) -> None:
-    board = configured(link)
+    board, settings = configured(link)
     misbehave("gateway", link)
     control.send(link, control.Ready())
     links = 0
+    limit = settings.queue_size
     while True:
         message = next_message(link)
         links += isinstance(message, control.Link)
-        if isinstance(message, control.Stop) and mode("gateway") != "deaf":
+        if isinstance(message, control.Stop | control.Retire) and mode("gateway") != "deaf":
             os._exit(0)
+        if isinstance(message, control.Reconfigure):
+            limit = message.settings.queue_size
+            control.send(link, control.Reconfigured(message.number))
         board.gateway.write(
-            0, GatewayRow(pid=os.getpid(), heartbeat_ns=time.monotonic_ns(), connections=links)
+            0,
+            GatewayRow(
+                pid=os.getpid(),
+                heartbeat_ns=time.monotonic_ns(),
+                connections=links,
+                queue_limit=limit,
+            ),
         )
 
 
 def fork_server(link: socket.socket) -> None:
-    board = configured(link)
+    board, _ = configured(link)
     misbehave("fork_server", link)
     control.send(link, control.Loaded(0.0, 1, 1))
     while True:
@@ -150,7 +162,7 @@ def worker(link: socket.socket, board: Board, order: control.Fork) -> None:
 
 def gpu_worker(link: socket.socket) -> None:
     """A worker that is spawned: it gets Configure and Fork, and loads for itself."""
-    board = configured(link)
+    board, _ = configured(link)
     packet = control.receive(link)
     if packet is None or not isinstance(packet[0], control.Fork):
         os._exit(1)

@@ -25,6 +25,7 @@ from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
+from lbhost.source import Source
 from lbhost.status import Status
 from lbhost.supervisor import launcher, listener, supervisor
 from lbhost.supervisor.runtime import RuntimeDir
@@ -122,12 +123,14 @@ async def box(
     modes: dict[str, str] | None = None,
     wait: bool = True,
     placements: Sequence[Placement] | None = None,
+    source: Source | None = None,
 ) -> AsyncIterator[Box]:
     """A running supervisor; it is stopped, and everything below it is gone, at the end.
 
     Args:
         wait: for the server to serve.
         placements: other than the plan's for so many workers.
+        source: where a reload reads the settings.
     """
     settings = settings or Settings(shutdown_grace_s=5)
     folder = tmp_path / "fake"
@@ -163,7 +166,9 @@ async def box(
     claimed = RuntimeDir.claim(tmp_path / "run")
     with listener.bind("127.0.0.1", 0) as listening:
         announced: list[Status] = []
-        made = Supervisor(prepared, claimed, listening, "http://127.0.0.1:1", announced.append)
+        made = Supervisor(
+            prepared, claimed, listening, "http://127.0.0.1:1", announced.append, source=source
+        )
         running = Box(made, folder, allowed)
         running.announced = announced
         for name, mode in (modes or {}).items():

@@ -87,6 +87,12 @@ class Noted:
     async def scale(self, workers: int) -> str:
         return await self._do("scale", workers)
 
+    async def reload(self, *, dry_run: bool) -> str:
+        return await self._do("reload", dry_run)
+
+    async def upgrade(self) -> str:
+        return await self._do("upgrade")
+
 
 @asynccontextmanager
 async def served(tmp_path: Path) -> AsyncIterator[tuple[Noted, httpx2.AsyncClient]]:

@@ -102,7 +102,7 @@ def all_of_them():
         os.kill(os.getpid(), number)
 
 class Served:
-    def __init__(self, *_): ...
+    def __init__(self, *_, **__): ...
     async def run(self):
         for number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, print)

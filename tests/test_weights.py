@@ -38,13 +38,13 @@ def test_any_replaced_part_is_refused_and_says_what_to_do(parts: list[Path]) -> 
     new = parts[1].with_suffix(".new")
     shutil.copy2(parts[1], new)
     new.replace(parts[1])
-    with pytest.raises(ModelChangedError, match=r"replaced .* restart lbhost"), unchanged(known):
+    with pytest.raises(ModelChangedError, match=r"replaced .* lbhost reload"), unchanged(known):
         raise AssertionError("nothing may be loaded")
 
 
 def test_a_file_that_changes_while_it_is_loaded_is_refused(parts: list[Path]) -> None:
     known = identify(parts)
-    with pytest.raises(ModelChangedError, match=r"changed .* restart lbhost"), unchanged(known):
+    with pytest.raises(ModelChangedError, match=r"changed .* lbhost reload"), unchanged(known):
         os.utime(parts[0], ns=(1, 1))
 
 
@@ -63,7 +63,7 @@ def test_a_fork_server_that_finds_another_file_refuses_it(tmp_path: Path) -> Non
     os.utime(path, ns=(1, 1))
     with template(Settings(slots=1), n_ctx=256, model_path=str(path), weights=known) as made:
         assert isinstance(made.first, control.Failed)
-        assert "restart lbhost" in made.first.message
+        assert "lbhost reload" in made.first.message
         assert made.process.wait(DEADLINE_S) == 1
 
 
@@ -80,10 +80,10 @@ def test_a_replaced_file_never_reaches_a_running_server(tmp_path: Path) -> None:
         assert before.template.pid is not None
         os.kill(before.template.pid, signal.SIGKILL)
         server.wait(
-            lambda s: s.template is not None and "restart lbhost" in (s.template.last_exit or ""),
+            lambda s: s.template is not None and "lbhost reload" in (s.template.last_exit or ""),
             "the new fork server refuses the new file",
         )
-        assert "restart lbhost" in server.cli("events").stdout
+        assert "lbhost reload" in server.cli("events").stdout
         assert server.complete().status_code == 200
         assert [w.pid for w in server.status().workers] == [w.pid for w in before.workers]
 

@@ -132,6 +132,40 @@ def scale(
 
 
 @app.command
+def reload(
+    *,
+    dry_run: Annotated[
+        bool,
+        Parameter(negative="", help="Only print what would change, and how it comes into force."),
+    ] = False,
+    keys: Annotated[
+        bool, Parameter(negative="", help="Only print how a change of each key comes into force.")
+    ] = False,
+    wait: Wait = True,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """Read the configuration file again and bring what has changed into force.
+
+    Flags and environment of the running server still win. A file that is no good changes nothing.
+    """
+    if keys:
+        from lbhost.supervisor import changes
+
+        print("\n".join(changes.table()))
+        return
+    _command(runtime_dir, lambda client: client.reload(dry_run=dry_run, wait=wait))
+
+
+@app.command
+def upgrade(*, wait: Wait = True, runtime_dir: RuntimeDir = None) -> None:
+    """Have the lbhost that is installed now take over from the running one.
+
+    The new server starts beside the old one and gets its sockets; requests end where they began.
+    """
+    _command(runtime_dir, lambda client: client.upgrade(wait=wait))
+
+
+@app.command
 def events(
     *,
     follow: Annotated[

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from lbhost import config, report
 from lbhost.cli.app import app, dashboard
 from lbhost.config import Settings
+from lbhost.source import Source
 
 _UNITS = {"_s": "SECONDS", "_ms": "MS", "_c": "CELSIUS", "_bytes": "BYTES"}
 
@@ -33,32 +34,23 @@ def _metavar(field: msgspec.structs.FieldInfo) -> str:
 def _serve(**given: Any) -> int:
     file, with_tui = given.pop("config", None), given.pop("tui", False)
     flags = {key: value for key, value in given.items() if value is not None}
-    settings = config.load(flags, os.environ, Path(file) if file else None)
+    source = Source(flags, dict(os.environ), Path(file).absolute() if file else None)
+    settings = source.load()
     if with_tui or os.environ.get("LBHOST_TUI", "0") not in {"", "0", "false", "no"}:
         from lbhost import cockpit
 
-        return cockpit.run(settings, _serve_arguments(flags, file), dashboard=dashboard())
+        return cockpit.run(settings, source.arguments(), dashboard=dashboard())
     from lbhost import stream
+    from lbhost.supervisor import succession
     from lbhost.supervisor.main import serve
 
     stream.protect()
     try:
-        serve(settings, os.environ, lambda status: print(report.banner(status), flush=True))
+        announce = lambda status: print(report.banner(status), flush=True)  # noqa: E731
+        serve(settings, os.environ, announce, source, succession.inherited(os.environ))
     except KeyboardInterrupt:  # told to stop before it served
         return 0
     return 0
-
-
-def _serve_arguments(flags: dict[str, Any], file: str | None) -> list[str]:
-    """The same `serve` once more, for the process beside the dashboard."""
-    arguments = [_argument(config.flag_name(key), value) for key, value in flags.items()]
-    return [*arguments, *([f"--config={file}"] if file else [])]
-
-
-def _argument(flag: str, value: str | bool) -> str:
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag}={value}"
 
 
 def _add_serve() -> None:

@@ -7,13 +7,16 @@ start and stop. `run` is the whole life, from Configure to the drained end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import ipaddress
 import os
 import socket
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 
 import msgspec
+from starlette.types import ASGIApp
 
 from lbhost import board, control, log
 from lbhost.config import Settings
@@ -35,10 +38,15 @@ from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.readings import Readings, Siblings
 from lbhost.gateway.scheduling.sessions import Sessions
 from lbhost.gateway.states.collector import StatesCollector
+from lbhost.gateway.states.disk import Disk
+from lbhost.gateway.states.disk_thread import DiskThread
 from lbhost.gateway.states.plane import MAX_ENTRIES, Plane
 from lbhost.gateway.vector_cache import CacheCollector, VectorCache
 from lbhost.gateway.vllm_names import VllmNames
 from lbhost.tuning import shelf
+
+KEEP_S = 3.0
+"""How long states may be written to disk at the end: less than the supervisor waits for that."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -64,6 +72,13 @@ def receive_start(link: socket.socket) -> Start | None:
     return Start(message, board.Board.attach(fds[0]), socket.socket(fileno=fds[1]))
 
 
+def _disk(settings: Settings) -> DiskThread | None:
+    """Where states are kept; the supervisor has made sure of the folder."""
+    if settings.state_dir is None or settings.state_cache_bytes == 0:
+        return None
+    return DiskThread(Disk(Path(settings.state_dir), settings.state_dir_bytes))
+
+
 def _is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
@@ -83,22 +98,26 @@ class Gateway:
         """`on_orphaned` is called when the control link ends: the supervisor is gone."""
         configure = start.configure
         settings: Settings = configure.settings
+        self._configure = configure
+        self._vocab = vocab
         self._on_orphaned = on_orphaned
         self._listener = start.listener
         self._link: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        counters = Metrics()
-        self.sessions = Sessions(Readings(start.page, settings, siblings=siblings), settings.slots)
+        self._counters = counters = Metrics()
+        self._readings = Readings(start.page, settings, siblings=siblings)
+        self.sessions = Sessions(self._readings, settings.slots)
         self.traffic = Recorder(start.page, settings, self.sessions, counters)
         self._page = start.page
         self.states = Plane(
             settings.state_cache_bytes if configure.purpose.generates else 0,
             self.sessions,
+            disk=_disk(settings),
             most_entries=descriptors.states_within(MAX_ENTRIES, settings.max_connections),
         )
         self.dispatcher = Dispatcher(settings, self.sessions, self.traffic, states=self.states)
         counters.registry.register(
-            BoardCollector(self.sessions, self.dispatcher, settings.queue_size)
+            BoardCollector(self.sessions, self.dispatcher, lambda: self.server.settings.queue_size)
         )
         counters.registry.register(
             VllmNames(counters, self.sessions, self.dispatcher, configure.model_alias)
@@ -130,24 +149,37 @@ class Gateway:
         self.intake = Intake(
             vocab, configure.n_ctx, configure.model_alias, helpers, configure.purpose
         )
-        self.server = Server(
-            app.build(
-                intake=self.intake,
-                dispatcher=self.dispatcher,
-                sessions=self.sessions,
-                vocab=vocab,
-                counters=counters,
-                model=configure.model_alias,
-                pieces=functools.partial(vocab.piece, special=True),
-                cache=self.cache,
-                n_ctx=configure.n_ctx,
-                settings=settings,
-                keyring=self.keyring,
-                on_loopback=_is_loopback(start.listener),
-            ),
-            settings,
-            self.traffic,
+        self.server = Server(self._app(settings), settings, self.traffic)
+
+    def _app(self, settings: Settings) -> ASGIApp:
+        configure, vocab = self._configure, self._vocab
+        return app.build(
+            intake=self.intake,
+            dispatcher=self.dispatcher,
+            sessions=self.sessions,
+            vocab=vocab,
+            counters=self._counters,
+            model=configure.model_alias,
+            pieces=functools.partial(vocab.piece, special=True),
+            cache=self.cache,
+            n_ctx=configure.n_ctx,
+            settings=settings,
+            keyring=self.keyring,
+            on_loopback=_is_loopback(self._listener),
         )
+
+    def adopt(self, settings: Settings) -> None:
+        """Other settings from now on, for open connections too; nothing that runs is disturbed."""
+        before = self.server.settings
+        log.configure(settings.log_format, settings.log_level, "gateway")
+        self._readings.settings = self.traffic.settings = settings
+        keeps = self._configure.purpose.generates
+        if keeps and settings.state_cache_bytes != before.state_cache_bytes:
+            self.states.want(settings.state_cache_bytes)
+        self.intake.helpers.wait_s = settings.queue_timeout_s
+        self.keyring.adopt(settings)
+        self.dispatcher.adopt(settings)
+        self.server.adopt(self._app(settings), settings)
 
     async def run(self, link: socket.socket) -> None:
         """Serve until told to Stop, and drained. Takes over the control link."""
@@ -194,6 +226,13 @@ class Gateway:
             self.dispatcher.worker_leaves()
         elif isinstance(message, control.Ended):
             self.dispatcher.worker_ended(message.worker, message.epoch, message.by_its_work)
+        elif isinstance(message, control.Reconfigure):
+            self.adopt(message.settings)
+            assert self._link is not None
+            with contextlib.suppress(BlockingIOError):  # told again, it answers again
+                control.send(self._link, control.Reconfigured(message.number))
+        elif isinstance(message, control.Retire):
+            self._spawn(self._retire(message.limit_s))
         elif isinstance(message, control.Stop):
             if not self.dispatcher.stopping:
                 self._spawn(self._stop(message.grace_s))
@@ -211,9 +250,22 @@ class Gateway:
         except OSError as error:
             log.get().error("data link unusable", worker=link.worker, reason=str(error))
 
+    async def _retire(self, limit_s: float) -> None:
+        """Another gateway accepts on our socket: end what came here, then go."""
+        log.get().info("retiring", requests=self.dispatcher.active)
+        self.dispatcher.retiring = True
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.server.retire()
+        except TimeoutError:
+            log.get().warning("retiring took too long", cut_off=self.dispatcher.active)
+        if not self.dispatcher.stopping:
+            await self._stop(0.0)
+
     async def _stop(self, grace_s: float) -> None:
         log.get().info("draining", grace_s=grace_s, requests=self.dispatcher.active)
         await self.dispatcher.drain(grace_s)
+        await self.states.keep(KEEP_S)
         self.server.stop()
 
     async def _watch_keys(self) -> None:

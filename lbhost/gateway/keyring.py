@@ -35,18 +35,29 @@ class Keyring:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         """A file that is not right lets nobody in but --api-key, until it is."""
         self._clock = clock
-        self._path = None if settings.keys_file is None else Path(settings.keys_file)
+        self._path: Path | None = None
         self._secret = secrets.token_bytes(32)
         self._unnamed: dict[bytes, Account] = {}
         self._named: dict[bytes, Account] = {}
-        self.needed = settings.api_key is not None or self._path is not None
+        self.needed = False
         """Whether requests must carry a key."""
+        self._stamp: _Stamp = None
+        self.adopt(settings)
+
+    def adopt(self, settings: Settings) -> None:
+        """Another --api-key, or another file. A key that stays has used what it had used."""
+        self._path = None if settings.keys_file is None else Path(settings.keys_file)
+        self.needed = settings.api_key is not None or self._path is not None
+        before, self._unnamed = self._unnamed, {}
         if settings.api_key is not None:
             key = settings.api_key.encode()
-            account = Account(_UNNAMED, scope_of(key), clock())
-            self._unnamed[self._blinded(keys.digest(key))] = account
+            at = self._blinded(keys.digest(key))
+            account = before.get(at) or Account(_UNNAMED, scope_of(key), self._clock())
+            self._unnamed[at] = account
         self._stamp = self._stamp_now()
-        if self._path is not None:
+        if self._path is None:
+            self._named = {}
+        else:
             self.reread()
 
     @property

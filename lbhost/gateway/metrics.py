@@ -8,7 +8,7 @@ workers, so that one copy serves for TEXT_FRESH_S.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from prometheus_client import (
@@ -164,7 +164,7 @@ class Metrics:
 class BoardCollector(Collector):
     """Gauges: what gateway and workers are like at this moment."""
 
-    def __init__(self, sessions: Sessions, load: Load, queue_limit: int) -> None:
+    def __init__(self, sessions: Sessions, load: Load, queue_limit: Callable[[], int]) -> None:
         self._sessions = sessions
         self._load = load
         self._queue_limit = queue_limit
@@ -172,7 +172,7 @@ class BoardCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         for name, text, value in (
             ("queue_depth", "Requests waiting for a worker", self._load.queue_depth),
-            ("queue_limit", "Requests that may wait", self._queue_limit),
+            ("queue_limit", "Requests that may wait", self._queue_limit()),
             ("requests_in_flight", "Requests given to workers", self._load.in_flight),
         ):
             gauge = GaugeMetricFamily(f"lbhost_{name}", text)

@@ -95,7 +95,7 @@ class Recorder:
     ) -> None:
         self._clock = clock
         self._board = page
-        self._settings = settings
+        self.settings = settings
         self._sessions = sessions
         self._metrics = metrics
         self._requests = 0
@@ -201,7 +201,7 @@ class Recorder:
                 pid=os.getpid(),
                 heartbeat_ns=time.monotonic_ns(),
                 queue_depth=load.queue_depth,
-                queue_limit=self._settings.queue_size,
+                queue_limit=self.settings.queue_size,
                 in_flight=load.in_flight,
                 connections=connections,
                 requests=self._requests,

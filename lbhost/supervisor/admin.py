@@ -54,6 +54,13 @@ class ScaleBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: Annotated[int, Meta(ge=1, le=1024)]
 
 
+class ReloadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /reload."""
+
+    dry_run: bool = False
+    """Only say what would happen."""
+
+
 class EmptyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every other POST."""
 
@@ -69,6 +76,8 @@ class Commands(Protocol):
     def restart(self, worker: int) -> Coroutine[Any, Any, str]: ...
     def restart_all(self) -> Coroutine[Any, Any, str]: ...
     def scale(self, workers: int) -> Coroutine[Any, Any, str]: ...
+    def reload(self, *, dry_run: bool) -> Coroutine[Any, Any, str]: ...
+    def upgrade(self) -> Coroutine[Any, Any, str]: ...
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -145,6 +154,8 @@ class Admin:
                 Route("/workers/{id}/resume", self._resume, methods=["POST"]),
                 Route("/workers/{id}/restart", self._restart, methods=["POST"]),
                 Route("/scale", self._scale, methods=["POST"]),
+                Route("/reload", self._reload, methods=["POST"]),
+                Route("/upgrade", self._upgrade, methods=["POST"]),
             ],
             exception_handlers={
                 LbhostError: _refused,
@@ -176,6 +187,14 @@ class Admin:
     async def _scale(self, request: Request) -> Response:
         body = await _body(request, ScaleBody)
         return await self._run(request, self._commands.scale(body.workers))
+
+    async def _reload(self, request: Request) -> Response:
+        body = await _body(request, ReloadBody)
+        return await self._run(request, self._commands.reload(dry_run=body.dry_run))
+
+    async def _upgrade(self, request: Request) -> Response:
+        await _body(request, EmptyBody)
+        return await self._run(request, self._commands.upgrade())
 
     async def _run(self, request: Request, command: Coroutine[Any, Any, str]) -> Response:
         """Carry out a command, whether its client waits, does not want to, or leaves."""

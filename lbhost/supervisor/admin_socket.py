@@ -16,27 +16,31 @@ class AdminSocket:
     """Serves the admin API at the runtime dir's path, for as long as the server runs."""
 
     def __init__(self, admin: Admin, runtime: RuntimeDir, events: EventLog) -> None:
-        """
-        Raises:
-            StartupError: the socket cannot be made.
-        """
+        self._admin = admin
         self._runtime = runtime
         self._events = events
-        self._server = AdminServer(admin, runtime.listen())
+        self._server: AdminServer | None = None
         self._refusal = ""
         """Why the path is not ours now, as told last."""
 
     async def start(self) -> None:
-        """Serve from now on."""
+        """Serve from now on.
+
+        Raises:
+            StartupError: the socket cannot be made.
+        """
+        self._server = AdminServer(self._admin, self._runtime.listen())
         await self._server.start()
 
     async def stop(self) -> None:
         """Close everything; clients get a second to take their last bytes."""
-        await self._server.stop()
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop()
 
     async def look_again(self) -> None:
         """If the path leads elsewhere or nowhere, make it lead here again, and tell of it."""
-        if self._runtime.is_reachable():
+        if self._server is None or self._runtime.is_reachable():
             return
         try:
             listener = self._runtime.listen_again()

@@ -35,7 +35,7 @@ class Assembly:
     """Turns board rows into the shapes of status.py."""
 
     def __init__(self, settings: Settings, board: Board) -> None:
-        self._settings = settings
+        self.settings = settings
         self._board = board
 
     def workers(self, pool: Pool, topology: Topology) -> list[WorkerStatus]:
@@ -72,9 +72,9 @@ class Assembly:
                 host=host,
                 gpu=gpu,
                 siblings=[self._core(i) for i in topology.siblings(cpus)],
-                nice=self._settings.nice,
-                warm_c=self._settings.warm_c,
-                hot_c=self._settings.hot_c,
+                nice=self.settings.nice,
+                warm_c=self.settings.warm_c,
+                hot_c=self.settings.hot_c,
             )
         retry = worker.retry_at_s
         return WorkerStatus(
@@ -185,7 +185,7 @@ class Assembly:
             rejected=row.rejected,
             in_flight=row.in_flight,
             queue_depth=row.queue_depth,
-            queue_limit=row.queue_limit or self._settings.queue_size,
+            queue_limit=row.queue_limit or self.settings.queue_size,
             connections=row.connections,
             requests_s=row.requests_s,
             tokens_s=row.tokens_s,
@@ -213,7 +213,7 @@ class Assembly:
         )
 
     def _heat(self, cores: list[CoreRow], gpu: GpuRow | None, count: int) -> float | None:
-        limits = limits_of(self._settings.warm_c, self._settings.hot_c)
+        limits = limits_of(self.settings.warm_c, self.settings.hot_c)
         if gpu is not None:
             return None if gpu.temp_c is None else heat(gpu.temp_c, limits)
         return _least(core_heat(core, limits, count) for core in cores if core.temp_c is not None)

@@ -47,6 +47,7 @@ class Children:
         self._after_exit = after_exit
         self._spawned: dict[int, subprocess.Popen[bytes]] = {}
         self._watched: dict[int, tuple[int, Exited]] = {}
+        self._others: set[int] = set()
 
     def spawn(self, module: str, fd: int, env: Mapping[str, str], watcher: Exited) -> int:
         """Start `python -m module --control-fd FD` and return its pid.
@@ -57,13 +58,39 @@ class Children:
         Raises:
             OSError: no process could be made.
         """
+        command = [sys.executable, "-m", module, "--control-fd", str(fd)]
+        return self._spawn(command, fd, env, watcher, _begin)
+
+    def spawn_server(
+        self, command: Sequence[str], fd: int, env: Mapping[str, str], watcher: Exited
+    ) -> int:
+        """The same for another server, which minds stop signals itself. It dies with us until it
+        says otherwise.
+
+        Raises:
+            OSError: no process could be made.
+        """
+        return self._spawn(command, fd, env, watcher, die_with_parent)
+
+    def disown(self, pid: int) -> None:
+        """It is told of when it ends, but it is not ours to end."""
+        self._others.add(pid)
+
+    def _spawn(
+        self,
+        command: Sequence[str],
+        fd: int,
+        env: Mapping[str, str],
+        watcher: Exited,
+        begin: Callable[[], None],
+    ) -> int:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, "--control-fd", str(fd)],
+            command,
             stdin=subprocess.DEVNULL,
             pass_fds=(fd,),
             env=dict(env),
             process_group=0,
-            preexec_fn=_begin,
+            preexec_fn=begin,
         )
         self._spawned[process.pid] = process
         try:
@@ -76,7 +103,7 @@ class Children:
             if process.pid not in self._watched:
                 process.wait()
                 del self._spawned[process.pid]
-        raise ProcessLookupError(f"{module} was gone at once")
+        raise ProcessLookupError(f"{command[2]} was gone at once")
 
     def watch(self, pid: int, watcher: Exited) -> bool:
         """Tell the watcher when this child ends. False if it is gone already.
@@ -100,8 +127,8 @@ class Children:
                 signal.pidfd_send_signal(watched[0], number)
 
     def pids(self) -> Sequence[int]:
-        """Watched children that have not ended."""
-        return tuple(self._watched)
+        """Watched children of our own that have not ended."""
+        return tuple(self._watched.keys() - self._others)
 
     def sweep(self) -> None:
         """Reap dead children that nobody watches: orphans of a fork server that died mid-fork."""
@@ -135,15 +162,20 @@ class Children:
     def close(self) -> None:
         """Kill and reap whatever is left. The last resort of a shutdown."""
         loop = asyncio.get_running_loop()
-        for pid in self._watched:
+        for pid in self.pids():
             self.signal(pid, signal.SIGKILL)
         for pid, (pidfd, _) in self._watched.items():
             loop.remove_reader(pidfd)
             os.close(pidfd)
+            if pid in self._others:
+                continue
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
             process = self._spawned.pop(pid, None)
             if process is not None:
                 process.returncode = -signal.SIGKILL
+        for process in self._spawned.values():
+            process.returncode = 0  # another's: not to be waited for
+        self._spawned.clear()
         self._watched.clear()
         self.sweep()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from lbhost.config import Settings
 from lbhost.model import ModelFile
 from lbhost.placement.placement import Placement
 
@@ -55,6 +56,8 @@ class ModelWanted:
     n_ctx: int
     """Tokens per slot."""
     slots: int
+    settings: Settings = field(default_factory=Settings)
+    """Those that its workers' next processes get, and by which they are watched."""
     workers: dict[int, WorkerWanted] = field(default_factory=dict)
     rolling: Rolling | None = None
 
@@ -73,3 +76,11 @@ class Desired:
 
     models: dict[str, ModelWanted] = field(default_factory=dict)
     """By alias. One today."""
+    settings: Settings = field(default_factory=Settings)
+    """Those of the server as a whole: its gateway's, and what the supervisor does by them."""
+
+    def adopt(self, settings: Settings) -> None:
+        """Want other settings. A process has those that it was made with; the gateway is told."""
+        self.settings = settings
+        for model in self.models.values():
+            model.settings = settings

@@ -93,7 +93,8 @@ class Launcher:
         Raises:
             OSError: no process could be made.
         """
-        fork = control.Fork(worker.id, worker.epoch, worker.place)
+        settings = self._first(None)[0].settings  # newer than the fork server may be
+        fork = control.Fork(worker.id, worker.epoch, worker.place, settings)
         ours, theirs = control.socketpair()
         with theirs:
             if worker.place.gpu is None:

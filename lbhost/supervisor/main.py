@@ -6,57 +6,99 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from lbhost import config, log
 from lbhost.config import Settings
+from lbhost.errors import LbhostError
 from lbhost.linux import (
     STOP_SIGNALS,
     become_subreaper,
     ignore_stop_signals,
     stop_signals_held,
 )
+from lbhost.source import Source
 from lbhost.status import Status
-from lbhost.supervisor import exposure
+from lbhost.supervisor import exposure, succession
 from lbhost.supervisor import listener as listening
 from lbhost.supervisor.runtime import RuntimeDir
-from lbhost.supervisor.startup import Prepared, prepare
+from lbhost.supervisor.startup import prepare
+from lbhost.supervisor.succession import Inheritance, Refused
 from lbhost.supervisor.supervisor import Supervisor
 
 
 def serve(
-    settings: Settings, environ: Mapping[str, str], announce: Callable[[Status], None]
+    settings: Settings,
+    environ: Mapping[str, str],
+    announce: Callable[[Status], None],
+    source: Source | None = None,
+    inheritance: Inheritance | None = None,
 ) -> None:
     """Run a server until it is told to stop.
 
     Args:
         announce: gets the first status in which requests are answered.
+        source: where the settings came from, to be read again.
+        inheritance: what another server gives from which this one is to take over.
 
     Raises:
         StartupError, UsageError: it cannot start; nothing is left behind.
     """
     log.configure(settings.log_format, settings.log_level, "supervisor")
     stop = _EarlyStop()
-    # The socket comes first: of two servers that start at once, one knows at once.
-    path = Path(settings.runtime_dir or config.default_runtime_dir(environ))
-    runtime = RuntimeDir.claim(path)
+    runtime = _runtime_dir(settings, environ, inheritance)
     try:
-        with listening.bind(settings.host, settings.port) as listener:
+        with _listener(settings, inheritance) as listener:
             exposure.check(settings, listener)
-            endpoint = listening.url(listener, settings.host)
-            runtime.announce(endpoint)
-            prepared = prepare(settings, environ)
+            if inheritance is None:
+                endpoint, inherited = listening.url(listener, settings.host), None
+                runtime.announce(endpoint)
+            else:
+                given = inheritance.given
+                endpoint, inherited = given.endpoint, (given.model_path, given.n_ctx)
+            prepared = prepare(settings, environ, inherited)
             become_subreaper()
             try:
                 stop.check()
-                asyncio.run(_run(prepared, runtime, listener, endpoint, announce))
+                supervising = partial(
+                    Supervisor,
+                    prepared,
+                    runtime,
+                    listener,
+                    endpoint,
+                    announce,
+                    asked=settings,
+                    source=source,
+                    inheritance=inheritance,
+                )
+                asyncio.run(_run(supervising))
             finally:
                 prepared.sampler.close()
                 prepared.gpu_reader.close()
+    except LbhostError as error:
+        if inheritance is not None:
+            succession.send(inheritance.link, Refused(error.message))
+        raise
     finally:
         ignore_stop_signals()  # we are ending; a second one must not stop the clean-up
         runtime.release()
+
+
+def _runtime_dir(
+    settings: Settings, environ: Mapping[str, str], inheritance: Inheritance | None
+) -> RuntimeDir:
+    if inheritance is not None:
+        return RuntimeDir.inherit(inheritance.runtime_dir, inheritance.folder)
+    # It comes first: of two servers that start at once, one knows at once.
+    return RuntimeDir.claim(Path(settings.runtime_dir or config.default_runtime_dir(environ)))
+
+
+def _listener(settings: Settings, inheritance: Inheritance | None) -> socket.socket:
+    if inheritance is not None:
+        return inheritance.listener
+    return listening.bind(settings.host, settings.port)
 
 
 class _EarlyStop:
@@ -82,14 +124,8 @@ class _EarlyStop:
         raise KeyboardInterrupt
 
 
-async def _run(
-    prepared: Prepared,
-    runtime: RuntimeDir,
-    listener: socket.socket,
-    endpoint: str,
-    announce: Callable[[Status], None],
-) -> None:
-    supervisor = Supervisor(prepared, runtime, listener, endpoint, announce)
+async def _run(supervising: Callable[[], Supervisor]) -> None:
+    supervisor = supervising()
     try:
         await supervisor.run()
     finally:
@@ -101,6 +137,6 @@ def _end_undisturbed() -> None:
     which the next one (from a service manager to all processes) ends us before the clean-up.
     """
     with stop_signals_held():
-        for number in STOP_SIGNALS:
+        for number in (*STOP_SIGNALS, signal.SIGUSR2):
             asyncio.get_running_loop().remove_signal_handler(number)
         ignore_stop_signals()

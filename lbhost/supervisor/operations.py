@@ -168,9 +168,8 @@ class Operations:
             InvalidRequestError: so many do not fit here.
         """
         self.require_alone("scale")
-        self.homes.check(count)
+        self.check_scale(count)
         members = list(self.pool.desired.members())
-        self._room(count, count - len(members))
         self.events.add("info", "operator", f"scale to {count} workers")
         self._scaling = True
         try:
@@ -178,6 +177,11 @@ class Operations:
         finally:
             self._scaling = False
         return f"{count} worker{'' if count == 1 else 's'}"
+
+    def check_scale(self, count: int) -> None:
+        """Raises InvalidRequestError, ConflictError: so many do not fit here."""
+        self.homes.check(count)
+        self._room(count, count - len(self.pool.desired.members()))
 
     async def _scale(self, members: list[int], count: int) -> None:
         pool = self.pool

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 from lbhost import control, log
 from lbhost.board import Board, ProgressRow, WorkerState
-from lbhost.config import Settings
 from lbhost.supervisor import lifecycle, looking, rolling
 from lbhost.supervisor import reconcile as decide
 from lbhost.supervisor.children import Children
@@ -37,7 +36,6 @@ class Pool(Roster):
         self,
         desired: ModelWanted,
         homes: Homes,
-        settings: Settings,
         board: Board,
         launcher: Launcher,
         children: Children,
@@ -47,10 +45,9 @@ class Pool(Roster):
         self.rolled: rolling.Over | None = None
         """How the last rolling restart ended."""
         self._homes = homes
-        self._settings = settings
-        self._thermal = Thermal(board, settings)
+        self._thermal = Thermal(board, desired.settings)
         self._launcher = launcher
-        self.processes = Processes(self, launcher, children, settings, events, self.reconcile)
+        self.processes = Processes(self, launcher, children, events, self.reconcile)
         self._reconciling = False
         self._timer: asyncio.TimerHandle | None = None
         self._rolling_told = ""
@@ -98,7 +95,7 @@ class Pool(Roster):
             fork_servers=self._launcher.fork_servers.ready(),
             gateway=pid is not None,
             allowed=self._homes.allowed,
-            request_limit_s=self._settings.request_timeout_s,
+            request_limit_s=self.desired.settings.request_timeout_s,
         )
 
     def _ensure_fork_servers(self) -> None:
@@ -204,6 +201,7 @@ class Pool(Roster):
 
     def _apply_heat(self, now_s: float) -> None:
         places = [Place(w.id, w.state, w.place) for w in self.workers.values()]
+        self._thermal.adopt(self.desired.settings)
         for worker, (event, note) in self._thermal.events(places, now_s).items():
             level = "warning" if event is Event.HOT else "info"
             self.apply(self.workers[worker], event, note, level=level)

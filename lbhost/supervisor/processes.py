@@ -17,7 +17,6 @@ from functools import partial
 
 from lbhost import control
 from lbhost.board import WorkerState
-from lbhost.config import Settings
 from lbhost.linux import is_stopped, threads
 from lbhost.placement.placement import Placement
 from lbhost.supervisor import lifecycle
@@ -47,7 +46,6 @@ class Processes:
         roster: Roster,
         launcher: Launcher,
         children: Children,
-        settings: Settings,
         events: EventLog,
         after: Callable[[], None],
     ) -> None:
@@ -58,7 +56,6 @@ class Processes:
         self._roster = roster
         self._launcher = launcher
         self._children = children
-        self._settings = settings
         self._events = events
         self._after = after
 
@@ -234,7 +231,7 @@ class Processes:
         self._launcher.gateway.send(control.Ended(worker.id, worker.epoch, blamed))
 
     def _crashed(self, worker: Worker) -> None:
-        now = time.monotonic()
+        now, settings = time.monotonic(), self._roster.desired.settings
         ran = now - worker.ready_ns / 1e9 if worker.ready_ns else 0.0
         worker.ready_ns = 0
         worker.crashes, delay = after_crash(
@@ -243,8 +240,8 @@ class Processes:
             ran_s=ran,
             jitter=random.uniform(-1, 1),
             good_run_s=GOOD_RUN_S,
-            window_s=self._settings.restart_window_s,
-            budget=self._settings.restart_budget,
+            window_s=settings.restart_window_s,
+            budget=settings.restart_budget,
         )
         event = self._exit_event(worker, budget_left=delay is not None)
         first = f"{worker.name} ended: {worker.last_exit}"

@@ -13,15 +13,16 @@ import contextlib
 import fcntl
 import os
 import socket
-import stat
 from pathlib import Path
 
 import msgspec
 
 from lbhost import log
 from lbhost.errors import StartupError
+from lbhost.folders import private
 
 SOCKET_NAME = "admin.sock"
+NEW_SOCKET_NAME = "new.sock"
 LOCK_NAME = "lock"
 """Says who holds the folder; it is not what is locked."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -49,23 +50,7 @@ def prepare(path: Path) -> Path:
             f"{path / SOCKET_NAME} has {length} bytes, and a unix socket's path at most "
             f"{_PATH_LIMIT}: choose a shorter --runtime-dir"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
-        found = path.lstat()
-    except OSError as error:
-        raise StartupError(f"cannot make the runtime dir {path}: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise StartupError(f"the runtime dir {path} is not a folder")
-    if found.st_uid != os.geteuid():
-        raise StartupError(f"the runtime dir {path} belongs to another user (uid {found.st_uid})")
-    if found.st_mode & 0o077:
-        mode = stat.S_IMODE(found.st_mode)
-        raise StartupError(
-            f"the runtime dir {path} is open to other users (mode {mode:03o}): "
-            f"`chmod 700` it or choose another --runtime-dir"
-        )
-    return path
+    return private(path, "--runtime-dir")
 
 
 def require_free(path: Path) -> None:
@@ -98,6 +83,7 @@ class RuntimeDir:
         self._endpoint = ""
         self._bound: os.stat_result | None = None
         """The socket file that `listen` has made. Its number stays taken while that is open."""
+        self._ours = True
 
     @classmethod
     def claim(cls, path: Path) -> RuntimeDir:
@@ -131,6 +117,24 @@ class RuntimeDir:
         claimed.announce("")
         return claimed
 
+    @classmethod
+    def inherit(cls, path: Path, folder: int) -> RuntimeDir:
+        """Be about to take it over from its holder, with the lock: it is ours from `listen` on."""
+        found = cls(path, folder)
+        found._ours = False
+        return found
+
+    @property
+    def folder(self) -> int:
+        """The descriptor that has the lock, for who takes over."""
+        return self._folder
+
+    def hand_on(self) -> None:
+        """It belongs to another server now."""
+        self._ours = False
+        os.close(self._folder)
+        self._folder = -1
+
     def announce(self, endpoint: str) -> None:
         """Write down who holds the folder, for the message of a second server.
 
@@ -159,10 +163,15 @@ class RuntimeDir:
             raise StartupError(f"cannot listen on {self.socket_path}: {error.strerror}") from error
         mask = os.umask(0o177)
         try:
-            self.socket_path.unlink(missing_ok=True)  # a killed server's
-            listener.bind(str(self.socket_path))
-            self._bound = self.socket_path.lstat()
+            # In place of what is there, a killed server's or one that hands over: at every moment
+            # there is one. The name is no longer than the socket's own.
+            fresh = self.path / NEW_SOCKET_NAME
+            fresh.unlink(missing_ok=True)
+            listener.bind(str(fresh))
             listener.listen(128)
+            self._bound = fresh.lstat()
+            fresh.rename(self.socket_path)
+            self._ours = True
             listener.setblocking(False)
         except OSError as error:
             listener.close()
@@ -195,14 +204,17 @@ class RuntimeDir:
     def release(self) -> None:
         """Remove what is ours, the folder too if it is empty then.
 
-        Nothing, if the folder was taken away: another server may have made one of its name.
+        Nothing, if the folder was taken away: another server may have made one of its name; nor
+        if it is another's by now.
         """
         with contextlib.suppress(OSError):
-            if _still_there(self._folder, self.path):
+            if self._ours and _still_there(self._folder, self.path):
                 self.socket_path.unlink(missing_ok=True)
                 (self.path / LOCK_NAME).unlink(missing_ok=True)
                 self.path.rmdir()
-        os.close(self._folder)
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
 
 
 def _holder(path: Path) -> Holder | None:

@@ -73,7 +73,7 @@ class Service:
         self._owner = owner
         self._children = children
         self._events = events
-        self._window_s = window_s
+        self.window_s = window_s
         self._link: ControlLink | None = None
         self._past = Restarts()
         self._ready_at_s: float | None = None
@@ -208,8 +208,8 @@ class Service:
             now_s=now,
             ran_s=ran,
             jitter=random.uniform(-1, 1),
-            good_run_s=self._window_s,
-            window_s=self._window_s,
+            good_run_s=self.window_s,
+            window_s=self.window_s,
             budget=None,
         )
         assert delay is not None, "a budget without end is never spent"

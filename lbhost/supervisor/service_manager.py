@@ -29,6 +29,15 @@ class ServiceManager:
         """Requests are answered from now on."""
         self._say(f"READY=1\nSTATUS={status}")
 
+    @property
+    def present(self) -> bool:
+        """Whether there is one to be told."""
+        return bool(self._address)
+
+    def hand_over(self, pid: int) -> None:
+        """Another process is the server from now on, and says the rest."""
+        self._say(f"MAINPID={pid}")
+
     def stopping(self, limit_s: float) -> None:
         """The end has begun and takes at most so long, whatever TimeoutStopSec= says."""
         self._say(

@@ -15,6 +15,7 @@ import msgspec
 from lbhost import llama, log, model
 from lbhost.board import Board
 from lbhost.config import Settings
+from lbhost.folders import private
 from lbhost.machine import gpu, topology
 from lbhost.machine.gpu import GpuInfo, Gpus
 from lbhost.machine.gpu_watch import GpuWatch
@@ -71,12 +72,21 @@ class Prepared(msgspec.Struct, frozen=True):
         return memory.need_bytes(weights_bytes=0, workers=1, slots=slots, **shape)
 
 
-def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
+def prepare(
+    settings: Settings, environ: Mapping[str, str], inherited: tuple[str, int] | None = None
+) -> Prepared:
     """Find the model, look at the box, and decide what will run.
+
+    Args:
+        inherited: a model's path and the tokens per slot that another server has it run with: as
+            many here, though that one's memory is not free yet.
 
     Raises:
         StartupError, UsageError
     """
+    if settings.state_dir is not None:
+        folder = private(Path(settings.state_dir).expanduser(), "--state-dir")
+        settings = msgspec.structs.replace(settings, state_dir=str(folder))
     file = model.resolve(settings.model, settings.alias)
     files = identify(parts(Path(file.path)))
     roots = Roots.from_environ(environ)
@@ -96,6 +106,8 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Prepared:
         settings = msgspec.structs.replace(settings, slots=max(settings.slots, EMBEDDING_SLOTS))
     elif on_cpus:
         settings = _shaped(settings, environ, box, roots, info, files)
+    if settings.ctx_size is None and inherited is not None and inherited[0] == file.path:
+        settings = msgspec.structs.replace(settings, ctx_size=inherited[1])
     placements = plan(box, settings.workers, settings.threads, gpus, capable)
     raise_file_limit(settings.max_connections)
     capacity = max(LEAST_CAPACITY, SPARE_FACTOR * len(placements))

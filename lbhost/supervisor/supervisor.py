@@ -7,37 +7,43 @@ loop: signal handlers and callbacks only note what has happened, this loop acts 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from lbhost import __version__, control, log
 from lbhost.board import WorkerState
-from lbhost.errors import ConflictError, InvalidRequestError, StartupError
+from lbhost.config import Settings
+from lbhost.errors import LbhostError, StartupError
 from lbhost.linux import STOP_SIGNALS
 from lbhost.machine.sampler import INTERVAL_S
-from lbhost.placement.memory import gib
+from lbhost.source import Source
 from lbhost.status import Status
 from lbhost.supervisor import lifecycle
 from lbhost.supervisor.admin import Admin
 from lbhost.supervisor.admin_socket import AdminSocket
 from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.children import Children
+from lbhost.supervisor.commanded import Commanded
+from lbhost.supervisor.configuration import Configuration
 from lbhost.supervisor.desired import Desired, ModelWanted, WorkerWanted
 from lbhost.supervisor.events import EventLog
 from lbhost.supervisor.fork_servers import ForkServers
+from lbhost.supervisor.handover import Handover
 from lbhost.supervisor.homes import REREAD_S, Homes
 from lbhost.supervisor.launcher import Launcher, environment, with_huge_pages
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.pool import Pool
+from lbhost.supervisor.room import Room
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.service_manager import ServiceManager
+from lbhost.supervisor.signals import Signals
 from lbhost.supervisor.startup import Prepared
+from lbhost.supervisor.succession import Inheritance
 from lbhost.supervisor.watcher import Watcher
 
 FORK_SERVER_MODULE = "lbhost.worker.fork_server"
@@ -48,14 +54,12 @@ LATE_S = 1.0
 GATEWAY_LAST_S = 5.0
 """What the gateway gets beyond the grace to end its streams."""
 LAST_S = 3.0
-SAME_STOP_S = 1.0
-"""SIGTERMs and SIGHUPs so soon after the first signal are the same request to stop."""
 
 Announce = Callable[[Status], None]
 """Gets the first status in which requests are answered."""
 
 
-class Supervisor:
+class Supervisor(Commanded):
     """One running server. `run` is all there is to call; the rest serves the admin API."""
 
     def __init__(
@@ -65,20 +69,26 @@ class Supervisor:
         listener: socket.socket,
         endpoint: str,
         announce: Announce,
+        *,
+        asked: Settings | None = None,
+        source: Source | None = None,
+        inheritance: Inheritance | None = None,
     ) -> None:
+        """
+        Args:
+            asked, source: see Configuration.
+            inheritance: what a server gives from which this one is to take over.
+        """
         self.prepared = prepared
         self.endpoint = endpoint
         self.events = EventLog()
-        self.signals: list[int] = []
-        """Stop signals received and not yet acted on; tests append too."""
-        self._settings = prepared.settings
         self._board = prepared.board
         self._runtime = runtime
         self._listener = listener
         self._announce = announce
         self._began_s = time.monotonic()
-        self._stop_asked_s = 0.0
         self._wake = asyncio.Event()
+        self._signals = Signals(self._wake.set)
         self._children = Children(after_exit=self._wake.set)
         self._announced = False
         self._stopping = False
@@ -86,43 +96,66 @@ class Supervisor:
         self._env = environment(os.environ)
         self._manager = ServiceManager(os.environ)
         self._assembly = Assembly(prepared.settings, prepared.board)
-        self._build()
+        settings = prepared.settings
+        wanted = ModelWanted(prepared.model, prepared.n_ctx, settings.slots, settings)
+        self.desired = Desired({prepared.model.alias: wanted}, settings)
+        self.configuration = Configuration(
+            prepared, listener, self.desired, self.events, asked, source, self._adopt
+        )
+        self._inheritance = inheritance
+        self._handover = Handover(
+            prepared,
+            listener,
+            runtime,
+            endpoint,
+            self._children,
+            self._manager,
+            self.events,
+            self._let_go,
+            self._wake.set,
+        )
+        self._admin_socket = AdminSocket(Admin(self), runtime, self.events)
+        self._build(wanted)
 
-    def _build(self) -> None:
-        made = self.prepared
-        self.gateway = self._service("gateway", GATEWAY_MODULE, self._env, self._first_to_gateway)
+    def _build(self, wanted: ModelWanted) -> None:
+        made, settings = self.prepared, self._settings
+        configuration = self.configuration
+        self.gateway = self._service(
+            "gateway", GATEWAY_MODULE, self._env, configuration.first_to_gateway
+        )
         self.fork_servers = ForkServers(self._fork_server)
         self.homes = Homes(
             made.topology,
             made.reread,
-            self._settings.threads,
+            settings.threads,
             made.gpus,
             made.gpu_capable,
             len(self._board.cores),
         )
-        wanted = ModelWanted(made.model, made.n_ctx, self._settings.slots)
-        self.desired = Desired({made.model.alias: wanted})
-        launcher = Launcher(self.fork_servers, self.gateway, self._children, self._first)
-        self.pool = Pool(
-            wanted,
-            self.homes,
-            self._settings,
-            self._board,
-            launcher,
-            self._children,
-            self.events,
-        )
+        launcher = Launcher(self.fork_servers, self.gateway, self._children, configuration.first)
+        self.pool = Pool(wanted, self.homes, self._board, launcher, self._children, self.events)
+        room = Room(self._board, self.fork_servers, made.worker_bytes)
         rows = len(self._board.identity)
-        self.operations = Operations(self.pool, self.homes, self.events, rows, self._room)
+        self.operations = Operations(self.pool, self.homes, self.events, rows, room)
         self._watcher = Watcher(
             self._board, made.sampler, self.pool, self.homes, self.gateway, self.events
         )
+
+    @property
+    def _settings(self) -> Settings:
+        return self.desired.settings
+
+    def _adopt(self, settings: Settings) -> None:
+        """What the supervisor itself does by other settings."""
+        self._assembly.settings = settings
+        for service in (self.gateway, *self.fork_servers.all()):
+            service.window_s = settings.restart_window_s
 
     def _fork_server(self, node: int | None) -> Service:
         env = with_huge_pages(self._env)
         label = "fork server" if node is None else f"fork server of node {node}"
         return self._service(
-            "fork_server", FORK_SERVER_MODULE, env, lambda: self._first(node), label
+            "fork_server", FORK_SERVER_MODULE, env, lambda: self.configuration.first(node), label
         )
 
     def _service(
@@ -145,17 +178,20 @@ class Supervisor:
             StartupError: the server cannot start; nothing is left behind.
         """
         loop = asyncio.get_running_loop()
-        for number in STOP_SIGNALS:
+        for number in (*STOP_SIGNALS, signal.SIGUSR2):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP for us
-                loop.add_signal_handler(number, self.request_stop, number)
+                loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGCHLD, self._children.sweep)
-        self._admin_socket = AdminSocket(Admin(self), self._runtime, self.events)
-        await self._admin_socket.start()
         try:
+            if self._inheritance is None:
+                await self._admin_socket.start()
+            else:
+                self._handover.begin(self._inheritance, self._take_over, self._left_alone)
             await self._serve()
         finally:
             self.events.close()
             await self._admin_socket.stop()
+            self._handover.close(None if self._failure is None else self._failure.message)
             self._children.close()
             # The watchers of what was killed just now are never called: links stay open else.
             self.pool.close()
@@ -168,18 +204,27 @@ class Supervisor:
 
     async def _serve(self) -> None:
         self.events.add("info", "server", f"lbhost {__version__} starts at {self.endpoint}")
-        self.gateway.start()
+        if self._inheritance is None:
+            self.gateway.start()
         for i, placement in enumerate(self.prepared.placements):
             self.pool.add(i, placement, WorkerWanted(placement))
         self.pool.reconcile()
         ticker = asyncio.create_task(self._tick())
         ticker.add_done_callback(self._ticker_ended)
+        orders = asyncio.create_task(self._obey())
         try:
-            await self._until(lambda: bool(self.signals) or self._failure is not None)
-            if self._failure is None:
+            await self._until(
+                lambda: bool(self.signals) or self._failure is not None or self._handover.settled
+            )
+            if self._handover.given:
+                await self._retire()
+            elif self._failure is None:
                 await self._shut_down()
         finally:
             ticker.cancel()
+            orders.cancel()
+        if self._handover.given and (how := await self._handover.stand()) is not None:
+            self._failure = StartupError(f"the server that had taken over ended: {how}")
 
     def _ticker_ended(self, ticker: asyncio.Task[None]) -> None:
         """Without the tick nothing is watched any more: better to end and be restarted."""
@@ -193,6 +238,7 @@ class Supervisor:
             now = time.monotonic()
             self._watcher.look(now, looked=now - due < LATE_S)
             self._manager.alive()
+            self.configuration.tell(self.gateway)
             if now >= reread_s and not self._stopping:
                 reread_s = now + REREAD_S
                 self._watcher.look_at_box()
@@ -210,36 +256,63 @@ class Supervisor:
         if states == {WorkerState.FAILED}:
             first = next(iter(workers))
             self._give_up(f"no worker could be started: {first.last_exit}")
-        elif (
-            self.gateway.state == "ready"
-            and states & lifecycle.UP
-            and WorkerState.STARTING not in states
-        ):
+        elif not states & lifecycle.UP or WorkerState.STARTING in states:
+            return
+        elif self.gateway.state == "stopped":
+            self.gateway.start()  # to take over: clients come as soon as it listens
+        elif self.gateway.state == "ready":
             self._announced = True
             self.events.add("info", "server", f"serving {len(workers)} workers at {self.endpoint}")
-            self._manager.ready(f"serving {self.prepared.model.alias} at {self.endpoint}")
-            self._announce(self.status())
+            if self._handover.predecessor is not None:
+                self._handover.predecessor.serving()
+            else:
+                self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        self._manager.ready(f"serving {self.prepared.model.alias} at {self.endpoint}")
+        self._announce(self.status())
+
+    def _take_over(self) -> None:
+        """The server before this one has let go of everything."""
+        self._taking = asyncio.ensure_future(self._take())
+
+    async def _take(self) -> None:
+        assert self._handover.predecessor is not None
+        try:
+            await self._admin_socket.start()
+        except StartupError as error:  # the next look tries again
+            self.events.add("error", "server", error.message)
+        self._runtime.announce(self.endpoint)
+        self._handover.predecessor.took_over()
+        self._tell_ready()
+
+    def _left_alone(self) -> None:
+        self._give_up("the server to take over from has ended")
 
     def _give_up(self, why: str) -> None:
         if self._failure is None:
             self._failure = StartupError(why)
             self._wake.set()
 
-    def request_stop(self, number: int) -> None:
-        """What a stop signal does: note it, and wake the loop.
+    @property
+    def signals(self) -> list[int]:
+        """Stop signals received and not yet acted on; tests append too."""
+        return self._signals.stops
 
-        A second one ends the waiting, but not one that belongs to the first: service managers
-        and scripts send SIGTERM to the process and then to its group, or SIGHUP after it
-        (systemd's SendSIGHUP=); a closed terminal's SIGHUP comes from the kernel and from the
-        shell. Only a person presses Ctrl-C twice.
-        """
-        now = time.monotonic()
-        if number != signal.SIGINT and self.signals and now - self._stop_asked_s < SAME_STOP_S:
-            return
-        if not self.signals:
-            self._stop_asked_s = now
-        self.signals.append(number)
-        self._wake.set()
+    def request_stop(self, number: int) -> None:
+        """What a stop signal does: note it, and wake the loop."""
+        self._signals.stop(number)
+
+    def _on_signal(self, number: int) -> None:
+        self._handover.signal(number)
+        self._signals.take(number)
+
+    async def _obey(self) -> None:
+        """Do what signals ask for, one after the other. What fails is told as an event."""
+        while True:
+            number = await self._signals.next_order()
+            with contextlib.suppress(LbhostError):
+                await (self.upgrade() if number == signal.SIGUSR2 else self.reload())
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -253,7 +326,8 @@ class Supervisor:
 
         A second signal ends the waiting.
         """
-        self._stopping = self.operations.stopping = True
+        self._stop_obeying()
+        self._handover.give_up()
         grace = self._settings.shutdown_grace_s
         name = signal.Signals(self.signals[0]).name
         self.events.add(
@@ -263,10 +337,35 @@ class Supervisor:
         self._listener.close()  # a client that comes now is refused instead of left waiting
         self.gateway.stop(grace)
         await self._wait_stop(lambda: self.gateway.pid is None, grace + GATEWAY_LAST_S)
+        await self._end_processes()
+        self.events.add("info", "server", "stopped")
+
+    async def _end_processes(self) -> None:
         self.gateway.kill()
         self._end_workers()
         await self._wait_stop(lambda: not self._children.pids(), LAST_S)
-        self.events.add("info", "server", "stopped")
+
+    async def _retire(self) -> None:
+        """Another server has taken over: end what began here, within any request's time."""
+        await self._admin_socket.stop()
+        limit_s, grace = self._settings.request_timeout_s, self._settings.shutdown_grace_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s + GATEWAY_LAST_S):
+                await self._until(lambda: self.gateway.pid is None or bool(self.signals))
+        if self.gateway.pid is not None:
+            self.gateway.stop(grace if self.signals else 0.0)
+            await self._wait_stop(lambda: self.gateway.pid is None, grace + GATEWAY_LAST_S)
+        await self._end_processes()
+
+    def _let_go(self) -> None:
+        """Another server serves: nothing new comes here."""
+        self._stop_obeying()
+        self._listener.close()
+        self.gateway.send(control.Retire(self._settings.request_timeout_s))
+
+    def _stop_obeying(self) -> None:
+        self._stopping = self.operations.stopping = True
+        self.pool.notify()
 
     def _end_workers(self) -> None:
         now = time.monotonic()
@@ -286,12 +385,15 @@ class Supervisor:
     # --- what services tell ---------------------------------------------------------------
 
     def service_message(self, service: Service, message: control.Control) -> None:
-        """A service is ready. Nothing else is said on these links."""
+        """A service is ready, or has other settings. Nothing else is said on these links."""
         if isinstance(message, control.Loaded) and service is not self.gateway:
             service.ready()
             self.events.add("info", "fork_server", f"weights loaded in {message.load_s:.2f} s")
         elif isinstance(message, control.Ready) and service is self.gateway:
             service.ready()
+        elif isinstance(message, control.Reconfigured) and service is self.gateway:
+            self.configuration.told(message.number)
+            self.pool.notify()
         self.pool.reconcile()
 
     def service_down(self, service: Service) -> None:
@@ -304,96 +406,3 @@ class Supervisor:
         if not self._announced:
             self._give_up(why)
         return not self._announced
-
-    def _first(self, node: int | None) -> tuple[control.Configure, Sequence[int]]:
-        made = self.prepared
-        configure = control.Configure(
-            settings=msgspec.structs.replace(made.settings, api_key=None),
-            model_path=made.model.path,
-            model_alias=made.model.alias,
-            n_ctx=made.n_ctx,
-            weights=made.weights,
-            node=node,
-            purpose=made.info.purpose,
-        )
-        return configure, (made.board.fd,)
-
-    def _first_to_gateway(self) -> tuple[control.Configure, Sequence[int]]:
-        configure, fds = self._first(None)
-        configure = msgspec.structs.replace(configure, settings=self._settings)
-        return configure, (*fds, self._listener.fileno())
-
-    # --- what the admin API asks ----------------------------------------------------------
-
-    def status(self) -> Status:
-        """Everything there is to know."""
-        made, assembly = self.prepared, self._assembly
-        workers = assembly.workers(self.pool, self.homes.topology)
-        return Status(
-            version=__version__,
-            pid=os.getpid(),
-            model=made.model.alias,
-            model_path=made.model.path,
-            kind=made.info.purpose.kind.value,
-            endpoint=self.endpoint,
-            runtime_dir=str(self._runtime.path),
-            state=self._state(),
-            policy=self._settings.policy.value,
-            uptime_s=time.monotonic() - self._began_s,
-            rolling=self.operations.rolling,
-            workers=workers,
-            gateway=self.gateway.status(),
-            template=self.fork_servers.worst(),
-            traffic=assembly.traffic(),
-            states=assembly.states(),
-            cores=assembly.cores(self.homes.topology, self.pool.ledger(), workers),
-            gpus=assembly.gpus(),
-            host=assembly.host(),
-            fork_servers=self.fork_servers.status(),
-        )
-
-    def _state(self) -> str:
-        if self._stopping:
-            return "stopping"
-        if not self._announced:
-            return "starting"
-        wanted = [i for i, want in self.pool.desired.members().items() if want.up]
-        states = [self.pool.workers[i].state for i in wanted]
-        whole = self.gateway.state == "ready" and lifecycle.UP.issuperset(states)
-        return "ready" if whole else "degraded"
-
-    async def drain(self, worker: int, timeout_s: float | None) -> str:
-        """See Operations.drain; so for the next ones."""
-        return await self.operations.drain(worker, timeout_s)
-
-    async def resume(self, worker: int) -> str:
-        """See Operations.resume."""
-        return await self.operations.resume(worker)
-
-    async def restart(self, worker: int) -> str:
-        """See Operations.restart."""
-        return await self.operations.restart(worker)
-
-    async def restart_all(self) -> str:
-        """See Operations.restart_all."""
-        return await self.operations.restart_all()
-
-    async def scale(self, workers: int) -> str:
-        """See Operations.scale."""
-        return await self.operations.scale(workers)
-
-    def _room(self, count: int, more: int) -> None:
-        """Raises InvalidRequestError or ConflictError if rows or memory do not suffice."""
-        most = len(self._board.identity)
-        if count > most:
-            raise InvalidRequestError(f"this server has room for {most} workers", param="workers")
-        host = self._board.host.read(0)
-        on_gpu = not self.fork_servers.all()
-        if more <= 0 or on_gpu or host is None or host.memory_available is None:
-            return
-        need = more * self.prepared.worker_bytes
-        if need > host.memory_available:
-            raise ConflictError(
-                f"{more} more workers need {gib(need)} of memory, "
-                f"{gib(int(host.memory_available))} are available"
-            )

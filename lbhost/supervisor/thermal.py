@@ -31,8 +31,12 @@ class Thermal:
 
     def __init__(self, board: Board, settings: Settings) -> None:
         self._board = board
-        self._limits = heat.limits_of(settings.warm_c, settings.hot_c)
         self._changed_s: dict[str, float] = {}
+        self.adopt(settings)
+
+    def adopt(self, settings: Settings) -> None:
+        """Other limits from the next look on."""
+        self._limits = heat.limits_of(settings.warm_c, settings.hot_c)
 
     def events(self, places: Collection[Place], now_s: float) -> dict[int, tuple[Event, str]]:
         """HOT and COOL events for the workers that should get one now, each with the reading."""

@@ -16,7 +16,7 @@ import msgspec
 from lbhost import log
 from lbhost.errors import StateError
 from lbhost.state_file import Header
-from lbhost.state_link import FromWorker, Saved, Taken, Unable
+from lbhost.state_link import Able, FromWorker, Saved, Taken, Unable
 from lbhost.wire import common_prefix
 from lbhost.worker.requests import Entry, Request, Slot
 from lbhost.worker.saving import Doing, Unsaved, worth
@@ -78,6 +78,8 @@ class Keeper:
             self.out.append((None, Unable("this model's memory cannot be cut or moved"), None))
         else:
             self._test()  # while a slot is free for that: there may be none for long
+            if self._states.movable:
+                self.out.append((None, Able(self._states.identity), None))
 
     # --- saving -----------------------------------------------------------------------
 

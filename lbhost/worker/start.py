@@ -58,7 +58,7 @@ def serve(
 
     The parent must be the supervisor by now: its death kills this process from here on.
     """
-    settings = configure.settings
+    settings = fork.settings or configure.settings
     die_with_parent()
     setproctitle.setproctitle(f"lbhost worker {fork.worker}")
     log.configure(settings.log_format, settings.log_level, f"worker {fork.worker}")

@@ -66,7 +66,7 @@ class States:
 
     def __init__(self, context: ContextLike, identity: bytes) -> None:
         self._context = context
-        self._identity = identity
+        self.identity = identity
         self._buffer = _Buffer()
         self.movable = context.can_copy
         """False: this model's memory cannot be cut at any token, or `test` failed."""
@@ -120,7 +120,7 @@ class States:
             with self._buffer.of(size) as (address, payload):
                 if not self._context.save(slot, address, size):
                     raise StateError("llama.cpp could not save the sequence")
-                header = Header(self._identity, scope, tokens, size, _checksum(address, size))
+                header = Header(self.identity, scope, tokens, size, _checksum(address, size))
                 return _sealed(header, payload), header.size
         except OSError as error:
             raise StateError(f"no room for a state: {error.strerror}") from error
@@ -132,7 +132,7 @@ class States:
             StateError: it is damaged, of another model, build or context, or somebody else's.
         """
         header = state_file.read(fd)
-        if header.identity != self._identity:
+        if header.identity != self.identity:
             raise StateError("a state of another model, build or context")
         if header.scope != scope:
             raise StateError("a state of another scope")

@@ -168,6 +168,22 @@ class Box:
     def tail(self) -> str:
         return servers.tail(self.log)
 
+    async def settled(self) -> None:
+        """Wait until a server that another has taken over from has ended what it had.
+
+        Raises:
+            BoxError: it did not in READY_S.
+        """
+        end = time.monotonic() + READY_S
+        while time.monotonic() < end:
+            pid = (await self.status()).pid
+            if pid == self.pid:
+                return
+            if [child.pid for child in psutil.Process(self.pid).children()] == [pid]:
+                return
+            await asyncio.sleep(0.1)
+        raise BoxError(f"not within {READY_S:g} s: the former server has ended")
+
     def _processes(self) -> list[psutil.Process]:
         try:
             root = psutil.Process(self.pid)
@@ -179,6 +195,8 @@ class Box:
 
     def holdings(self) -> Holdings:
         processes = self._processes()
+        if any(process.ppid() == self.pid and _serves(process) for process in processes):
+            processes = processes[1:]  # the first server only waits for who took over from it
         most: dict[str, int] = {}
         for process in processes:
             try:
@@ -232,6 +250,14 @@ def _descriptors(pid: int) -> int:
             continue
         count += not target.startswith(_STATES)
     return count
+
+
+def _serves(process: psutil.Process) -> bool:
+    """Whether it is a server that has taken over."""
+    try:
+        return bool(process.cmdline()[1:5] == ["-P", "-m", "lbhost", "serve"])
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_ours(pid: int) -> bool:

@@ -24,6 +24,8 @@ from faults.box import ORPHANS_S, Box, BoxError
 from faults.traffic import Traffic
 
 EVERY_S = 2.0
+CONFIG = "lbhost.toml"
+STATES = "states"
 
 
 class Kind(enum.Enum):
@@ -77,6 +79,10 @@ class Fault(msgspec.Struct, frozen=True):
     """It serves a copy of the model, which the fault may damage."""
     heat: bool = False
     """It reads its temperatures from a tree that the fault writes."""
+    reloads: bool = False
+    """It has a configuration file, which the fault changes."""
+    state_dir: bool = False
+    """It keeps its KV states in a folder, which the fault damages."""
     mixable: bool = True
     """May run beside others."""
 
@@ -212,6 +218,51 @@ async def replace_model(scene: Scene) -> None:
     other.replace(model)
     while not scene.over:
         await scene.pause()
+
+
+async def reload(scene: Scene) -> None:
+    """The configuration changes in a loop: limits, what workers are made with, and every fourth
+    time what only another server can have, which takes over."""
+    file, slots = scene.folder / CONFIG, 4
+    turn = 0
+    while not scene.over:
+        turn += 1
+        slots = slots % 6 + 2 if turn % 4 == 0 else slots
+        queue, nice = scene.rng.randint(200, 400), scene.rng.randint(0, 5)
+        file.write_text(f"queue_size = {queue}\nnice = {nice}\nslots = {slots}\n")
+        refused = await scene.box.post("/reload")
+        if refused is not None:
+            scene.broken.append(f"reload: {refused}")
+        file.write_text("queue_size = 'many'\n")
+        if await scene.box.post("/reload") is None:
+            scene.broken.append("a configuration that is no good was taken")
+        await scene.pause(1.0)
+    await scene.box.settled()
+
+
+async def damage_states(scene: Scene) -> None:
+    """The server ends and starts again; in between, what it has kept on disk is damaged."""
+    while not scene.over:
+        scene.moments.append(time.monotonic())
+        _kill(scene.box.pid, signal.SIGTERM)
+        await scene.box.killed()
+        kept = sorted((scene.folder / STATES).rglob("*.state"))
+        for path in scene.rng.sample(kept, (len(kept) + 1) // 2):
+            _damage(path, scene.rng)
+        await scene.box.start()
+        scene.moments.append(time.monotonic())
+        await scene.pause(8.0)
+
+
+def _damage(path: Path, rng: random.Random) -> None:
+    """Some bytes are others, or the end is missing."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        if rng.random() < 0.5:
+            file.truncate(rng.randrange(size))
+        else:
+            file.seek(rng.randrange(size))
+            file.write(rng.randbytes(16))
 
 
 async def end_group(scene: Scene) -> None:

@@ -59,6 +59,22 @@ FAULTS = {
             own_model=True,
             mixable=False,
         ),
+        Fault(
+            "reload",
+            "the configuration changes in a loop, servers take over from each other",
+            Kind.WORKER,
+            breaking.reload,
+            reloads=True,
+            mixable=False,
+        ),
+        Fault(
+            "states",
+            "files of KV states are damaged between two starts",
+            Kind.SERVICE,
+            breaking.damage_states,
+            state_dir=True,
+            mixable=False,
+        ),
         Fault("vanish", "clients that hang up", Kind.WORKER, rude.crowd(rude.vanish)),
         Fault(
             "read-nothing", "clients that read nothing", Kind.WORKER, rude.crowd(rude.read_nothing)

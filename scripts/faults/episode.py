@@ -110,6 +110,11 @@ async def play(
             breaking.make_heat_tree(folder / "sys")
             environ["LBHOST_SYSFS_ROOT"] = str(folder / "sys")
         flags = sum(dict.fromkeys(fault.flags for fault in faults), ())
+        if any(fault.reloads for fault in faults):
+            (folder / breaking.CONFIG).touch()
+            flags += ("--config", str(folder / breaking.CONFIG))
+        if any(fault.state_dir for fault in faults):
+            flags += ("--state-dir", str(folder / breaking.STATES))
         box = Box(folder, model, flags)
         client = Client(box.endpoint, asked)
         try:

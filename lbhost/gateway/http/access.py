@@ -69,7 +69,7 @@ class Access:
                 message["headers"] = [*message["headers"], *own]
                 if exchange.account is not None:
                     message["headers"] += exchange.account.headers(time.monotonic())
-                if self._dispatcher.stopping:
+                if self._dispatcher.stopping or self._dispatcher.retiring:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 

@@ -56,14 +56,18 @@ class Shared:
     """What all connections of a server have in common."""
 
     def __init__(self, settings: Settings, counter: Counter, limit: int, budget: Budget) -> None:
-        self.settings = settings
-        self.origins = Origins(settings)
+        self.adopt(settings)
         self.counter = counter
         self.limit = limit
         """Connections at once."""
         self.budget = budget
         self.waiting: dict[LimitedProtocol, None] = {}
         """Those without a complete head, longest wait first: they make room for others."""
+
+    def adopt(self, settings: Settings) -> None:
+        """Other settings for what connections do from now on."""
+        self.settings = settings
+        self.origins = Origins(settings)
 
 
 class Phase(enum.Enum):
@@ -84,7 +88,6 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._settings = self.shared.settings
         self._phase = Phase.IDLE
         self._raw_bytes = 0
         """That have come in this phase."""
@@ -103,6 +106,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._unread = 0
         """Bytes that waited for the client when its time to read began."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of a request has come that is not answered."""
+        return self._phase is Phase.IDLE
+
+    @property
+    def _settings(self) -> Settings:
+        return self.shared.settings
 
     # --- connection ------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class Helpers:
         """`wait_s`: seconds that a body may wait before a helper takes it."""
         self._setup = setup
         self._count = count
-        self._wait_s = wait_s
+        self.wait_s = wait_s
         self._counters = counters
         self._command = command
         self._queue: list[_Waiting] = []
@@ -130,7 +130,7 @@ class Helpers:
             )
         waiting = _Waiting(body, kind, next(self._numbers), client)
         self._enqueue(waiting)
-        timer = asyncio.get_running_loop().call_later(self._wait_s, self._waited, waiting)
+        timer = asyncio.get_running_loop().call_later(self.wait_s, self._waited, waiting)
         try:
             return await waiting.answer
         finally:
@@ -151,7 +151,7 @@ class Helpers:
 
     def _waited(self, waiting: _Waiting) -> None:
         if self._leave(waiting):
-            _settle(waiting, DeadlineError(f"no prompt helper was free for {self._wait_s:g} s"))
+            _settle(waiting, DeadlineError(f"no prompt helper was free for {self.wait_s:g} s"))
 
     async def _next(self) -> _Waiting:
         while not self._queue:

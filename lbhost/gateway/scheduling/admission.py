@@ -36,7 +36,7 @@ class Admission:
         router: Router,
         clock: Callable[[], float],
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._queue = queue
         self._pace = pace
         self._router = router
@@ -45,7 +45,7 @@ class Admission:
     def check_depth(self, preparing: int = 0) -> None:
         """Raises QueueFullError: it is at its limit, with those that are about to be submitted."""
         depth = len(self._queue)
-        if depth + preparing >= self._settings.queue_size:
+        if depth + preparing >= self.settings.queue_size:
             raise QueueFullError(
                 f"{depth} requests are waiting already", retry_after_s=self.wait_s()
             )
@@ -59,14 +59,14 @@ class Admission:
         if not client:
             return
         own = self._queue.of_client(client) + own_preparing
-        if not may_wait(own, len(self._queue) + preparing, self._settings.queue_size):
+        if not may_wait(own, len(self._queue) + preparing, self.settings.queue_size):
             raise QueueFullError(
                 f"{own} requests of this API key are waiting already", retry_after_s=self.wait_s()
             )
 
     def check_class(self, work: Work) -> None:
         """Raises QueueFullError: flex has filled its part of the queue."""
-        most = max(1, int(FLEX_QUEUE * self._settings.queue_size))
+        most = max(1, int(FLEX_QUEUE * self.settings.queue_size))
         if work.rank == order.FLEX and self._queue.flex >= most:
             raise QueueFullError(
                 f"{self._queue.flex} flex requests are waiting already",
@@ -81,14 +81,14 @@ class Admission:
         client, queue = job.work.client, self._queue
         if not (queue.of_client(client) if client else len(queue)):
             return
-        most = self._settings.queue_tokens
+        most = self.settings.queue_tokens
         if most is not None:
             self._check_sum(
                 client, queue.tokens(), queue.tokens(client), job.tokens_to_come, most, "tokens"
             )
             return
         rank = job.work.rank
-        limit_s = self._router.work_within_s(self._settings.queue_timeout_s)
+        limit_s = self._router.work_within_s(self.settings.queue_timeout_s)
         if rank == order.FLEX or limit_s is None:
             return
         limit_s *= prospects.MARGIN
@@ -116,7 +116,7 @@ class Admission:
         """
         if not self._router.trusted():
             return
-        settings, now = self._settings, self._clock()
+        settings, now = self.settings, self._clock()
         flex = job.work.rank == order.FLEX
         limits = prospects.Limits(
             None if flex else settings.queue_timeout_s,
@@ -134,7 +134,7 @@ class Admission:
     def wait_s(self) -> float:
         """Whole seconds until those who wait now have found a worker, or were given up."""
         wait = self._places_s(len(self._queue))
-        wait = min(wait, self._settings.queue_timeout_s, MAX_RETRY_AFTER_S)
+        wait = min(wait, self.settings.queue_timeout_s, MAX_RETRY_AFTER_S)
         return float(max(1, math.ceil(wait)))
 
     def _places_s(self, places: int) -> float:

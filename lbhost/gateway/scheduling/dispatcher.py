@@ -132,6 +132,8 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self.stopping = False
+        self.retiring = False
+        """Another gateway takes what comes: a connection's next answer is its last."""
 
     def __repr__(self) -> str:
         return f"Dispatcher({self._sessions.in_flight} in flight, {len(self._queue)} queued)"
@@ -159,6 +161,13 @@ class Dispatcher:
     def active(self) -> int:
         """Requests that have not ended."""
         return len(self._jobs)
+
+    def adopt(self, settings: Settings) -> None:
+        """Other settings from now on. What is queued or runs keeps the deadlines that it has."""
+        self._settings = self._admission.settings = settings
+        self._router.policy = settings.policy
+        self._lender.enabled = settings.lend
+        self._pump()
 
     # --- links -----------------------------------------------------------------------
 

@@ -37,7 +37,8 @@ class Lender:
     ) -> None:
         self._sessions = sessions
         self._readings = sessions.readings
-        self._enabled = enabled
+        self.enabled = enabled
+        """Off: what is lent is asked back at the next `settle`."""
         self._clock = clock
         self._lent: dict[Session, Lent] = {}
         self._closed: set[int] = set()
@@ -49,17 +50,17 @@ class Lender:
 
     def settle(self) -> None:
         """Decide, and tell those for whom something changes; who gives back is told first."""
-        if not self._enabled:
+        if not self.enabled and not self._lent:
             return
         self._look()
         sessions = self._sessions.all()
         homes, borrowers = self._homes(sessions)
-        known = (tuple(homes), tuple(self._cores), self._limit)
+        known = (tuple(homes), tuple(self._cores), self._limit, self.enabled)
         if known == self._known:
             return
         self._known = known
         before = {session.worker: cpus for session, cpus in self._lent.items()}
-        found = lend(homes, self._cores, limit=self._limit, before=before)
+        found = lend(homes, self._cores, limit=self._limit, before=before) if self.enabled else {}
         wanted = {session: found.get(session.worker, ()) for session in borrowers}
         for session in self._lent.keys() - wanted.keys():
             wanted[session] = ()

@@ -63,7 +63,7 @@ class Readings:
         siblings: Siblings = lambda cpus: (),
     ) -> None:
         self._board = page
-        self._settings = settings
+        self.settings = settings
         self._clock_ns = clock_ns
         self._siblings = siblings
         self._workers: dict[int, tuple[int, WorkerReading]] = {}
@@ -103,7 +103,7 @@ class Readings:
 
     def hot(self, core: board.CoreRow) -> bool:
         """Whether heat takes a quarter or more of what the core could do alone."""
-        limits = limits_of(self._settings.warm_c, self._settings.hot_c)
+        limits = limits_of(self.settings.warm_c, self.settings.hot_c)
         return core_heat(core, limits, 1) <= HOT
 
     def quota_cpus(self) -> float | None:
@@ -137,9 +137,9 @@ class Readings:
                 host=self._board.host.read(0),
                 gpu=gpu,
                 siblings=[self._core(n) for n in self._siblings(cpus)],
-                nice=self._settings.nice,
-                warm_c=self._settings.warm_c,
-                hot_c=self._settings.hot_c,
+                nice=self.settings.nice,
+                warm_c=self.settings.warm_c,
+                hot_c=self.settings.hot_c,
             ),
             idle=_mean(idle),
             others=_mean([core.others for core in known]),

@@ -35,7 +35,7 @@ class Router:
     """Knows the sessions; changes nothing in them."""
 
     def __init__(self, settings: Settings, sessions: Sessions, rng: Random) -> None:
-        self._policy = settings.policy
+        self.policy = settings.policy
         self._sessions = sessions
         self._rng = rng
         self._turn = 0
@@ -58,7 +58,7 @@ class Router:
         seen = [
             _seen_by(job, session, view) for (session, _), view in zip(usable, views, strict=True)
         ]
-        index = policy.choose(self._policy, need, seen, self._rng, self._turn)
+        index = policy.choose(self.policy, need, seen, self._rng, self._turn)
         self._turn += index is not None
         return index
 

@@ -29,6 +29,7 @@ class StatesCollector(Collector):
             ("misses", "Requests sent for which the store had nothing", counts.misses),
             ("tokens", "Prompt tokens taken from states instead of computed", counts.tokens),
             ("saves", "States that workers saved", counts.saved),
+            ("restores", "States read from disk", counts.restored),
             ("evictions", "States given up for want of room", counts.evicted),
             ("failures", "States that were of no use where they arrived", counts.failed),
             ("save_seconds", "Workers' time for saving", counts.save_s),

@@ -6,9 +6,12 @@ state that does not arrive, or does not fit, costs the computing that it would h
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -18,9 +21,11 @@ from lbhost.errors import StateError
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 from lbhost.gateway.states import budget
+from lbhost.gateway.states.disk import Kept
+from lbhost.gateway.states.disk_thread import DiskThread
 from lbhost.gateway.states.link import StatesLink
 from lbhost.gateway.states.store import Entry, Match, Store
-from lbhost.state_link import FromWorker, Saved, Taken, Unable
+from lbhost.state_link import Able, FromWorker, Saved, Taken, Unable
 
 MAX_ENTRIES = 512
 """States; each holds a descriptor."""
@@ -48,6 +53,8 @@ class Counts(msgspec.Struct):
     """That were not computed, thanks to them."""
     saved: int = 0
     evicted: int = 0
+    restored: int = 0
+    """States that were read from disk."""
     failed: int = 0
     """States that were of no use where they arrived, or were damaged."""
     save_s: float = 0.0
@@ -73,7 +80,10 @@ class Plane:
         speeds: Speeds,
         clock: Callable[[], float] = time.monotonic,
         most_entries: int = MAX_ENTRIES,
+        disk: DiskThread | None = None,
     ) -> None:
+        self._disk = disk
+        self._closed = False
         self._most_entries = most_entries
         self._speeds = speeds
         self._clock = clock
@@ -146,11 +156,15 @@ class Plane:
             states.read()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything in memory."""
+        self._closed = True
         for link in list(self._links):
             self.leave(link)
         for entry in list(self._store):
-            self._remove(entry)
+            self._store.remove(entry)
+            os.close(entry.fd)
+        if self._disk is not None:
+            self._disk.close()
 
     # --- requests ---------------------------------------------------------------------
 
@@ -220,6 +234,9 @@ class Plane:
                 self._taken(link, message)
             case Unable(reason):
                 self.unable = reason
+            case Able(identity):
+                if self._disk is not None:
+                    self._disk.load(identity, self.limit - self._store.bytes, self._restored)
 
     def _saved(self, saved: Saved, fd: int) -> None:
         self.counts.save_s += saved.seconds
@@ -232,9 +249,22 @@ class Plane:
             return
         self.counts.saved += 1
         self.unable = None
-        entry = Entry(header.scope, header.tokens, fd, header.size, self._clock())
+        self._add(Entry(header.scope, header.tokens, fd, header.size, self._clock()))
+
+    def _restored(self, kept: Kept) -> None:
+        """A state has been read from disk."""
+        if self._closed:
+            os.close(kept.fd)
+            return
+        self.counts.restored += 1
+        header, ago_s = kept.header, max(0.0, time.time() - kept.used_s)
+        used = self._clock() - ago_s
+        entry = Entry(header.scope, header.tokens, kept.fd, header.size, used, file=str(kept.file))
+        self._add(entry)
+
+    def _add(self, entry: Entry) -> None:
         for one in self._store.add(entry):
-            os.close(one.fd)
+            self._discard(one)
         self._shrink()
 
     def _taken(self, link: WorkerLink, taken: Taken) -> None:
@@ -252,6 +282,13 @@ class Plane:
 
     # --- memory -----------------------------------------------------------------------
 
+    def want(self, wanted: int | None) -> None:
+        """Another budget: bytes, not 0; None: a part of what is free at the next `settle`."""
+        self.budget = wanted
+        if wanted is not None:
+            self.limit = min(self.limit, wanted)
+            self._shrink()
+
     def settle(self, available: float | None, total: float | None) -> None:
         """Give way while memory is short.
 
@@ -266,8 +303,35 @@ class Plane:
     def _shrink(self) -> None:
         for entry in self._store.shrink(self.limit, self._most_entries, self._clock()):
             self.counts.evicted += 1
-            os.close(entry.fd)
+            if self._disk is not None and entry.file is None:
+                self._disk.evict(entry.fd, state_file.read(entry.fd), self._used_s(entry))
+            else:
+                os.close(entry.fd)
 
     def _remove(self, entry: Entry) -> None:
         if self._store.remove(entry):
-            os.close(entry.fd)
+            self._discard(entry)
+
+    def _discard(self, entry: Entry) -> None:
+        """It is of no use any more, in memory or on disk."""
+        os.close(entry.fd)
+        if self._disk is not None and entry.file is not None:
+            self._disk.remove(Path(entry.file))
+
+    def _used_s(self, entry: Entry) -> float:
+        """Unix time at which it was last of use."""
+        return time.time() - (self._clock() - entry.used)
+
+    async def keep(self, limit_s: float) -> None:
+        """Write what is in memory to disk, what was of use last first, for so long at most."""
+        if self._disk is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                for entry in sorted(self._store, key=lambda entry: -entry.used):
+                    if entry.file is not None:
+                        self._disk.touch(Path(entry.file), self._used_s(entry))
+                    elif not await self._disk.write(
+                        entry.fd, state_file.read(entry.fd), self._used_s(entry)
+                    ):
+                        return

@@ -1,0 +1,39 @@
+"""Folders of this user alone: what is in them must be neither read nor replaced by others."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from lbhost.errors import StartupError
+
+
+def private(path: Path, flag: str) -> Path:
+    """Make sure that the folder exists and is ours alone; return it as an absolute path.
+
+    Args:
+        flag: that it was given by ("--runtime-dir").
+
+    Raises:
+        StartupError: it cannot be made, is not ours, or is open to others.
+    """
+    what = f"the {flag.removeprefix('--').replace('-', ' ')} {path}"
+    path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow a foreign link)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise StartupError(f"cannot make {what}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise StartupError(f"{what} is not a folder")
+    if found.st_uid != os.geteuid():
+        raise StartupError(f"{what} belongs to another user (uid {found.st_uid})")
+    if found.st_mode & 0o077:
+        mode = stat.S_IMODE(found.st_mode)
+        raise StartupError(
+            f"{what} is open to other users (mode {mode:03o}): `chmod 700` it or choose another "
+            f"{flag}"
+        )
+    return path

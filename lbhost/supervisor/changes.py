@@ -1,0 +1,143 @@
+"""What a change of the configuration takes, by key: the one table of `lbhost reload`. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import msgspec
+
+from lbhost.config import KEYS, SECRET, Settings, flag_name
+
+
+class How(enum.StrEnum):
+    """How a changed key comes into force."""
+
+    LIVE = "live"
+    """At once; what runs is not disturbed."""
+    ROLLING = "rolling"
+    """Each worker gets a new process in turn, a spare first; requests move."""
+    SCALING = "scaling"
+    """Workers come, or go after their requests have moved."""
+    HANDOVER = "handover"
+    """A new server beside this one takes over its sockets; requests end where they began."""
+    RESTART = "restart"
+    """Not without a restart of lbhost: refused."""
+
+
+HOW: dict[str, How] = {
+    "model": How.HANDOVER,
+    "alias": How.HANDOVER,
+    "kind": How.HANDOVER,
+    "pooling": How.HANDOVER,
+    "embedding_cache": How.HANDOVER,
+    "host": How.RESTART,
+    "port": How.RESTART,
+    "api_key": How.LIVE,
+    "keys_file": How.LIVE,
+    "insecure_no_key": How.LIVE,
+    "allowed_hosts": How.LIVE,
+    "allowed_origins": How.LIVE,
+    "workers": How.SCALING,
+    "threads_per_worker": How.HANDOVER,
+    "probe": How.HANDOVER,
+    "tuned": How.HANDOVER,
+    "flash_attention": How.HANDOVER,
+    "lend": How.LIVE,
+    "slots": How.HANDOVER,
+    "ctx_size": How.HANDOVER,
+    "state_cache": How.LIVE,
+    "state_dir": How.HANDOVER,
+    "state_dir_size": How.HANDOVER,
+    "share_prefixes": How.LIVE,
+    "policy": How.LIVE,
+    "runtime_dir": How.RESTART,
+    "inter_token_target_ms": How.ROLLING,
+    "queue_size": How.LIVE,
+    "queue_tokens": How.LIVE,
+    "prompt_helpers": How.HANDOVER,
+    "queue_timeout_s": How.LIVE,
+    "request_timeout_s": How.LIVE,
+    "shutdown_grace_s": How.LIVE,
+    "max_connections": How.LIVE,
+    "max_body_bytes": How.LIVE,
+    "max_header_bytes": How.LIVE,
+    "header_timeout_s": How.LIVE,
+    "body_timeout_s": How.LIVE,
+    "keep_alive_s": How.LIVE,
+    "warm_c": How.LIVE,
+    "hot_c": How.LIVE,
+    "nice": How.ROLLING,
+    "restart_budget": How.LIVE,
+    "restart_window_s": How.LIVE,
+    "log_format": How.ROLLING,
+    "log_level": How.ROLLING,
+}
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One key that has another value now."""
+
+    key: str
+    before: str
+    after: str
+    """As text; of a secret, only whether there is one."""
+    how: How
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} -> {self.after} ({self.how})"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a changed configuration takes."""
+
+    changes: Sequence[Change] = ()
+
+    def keys(self, *how: How) -> list[str]:
+        """The changed keys that come into force so."""
+        return [change.key for change in self.changes if change.how in how]
+
+    @property
+    def lines(self) -> list[str]:
+        """For a person, one a change."""
+        return [str(change) for change in self.changes]
+
+
+def plan(before: Settings, after: Settings, *, model_changed: bool = False) -> Plan:
+    """Compare two configurations as they were asked for.
+
+    Args:
+        model_changed: the model's file is another one than the one that was loaded.
+    """
+    changes = [
+        Change(key, _text(key, before), _text(key, after), _how(key, before, after))
+        for key in KEYS
+        if getattr(before, key) != getattr(after, key)
+    ]
+    if model_changed and all(change.key != "model" for change in changes):
+        changes.append(Change("model", after.model, "another file", How.HANDOVER))
+    return Plan(changes)
+
+
+def table() -> list[str]:
+    """Every flag and how its change comes into force, for a person."""
+    width = max(len(flag_name(key)) for key in KEYS) + 2
+    return [f"{'--' + flag_name(key):{width}}  {HOW.get(key, How.RESTART)}" for key in KEYS]
+
+
+def _how(key: str, before: Settings, after: Settings) -> How:
+    values = getattr(before, key), getattr(after, key)
+    if key == "workers" and "auto" in values:
+        return How.HANDOVER  # what `auto` means is found, maybe measured, at a start
+    if key == "state_cache" and 0 in (before.state_cache_bytes, after.state_cache_bytes):
+        return How.HANDOVER  # workers without a store have no links for states
+    return HOW.get(key, How.RESTART)
+
+
+def _text(key: str, settings: Settings) -> str:
+    value = getattr(settings, key)
+    if key in SECRET:
+        return "none" if value is None else "one that is not shown"
+    if isinstance(value, tuple):
+        value = ",".join(value)
+    return repr(value) if value == "" else "default" if value is None else str(value)

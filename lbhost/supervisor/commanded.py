@@ -1,0 +1,120 @@
+"""What the admin API asks of a supervisor: its status, and the commands that others carry out."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from lbhost import __version__
+from lbhost.errors import ConflictError
+from lbhost.status import Status
+from lbhost.supervisor import lifecycle
+from lbhost.supervisor.assembly import Assembly
+from lbhost.supervisor.configuration import Configuration
+from lbhost.supervisor.desired import Desired
+from lbhost.supervisor.events import EventLog
+from lbhost.supervisor.fork_servers import ForkServers
+from lbhost.supervisor.handover import Handover
+from lbhost.supervisor.homes import Homes
+from lbhost.supervisor.operations import Operations
+from lbhost.supervisor.pool import Pool
+from lbhost.supervisor.runtime import RuntimeDir
+from lbhost.supervisor.service import Service
+from lbhost.supervisor.startup import Prepared
+
+
+class Commanded:
+    """The supervisor as the admin API sees it; the supervisor makes the parts."""
+
+    prepared: Prepared
+    endpoint: str
+    events: EventLog
+    configuration: Configuration
+    desired: Desired
+    fork_servers: ForkServers
+    gateway: Service
+    homes: Homes
+    operations: Operations
+    pool: Pool
+    _announced: bool
+    _assembly: Assembly
+    _began_s: float
+    _handover: Handover
+    _runtime: RuntimeDir
+    _stopping: bool
+
+    def status(self) -> Status:
+        """Everything there is to know."""
+        made, assembly = self.prepared, self._assembly
+        workers = assembly.workers(self.pool, self.homes.topology)
+        return Status(
+            version=__version__,
+            pid=os.getpid(),
+            model=made.model.alias,
+            model_path=made.model.path,
+            kind=made.info.purpose.kind.value,
+            endpoint=self.endpoint,
+            runtime_dir=str(self._runtime.path),
+            state=self._state(),
+            policy=self.desired.settings.policy.value,
+            uptime_s=time.monotonic() - self._began_s,
+            rolling=self.operations.rolling,
+            workers=workers,
+            gateway=self.gateway.status(),
+            template=self.fork_servers.worst(),
+            traffic=assembly.traffic(),
+            states=assembly.states(),
+            cores=assembly.cores(self.homes.topology, self.pool.ledger(), workers),
+            gpus=assembly.gpus(),
+            host=assembly.host(),
+            fork_servers=self.fork_servers.status(),
+        )
+
+    def _state(self) -> str:
+        if self._stopping:
+            return "stopping"
+        if not self._announced:
+            return "starting"
+        wanted = [i for i, want in self.pool.desired.members().items() if want.up]
+        states = [self.pool.workers[i].state for i in wanted]
+        whole = self.gateway.state == "ready" and lifecycle.UP.issuperset(states)
+        return "ready" if whole else "degraded"
+
+    async def drain(self, worker: int, timeout_s: float | None) -> str:
+        """See Operations.drain; so for the next ones."""
+        return await self.operations.drain(worker, timeout_s)
+
+    async def resume(self, worker: int) -> str:
+        """See Operations.resume."""
+        return await self.operations.resume(worker)
+
+    async def restart(self, worker: int) -> str:
+        """See Operations.restart."""
+        return await self.operations.restart(worker)
+
+    async def restart_all(self) -> str:
+        """See Operations.restart_all."""
+        return await self.operations.restart_all()
+
+    async def scale(self, workers: int) -> str:
+        """See Operations.scale."""
+        return await self.operations.scale(workers)
+
+    async def reload(self, *, dry_run: bool = False) -> str:
+        """See Configuration.reload."""
+        self._require_serving()
+        return await self.configuration.reload(
+            self.operations, self.gateway, self._hand_over, dry_run=dry_run
+        )
+
+    async def upgrade(self) -> str:
+        """Have the lbhost that is installed now take over, with the configuration as it is now."""
+        self._require_serving()
+        return await self.configuration.upgrade(self.operations, self._hand_over)
+
+    def _require_serving(self) -> None:
+        if self._stopping or not self._announced:
+            raise ConflictError(f"the server is {'stopping' if self._stopping else 'starting'}")
+
+    async def _hand_over(self, why: str) -> str:
+        return await self._handover.give(why, self.configuration.source)

@@ -1,0 +1,223 @@
+"""The settings in force: who is told them, and how they change while the server runs.
+
+Owns the settings that were asked for and what the gateway has been told of them. A reload writes
+what is wanted (desired.py) and waits until it is so; a configuration that cannot be is refused
+before anything has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lbhost import control, log
+from lbhost.config import Settings
+from lbhost.errors import ConflictError, LbhostError, ModelFileError, UsageError
+from lbhost.source import Source
+from lbhost.supervisor import changes, exposure
+from lbhost.supervisor.changes import How, Plan
+from lbhost.supervisor.desired import Desired
+from lbhost.supervisor.events import EventLog
+from lbhost.supervisor.operations import Operations
+from lbhost.supervisor.service import Service
+from lbhost.supervisor.startup import Prepared
+from lbhost.weights import identify, parts
+
+TOLD_LIMIT_S = 30.0
+"""A gateway that works takes other settings in some milliseconds; else it will have them when it
+has been started again."""
+
+
+class Configuration:
+    """See the module.
+
+    Args:
+        asked: the settings as they came from the source; None: those that run.
+        source: None: they never change.
+        adopt: told of other settings, for what the supervisor itself does by them.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        listener: socket.socket,
+        desired: Desired,
+        events: EventLog,
+        asked: Settings | None,
+        source: Source | None,
+        adopt: Callable[[Settings], None],
+    ) -> None:
+        self.asked = asked or prepared.settings
+        self.source = source
+        self._prepared = prepared
+        self._listener = listener
+        self._desired = desired
+        self._events = events
+        self._adopt = adopt
+        self._number = 0
+        self._told = 0
+        """The newest change that the gateway has in force."""
+        self._one = asyncio.Lock()
+
+    # --- what children begin with -----------------------------------------------------------
+
+    def first(self, node: int | None) -> tuple[control.Configure, Sequence[int]]:
+        """The first message to a fork server or GPU worker, and its descriptors."""
+        made = self._prepared
+        configure = control.Configure(
+            settings=msgspec.structs.replace(self._desired.settings, api_key=None),
+            model_path=made.model.path,
+            model_alias=made.model.alias,
+            n_ctx=made.n_ctx,
+            weights=made.weights,
+            node=node,
+            purpose=made.info.purpose,
+        )
+        return configure, (made.board.fd,)
+
+    def first_to_gateway(self) -> tuple[control.Configure, Sequence[int]]:
+        """The first message to a gateway, which has the API key too."""
+        configure, fds = self.first(None)
+        configure = msgspec.structs.replace(configure, settings=self._desired.settings)
+        self._told = self._number
+        return configure, (*fds, self._listener.fileno())
+
+    # --- what the gateway is told later -------------------------------------------------------
+
+    def in_force(self) -> bool:
+        """Whether the gateway has the newest settings; one that starts begins with them."""
+        return self._told == self._number
+
+    def tell(self, gateway: Service) -> None:
+        """Tell the gateway what it has not yet; again until it has answered."""
+        if not self.in_force() and gateway.state == "ready":
+            gateway.send(control.Reconfigure(self._number, self._desired.settings))
+
+    def told(self, number: int) -> None:
+        """The gateway's answer."""
+        self._told = max(number, self._told)
+
+    # --- reload -------------------------------------------------------------------------------
+
+    def look(self) -> tuple[Settings, Plan]:
+        """Read the configuration again, and what it would take.
+
+        Raises:
+            UsageError: it is no good; one line with the key and the reason.
+        """
+        after = self.asked if self.source is None else self.source.load()
+        return after, changes.plan(self.asked, after, model_changed=self._model_changed())
+
+    def _model_changed(self) -> bool:
+        made = self._prepared
+        if not made.weights:
+            return False
+        try:
+            return identify(parts(Path(made.model.path))) != made.weights
+        except ModelFileError:
+            return True  # a new server will say what is wrong with it
+
+    async def reload(
+        self,
+        operations: Operations,
+        gateway: Service,
+        hand_over: Callable[[str], Coroutine[Any, Any, str]],
+        *,
+        dry_run: bool = False,
+    ) -> str:
+        """Bring a changed configuration into force.
+
+        Args:
+            hand_over: has a new server with the new configuration take over; told why.
+            dry_run: only say what would happen.
+
+        Raises:
+            UsageError: the configuration is no good, or needs a restart; nothing has changed.
+            ConflictError: something else is going on; or what was begun could not be ended.
+        """
+        if dry_run:
+            return "\n".join(self.look()[1].lines) or "nothing would change"
+        async with self._one:
+            try:
+                after, plan = self.look()
+                self._check(plan, after, operations)
+                if plan.keys(How.HANDOVER):
+                    said = await hand_over(f"reload of {', '.join(plan.keys(*How))}")
+                    # Who still has a connection here finds a key that was taken away taken away.
+                    self._bring(after, plan.keys(How.LIVE), gateway)
+                    return said
+                return await self._change(after, plan, operations, gateway)
+            except LbhostError as error:
+                self._events.add("error", "reload", f"reload: {error.message}")
+                raise
+
+    async def upgrade(
+        self, operations: Operations, hand_over: Callable[[str], Coroutine[Any, Any, str]]
+    ) -> str:
+        """Have a new server take over, whether anything has changed or not.
+
+        Raises:
+            UsageError, ConflictError: see `reload`.
+        """
+        async with self._one:
+            try:
+                after, plan = self.look()
+                self._check(plan, after, operations)
+                return await hand_over("upgrade")
+            except LbhostError as error:
+                self._events.add("error", "reload", f"upgrade: {error.message}")
+                raise
+
+    def _check(self, plan: Plan, after: Settings, operations: Operations) -> None:
+        """Raises LbhostError if it cannot be done: nothing has changed then."""
+        for change in plan.changes:
+            if change.how is How.RESTART:
+                raise UsageError(
+                    f"{change.key} ({change.before} -> {change.after}) changes by a restart of "
+                    "lbhost only: nothing was changed"
+                )
+        exposure.check(after, self._listener)
+        operations.require_alone("reload")
+        if plan.keys(How.SCALING) and not plan.keys(How.HANDOVER):
+            operations.check_scale(int(after.workers))
+
+    async def _change(
+        self, after: Settings, plan: Plan, operations: Operations, gateway: Service
+    ) -> str:
+        if not plan.changes:
+            self._events.add("info", "reload", "reload: nothing has changed")
+            return "nothing has changed"
+        keys = plan.keys(*How)
+        self._events.add("info", "reload", f"reload: {'; '.join(plan.lines)}")
+        self._bring(after, keys, gateway)
+        if plan.keys(How.ROLLING):
+            await operations.restart_all()
+        if plan.keys(How.SCALING):
+            await operations.scale(int(after.workers))
+        await self._until_in_force(operations)
+        return f"in force: {', '.join(keys)}"
+
+    def _bring(self, after: Settings, keys: Sequence[str], gateway: Service) -> None:
+        """Want these keys' new values, and tell whoever is there."""
+        fresh = {key: getattr(after, key) for key in keys}
+        settings = msgspec.structs.replace(self._desired.settings, **fresh)
+        self.asked, self._number = after, self._number + 1
+        self._desired.adopt(settings)
+        self._adopt(settings)
+        log.configure(settings.log_format, settings.log_level, "supervisor")
+        self.tell(gateway)
+
+    async def _until_in_force(self, operations: Operations) -> None:
+        """Raises ConflictError: the gateway has not answered, and will be told again."""
+        try:
+            async with asyncio.timeout(TOLD_LIMIT_S):
+                await operations.pool.until(lambda: self.in_force() or operations.stopping)
+        except TimeoutError:
+            raise ConflictError(
+                "the gateway does not answer; it gets the new settings as soon as it does"
+            ) from None

@@ -1,0 +1,242 @@
+"""How one server takes over from another: the new one starts beside the old one, and then it is
+the server.
+
+Owns the lines to the server before this one and to the one after it. The old one goes on until
+the new one serves: what fails before that ends the new one and nothing else. From then on both
+have the listening socket, the new one alone accepts, and the old one ends what it has begun. Where
+no service manager is told of the new process, the first one stays as its anchor: who started it
+waits for its pid and signals it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+from lbhost.errors import ConflictError
+from lbhost.linux import die_with_parent, live_without_parent
+from lbhost.source import Source
+from lbhost.supervisor.children import Children
+from lbhost.supervisor.events import EventLog
+from lbhost.supervisor.runtime import RuntimeDir
+from lbhost.supervisor.service_manager import ServiceManager
+from lbhost.supervisor.startup import Prepared
+from lbhost.supervisor.succession import (
+    Done,
+    Inherit,
+    Inheritance,
+    Line,
+    Message,
+    Next,
+    Refused,
+    Serving,
+    TakeOver,
+    TookOver,
+)
+from lbhost.supervisor.successor import Successor
+
+
+class Predecessor:
+    """The server before this one."""
+
+    def __init__(
+        self, link: socket.socket, take: Callable[[], None], lost: Callable[[], None]
+    ) -> None:
+        """
+        Args:
+            take: called when everything is ours.
+            lost: called if it ends before that.
+        """
+        self.anchor = 0
+        """See TakeOver."""
+        self.over = asyncio.Event()
+        """Its requests have ended."""
+        self._take = take
+        self._lost = lost
+        self.taken = False
+        """Whether everything is ours."""
+        self._line = Line(link, self._message, self._end)
+
+    def serving(self) -> None:
+        """Requests are answered here."""
+        self._line.send(Serving(os.getpid()))
+
+    def took_over(self) -> None:
+        """The admin socket is ours."""
+        self._line.send(TookOver())
+
+    def refuse(self, message: str) -> None:
+        """We cannot start."""
+        self._line.send(Refused(message))
+
+    def followed_by(self, pid: int) -> None:
+        """Another one has taken over from us."""
+        self._line.send(Next(pid))
+
+    def close(self) -> None:
+        """Let go of the line."""
+        self._line.close()
+
+    def _message(self, message: Message) -> None:
+        match message:
+            case TakeOver(anchor):
+                self.taken, self.anchor = True, anchor
+                self._hold_on()
+                self._take()
+            case Done():
+                self.over.set()
+
+    def _end(self) -> None:
+        self.over.set()
+        if self.taken:
+            self._hold_on()
+        else:
+            self._lost()
+
+    def _hold_on(self) -> None:
+        """Die with the anchor once that is our parent, and with nobody else."""
+        live_without_parent()
+        if self.anchor and os.getppid() == self.anchor:
+            die_with_parent()
+
+
+class Handover:
+    """See the module."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        listener: socket.socket,
+        runtime: RuntimeDir,
+        endpoint: str,
+        children: Children,
+        manager: ServiceManager,
+        events: EventLog,
+        let_go: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            let_go: called when another server serves: this one only ends what it has.
+            wake: called when the loop has to look at this again.
+        """
+        self.given = False
+        """Whether another server has taken over; this one only ends what it has."""
+        self.settled = False
+        """Whether that one can be administered, too."""
+        self.predecessor: Predecessor | None = None
+        self._prepared = prepared
+        self._listener = listener
+        self._runtime = runtime
+        self._endpoint = endpoint
+        self._children = children
+        self._manager = manager
+        self._events = events
+        self._let_go = let_go
+        self._wake = wake
+        self._successor: Successor | None = None
+
+    def begin(
+        self, inheritance: Inheritance, take: Callable[[], None], lost: Callable[[], None]
+    ) -> None:
+        """This server is to take over. See Predecessor."""
+        self.predecessor = Predecessor(inheritance.link, take, lost)
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing is ours yet."""
+        return self.predecessor is not None and not self.predecessor.taken
+
+    async def give(self, why: str, source: Source | None) -> str:
+        """Start a new server as this one was started, and let it take over.
+
+        Raises:
+            ConflictError: it does not start, this one goes on; or one is taking over already.
+        """
+        if source is None:
+            raise ConflictError("this server does not know how it was started: restart it")
+        if self._successor is not None:
+            raise ConflictError("a new server is starting already")
+        successor = self._successor = Successor(self._children, self._wake)
+        try:
+            if self.predecessor is not None:
+                await self.predecessor.over.wait()  # three at a time would need three KV caches
+            self._events.add("info", "handover", f"{why}: starting a new server beside this one")
+            made = self._prepared
+            given = Inherit(
+                endpoint=self._endpoint,
+                runtime_dir=str(self._runtime.path),
+                model_path=made.model.path,
+                n_ctx=made.n_ctx,
+            )
+            folder = self._runtime.folder
+            await successor.bring_up(source.arguments(), os.environ, given, self._listener, folder)
+        except BaseException:
+            self._successor = None
+            successor.abandon()
+            raise
+        return await self._commit(successor)
+
+    async def _commit(self, successor: Successor) -> str:
+        pid = successor.pid
+        if pid is None:
+            self._successor = None
+            raise ConflictError("the new server ended as soon as it served; this one goes on")
+        before = self.predecessor
+        self._manager.hand_over(pid)
+        self._runtime.hand_on()
+        self.given = True
+        self._let_go()
+        await successor.hand_over(self._anchor())
+        if before is not None:
+            before.followed_by(pid)
+        self.settled = True
+        self._wake()
+        text = f"the server with pid {pid} has taken over"
+        self._events.add("info", "handover", f"{text}; this one ends what it has begun")
+        return text
+
+    def _anchor(self) -> int:
+        if self._manager.present:
+            return 0
+        before = self.predecessor
+        return before.anchor if before is not None and before.anchor else os.getpid()
+
+    def signal(self, number: int) -> None:
+        """A signal is the newest server's, too."""
+        if self._successor is not None and self._successor.serves:
+            self._successor.signal(number)
+
+    def give_up(self) -> None:
+        """This server ends: one that is still starting does too."""
+        if self._successor is not None and not self.given:
+            self._successor.abandon()
+
+    async def stand(self) -> str | None:
+        """This server has ended what it had. As the anchor, stay until the newest one ends.
+
+        Returns:
+            How that ended, if not as it should.
+        """
+        successor = self._successor
+        assert successor is not None, "somebody has taken over"
+        successor.done()
+        if self._anchor() != os.getpid():
+            return None
+        await successor.ended()
+        return None if successor.well else successor.how
+
+    def close(self, failure: str | None) -> None:
+        """Let go of the lines.
+
+        Args:
+            failure: why this server could not start, if that is why.
+        """
+        if self._successor is not None:
+            self._successor.close()
+        if self.predecessor is not None:
+            if failure is not None and not self.predecessor.taken:
+                self.predecessor.refuse(failure)
+            self.predecessor.close()

@@ -1,0 +1,59 @@
+"""What a changed configuration takes, by key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lbhost.config import KEYS, Settings
+from lbhost.supervisor import changes
+from lbhost.supervisor.changes import HOW, How, plan
+
+
+def test_every_key_is_in_the_table_and_nothing_else() -> None:
+    assert set(HOW) == set(KEYS)
+    assert [line.split()[0] for line in changes.table()][:2] == ["--model", "--alias"]
+
+
+def test_only_what_differs_is_a_change() -> None:
+    before = Settings(queue_size=7)
+    assert plan(before, before).changes == []
+    found = plan(before, Settings(queue_size=8, nice=0))
+    assert found.lines == ["queue_size: 7 -> 8 (live)", "nice: 5 -> 0 (rolling)"]
+    assert found.keys(How.LIVE) == ["queue_size"]
+    assert found.keys(How.LIVE, How.ROLLING) == ["queue_size", "nice"]
+
+
+def test_a_key_is_never_shown() -> None:
+    (line,) = plan(Settings(), Settings(api_key="hush-hush-hush")).lines
+    assert line == "api_key: none -> one that is not shown (live)"
+    assert "hush" not in str(plan(Settings(api_key="hush-hush-hush"), Settings()).changes)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "how"),
+    [
+        ({"workers": 2}, {"workers": 3}, How.SCALING),
+        ({"workers": "auto"}, {"workers": 3}, How.HANDOVER),
+        ({"workers": 2}, {"workers": "auto"}, How.HANDOVER),
+        ({"state_cache": "1G"}, {"state_cache": "auto"}, How.LIVE),
+        ({"state_cache": 0}, {"state_cache": "1G"}, How.HANDOVER),
+        ({"state_cache": "auto"}, {"state_cache": "0"}, How.HANDOVER),
+        ({"port": 1}, {"port": 2}, How.RESTART),
+    ],
+)
+def test_some_changes_depend_on_the_values(
+    before: dict[str, Any], after: dict[str, Any], how: How
+) -> None:
+    (change,) = plan(Settings(**before), Settings(**after)).changes
+    assert change.how is how
+
+
+def test_a_model_file_that_was_replaced_is_a_change_of_the_model() -> None:
+    same = Settings(model="m.gguf")
+    assert plan(same, same, model_changed=True).lines == [
+        "model: m.gguf -> another file (handover)"
+    ]
+    other = plan(same, Settings(model="n.gguf"), model_changed=True)
+    assert other.lines == ["model: m.gguf -> n.gguf (handover)"]

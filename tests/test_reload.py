@@ -1,0 +1,184 @@
+"""A real supervisor over stand-ins reads its configuration anew."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lbhost.board import GatewayRow, WorkerState
+from lbhost.config import Settings
+from lbhost.errors import ConflictError, InvalidRequestError, UsageError
+from lbhost.source import Source
+from lbhost.supervisor import successor
+from supervising import Box, box, gone, refused
+
+pytestmark = pytest.mark.anyio
+
+S = WorkerState
+
+
+class File:
+    """An lbhost.toml that the tests change."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.write()
+        self.source = Source({"shutdown_grace_s": 5.0, "port": 1}, {}, path)
+
+    def write(self, *lines: str) -> None:
+        self.path.write_text("\n".join(("workers = 2", *lines)))
+
+    @property
+    def settings(self) -> Settings:
+        return self.source.load()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    return File(tmp_path / "lbhost.toml")
+
+
+def queue_limit(running: Box) -> int:
+    row: Any = running.server._board.gateway.read(0)
+    assert isinstance(row, GatewayRow)
+    return row.queue_limit
+
+
+async def test_limits_change_under_a_running_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    async with box(
+        tmp_path, monkeypatch, settings=file.settings, source=file.source, workers=2
+    ) as running:
+        before = running.server.gateway.pid, running.pid(0), running.pid(1)
+        file.write("queue_size = 77", "api_key = 'hush-hush-hush'")
+        dry = await running.server.reload(dry_run=True)
+        assert "queue_size: 256 -> 77 (live)" in dry
+        assert queue_limit(running) == 256
+        said = await running.server.reload()
+        assert said == "in force: api_key, queue_size"
+        await running.until(lambda: queue_limit(running) == 77, "the gateway has the new limit")
+        assert (running.server.gateway.pid, running.pid(0), running.pid(1)) == before
+        assert not any("hush-hush" in event.message for event in running.server.events.latest(99))
+        assert await running.server.reload() == "nothing has changed"
+        # A gateway that comes later begins with what is in force now.
+        running.kill(running.server.gateway.pid)
+        await running.until(lambda: running.server.gateway.pid not in {None, before[0]}, "again")
+        await running.until(lambda: running.server.gateway.state == "ready", "it serves")
+        await running.until(lambda: queue_limit(running) == 77, "with the new limit")
+
+
+async def test_a_configuration_that_is_no_good_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    async with box(tmp_path, monkeypatch, settings=file.settings, source=file.source) as running:
+        before = running.pid(0)
+        for lines, words in (
+            (("queue_size = 0", "nice = 1"), ("queue_size", "0")),
+            (("quue_size = 9",), ("quue_size", "queue_size")),
+            (("queue_size = ",), ("lbhost.toml",)),
+            (("host = '0.0.0.0'", "queue_size = 9"), ("host", "restart")),
+        ):
+            file.write(*lines)
+            message = await refused(running.server.reload(), UsageError)
+            assert all(word in message for word in words), message
+            assert message in running.kinds("reload")[-1]
+        file.path.unlink()
+        assert "no such" in await refused(running.server.reload(), UsageError)
+        assert (queue_limit(running), running.pid(0)) == (256, before)
+        file.write("port = 2")  # the flag still wins
+        assert await running.server.reload() == "nothing has changed"
+
+
+async def test_what_workers_are_made_with_comes_by_a_rolling_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    async with box(tmp_path, monkeypatch, settings=file.settings, source=file.source) as running:
+        before = {running.pid(0), running.pid(1)}
+        file.write("nice = 0")
+        assert await running.server.reload() == "in force: nice"
+        assert not before & {running.pid(0), running.pid(1)}
+        assert [running.worker(i).epoch for i in (0, 1)] == [2, 2]
+
+
+async def test_workers_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    async with box(tmp_path, monkeypatch, settings=file.settings, source=file.source) as running:
+        file.path.write_text("workers = 3")
+        await running.server.reload()
+        await running.state(2, S.READY)
+        file.path.write_text("workers = 99\nqueue_size = 9")
+        assert "99" in await refused(running.server.reload(), InvalidRequestError)
+        assert queue_limit(running) == 256, "nothing of it is in force"
+        file.path.write_text("workers = 1")
+        await running.server.reload()
+        assert list(running.server.pool.workers) == [0]
+
+
+async def test_a_hang_up_reloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    monkeypatch.setattr("lbhost.supervisor.signals.has_terminal", lambda: False)
+    async with box(tmp_path, monkeypatch, settings=file.settings, source=file.source) as running:
+        file.write("queue_size = 55")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await running.until(lambda: queue_limit(running) == 55, "the gateway has the new limit")
+        file.write("queue_size = -1")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await running.until(
+            lambda: "got -1" in running.kinds("reload")[-1],
+            "the bad file is told of",
+        )
+        assert not running.server.signals
+
+
+async def test_a_hang_up_of_our_terminal_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    there = [True]
+    monkeypatch.setattr("lbhost.supervisor.signals.has_terminal", lambda: there[0])
+    async with box(tmp_path, monkeypatch, settings=file.settings, source=file.source) as running:
+        there[0] = False
+        os.kill(os.getpid(), signal.SIGHUP)
+        await running.until(lambda: running.server.signals, "a signal is noted")
+        assert running.server.signals == [signal.SIGHUP]
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("raise SystemExit(3)", "exit code 3"),
+        ("import time; time.sleep(600)", "within 0.5 s"),
+    ],
+)
+async def test_a_new_server_that_does_not_start_leaves_the_old_one_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File, program: str, words: str
+) -> None:
+    monkeypatch.setattr(successor, "COMMAND", (sys.executable, "-c", program))
+    if "within" in words:
+        monkeypatch.setattr(successor, "READY_LIMIT_S", 0.5)
+    async with box(tmp_path, monkeypatch, settings=file.settings, source=file.source) as running:
+        before = running.server.gateway.pid, running.pid(0), running.pid(1)
+        for _ in range(2):
+            message = await refused(running.server.upgrade(), ConflictError)
+            assert words in message
+            assert "this one goes on" in message
+        file.write("slots = 8")
+        assert words in await refused(running.server.reload(), ConflictError)
+        assert (running.server.gateway.pid, running.pid(0), running.pid(1)) == before
+        assert running.server.status().state == "ready"
+        assert (tmp_path / "run/admin.sock").exists()
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        await running.until(
+            lambda: all(
+                gone(int(pid)) or program not in Path(f"/proc/{pid}/cmdline").read_text()
+                for pid in children
+            ),
+            "the new server is gone",
+        )

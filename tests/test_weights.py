@@ -38,13 +38,13 @@ def test_any_replaced_part_is_refused_and_says_what_to_do(parts: list[Path]) -> 
     new = parts[1].with_suffix(".new")
     shutil.copy2(parts[1], new)
     new.replace(parts[1])
-    with pytest.raises(ModelChangedError, match=r"replaced .* lbhost reload"), unchanged(known):
+    with pytest.raises(ModelChangedError, match=r"replaced .*lbhost reload"), unchanged(known):
         raise AssertionError("nothing may be loaded")
 
 
 def test_a_file_that_changes_while_it_is_loaded_is_refused(parts: list[Path]) -> None:
     known = identify(parts)
-    with pytest.raises(ModelChangedError, match=r"changed .* lbhost reload"), unchanged(known):
+    with pytest.raises(ModelChangedError, match=r"changed .*lbhost reload"), unchanged(known):
         os.utime(parts[0], ns=(1, 1))
 
 

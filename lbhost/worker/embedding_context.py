@@ -19,7 +19,7 @@ from lbhost.llamacpp import api
 from lbhost.purpose import Pooling
 from lbhost.worker.llama_context import Decoded, LlamaContext, TokenBatch
 
-CPU_TOKENS = 256
+CPU_TOKENS = 128
 """Of a batch, unless one input is longer. llama.cpp computes the attention of all inputs of a batch
 as one matrix, so that larger batches cost more than they spare."""
 

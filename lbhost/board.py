@@ -81,6 +81,8 @@ class IdentityRow(msgspec.Struct, frozen=True):
     restarts: int = 0
     health_kills: int = 0
     """How often it was killed because it made no progress."""
+    memory_restarts: int = 0
+    """How often it was replaced because it was over its memory limit."""
     last_exit: Text64 = ""
 
 

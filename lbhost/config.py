@@ -196,6 +196,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     state_dir_size: Annotated[
         int | str, says("What state_dir may take: bytes, or with K, M or G.")
     ] = "4G"
+    memory_limit: Annotated[
+        int | str,
+        says(
+            "Memory that each worker may have of its own, beside the weights that all share: "
+            "bytes, or with K, M or G; none: no limit. One that is over it hands on its requests "
+            "and is replaced."
+        ),
+    ] = "none"
     share_prefixes: Annotated[
         bool,
         says(
@@ -306,9 +314,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Bytes that state_dir may take."""
         return _bytes("state_dir_size", str(self.state_dir_size))
 
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """Bytes that a worker may have of its own; None: no limit."""
+        if self.memory_limit == "none":
+            return None
+        return _bytes("memory_limit", str(self.memory_limit), "'none' or ")
+
     def __post_init__(self) -> None:
         # These raise ValueError.
         _ = self.state_cache_bytes, self.embedding_cache_bytes, self.state_dir_bytes
+        _ = self.memory_limit_bytes
         if isinstance(self.workers, str) and self.workers != "auto":
             raise ValueError(f"workers is 'auto' or a number from 1 to 1024, not {self.workers!r}")
         warm_c = DEFAULT_WARM_C if self.warm_c is None else self.warm_c

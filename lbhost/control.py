@@ -67,6 +67,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Worker -> supervisor, once it is the supervisor's child: who to watch."""
 
     pid: int
+    inherited_bytes: int = 0
+    """Memory that it shares with the fork server from the start: the weights above all."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

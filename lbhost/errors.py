@@ -296,6 +296,10 @@ class ModelFileError(StartupError):
     """The model is missing, truncated, or not a GGUF that llama.cpp can load."""
 
 
+class ModelDamagedError(ModelFileError):
+    """What is in the file cannot be: it is no GGUF, cut off, or broken. The CLI exits with 2."""
+
+
 class ModelChangedError(ModelFileError):
     """The model's file is another one than when the server started."""
 

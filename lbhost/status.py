@@ -112,6 +112,13 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     step_base_s: float | None = None
     step_seq_s: float | None = None
     """A decode step of n sequences takes step_base_s + n * step_seq_s of its own core."""
+    memory_own: int | None = None
+    """Bytes that it has taken for itself since it was made: the weights that all share do not
+    count."""
+    memory_limit: int | None = None
+    """Bytes of them that it may have; null: no limit."""
+    memory_restarts: int = 0
+    """Times that it was replaced for being over that."""
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

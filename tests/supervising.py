@@ -25,9 +25,10 @@ from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
+from lbhost.sandbox import environment
 from lbhost.source import Source
 from lbhost.status import Status
-from lbhost.supervisor import launcher, listener, supervisor
+from lbhost.supervisor import launcher, listener, peers, supervisor
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.startup import Prepared
 from lbhost.supervisor.supervisor import Supervisor
@@ -138,7 +139,9 @@ async def box(
     monkeypatch.setattr(supervisor, "FORK_SERVER_MODULE", "fake_fork_server")
     monkeypatch.setattr(supervisor, "GATEWAY_MODULE", "fake_gateway")
     monkeypatch.setattr(launcher, "WORKER_MODULE", "fake_gpu_worker")
+    monkeypatch.setattr(environment, "KEPT", environment.KEPT | {"FAKE_DIR", "FAKE_TICK_S"})
     monkeypatch.setenv("FAKE_DIR", str(folder))
+    monkeypatch.setattr(peers, "is_ours", lambda pid: False)  # a test's commands are our children
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     become_subreaper()
     roots = write_box(tmp_path, cores)

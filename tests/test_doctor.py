@@ -19,12 +19,14 @@ from lbhost.doctor.report import ModelFacts, Report, collect, examine, render
 from lbhost.doctor.survey import Survey
 from lbhost.machine.gpu import GpuReader
 from lbhost.machine.tree import Roots
+from lbhost.sandbox.profiles import Protection
 from test_gpu import FakeNvml, card
 from trees import GIB, Tree
 
 MODEL = ModelFacts(
     name="SmolLM2", weights_bytes=98 << 20, kv_bytes_per_token=23040, n_ctx_train=8192
 )
+WHOLE = Protection(landlock=7, seccomp=True)
 BUILD = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | AVX512 = 0 | REPACK = 1 | "
 
 
@@ -41,7 +43,7 @@ def look(
         now[0] += int(seconds * 1e9)
         tree.run(busy or {}, int(seconds * 100))
 
-    return survey.take(
+    taken = survey.take(
         tree.roots,
         GpuReader(tree.roots, nvml or FakeNvml(driver=False)),
         {},
@@ -49,6 +51,7 @@ def look(
         wait=wait,
         clock_ns=lambda: now[0],
     )
+    return msgspec.structs.replace(taken, protection=WHOLE)  # whatever kernel the tests run on
 
 
 def judge(box: Survey, model: ModelFacts | None = MODEL, **settings: Any) -> Report:
@@ -319,3 +322,13 @@ def test_the_machine_itself_gets_a_report() -> None:
     report = collect(Settings(), roots=Roots(), environ={}, model=None, system_info=BUILD)
     assert report.placements
     assert "This box" in render(report)
+
+
+def test_what_the_kernel_does_not_confine_is_named(tmp_path: Path) -> None:
+    box = look(trees.mixed_cgroups(tmp_path / "box"))
+    assert judge(box).found["isolation"] == "Landlock 7, filter of system calls"
+    bare = judge(msgspec.structs.replace(box, protection=Protection(landlock=0, seccomp=False)))
+    assert bare.found["isolation"] == "no Landlock, no filter of system calls"
+    assert "no Landlock: children may open whatever this user may" in texts(bare)
+    old = judge(msgspec.structs.replace(box, protection=Protection(landlock=4, seccomp=True)))
+    assert "Landlock's version is 4 of 6: children may signal" in texts(old)

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.comparison import disturb
+from faults import injection
 from lbhost.status import Status
 from serving import PATIENCE_S, Server, finished, wait_for
 
@@ -92,3 +95,39 @@ def test_a_quota_that_is_set_and_lifted_under_a_running_server_moves_its_workers
         status = server.wait(lambda status: len(ready(status)) == 2, "both work again")
         assert [w.restarts for w in status.workers] == [0, 0]
         assert server.complete().status_code == 200
+
+
+def test_a_worker_over_its_memory_limit_is_replaced_and_its_streams_go_on(tmp_path: Path) -> None:
+    limit = 400 << 20
+    with Server(tmp_path / "run", *SMALL, "--memory-limit", "400M") as server:
+        before = server.status().workers
+        assert all(w.memory_limit == limit for w in before)
+        # Its KV cache is its own (4 x 1024 tokens of 23 KB), the 200 MB of weights are not.
+        assert all(90 << 20 < (w.memory_own or 0) < limit for w in before), before
+        streams = [server.later(server.stream, max_tokens=200, ignore_eos=True) for _ in range(2)]
+        server.wait(lambda status: all(w.slots_busy for w in status.workers), "both are busy")
+        pid = server.worker(0).pid
+        assert pid is not None
+        injection.grow(pid, limit)
+        server.wait(
+            lambda status: (
+                ready(status) == [0, 1]
+                and [w.memory_restarts for w in status.workers] == [1, 0]
+                and status.workers[0].epoch == 2
+            ),
+            "it is replaced",
+        )
+        for stream in streams:
+            assert finished(stream.result())
+        assert server.worker(0).restarts == 0
+        assert (server.worker(0).memory_own or 0) < limit
+        events = server.cli("events", "--level", "warning").stdout
+        assert "over its limit of 400 MiB: replacing it" in events
+
+
+def test_a_memory_limit_that_no_worker_fits_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lbhost", "serve", *SMALL, "--memory-limit", "100M"]
+    command += ["--port", "0", "--runtime-dir", str(tmp_path / "run"), "--no-probe"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert ended.returncode == 1
+    assert "--memory-limit is 100 MiB" in ended.stderr

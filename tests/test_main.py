@@ -15,20 +15,20 @@ pytestmark = pytest.mark.e2e
 
 STOPPED_WITHIN_A_CALLBACK = """
 import ctypes, os, signal, sys
-from lbhost import llama
+from lbhost import inspection
 from lbhost.cli import main
 
-real = llama.inspect
+real = inspection.inspect
 
 @ctypes.CFUNCTYPE(None)
 def called_by_c():
     os.kill(os.getpid(), int(sys.argv[2]))
 
-def inspect(path):
+def inspect(path, *more):
     called_by_c()
-    return real(path)
+    return real(path, *more)
 
-llama.inspect = inspect
+inspection.inspect = inspect
 sys.exit(main(["serve", "--port", "0", "--workers", "1", "--runtime-dir", sys.argv[1]]))
 """
 

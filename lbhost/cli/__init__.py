@@ -1,6 +1,7 @@
 """The `lbhost` command: turns words into settings and commands, and errors into one line.
 
-Exit codes: 0 when what was asked has happened, 1 when it has not, 2 for wrong usage.
+Exit codes: 0 when what was asked has happened, 1 when it has not, 2 for wrong usage or a
+model file that is broken.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lbhost.cli import (  # noqa: F401 - their commands join the app
     talk,
 )
 from lbhost.cli.app import app
-from lbhost.errors import LbhostError, UsageError
+from lbhost.errors import LbhostError, ModelDamagedError, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -40,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         error.verbose = False
         return _fail(_usage(error), 2)
     except LbhostError as error:
-        return _fail(error.message, 2 if isinstance(error, UsageError) else 1)
+        return _fail(error.message, 2 if isinstance(error, UsageError | ModelDamagedError) else 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from lbhost import config, llama, model
+from lbhost import config, inspection, llama, model
 from lbhost.client import AdminClient
 from lbhost.config import Settings
 from lbhost.doctor import report as doctor
@@ -28,7 +28,7 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
         file = model.resolve(settings.model, settings.alias)
         if not llama.supports_gpu():
             file, settings = _as_known(file, settings, environ)
-        info = llama.inspect(file.path, settings.kind, settings.pooling)
+        info = inspection.inspect(file.path, settings.kind, settings.pooling)
     except ModelFileError as error:
         problem = error.message
     else:

@@ -66,6 +66,7 @@ def judge(
         *_clock(survey),
         *_memory(survey),
         *_files(settings, survey),
+        *_isolation(survey),
         *_build(survey, system_info),
         *_gpus(survey, gpu_capable),
     ]
@@ -228,6 +229,15 @@ def _files(settings: Settings, survey: Survey) -> Iterator[Finding]:
             f"at most {most} open files are allowed, {settings.max_connections} connections "
             f"need {need}",
             f"ulimit -Hn {need} (systemd: LimitNOFILE={need}), or a smaller --max-connections",
+        )
+
+
+def _isolation(survey: Survey) -> Iterator[Finding]:
+    if survey.protection is not None and survey.protection.missing:
+        yield Finding(
+            Level.ADVICE,
+            survey.protection.missing,
+            "a kernel of 6.12 or newer with `landlock` in its list of LSMs has all of it",
         )
 
 

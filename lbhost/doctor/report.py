@@ -25,6 +25,7 @@ from lbhost.placement.memory import gib
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
 from lbhost.purpose import Purpose
+from lbhost.sandbox.profiles import Protection
 from lbhost.status import Status
 
 _MANY = 8
@@ -234,6 +235,7 @@ def _found(box: Survey, system_info: str) -> dict[str, str]:
     found["huge pages"] = f"transparent: {box.huge_pages or 'unknown'}{reserved}"
     soft, most = (str(n) if n >= 0 else "unlimited" for n in (box.open_files, box.open_files_most))
     found["open files"] = soft if soft == most else f"{soft}, which serve raises (limit: {most})"
+    found["isolation"] = _isolation(box.protection)
     found["llama.cpp"] = _features(system_info)
     return found
 
@@ -278,6 +280,13 @@ def _gpu(box: Survey, index: int) -> str:
     size = f", {gib(info.memory_total)}" if info.memory_total else ""
     degrees = f", {row.temp_c:.0f} °C" if row is not None and row.temp_c is not None else ""
     return f"{info.name}{size}{degrees}"
+
+
+def _isolation(offered: Protection | None) -> str:
+    if offered is None:
+        return "unknown"
+    landlock = f"Landlock {offered.landlock}" if offered.landlock else "no Landlock"
+    return f"{landlock}, {'' if offered.seccomp else 'no '}filter of system calls"
 
 
 def _features(system_info: str) -> str:

@@ -20,6 +20,8 @@ from lbhost.machine.gpu import GpuInfo, Gpus, visible
 from lbhost.machine.sampler import INTERVAL_S, Sampler, Watched
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
+from lbhost.sandbox import profiles
+from lbhost.sandbox.profiles import Protection
 
 _SAMPLES = 3
 """The second of two intervals fills the usage window."""
@@ -54,6 +56,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     numa_balancing: bool | None = None
     swap_total: int | None = None
     swap_free: int | None = None
+    protection: Protection | None = None
+    """What the kernel offers to confine children with."""
     open_files: int = 0
     """Descriptors that a process may have (-1: no limit), as this one was started."""
     open_files_most: int = 0
@@ -113,6 +117,7 @@ def take(
         numa_balancing=None if balancing is None else bool(balancing),
         swap_total=swap_total,
         swap_free=swap_free,
+        protection=profiles.offered(),
         open_files=soft,
         open_files_most=hard,
     )

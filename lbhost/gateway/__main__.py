@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import setproctitle
@@ -16,11 +18,13 @@ import uvloop
 from lbhost import control, log, stream
 from lbhost.errors import LbhostError, ModelFileError
 from lbhost.gateway.gateway import Gateway, Start, receive_start
-from lbhost.linux import ignore_stop_signals
+from lbhost.linux import ignore_stop_signals, oom_score
 from lbhost.llama import Vocab
 from lbhost.machine import topology
 from lbhost.machine.tree import Roots
-from lbhost.weights import unchanged
+from lbhost.sandbox import profiles
+from lbhost.tuning import shelf
+from lbhost.weights import parts, unchanged
 
 
 def main() -> int:
@@ -37,6 +41,11 @@ def main() -> int:
     settings = start.configure.settings
     log.configure(settings.log_format, settings.log_level, "gateway")
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    model_files = parts(Path(start.configure.model_path))
+    oom_score()  # opened while it may be
+    # Before it reads a byte of anybody else's.
+    keys_file, writes = settings.keys_file, _written(start.configure)
+    profiles.gateway(model_files, os.environ, keys_file=keys_file, writes=writes)
     try:
         with unchanged(start.configure.weights):
             vocab = Vocab.load(start.configure.model_path)
@@ -45,6 +54,19 @@ def main() -> int:
         return 1
     uvloop.run(_serve(link, start, vocab))
     return 0
+
+
+def _written(configure: control.Configure) -> list[Path]:
+    """The only folders that a gateway writes in: of states, or of vectors of earlier requests."""
+    settings = configure.settings
+    if configure.purpose.generates:
+        return [] if settings.state_dir is None else [Path(settings.state_dir)]
+    if not settings.embedding_cache_bytes:
+        return []
+    folder = shelf.folder(os.environ)
+    with contextlib.suppress(OSError):  # the cache itself says what is wrong there
+        folder.mkdir(parents=True, exist_ok=True)
+    return [folder]
 
 
 async def _serve(link: socket.socket, start: Start, vocab: Vocab) -> None:

@@ -231,6 +231,8 @@ class BoardCollector(Collector):
         yield "lent_cores", "Cores that it computes on beside its own", len(progress.lent)
         yield "restarts_total", "Times it was started again", identity.restarts
         yield "health_kills_total", "Times it was killed for hanging", identity.health_kills
+        over = identity.memory_restarts
+        yield "memory_restarts_total", "Times it was replaced for its memory limit", over
         yield "requests_total", "Requests given to it", tally.requests
         yield "completion_tokens_total", "Tokens it generated", tally.tokens_out
         yield "errors_total", "Requests it failed or died with", tally.errors

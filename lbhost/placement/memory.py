@@ -118,6 +118,27 @@ def fit_context(
     return tokens if fits >= tokens or not per_token else max(least, fits // _STEP * _STEP)
 
 
+def require_within(
+    limit_bytes: int | None, kv_bytes_per_token: int, slots: int, n_ctx: int
+) -> None:
+    """A CPU worker's limit must leave it room for what it takes at its start.
+
+    Args:
+        limit_bytes: `--memory-limit`; None: no limit.
+
+    Raises:
+        StartupError: it does not; one line saying what to change.
+    """
+    need = need_bytes(
+        weights_bytes=0, kv_bytes_per_token=kv_bytes_per_token, workers=1, slots=slots, n_ctx=n_ctx
+    )
+    if limit_bytes is not None and limit_bytes < need:
+        raise StartupError(
+            f"--memory-limit is {gib(limit_bytes)}, and a worker of {slots} slots with {n_ctx} "
+            f"tokens each takes {gib(need)}: raise it, or lower --ctx-size or --slots"
+        )
+
+
 def _tokens(spare: float, per_token: int) -> int:
     """Tokens per slot that so many bytes hold; unbounded for models without a KV cache."""
     if spare < 0:

@@ -34,6 +34,7 @@ from lbhost.errors import (
 from lbhost.status import Accepted, Event, Status
 from lbhost.supervisor.event_filter import LEVELS, EventFilter
 from lbhost.supervisor.events import KEPT, EventLog
+from lbhost.supervisor.peers import PeerProtocol
 
 BODY_LIMIT = 64 * 1024
 BACKLOG = 100
@@ -299,7 +300,7 @@ class AdminServer:
             access_log=False,
             lifespan="off",
             ws="none",
-            http="httptools",
+            http=PeerProtocol,
             date_header=False,
             server_header=False,
             limit_concurrency=CONNECTIONS,

@@ -34,7 +34,7 @@ HOW: dict[str, How] = {
     "host": How.RESTART,
     "port": How.RESTART,
     "api_key": How.LIVE,
-    "keys_file": How.LIVE,
+    "keys_file": How.HANDOVER,  # a gateway reads only where it was told at its start
     "insecure_no_key": How.LIVE,
     "allowed_hosts": How.LIVE,
     "allowed_origins": How.LIVE,
@@ -49,6 +49,7 @@ HOW: dict[str, How] = {
     "state_cache": How.LIVE,
     "state_dir": How.HANDOVER,
     "state_dir_size": How.HANDOVER,
+    "memory_limit": How.LIVE,
     "share_prefixes": How.LIVE,
     "policy": How.LIVE,
     "runtime_dir": How.RESTART,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lbhost import log
 from lbhost.linux import die_with_parent, ignore_stop_signals
+from lbhost.sandbox.calls import no_core_dumps, no_new_privileges
 
 Exited = Callable[[str, bool], None]
 """Called once with how a process ended, for a person, and whether that was exit code 0."""
@@ -37,6 +38,8 @@ def _begin() -> None:
     """In the child, before its program: an interpreter takes a while to get that far."""
     die_with_parent()
     ignore_stop_signals()
+    no_new_privileges()
+    no_core_dumps()
 
 
 class Children:
@@ -58,7 +61,7 @@ class Children:
         Raises:
             OSError: no process could be made.
         """
-        command = [sys.executable, "-m", module, "--control-fd", str(fd)]
+        command = [sys.executable, "-P", "-m", module, "--control-fd", str(fd)]
         return self._spawn(command, fd, env, watcher, _begin)
 
     def spawn_server(

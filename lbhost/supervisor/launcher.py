@@ -14,6 +14,7 @@ from signal import SIGKILL
 
 from lbhost import control, log
 from lbhost.placement.placement import Placement
+from lbhost.sandbox.environment import scrubbed
 from lbhost.supervisor.children import Children, Exited
 from lbhost.supervisor.control_link import ControlLink
 from lbhost.supervisor.fork_servers import ForkServers
@@ -26,22 +27,17 @@ First = Callable[[int | None], tuple[control.Configure, Sequence[int]]]
 """The first message to a child, for a NUMA node, and its descriptors."""
 
 
-_SUPERVISORS = frozenset({"LBHOST_API_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"})
-"""What no child needs to know: a secret, and the line to the service manager."""
-
-
 _SPINS = "1000"
 """How often a helper thread looks before it sleeps: some microseconds, so that it soon leaves a
 lent core. 1,000 to 100,000 are equally fast, 0 takes away what a second thread gains."""
 
 
 def environment(environ: Mapping[str, str], gpu_uuid: str | None = None) -> dict[str, str]:
-    """A child's environment: only its own GPU visible, whose driver does not survive a fork, and
-    no thread pools at import (llama.cpp asks for its threads by number, whatever these say). The
-    API key is the gateway's alone, which gets it on its link."""
-    kept = {name: value for name, value in environ.items() if name not in _SUPERVISORS}
+    """A child's environment: no secret, only its own GPU visible, whose driver does not survive a
+    fork, and no thread pools at import (llama.cpp asks for its threads by number, whatever these
+    say)."""
     return {
-        **kept,
+        **scrubbed(environ),
         "CUDA_VISIBLE_DEVICES": gpu_uuid or "",
         "OMP_NUM_THREADS": "1",
         "GOMP_SPINCOUNT": environ.get("GOMP_SPINCOUNT", _SPINS),

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 from lbhost import control, log
 from lbhost.board import Board, ProgressRow, WorkerState
+from lbhost.linux import anonymous_bytes
+from lbhost.placement.memory import gib
 from lbhost.supervisor import lifecycle, looking, rolling
 from lbhost.supervisor import reconcile as decide
 from lbhost.supervisor.children import Children
@@ -22,9 +24,12 @@ from lbhost.supervisor.homes import Homes
 from lbhost.supervisor.launcher import Launcher
 from lbhost.supervisor.lifecycle import Event
 from lbhost.supervisor.liveness import Verdict
+from lbhost.supervisor.memory_limit import DRAIN_S, MemoryLimit, Used
+from lbhost.supervisor.memory_limit import Verdict as Over
 from lbhost.supervisor.processes import Processes
 from lbhost.supervisor.roster import Roster
 from lbhost.supervisor.thermal import Place, Thermal
+from lbhost.supervisor.worker import Worker
 
 _S = WorkerState
 
@@ -46,6 +51,7 @@ class Pool(Roster):
         """How the last rolling restart ended."""
         self._homes = homes
         self._thermal = Thermal(board, desired.settings)
+        self._memory = MemoryLimit()
         self._launcher = launcher
         self.processes = Processes(self, launcher, children, events, self.reconcile)
         self._reconciling = False
@@ -122,6 +128,7 @@ class Pool(Roster):
         match action:
             case decide.Start(_, place):
                 worker.restarts += worker.state is _S.BACKOFF
+                self.desired.change(worker.id, down_by_s=None)  # that was for the one before
                 self.begin(worker, place)
             case decide.Launch(_, place):
                 return processes.launch(worker, place)
@@ -197,6 +204,7 @@ class Pool(Roster):
                 if verdict is not Verdict.FINE:
                     self.processes.condemn(worker, verdict)
         self._apply_heat(now_s)
+        self._look_at_memory(now_s)
         self.reconcile()
 
     def _apply_heat(self, now_s: float) -> None:
@@ -207,6 +215,33 @@ class Pool(Roster):
             self.apply(self.workers[worker], event, note, level=level)
             if event is Event.HOT:
                 self.processes.tell_leaving(self.workers[worker])
+
+    def _look_at_memory(self, now_s: float) -> None:
+        used = []
+        for worker in self.workers.values():
+            taken = None if worker.pid is None else anonymous_bytes(worker.pid)
+            worker.own_bytes = None if taken is None else max(0, taken - worker.inherited_bytes)
+            if worker.own_bytes is not None and worker.state in lifecycle.UP:
+                used.append(Used(worker.id, worker.epoch, worker.own_bytes))
+        self._memory.adopt(self.desired.settings)
+        running = [w for w in self.workers.values() if self.wanted(w).runs]
+        others_down = any(w.state not in lifecycle.UP for w in running)
+        found = self._memory.judge(used, others_down=others_down, now_s=now_s)
+        for worker_id, verdict in found.items():
+            self._over_limit(self.workers[worker_id], verdict, now_s)
+
+    def _over_limit(self, worker: Worker, verdict: Over, now_s: float) -> None:
+        """Replace it as a restart does, its requests moving to the others meanwhile."""
+        has = f"{gib(worker.own_bytes or 0)} of its own, over its limit of "
+        text = f"{worker.name} has {has}{gib(self._memory.limit_bytes or 0)}"
+        if verdict is Over.LET_BE:
+            text += ": it was replaced for that too often, and runs on; is --memory-limit too low?"
+            self._events.add("error", "memory_limit", text, worker.id)
+            return
+        worker.memory_restarts += 1
+        self._events.add("warning", "memory_limit", f"{text}: replacing it", worker.id)
+        patience = 0.0 if verdict is Over.REPLACE_NOW else DRAIN_S
+        self.want(worker, epoch=worker.epoch + 1, down_by_s=now_s + patience)
 
     def pin(self) -> None:
         """Hold every running worker to its CPUs: a cpuset that went and came has taken them."""

@@ -146,6 +146,7 @@ class Processes:
         if worker.epoch != epoch:
             return
         if isinstance(message, control.Hello):
+            worker.inherited_bytes = message.inherited_bytes
             self._hello(worker, message.pid)
         elif isinstance(message, control.Ready):
             if worker.state is _S.STARTING:

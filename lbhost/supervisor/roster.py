@@ -79,6 +79,7 @@ class Roster:
         self._epochs[worker.id] = worker.epoch
         worker.pid, worker.ready_ns, worker.complaint, worker.place = None, 0, None, place
         worker.found_hung = worker.stopped = False
+        worker.inherited_bytes, worker.own_bytes = 0, None
         self.apply(worker, Event.START)
 
     def apply(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from lbhost import llama, log, model
+from lbhost import inspection, llama, log, model
 from lbhost.board import Board
 from lbhost.config import Settings
 from lbhost.folders import private
@@ -101,7 +101,7 @@ def prepare(
         start = _as_tuned(Start(file, files, settings), environ, box, roots)
         file, files, settings = start.file, start.files, start.settings
     with unchanged(files):
-        info = llama.inspect(file.path, settings.kind, settings.pooling)
+        info = inspection.inspect(file.path, settings.kind, settings.pooling)
     if not info.purpose.generates:
         settings = msgspec.structs.replace(settings, slots=max(settings.slots, EMBEDDING_SLOTS))
     elif on_cpus:
@@ -173,7 +173,7 @@ def _context(
     free = None if host is None else host.memory_available
     rows = [board.gpus.read(i) for i in range(len(board.gpus))]
     shared = memory.budget(placements, None if free is None else int(free), rows)
-    return memory.fit_context(
+    n_ctx = memory.fit_context(
         available_bytes=shared.available_bytes,
         weights_bytes=info.weights_bytes * shared.copies,
         kv_bytes_per_token=info.kv_bytes_per_token,
@@ -182,6 +182,12 @@ def _context(
         n_ctx_train=info.n_ctx_train,
         requested=info.purpose.context(settings.ctx_size, info.n_ctx_train),
     )
+    if any(placement.gpu is None for placement in placements):
+        limit = settings.memory_limit_bytes
+        memory.require_within(
+            limit, info.kv_bytes_per_token, info.purpose.sequences(settings.slots), n_ctx
+        )
+    return n_ctx
 
 
 def raise_file_limit(connections: int) -> None:

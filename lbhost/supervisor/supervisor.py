@@ -20,6 +20,7 @@ from lbhost.config import Settings
 from lbhost.errors import LbhostError, StartupError
 from lbhost.linux import STOP_SIGNALS
 from lbhost.machine.sampler import INTERVAL_S
+from lbhost.sandbox import profiles
 from lbhost.source import Source
 from lbhost.status import Status
 from lbhost.supervisor import lifecycle
@@ -204,6 +205,8 @@ class Supervisor(Commanded):
 
     async def _serve(self) -> None:
         self.events.add("info", "server", f"lbhost {__version__} starts at {self.endpoint}")
+        if missing := profiles.offered().missing:
+            self.events.add("warning", "server", f"children are not confined fully: {missing}")
         if self._inheritance is None:
             self.gateway.start()
         for i, placement in enumerate(self.prepared.placements):

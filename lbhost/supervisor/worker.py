@@ -41,6 +41,12 @@ class Worker:
     last_exit: str = ""
     complaint: str | None = None
     """What its process said before it ended."""
+    inherited_bytes: int = 0
+    """Memory that its process shared with the fork server from the start."""
+    own_bytes: int | None = None
+    """What it has taken since, as last looked at."""
+    memory_restarts: int = 0
+    """How often it was replaced for having taken more than it may."""
     found_hung: bool = False
     """Whether we have killed it for want of progress."""
     stopped: bool = False
@@ -90,6 +96,7 @@ class Worker:
             started_ns=self.ready_ns,
             restarts=self.restarts,
             health_kills=self.health_kills,
+            memory_restarts=self.memory_restarts,
             last_exit=self.last_exit,
         )
 

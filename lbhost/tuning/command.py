@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lbhost import llama, model
+from lbhost import inspection, llama, model
 from lbhost.config import Settings
 from lbhost.errors import TuningError
 from lbhost.machine import gpu, topology
@@ -30,7 +30,7 @@ def plan(settings: Settings, environ: Mapping[str, str], max_kl: float) -> Plan:
     path = Path(model.resolve(settings.model).path)
     files = identify(parts(path))
     with unchanged(files):
-        info = llama.inspect(path)
+        info = inspection.inspect(path)
     roots = Roots.from_environ(environ)
     box = topology.discover(roots)
     _refuse_gpus(roots, environ)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TypeVar
@@ -15,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from lbhost.errors import TuningError
-from lbhost.linux import die_with_parent, stop_signals_held
+from lbhost.side_process import SideProcess
 from lbhost.tuning.shapes import Speeds
 from lbhost.tuning.trial import (
     Failed,
@@ -48,22 +42,13 @@ class Gauge:
         Args:
             environ: of the process; what a fork server gets.
         """
-        self._environ = environ
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = SideProcess(MODULE, environ)
 
     def __enter__(self) -> Gauge:
-        self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            # Handlers of stop signals raise, and Python drops what is raised while its hooks for a
-            # fork run: the signal would be lost.
-            with theirs, stop_signals_held() as before:
-                self._process = self._spawn(theirs.fileno(), before)
+            self._link = self._process.__enter__()
         except OSError as error:
-            self._link.close()
             raise TuningError(f"no measuring process: {error.strerror}") from error
-        except BaseException:  # a stop signal that came meanwhile
-            self._end()
-            raise
         return self
 
     def __exit__(
@@ -72,33 +57,7 @@ class Gauge:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
-
-    def _spawn(self, fd: int, mask: set[int]) -> subprocess.Popen[bytes]:
-        def in_child() -> None:
-            die_with_parent()
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-        return subprocess.Popen(
-            [sys.executable, "-m", MODULE, "--control-fd", str(fd)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(fd,),
-            env=dict(self._environ),
-            process_group=0,  # the terminal's Ctrl-C is ours to pass on
-            preexec_fn=in_child,
-        )
-
-    def _end(self) -> None:
-        """The whole group: the workers are in it too."""
-        with stop_signals_held():
-            self._link.close()
-            if self._process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-                self._process = None
+        self._process.__exit__(kind, error, trace)
 
     def load(self, load: Load, within_s: float) -> Loaded:
         """Load the weights; first of all, and once."""

@@ -20,6 +20,7 @@ from lbhost.errors import LbhostError, TuningError
 from lbhost.linux import die_with_parent
 from lbhost.llama import Model, api
 from lbhost.llamacpp import collect_errors, reason_of
+from lbhost.sandbox import profiles
 from lbhost.tuning import quality, trial_workers
 from lbhost.tuning.trial import (
     Failed,
@@ -34,7 +35,7 @@ from lbhost.tuning.trial import (
     receive_question,
     send,
 )
-from lbhost.weights import unchanged
+from lbhost.weights import parts, unchanged
 from lbhost.worker import start
 from lbhost.worker.fork_server import settle_on
 
@@ -94,6 +95,8 @@ class _Room:
             raise TuningError("a model is loaded once")
         if load.node is not None:
             settle_on(load.node)
+        writes = [] if load.folder is None else [load.folder]
+        profiles.reader(parts(Path(load.path)), os.environ, writes=writes)
         with unchanged(load.parts):
             model = self._model = Model(load.path)
         return Loaded(
@@ -108,6 +111,8 @@ class _Room:
 
 
 def _rewrite(task: Rewrite) -> Rewritten:
+    folder = Path(task.target).parent
+    profiles.reader(parts(Path(task.source)), os.environ, writes=[folder])
     params = api.llama_model_quantize_default_params()
     params.ftype = task.format_number
     params.nthread = task.threads

@@ -26,6 +26,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     """Its files as they must be."""
     node: int | None = None
     """The NUMA node to load on."""
+    folder: str | None = None
+    """The only one that may be written in from then on."""
 
 
 class Trial(msgspec.Struct, frozen=True, tag="trial"):

@@ -146,11 +146,12 @@ class Tuner:
         name = f"{self._plan.identity.key}-{best.format.name}.gguf"
         return RewrittenFile(name, best.format.name, stat.st_size, stat.st_mtime_ns)
 
-    def _load(self, gauge: Gauge, path: Path) -> Loaded:
+    def _load(self, gauge: Gauge, path: Path, work: Path | None = None) -> Loaded:
         original = path == self._plan.path
         parts = self._plan.parts if original else identify([path])
         node = self._plan.shapes[0].placements[0].node
-        return gauge.load(Load(str(path), parts, node), self._plan.within_s())
+        folder = None if work is None else str(work)
+        return gauge.load(Load(str(path), parts, node, folder), self._plan.within_s())
 
     def _trial(self, candidate: Candidate, flash: bool | None = None) -> Trial:
         return Trial(candidate.placements, candidate.slots, self._plan.window_s, flash)
@@ -163,7 +164,7 @@ class Tuner:
         logits = work / "logits"
         with Gauge(self._process_environ) as gauge:
             self._tell(0.0, "loading the model")
-            self._load(gauge, self._plan.path)
+            self._load(gauge, self._plan.path, work)
             self._tell(0.03, "its own answers")
             gauge.judge(Judge(str(logits)), self._plan.within_s())
             first = gauge.measure(self._trial(self._plan.shapes[0]), self._plan.within_s())
@@ -194,7 +195,7 @@ class Tuner:
                 writer.rewrite(task, within_s)
             size = target.stat().st_size
             with Gauge(self._process_environ) as gauge:
-                self._load(gauge, target)
+                self._load(gauge, target, target.parent)
                 judged = gauge.judge(Judge(str(logits)), within_s)
                 if judged.kl <= plan.max_kl:
                     gain, reading = self._turns(

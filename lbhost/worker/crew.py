@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable
 from typing import Protocol
-
-from lbhost.linux import threads
 
 
 class Threads(Protocol):
@@ -27,11 +26,15 @@ class Threads(Protocol):
 
 
 class KernelThreads:
-    """This process' threads."""
+    """This process' threads. Their list is opened once: a worker opens nothing later on."""
+
+    def __init__(self) -> None:
+        self._list = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, self._list)
 
     def all(self) -> list[int]:
         """Thread ids, oldest first, without the main one's."""
-        main, ids = os.getpid(), threads(os.getpid())
+        main, ids = os.getpid(), sorted(map(int, os.listdir(self._list)))  # noqa: PTH208 - a descriptor
         return [thread for thread in ids if thread != main]
 
     def affinity(self, thread: int) -> set[int]:

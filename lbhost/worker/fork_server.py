@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import setproctitle
 
@@ -23,11 +24,12 @@ from lbhost.board import Board
 from lbhost.config import FlashAttention
 from lbhost.errors import LbhostError
 from lbhost.guidance import Constraints
-from lbhost.linux import bind_memory
+from lbhost.linux import anonymous_bytes, bind_memory
 from lbhost.llama import Model
 from lbhost.machine import cpulist, tree
 from lbhost.machine.tree import Roots
-from lbhost.weights import unchanged
+from lbhost.sandbox import profiles
+from lbhost.weights import parts, unchanged
 from lbhost.worker import start
 
 
@@ -50,6 +52,7 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
     began = time.monotonic()
     if configure.node is not None:
         settle_on(configure.node)
+    profiles.reader(parts(Path(configure.model_path)), os.environ)
     try:
         with unchanged(configure.weights):
             model = Model(configure.model_path)
@@ -127,7 +130,7 @@ def _fork_worker(
         # Not the supervisor's child yet: it could not wait for us, nor could die_with_parent.
         while os.getppid() == parent:
             time.sleep(0.0002)
-        control.send(worker_link, control.Hello(os.getpid()))
+        control.send(worker_link, control.Hello(os.getpid(), anonymous_bytes(os.getpid()) or 0))
         code = serve(worker_link)
     except BrokenPipeError:
         code = 0  # the supervisor is gone

@@ -20,6 +20,7 @@ from lbhost.guidance import Constraints
 from lbhost.linux import die_with_parent, ignore_stop_signals
 from lbhost.llama import Model
 from lbhost.placement.placement import Placement
+from lbhost.sandbox import profiles
 from lbhost.worker.context import Context
 from lbhost.worker.crew import Crew
 from lbhost.worker.embedding_context import EmbeddingContext
@@ -71,6 +72,7 @@ def serve(
     except StartupError as error:
         control.send(link, control.Failed(error.message))
         return 1
+    profiles.worker(os.environ, gpu=model.gpu)  # before the first stranger's request
     return loop.run()
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import machine
+from faults import injection
 from faults.box import ORPHANS_S, Box, BoxError
 from faults.traffic import Traffic
 
@@ -109,6 +110,30 @@ async def kill_workers(scene: Scene) -> None:
 
 async def stop_workers(scene: Scene) -> None:
     await _strike(scene, signal.SIGSTOP)
+
+
+async def grow_workers(scene: Scene) -> None:
+    """A worker takes twice its memory limit; it must be replaced before it takes more."""
+    while not scene.over:
+        workers = await scene.box.up()
+        if len(workers) > 1:
+            worker = scene.rng.choice(workers)
+            assert worker.pid is not None, "who is up has a process"
+            assert worker.memory_limit is not None, "the fault's flags set one"
+            scene.struck.append((time.monotonic(), worker.id))
+            try:
+                await asyncio.to_thread(injection.grow, worker.pid, 2 * worker.memory_limit)
+            except injection.InjectionError as error:
+                raise BoxError(str(error)) from error
+            await scene.box.until(
+                lambda status, was=worker: any(  # type: ignore[misc]
+                    w.id == was.id and w.epoch > was.epoch and w.state == "ready"
+                    for w in status.workers
+                ),
+                f"worker {worker.id}, over its memory limit, is replaced",
+                20.0,
+            )
+        await scene.pause()
 
 
 async def kill_fork_server(scene: Scene) -> None:

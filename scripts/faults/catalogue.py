@@ -26,6 +26,14 @@ FAULTS = {
             flags=_AGAIN,
         ),
         Fault(
+            "memory-limit",
+            "a worker grows over its memory limit",
+            Kind.WORKER,
+            breaking.grow_workers,
+            flags=(*_AGAIN, "--ctx-size", "1024", "--memory-limit", "400M"),
+            mixable=False,
+        ),
+        Fault(
             "kill-fork-server",
             "kill -9 the fork server every 2 s",
             Kind.WORKER,

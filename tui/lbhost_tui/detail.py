@@ -68,8 +68,15 @@ def _engine(worker: WorkerStatus) -> Group:
             ("kv", _fact(kv)),
             ("context", _fact(str(worker.ctx_size))),
             ("memory", _fact(fmt.size(worker.memory))),
+            ("of its own", _fact(_of_limit(worker))),
         ),
     )
+
+
+def _of_limit(worker: WorkerStatus) -> str:
+    """What it has taken for itself, and of how much."""
+    own = fmt.size(worker.memory_own)
+    return own if worker.memory_limit is None else f"{own}/{fmt.size(worker.memory_limit)}"
 
 
 def _cores(worker: WorkerStatus, cores: Sequence[CoreStatus]) -> Group:
@@ -117,6 +124,7 @@ def _life(worker: WorkerStatus) -> Group:
             ("started", (f"{fmt.number(worker.epoch)}x", Role.TEXT)),
             ("restarts", _count(worker.restarts, Role.WARN)),
             ("hung", _count(worker.health_kills, Role.BAD)),
+            ("too large", _count(worker.memory_restarts, Role.WARN)),
         ),
     )
 

@@ -8,7 +8,6 @@ answers for it. Started by the gateway, with neither its descriptors nor its env
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import resource
 import signal
@@ -42,15 +41,14 @@ from lbhost.gateway.prompt.prompter import IN_HELPER, Vocabulary
 from lbhost.grammar import Grammar
 from lbhost.linux import die_with_parent
 from lbhost.llama import Vocab
+from lbhost.sandbox import profiles
+from lbhost.weights import parts
 
 STACK_BYTES = 256 * 1024 * 1024
 """Of the thread that works; only what is touched becomes memory."""
 
 MEMORY_BYTES = 768 * 1024 * 1024
 """Address space that one job may add, beside the stack."""
-
-OOM_SCORE = 500
-"""When memory runs out, the kernel should end this process before a worker."""
 
 
 def main(load: Callable[[str], Vocabulary] = Vocab.load) -> int:
@@ -69,6 +67,7 @@ def main(load: Callable[[str], Vocabulary] = Vocab.load) -> int:
     setup = msgspec.msgpack.decode(data, type=Setup)
     os.nice(setup.nice)
     log.configure(setup.log_format, setup.log_level, "prompt helper")
+    profiles.reader(parts(Path(setup.model_path)), os.environ)
     try:
         vocab = load(setup.model_path)
     except ModelFileError as error:
@@ -114,10 +113,7 @@ def _work(preparation: Preparation, task: Task) -> Answer:
 
 
 def _limit_memory() -> None:
-    """From here on: no core dumps, first to go when memory runs out, a limit on address space."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):  # no /proc, or not ours to write: only a preference
-        Path("/proc/self/oom_score_adj").write_text(f"{OOM_SCORE}")
+    """From here on: a limit on address space."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + STACK_BYTES + MEMORY_BYTES)
 

@@ -16,24 +16,22 @@ from collections.abc import Mapping, Sequence
 
 from lbhost.errors import HelperGoneError, WireError
 from lbhost.gateway.prompt import helper_messages as messages
+from lbhost.linux import oom_score
+from lbhost.sandbox.environment import scrubbed
 
-COMMAND: tuple[str, ...] = (sys.executable, "-m", "lbhost.gateway.prompt.helper")
+COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "lbhost.gateway.prompt.helper")
 
 START_S = 60.0
 """Seconds until the vocabulary must be loaded; it takes half a second on a quiet box."""
 
-_KEPT = {"PATH", "HOME", "LANG", "TZ", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"}
-_KEPT_PREFIXES = ("PYTHON", "LD_", "LC_", "LLAMA_", "GGML_")
+
+OOM_SCORE = 500
+"""When memory runs out, the kernel should end a helper before a worker or the gateway."""
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What a helper needs of it: no keys of ours or of others. One malloc arena saves memory."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if name in _KEPT or name.startswith(_KEPT_PREFIXES)
-    }
-    return {**kept, "MALLOC_ARENA_MAX": "1"}
+    return {**scrubbed(environ), "MALLOC_ARENA_MAX": "1"}
 
 
 class HelperProcess:
@@ -56,12 +54,7 @@ class HelperProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._process = subprocess.Popen(
-                    [*self._command, "--fd", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    env=environment(os.environ),
-                )
+                self._process = self._spawn(theirs.fileno())
             ours.setblocking(False)
             self._reader, self._writer = await asyncio.open_connection(sock=ours)
         except OSError as error:
@@ -75,6 +68,16 @@ class HelperProcess:
         if not isinstance(answer, messages.Ready):
             reason = answer.message if isinstance(answer, messages.Failed) else "wrong answer"
             raise HelperGoneError(reason)
+
+    def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
+        score = oom_score()
+        with contextlib.nullcontext() if score is None else score.at(OOM_SCORE):
+            return subprocess.Popen(
+                [*self._command, "--fd", str(fd)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(fd,),
+                env=environment(os.environ),
+            )
 
     async def ask(self, message: messages.Setup | messages.Task) -> messages.Answer:
         """Send it and wait for the answer, without limit. Raises HelperGoneError."""

@@ -1,0 +1,167 @@
+"""What a model's file says of itself, read by a process that could do nothing with a bad one.
+
+A GGUF comes from strangers. It is checked (gguf.py) and read by llama.cpp in a process of its own,
+under limits on time and memory and confined (sandbox/profiles.py); what that says is bounded
+and typed. `inspect` is all there is to call; `python -m lbhost.inspection` is the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+import setproctitle
+
+from lbhost import gguf, llama
+from lbhost.errors import ModelDamagedError, ModelFileError
+from lbhost.purpose import KindChoice, PoolingChoice
+from lbhost.sandbox import profiles
+from lbhost.sandbox.environment import scrubbed
+from lbhost.side_process import SideProcess
+from lbhost.weights import parts
+
+MODULE = "lbhost.inspection"
+MAX_PACKET = 64 * 1024
+CPU_S = 120
+WAIT_S = 300.0
+"""A header may lie on a slow disk; reading one takes 0.1 to 1 s."""
+MEMORY_BYTES = 4 * 1024**3
+"""Address space beyond what the libraries take. A vocabulary of 260,000 takes 0.2 GiB."""
+MAX_TEXT = 512
+"""Characters of a name from the file."""
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """Read this model."""
+
+    path: str
+    kind: KindChoice
+    pooling: PoolingChoice
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """It cannot be used, and why."""
+
+    message: str
+    damaged: bool
+
+
+class Found(msgspec.Struct, frozen=True, tag="found"):
+    """It can be read."""
+
+    info: llama.ModelInfo
+
+
+def inspect(
+    path: str | Path,
+    kind: KindChoice = KindChoice.AUTO,
+    pooling: PoolingChoice = PoolingChoice.AUTO,
+) -> llama.ModelInfo:
+    """Check a model's files and read their header; half a second, no weights are read.
+
+    To be called in the main thread; arguments as llama.inspect's.
+
+    Raises:
+        ModelDamagedError: a file is not GGUF, truncated, or says what cannot be; one line.
+        ModelFileError: missing, an unknown architecture, or a model that cannot be served.
+    """
+    quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    process = SideProcess(MODULE, {**scrubbed(os.environ), **quiet})
+    try:
+        with process as link:
+            link.settimeout(WAIT_S)
+            link.send(msgspec.msgpack.encode(Ask(str(path), kind, pooling)))
+            data = link.recv(MAX_PACKET)
+            if not data:
+                raise ModelDamagedError(f"{path}: llama.cpp cannot read it: {_how(process)}")
+    except TimeoutError as error:
+        raise ModelDamagedError(f"{path}: not read within {WAIT_S:g} s") from error
+    except OSError as error:
+        raise ModelFileError(f"{path}: no process can read it: {error.strerror}") from error
+    answer = msgspec.msgpack.decode(data, type=Found | Refused)
+    if isinstance(answer, Found):
+        return answer.info
+    raise (ModelDamagedError if answer.damaged else ModelFileError)(answer.message)
+
+
+def _how(process: SideProcess) -> str:
+    """Why there is no answer."""
+    status = process.how_it_ended(10.0)
+    if status is not None and status < 0:
+        return f"the process that tried ended with {signal.Signals(-status).name}"
+    return f"the process that tried ended with code {status}"
+
+
+# --- the process --------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Answer one question."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}")
+    parser.add_argument("--control-fd", type=int, required=True)
+    link = socket.socket(fileno=parser.parse_args().control_fd)
+    setproctitle.setproctitle("lbhost inspecting")
+    data = link.recv(MAX_PACKET)
+    if data:
+        link.send(msgspec.msgpack.encode(_answer(msgspec.msgpack.decode(data, type=Ask))))
+    return 0
+
+
+def _answer(asked: Ask) -> Found | Refused:
+    path = Path(asked.path)
+    try:
+        files = parts(path)
+        profiles.reader(files, os.environ)
+        _limit()
+        for part in files:
+            _verify(part)
+        return Found(_brief(llama.inspect(path, asked.kind, asked.pooling)))
+    except ModelFileError as error:
+        return Refused(error.message, isinstance(error, ModelDamagedError))
+    except (MemoryError, OverflowError, ArithmeticError, ValueError) as error:
+        return Refused(f"{path}: damaged: {error or type(error).__name__}", damaged=True)
+
+
+def _limit() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY_BYTES)
+    _lower(resource.RLIMIT_CPU, CPU_S)
+
+
+def _lower(which: int, value: int) -> None:
+    _, hard = resource.getrlimit(which)
+    most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (most, most))
+
+
+def _verify(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ModelDamagedError(f"{path}: not a GGUF file: it is empty")
+            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+                gguf.verify(data)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: no such model file") from error
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot read it: {error.strerror}") from error
+    except gguf.GgufError as error:
+        raise ModelDamagedError(f"{path}: {error}") from error
+
+
+def _brief(info: llama.ModelInfo) -> llama.ModelInfo:
+    """Its texts come from the file."""
+    return msgspec.structs.replace(
+        info, name=info.name[:MAX_TEXT], architecture=info.architecture[:MAX_TEXT]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

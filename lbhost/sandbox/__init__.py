@@ -1,0 +1,1 @@
+"""What a child process may still do: less than the user who started lbhost may (SECURITY.md)."""

@@ -231,9 +231,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     queue_tokens: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
         says(
-            "Tokens of prompts and expected answers that may wait for a worker; one request more "
-            "is answered 429. Default: what the workers are measured to compute in "
-            "--queue-timeout, and half as much again."
+            "Tokens of prompts and expected answers that may wait for a worker, half of them flex "
+            "ones; one request more is answered 429. Default: what the workers are measured to "
+            "compute in --queue-timeout, and half as much again."
         ),
     ] = None
     prompt_helpers: Annotated[

@@ -153,9 +153,23 @@ def add(path: Path, name: str, key: str) -> None:
             raise UsageError(f"keys file {path}: there is a key {name!r} already")
         if len(taken) == MAX_KEYS:
             raise UsageError(f"keys file {path}: {MAX_KEYS} keys are the most")
-        file.write(_table(name, hash_of(key)).encode())
+        table = _table(name, hash_of(key)).encode()
+        _check_appended(path, table)
+        file.write(table)
         file.flush()
         os.fsync(fd)
+
+
+def _check_appended(path: Path, table: bytes) -> None:
+    """Raises UsageError: a table at its end would spoil the file. Raises OSError."""
+    content = _content(path) + table
+    try:
+        if len(content) > MAX_FILE_BYTES:
+            raise UsageError(f"it would be over {MAX_FILE_BYTES} bytes")
+        parse(content)
+    except (UsageError, ValueError, RecursionError) as error:
+        what = "a [[keys]] table cannot be added at its end"
+        raise UsageError(f"keys file {path}: {what}: {error}") from error
 
 
 def _table(name: str, hashed: str) -> str:

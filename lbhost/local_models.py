@@ -16,6 +16,8 @@ from lbhost.errors import ModelFileError
 from lbhost.weights import parts
 
 _MODEL_LAYER = "application/vnd.ollama.image.model"
+_OLLAMAS_OWN = "registry.ollama.ai"
+"""The host that Ollama's names leave out."""
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _MOST_FILES = 10_000
@@ -83,7 +85,8 @@ def ollama(name: str, environ: Mapping[str, str]) -> Path:
     Raises:
         ModelFileError: it is not there; the message names those that are.
     """
-    spec = f"ollama:{name if ':' in name else name + ':latest'}"
+    tagged = ":" in name.rpartition("/")[2]  # a host may have a port
+    spec = f"ollama:{name if tagged else name + ':latest'}"
     models = list(_ollama(environ))
     for model in models:
         if model.spec == spec:
@@ -149,8 +152,10 @@ def _of_manifest(place: Path, manifest: Path) -> LocalModel | None:
         layers = msgspec.json.decode(manifest.read_bytes(), type=_Manifest).layers
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None  # no manifest, or not ours to read
-    _, namespace, name, tag = steps
+    host, namespace, name, tag = steps
     whose = "" if namespace == "library" else f"{namespace}/"
+    if host != _OLLAMAS_OWN:
+        whose = f"{host}/{namespace}/"
     for layer in layers:
         digest = _DIGEST.fullmatch(layer.digest)
         if layer.media_type == _MODEL_LAYER and digest:

@@ -32,7 +32,7 @@ from lbhost.errors import (
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.recorder import Recorder
 from lbhost.gateway.scheduling import dispatcher as dispatch
-from lbhost.gateway.scheduling import moving, prospects, suspicion
+from lbhost.gateway.scheduling import group, moving, prospects, suspicion
 from lbhost.gateway.scheduling.deltas import TextDelta, text_of
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.job import Job, JobState, Work
@@ -484,6 +484,37 @@ async def test_the_queue_is_bounded_by_tokens_too() -> None:
         for job in jobs:
             await over(job)
             assert job.error is None
+
+
+async def test_flex_leaves_tokens_of_the_queue_to_others() -> None:
+    async with bench(slots=1, queue_tokens=1000) as b:
+        (fake,) = b.workers
+        fake.hold()
+        jobs = [b.submit(10, 1), b.submit(300, 1, rank=order.FLEX)]
+        with pytest.raises(QueueFullError, match="301 tokens"):
+            b.submit(300, 1, rank=order.FLEX)
+        jobs.append(b.submit(600, 1))
+        fake.release()
+        for job in jobs:
+            await over(job)
+            assert job.error is None
+
+
+async def test_many_answers_to_one_prompt_are_its_work_once() -> None:
+    script = Script(speeds=(100.0, 0.001, 0.009))
+    async with bench(1, script, slots=1, queue_timeout_s=10.0) as b:
+        (fake,) = b.workers
+        await until(lambda: b.sessions.measured_speeds() == script.speeds, "its speeds are seen")
+        fake.hold()
+        running = b.submit(10, 1)
+        asked = work(900, 1)
+        many = group.submit(b.dispatcher, [asked] * 8, time.monotonic())
+        with pytest.raises(QueueFullError, match="9 seconds of work"):
+            b.submit(900, 1)
+        fake.release()
+        await over(running)
+        await until(lambda: many.over, "all are done")
+        assert many.error is None
 
 
 async def test_more_work_than_can_begin_in_time_is_refused_as_soon_as_speeds_are_known() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from lbhost.gateway.scheduling.fairness import (
     most_at_once,
 )
 from lbhost.gateway.scheduling.job import Job, Work
-from lbhost.gateway.scheduling.job_queue import LOOKAHEAD, JobQueue
+from lbhost.gateway.scheduling.job_queue import LOOKAHEAD, JobQueue, _Lines, _Walk
 
 PROMPT_S, OUTPUT_S = 1.0, 3.0
 
@@ -187,6 +188,29 @@ def test_what_cannot_be_placed_is_looked_at_within_bounds_whoever_sent_it() -> N
         queue.add(job(number, f"k{number % 10}", tokens=900 if number % 2 else 10))
     assert len(list(queue.walk(lambda: True, lambda: True))) == 2 * LOOKAHEAD
     assert len(list(queue.walk(lambda: False, lambda: True))) == LOOKAHEAD
+
+
+def test_a_pass_over_many_clients_looks_at_each_a_few_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue = JobQueue()
+    for number in range(1000):
+        queue.add(job(number, f"k{number}", place=float(number)))
+    looks: list[str] = []
+    look = _Walk._head
+
+    def counting(walk: _Walk, index: int, client: str, lines: _Lines) -> Job | None:
+        looks.append(client)
+        return look(walk, index, client, lines)
+
+    monkeypatch.setattr(_Walk, "_head", counting)
+    placed = []
+    for one in queue.walk(lambda: True, lambda: True):
+        queue.remove(one)
+        queue.charge(one, 1.0)
+        placed.append(one.number)
+    assert placed == list(range(1000))
+    assert len(looks) <= 3 * 1000
 
 
 def test_a_predicted_place_counts_turns_not_the_other_clients_whole_line() -> None:

@@ -95,6 +95,21 @@ def test_keys_that_are_added_at_once_all_get_in(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'keys = [{{name = "alice", hash = "{HASH}"}}]\n',
+        table() + "#" * (keys.MAX_FILE_BYTES - 200),
+    ],
+)
+def test_a_key_is_not_added_where_that_would_spoil_the_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"a \[\[keys\]\] table cannot be added"):
+        keys.add(path, "bob", "a key")
+    assert path.read_text() == content
+
+
 def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     keys.add(path, "alice", "a key")

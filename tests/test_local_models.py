@@ -80,18 +80,24 @@ def ollama_model(home: Path, name: str, digest: str, manifest: bytes | None = No
         {"mediaType": "application/vnd.ollama.image.model", "digest": digest},
     ]
     data = json.dumps({"schemaVersion": 2, "layers": layers}).encode()
-    put(home / ".ollama/models/manifests/host.example" / name, manifest or data)
+    put(home / ".ollama/models/manifests" / name, manifest or data)
 
 
 def test_ollamas_models_are_named_as_it_names_them(home: Path) -> None:
     digest = hashlib.sha256(WEIGHTS).hexdigest()
     blob = put(home / ".ollama/models/blobs" / f"sha256-{digest}")
-    ollama_model(home, "library/tiny/latest", f"sha256:{digest}")
-    ollama_model(home, "me/mine/1b", f"sha256:{digest}")
-    assert sorted(found(home)) == ["ollama:me/mine:1b", "ollama:tiny:latest"]
+    ollama_model(home, "registry.ollama.ai/library/tiny/latest", f"sha256:{digest}")
+    ollama_model(home, "registry.ollama.ai/me/mine/1b", f"sha256:{digest}")
+    ollama_model(home, "host.example:5000/me/mine/latest", f"sha256:{digest}")
+    assert sorted(found(home)) == [
+        "ollama:host.example:5000/me/mine:latest",
+        "ollama:me/mine:1b",
+        "ollama:tiny:latest",
+    ]
+    assert model.resolve("ollama:host.example:5000/me/mine").path == str(blob)
     assert model.resolve("ollama:tiny") == model.ModelFile(str(blob), "tiny")
     assert model.resolve("ollama:me/mine:1b", "x") == model.ModelFile(str(blob), "x")
-    with pytest.raises(ModelFileError, match="no model big here; it has: ollama:me/mine:1b, "):
+    with pytest.raises(ModelFileError, match=r"no model big here; it has: ollama:host.+:1b, "):
         model.resolve("ollama:big")
 
 
@@ -108,7 +114,7 @@ def test_ollamas_models_are_named_as_it_names_them(home: Path) -> None:
 def test_a_manifest_that_is_none_is_passed_over(
     home: Path, digest: str, manifest: bytes | None
 ) -> None:
-    ollama_model(home, "library/tiny/latest", digest, manifest)
+    ollama_model(home, "registry.ollama.ai/library/tiny/latest", digest, manifest)
     put(home / ".ollama/models/manifests/stray", b"{}")
     assert found(home) == {}
 

@@ -214,6 +214,18 @@ def test_what_stands_in_tags_is_not_looked_at_for_calls_once_more(
     assert len(spans) == 1
 
 
+@pytest.mark.parametrize(
+    ("family", "begun"),
+    [(Q, "<function=now>"), (Z, "now<arg_key>a</arg_key><arg_value>1</arg_value>")],
+)
+def test_white_space_is_no_call_for_ever(family: Family, begun: str) -> None:
+    reader = AnswerReader(reading(family))
+    reader.feed(f"<tool_call>{begun}")
+    said = [event for _ in range(700) for event in reader.feed(" ")]
+    assert said
+    assert isinstance(said[0], Said)
+
+
 def test_a_name_that_never_ends_is_given_up_without_trying_all_ways() -> None:
     text = "[TOOL_CALLS]now" + "[AAAAAAAA" * 200 + "!"  # took longer than the universe
     assert read(reading(M), text) == [Said(text)]

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from lbhost import wire
+from lbhost.gateway.api.answer import _news
 from lbhost.gateway.api.chat_reply import ChatReply
 from lbhost.gateway.api.generation import Style
 from lbhost.gateway.api.reading import Reading, Thinking
@@ -14,6 +15,8 @@ from lbhost.gateway.api.replies import Given
 from lbhost.gateway.api.responses_reply import ResponsesReply
 from lbhost.gateway.api.thought_tokens import ThoughtTokens
 from lbhost.gateway.scheduling.deltas import TextDelta
+from lbhost.gateway.scheduling.group import Group
+from lbhost.gateway.scheduling.job import Job, Work
 
 PIECES = [b"<think>", b"</think>", b"hm", b"\n", b"<th", b"ink>", b"Yes", b"</think>\n\n", b""]
 TAGS = Thinking("<think>", "</think>")
@@ -56,6 +59,19 @@ def test_a_thought_that_was_cut_off_is_all_of_the_answer() -> None:
     counter.feed((0, 2))
     # The last tokens had no text that a delta would have come for.
     assert counter.of(wire.Finish(wire.FinishReason.LENGTH, completion_tokens=4)) == 4
+
+
+def test_tokens_that_have_no_text_yet_are_counted_with_those_that_follow() -> None:
+    work = Work(b"", 0, 9, wire.Sampling(), stream=True)
+    one, two = Job(1, work, 0.0), Job(2, work, 0.0)
+    group, reply = Group([one, two]), ChatReply("a", "toy", Style(reading=Reading(TAGS)))
+    one.put(TextDelta("Yes", (6,)))
+    two.put(TextDelta("", (0, 2)))  # its text is held back
+    assert _news(group, 0, reply, set())
+    assert not _news(group, 1, reply, set())
+    two.put(TextDelta("<think>hm", (2,)))
+    assert two.has_news
+    assert [token for delta in two.take() for token in delta.tokens] == [0, 2, 2]
 
 
 def test_usage_tells_it() -> None:

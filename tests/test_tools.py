@@ -340,6 +340,7 @@ def test_a_required_call_in_tags_is_bound_and_read(family: Family) -> None:
         {"enum": ["<b>"]},
         {"enum": []},
         {"$ref": "#/$defs/x"},
+        {"type": "string", "enum": 5},
         True,
     ],
 )
@@ -347,6 +348,10 @@ def test_what_tags_cannot_carry_is_left_to_json(family: Family, one: Any) -> Non
     assert forced_tags.rules("call_0", "f", {"properties": {"a": one}}, family) is None
     assert forced_tags.rules("call_0", "f", {"properties": {"a>": {}}}, family) is None
     assert forced_tags.rules("call_0", "f", {"oneOf": []}, family) is None
+    wrong: list[Any] = [None, 5, "a", [{}], ["b"]]
+    for required in wrong:
+        schema: dict[str, Any] = {"properties": {"a": {}}, "required": required}
+        assert forced_tags.rules("call_0", "f", schema, family) is None
 
 
 GPT_OSS = (

@@ -156,8 +156,8 @@ def most_probable(answers: Sequence[Given], count: int) -> list[Given]:
 def _news(group: Group, place: int, reply: Writer, opened: set[int]) -> bytes:
     """The events of what has come of one job since the last time."""
     job = group.jobs[place]
-    if place in group.told:
-        return b""
+    if place in group.told or not (job.has_news or job.over):
+        return b""  # tokens without text stay there: what is written later counts them
     delta = merged(job.take())
     ended = job.finish is not None
     event = b""

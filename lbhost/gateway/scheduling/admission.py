@@ -83,6 +83,8 @@ class Admission:
             return
         most = self.settings.queue_tokens
         if most is not None:
+            if job.work.rank == order.FLEX:
+                most = max(1, int(FLEX_QUEUE * most))
             self._check_sum(
                 client, queue.tokens(), queue.tokens(client), job.tokens_to_come, most, "tokens"
             )

@@ -226,7 +226,9 @@ class Dispatcher:
         """Output tokens that an answer is believed to have."""
         return self._router.expected_tokens(work)
 
-    def submit(self, work: Work, arrived: float, complete: float | None = None) -> Job:
+    def submit(
+        self, work: Work, arrived: float, complete: float | None = None, *, again: bool = False
+    ) -> Job:
         """Queue a request, and send it if a worker has room.
 
         Args:
@@ -234,6 +236,7 @@ class Dispatcher:
                 count from then, whatever was done with it since.
             complete: time.monotonic() of its last byte, if that is later. Its place in the queue
                 counts from then: nobody gets ahead by sending slowly.
+            again: one more answer to the prompt of the job before.
 
         Raises:
             DeadlineError: all its time is gone already.
@@ -255,7 +258,7 @@ class Dispatcher:
         self._numbers += 1
         job = Job(self._numbers, work, arrived)
         job.expected_tokens = self._router.expected_tokens(work)
-        job.cost_s = self._router.busy_cost_s(job)
+        job.cost_s = self._router.busy_cost_s(job, again=again)
         since = arrived if complete is None else complete
         alone_s = self._router.lonely_cost_s(job)
         job.order = since + min(alone_s, MAX_OVERTAKEN_S)

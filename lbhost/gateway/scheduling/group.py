@@ -76,8 +76,8 @@ def submit(
     jobs: list[Job] = []
     try:
         for work in works:
-            job = dispatcher.submit(work, arrived, complete)
-            jobs.append(job)
+            again = bool(jobs) and work.prompt == jobs[-1].work.prompt
+            jobs.append(dispatcher.submit(work, arrived, complete, again=again))
     except LbhostError:
         for job in jobs:
             dispatcher.cancel(job)

@@ -49,9 +49,11 @@ class Placer:
             reserved: slots that only jobs with output may have: some are on their way back.
         """
         room = sum(session.room for session, _ in usable)
+        if not room:
+            return []
         attempts: list[Attempt] = []
         wide = self._sessions.wide
-        views = [s.view(reading, now_ns, wide=wide) for s, reading in usable] if room else []
+        views = [s.view(reading, now_ns, wide=wide) for s, reading in usable]
         for job in self._queue.walk(
             lambda: policy.room_for_long(views), lambda: policy.room_for_flex(views)
         ):

@@ -174,10 +174,15 @@ class Router:
         prefill, base, seq = self._sessions.speeds()
         return 1.0 / prefill, base / self._slots_each() + seq
 
-    def busy_cost_s(self, job: Job) -> float:
-        """Seconds of a worker that a job costs while all is busy."""
+    def busy_cost_s(self, job: Job, *, again: bool = False) -> float:
+        """Seconds of a worker that a job costs while all is busy.
+
+        Args:
+            again: another job's prompt is the same: it is computed for both.
+        """
         prompt_s, output_s = self.token_costs_s()
-        return job.known_tokens * prompt_s + job.expected_tokens * output_s
+        prompt = 0 if again else job.known_tokens
+        return prompt * prompt_s + job.expected_tokens * output_s
 
     def work_within_s(self, seconds: float) -> float | None:
         """Seconds of a worker that all have in so many; None where no speeds were measured."""

@@ -36,7 +36,9 @@ def rules(call: str, name: str, schema: Mapping[str, Any], family: Family) -> li
     if not schema.keys() <= {"type", "properties", "required", "additionalProperties", *_TELLING}:
         return None
     properties, required = schema.get("properties", {}), schema.get("required", [])
-    if not isinstance(properties, dict) or not set(required) <= properties.keys():
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        return None  # no schema: whoever compiles it says so
+    if not all(isinstance(key, str) and key in properties for key in required):
         return None
     begin, end = _around(name, family)
     parts: list[str] = []
@@ -80,7 +82,9 @@ def _value(rule: str, schema: Any, family: Family) -> list[str] | None:
         # Up to the first tag, wherever in a line: that is where it is read to.
         return [f'{rule}: {rule}_text "\\n"', f"{rule}_text[lazy]: /(.|\\n)*{escaped}/"]
     choices = schema["enum"]
-    if not choices or any("<" in one or one != one.strip("\n") for one in choices):
+    if not isinstance(choices, list) or not choices:
+        return None
+    if any("<" in one or one != one.strip("\n") for one in choices):
         return None
     return [f"{rule}: ({' | '.join(_quoted(one + end) for one in choices)})"]
 

@@ -124,9 +124,9 @@ class TaggedSpan:
 
     def _undecided(self) -> bool:
         """Whether more text may make a tag of what is here."""
-        rest = self._text[self._at :].lstrip()
-        if len(rest) > _LONGEST_TAG:
+        if len(self._text) - self._at > _LONGEST_TAG:
             return False
+        rest = self._text[self._at :].lstrip()
         if self._name is None and not self._tags.name_begins:
             return not rest or _WORD.fullmatch(rest) is not None
         if self._name is None:

@@ -50,6 +50,10 @@ class Text(msgspec.Struct, frozen=True):
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
+_BEGIN = b'{"line":'
+"""Of every line of the file of vectors."""
+
+
 class Written(msgspec.Struct, frozen=True):
     """A line of the file of vectors."""
 
@@ -133,23 +137,24 @@ class VectorFile:
         self._file.close()
 
     def _resume(self) -> Written | None:
-        """The last whole line; what was cut off behind it is removed."""
+        """The last whole line; what was cut off behind it is removed, if it is one of ours."""
         self._file.seek(0)
-        end, last = 0, b""
+        end, last, cut_off = 0, b"", b""
         for line in self._file:
             if not line.endswith(b"\n"):
+                cut_off = line
                 break
             end += len(line)
             last = line
-        self._file.truncate(end)
-        if not last:
-            return None
+        strange = UsageError(f"{self._path} holds no vectors of lbhost; name another file")
+        if cut_off[: len(_BEGIN)] != _BEGIN[: len(cut_off)]:
+            raise strange
         try:
-            return msgspec.json.decode(last, type=Written)
+            found = msgspec.json.decode(last, type=Written) if last else None
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise UsageError(f"{self._path} holds no vectors of lbhost; name another file") from (
-                error
-            )
+            raise strange from error
+        self._file.truncate(end)
+        return found
 
     def check(self, text: Text) -> None:
         """Raises UsageError: the last line was made of another text."""

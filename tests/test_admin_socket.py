@@ -8,12 +8,16 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from lbhost.client import AdminClient
 from lbhost.errors import StartupError
 from lbhost.supervisor import runtime
+from lbhost.supervisor.admin import Admin, Commands
+from lbhost.supervisor.admin_socket import AdminSocket
+from lbhost.supervisor.events import EventLog
 from lbhost.supervisor.runtime import RuntimeDir
 from supervising import Box, box
 
@@ -98,6 +102,28 @@ async def status_of(run: Path) -> str:
             return client.status().state
 
     return await asyncio.to_thread(ask)
+
+
+async def test_a_socket_that_could_not_be_made_is_made_later(tmp_path: Path) -> None:
+    """So it is where a server takes over from another one."""
+    run = tmp_path / "run"
+    runtime_dir, commands = RuntimeDir.claim(run), cast("Commands", None)
+    admin_socket = AdminSocket(Admin(commands), runtime_dir, EventLog())
+    await admin_socket.look_again()
+    assert not runtime_dir.is_reachable(), "nobody has asked for it yet"
+    remove(run)
+    with pytest.raises(StartupError, match="cannot listen"):
+        await admin_socket.start()
+    await admin_socket.look_again()
+    assert runtime_dir.is_reachable()
+    reader, writer = await asyncio.open_unix_connection(run / runtime.SOCKET_NAME)
+    writer.write(b"GET /nowhere HTTP/1.1\r\nhost: lbhost\r\n\r\n")
+    async with asyncio.timeout(60):
+        assert b"404" in await reader.readline()
+    writer.close()
+    await admin_socket.stop()
+    runtime_dir.release()
+    assert not run.exists()
 
 
 @pytest.mark.parametrize("take", [unlink, remove])

@@ -40,6 +40,10 @@ def test_a_key_is_never_shown() -> None:
         ({"state_cache": "1G"}, {"state_cache": "auto"}, How.LIVE),
         ({"state_cache": 0}, {"state_cache": "1G"}, How.HANDOVER),
         ({"state_cache": "auto"}, {"state_cache": "0"}, How.HANDOVER),
+        ({"keys_file": "/a/one.toml"}, {"keys_file": "/a/two.toml"}, How.LIVE),
+        ({"keys_file": "/a/keys.toml"}, {}, How.LIVE),
+        ({"keys_file": "/a/keys.toml"}, {"keys_file": "/b/keys.toml"}, How.HANDOVER),
+        ({}, {"keys_file": "/b/keys.toml"}, How.HANDOVER),
         ({"port": 1}, {"port": 2}, How.RESTART),
     ],
 )

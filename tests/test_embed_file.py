@@ -181,3 +181,21 @@ async def test_a_server_that_is_not_there_or_does_not_embed_is_said(
         use("http://127.0.0.1:9")
     with pytest.raises(UsageError, match="cannot read"):
         list(embed_file.texts(tmp_path / "none", field="text", json_lines=False))
+
+
+@pytest.mark.parametrize("content", ['{"precious": 1}', "a text\nanother one", "[1]\n"])
+def test_a_file_of_something_else_is_not_touched(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match="name another file"):
+        VectorFile(path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("cut_off", ['{"l', '{"line":3,"text_sh'])
+def test_a_line_that_was_cut_off_is_written_anew(tmp_path: Path, cut_off: str) -> None:
+    path = tmp_path / "vectors.jsonl"
+    path.write_text(cut_off)
+    with VectorFile(path) as vectors:
+        assert vectors.last is None
+    assert path.read_text() == ""

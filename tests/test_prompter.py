@@ -279,3 +279,11 @@ def test_only_the_served_model_is_served() -> None:
     assert take(chat_body("x", ',"model":"toy"'))
     with pytest.raises(ModelNotFoundError):
         take(chat_body("x", ',"model":"gpt"'))
+
+
+def test_a_query_that_is_repeated_often_is_a_helpers_work() -> None:
+    vocab = ToyVocab()
+    query, documents = "q" * 2000, ["d"] * 500
+    with pytest.raises(TooLongInlineError):
+        list(Prompter(vocab, 2048, Limits(1.0, 100_000, inline=True)).pairs(query, documents))
+    assert len(list(Prompter(vocab, 2048).pairs(query, documents))) == 500

@@ -106,6 +106,20 @@ async def test_what_workers_are_made_with_comes_by_a_rolling_restart(
         assert [running.worker(i).epoch for i in (0, 1)] == [2, 2]
 
 
+async def test_a_rolling_restart_that_failed_is_due_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    async with box(tmp_path, monkeypatch, settings=file.settings, source=file.source) as running:
+        running.tell("worker-2", "fail")  # the spare one
+        file.write("nice = 0", "queue_size = 77")
+        await refused(running.server.reload(), ConflictError)
+        await running.until(lambda: queue_limit(running) == 77, "what needs no restart is in force")
+        running.tell("worker-2", "")
+        assert await running.server.reload() == "in force: nice"
+        assert [running.worker(i).epoch for i in (0, 1)] == [2, 2]
+        assert await running.server.reload() == "nothing has changed"
+
+
 async def test_workers_come_and_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
 ) -> None:

@@ -48,3 +48,18 @@ def test_nobody_who_listens_is_no_error(tmp_path: Path) -> None:
         manager.stopping(1.0)
         manager.close()
         manager.alive()
+
+
+def test_who_has_handed_over_gives_no_sign_of_life(tmp_path: Path) -> None:
+    """systemd takes them of the main process alone, and warns of each that another sends."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.setblocking(False)
+        ours = ServiceManager({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "30000000"})
+        ours.alive()
+        assert heard(manager) == ["WATCHDOG=1"]
+        ours.hand_over(77)
+        ours.alive()
+        assert heard(manager) == ["MAINPID=77"]
+        ours.close()

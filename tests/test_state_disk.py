@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from lbhost.folders import private
 from lbhost.gateway.states.disk import DIGEST_BYTES, Disk, Kept
 from lbhost.gateway.states.disk_thread import MOST_WAITING, DiskThread
 from lbhost.gateway.states.plane import Plane
+from lbhost.state_file import Header
 from lbhost.state_link import Able
 from running_gateway import until
 from test_state_plane import Speeds, Worker, descriptors, made
@@ -226,6 +228,54 @@ async def test_what_memory_has_no_room_for_goes_to_disk(folder: Path) -> None:
     assert 0 < plane.entries < 6
     plane.close()
     worker.socket.close()
+
+
+@pytest.mark.anyio
+async def test_states_that_give_way_while_others_are_kept_do_not_end_that(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, write = threading.Event(), threading.Event(), Disk.write
+
+    def slow(disk: Disk, fd: int, header: Header, used_s: float) -> Path | None:
+        begun.set()
+        assert go_on.wait(60)
+        return write(disk, fd, header, used_s)
+
+    monkeypatch.setattr(Disk, "write", slow)
+    plane = Plane(1 << 20, Speeds(), disk=DiskThread(Disk(folder, 1 << 20)))
+    worker = Worker(plane)
+    for i in range(2 * MOST_WAITING):
+        worker.save([i, 1, 2])
+    await until(lambda: plane.entries == 2 * MOST_WAITING, "all are in memory")
+    keeping = asyncio.create_task(plane.keep(60))
+    await until(begun.is_set, "the first is being written")
+    plane.want(1)
+    assert plane.entries == 0
+    go_on.set()
+    await keeping
+    plane.close()
+    assert len(files(folder)) >= MOST_WAITING, "the first, and what gave way"
+    worker.socket.close()
+
+
+@pytest.mark.anyio
+async def test_without_descriptors_nothing_is_kept_and_nothing_lost(folder: Path) -> None:
+    disk = Disk(folder, 1 << 20)
+    written(disk, [1, 2, 3])
+    fd = made([4])
+    thread = DiskThread(disk)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.open("/dev/null", os.O_RDONLY)
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+    try:
+        assert not await thread.write(fd, state_file.read(fd), 1.0)
+        assert read(disk) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(read(disk)) == 1, "a file that could not be read then is still there"
+    thread.close()
+    os.close(fd)
 
 
 @pytest.mark.anyio

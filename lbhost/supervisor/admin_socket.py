@@ -20,6 +20,8 @@ class AdminSocket:
         self._runtime = runtime
         self._events = events
         self._server: AdminServer | None = None
+        self._wanted = False
+        """Whether it is to be served, even if it could not be made."""
         self._refusal = ""
         """Why the path is not ours now, as told last."""
 
@@ -27,20 +29,22 @@ class AdminSocket:
         """Serve from now on.
 
         Raises:
-            StartupError: the socket cannot be made.
+            StartupError: the socket cannot be made; `look_again` tries again.
         """
+        self._wanted = True
         self._server = AdminServer(self._admin, self._runtime.listen())
         await self._server.start()
 
     async def stop(self) -> None:
         """Close everything; clients get a second to take their last bytes."""
+        self._wanted = False
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop()
 
     async def look_again(self) -> None:
         """If the path leads elsewhere or nowhere, make it lead here again, and tell of it."""
-        if self._server is None or self._runtime.is_reachable():
+        if not self._wanted or self._runtime.is_reachable():
             return
         try:
             listener = self._runtime.listen_again()
@@ -50,7 +54,12 @@ class AdminSocket:
                 text = f"this server cannot be administered: {error.message}"
                 self._events.add("error", "server", text)
             return
-        await self._server.move(listener)
+        if self._server is None:
+            self._server = AdminServer(self._admin, listener)
+            await self._server.start()
+            text = f"listening at {self._runtime.socket_path} now"
+        else:
+            await self._server.move(listener)
+            text = f"{self._runtime.socket_path} was taken away; listening there again"
         self._refusal = ""
-        text = f"{self._runtime.socket_path} was taken away; listening there again"
         self._events.add("warning", "server", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import msgspec
 
@@ -132,7 +133,13 @@ def _how(key: str, before: Settings, after: Settings) -> How:
         return How.HANDOVER  # what `auto` means is found, maybe measured, at a start
     if key == "state_cache" and 0 in (before.state_cache_bytes, after.state_cache_bytes):
         return How.HANDOVER  # workers without a store have no links for states
+    if key == "keys_file" and _folder(after) not in (None, _folder(before)):
+        return How.HANDOVER  # a gateway is confined to the folder that it was started with
     return HOW.get(key, How.RESTART)
+
+
+def _folder(settings: Settings) -> PurePath | None:
+    return None if settings.keys_file is None else PurePath(settings.keys_file).parent
 
 
 def _text(key: str, settings: Settings) -> str:

@@ -110,7 +110,7 @@ class Commanded:
     async def upgrade(self) -> str:
         """Have the lbhost that is installed now take over, with the configuration as it is now."""
         self._require_serving()
-        return await self.configuration.upgrade(self.operations, self._hand_over)
+        return await self.configuration.upgrade(self.operations, self.gateway, self._hand_over)
 
     def _require_serving(self) -> None:
         if self._stopping or not self._announced:

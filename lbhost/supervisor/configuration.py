@@ -147,17 +147,18 @@ class Configuration:
                 after, plan = self.look()
                 self._check(plan, after, operations)
                 if plan.keys(How.HANDOVER):
-                    said = await hand_over(f"reload of {', '.join(plan.keys(*How))}")
-                    # Who still has a connection here finds a key that was taken away taken away.
-                    self._bring(after, plan.keys(How.LIVE), gateway)
-                    return said
+                    why = f"reload of {', '.join(plan.keys(*How))}"
+                    return await self._hand_over(why, after, plan, gateway, hand_over)
                 return await self._change(after, plan, operations, gateway)
             except LbhostError as error:
                 self._events.add("error", "reload", f"reload: {error.message}")
                 raise
 
     async def upgrade(
-        self, operations: Operations, hand_over: Callable[[str], Coroutine[Any, Any, str]]
+        self,
+        operations: Operations,
+        gateway: Service,
+        hand_over: Callable[[str], Coroutine[Any, Any, str]],
     ) -> str:
         """Have a new server take over, whether anything has changed or not.
 
@@ -168,10 +169,23 @@ class Configuration:
             try:
                 after, plan = self.look()
                 self._check(plan, after, operations)
-                return await hand_over("upgrade")
+                return await self._hand_over("upgrade", after, plan, gateway, hand_over)
             except LbhostError as error:
                 self._events.add("error", "reload", f"upgrade: {error.message}")
                 raise
+
+    async def _hand_over(
+        self,
+        why: str,
+        after: Settings,
+        plan: Plan,
+        gateway: Service,
+        hand_over: Callable[[str], Coroutine[Any, Any, str]],
+    ) -> str:
+        said = await hand_over(why)
+        # Who still has a connection here finds a key that was taken away taken away.
+        self._bring(after, plan.keys(How.LIVE), gateway)
+        return said
 
     def _check(self, plan: Plan, after: Settings, operations: Operations) -> None:
         """Raises LbhostError if it cannot be done: nothing has changed then."""
@@ -194,11 +208,15 @@ class Configuration:
             return "nothing has changed"
         keys = plan.keys(*How)
         self._events.add("info", "reload", f"reload: {'; '.join(plan.lines)}")
+        # Until it is done, the next reload finds that it has to be done still.
+        before, slow = self.asked, plan.keys(How.ROLLING, How.SCALING)
         self._bring(after, keys, gateway)
+        self.asked = msgspec.structs.replace(after, **{key: getattr(before, key) for key in slow})
         if plan.keys(How.ROLLING):
             await operations.restart_all()
         if plan.keys(How.SCALING):
             await operations.scale(int(after.workers))
+        self.asked = after
         await self._until_in_force(operations)
         return f"in force: {', '.join(keys)}"
 

@@ -35,7 +35,11 @@ class ServiceManager:
         return bool(self._address)
 
     def hand_over(self, pid: int) -> None:
-        """Another process is the server from now on, and says the rest."""
+        """Another process is the server from now on, and says the rest.
+
+        Signs of life are taken from that one alone: ours would be a warning in the journal each.
+        """
+        self._watched = False
         self._say(f"MAINPID={pid}")
 
     def stopping(self, limit_s: float) -> None:

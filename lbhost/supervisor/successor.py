@@ -165,7 +165,7 @@ class Successor:
             self._line.drain()
         self.how, self.well = how, well
         self.pid = None
-        if self._next is not None and well:
+        if self._next is not None:  # however it ended: the server is another one by now
             self._follow(self._next)
         elif not self.serves and self._refusal is None:
             self._refusal = f"it ended ({how}); its log says why"

@@ -240,7 +240,8 @@ class Supervisor(Commanded):
         while True:
             now = time.monotonic()
             self._watcher.look(now, looked=now - due < LATE_S)
-            self._manager.alive()
+            if not self._handover.waits:  # the server before this one speaks until it lets go
+                self._manager.alive()
             self.configuration.tell(self.gateway)
             if now >= reread_s and not self._stopping:
                 reread_s = now + REREAD_S
@@ -355,16 +356,18 @@ class Supervisor(Commanded):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s + GATEWAY_LAST_S):
                 await self._until(lambda: self.gateway.pid is None or bool(self.signals))
-        if self.gateway.pid is not None:
-            self.gateway.stop(grace if self.signals else 0.0)
-            await self._wait_stop(lambda: self.gateway.pid is None, grace + GATEWAY_LAST_S)
+        self.gateway.stop(grace if self.signals else 0.0)  # nor started again, if it has crashed
+        await self._wait_stop(lambda: self.gateway.pid is None, grace + GATEWAY_LAST_S)
         await self._end_processes()
 
     def _let_go(self) -> None:
         """Another server serves: nothing new comes here."""
         self._stop_obeying()
         self._listener.close()
-        self.gateway.send(control.Retire(self._settings.request_timeout_s))
+        if self.gateway.state == "ready":
+            self.gateway.send(control.Retire(self._settings.request_timeout_s))
+        else:
+            self.gateway.stop()  # it has nothing to end, and must not begin to accept
 
     def _stop_obeying(self) -> None:
         self._stopping = self.operations.stopping = True

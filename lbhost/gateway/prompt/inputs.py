@@ -118,7 +118,7 @@ class InputReader:
                 one = self._prompter.input(one)
             found.append(self._fitting(where, one))
         return msgspec.structs.replace(
-            _packed(found, request.service_tier),
+            _packed(found, request.service_tier, "input"),
             base64=request.encoding_format == "base64",
             dimensions=request.dimensions,
         )
@@ -134,7 +134,7 @@ class InputReader:
         pairs = self._prompter.pairs(request.query, texts)
         found = [self._fitting(f"documents[{i}]", pair) for i, pair in enumerate(pairs)]
         return msgspec.structs.replace(
-            _packed(found, request.service_tier),
+            _packed(found, request.service_tier, "documents"),
             top_n=request.top_n,
             documents=tuple(texts) if request.return_documents else (),
         )
@@ -164,12 +164,12 @@ def _param(where: str) -> str:
     return where.partition("[")[0]
 
 
-def _packed(inputs: list[list[int]], tier: Tier | None) -> Inputs:
+def _packed(inputs: list[list[int]], tier: Tier | None, param: str) -> Inputs:
     total = sum(map(len, inputs))
     if total > MOST_TOKENS:
         raise InvalidRequestError(
             f"a request has at most {MOST_TOKENS} tokens, not {total}; send several requests",
-            param="input",
+            param=param,
         )
     tokens = b"".join(map(wire.pack_tokens, inputs))
     return Inputs(tokens, tuple(map(len, inputs)), tier)

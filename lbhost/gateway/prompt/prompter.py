@@ -47,6 +47,9 @@ class Limits(msgspec.Struct, frozen=True):
 IN_HELPER = Limits(render_s=5.0, characters=16 * 1024 * 1024)
 """A helper's; the kernel ends it at its own limits (helper.py)."""
 
+_INLINE_REPEATED = 65536
+"""Characters of a query before all its documents, up to which it is tokenised in the event loop."""
+
 _CHECKED_FROM = 65536
 """Characters from which it is worth knowing that a text cannot fit before tokenising it."""
 
@@ -194,9 +197,14 @@ class Prompter:
         """Tokens of a text that is to be embedded, begun and ended as the model wants it."""
         return self._vocab.tokenize(text, add_bos=True, parse_special=True)
 
-    def pairs(self, query: str, documents: Iterable[str]) -> Iterator[list[int]]:
-        """Tokens of a query with each document, as a reranker reads them."""
+    def pairs(self, query: str, documents: Sequence[str]) -> Iterator[list[int]]:
+        """Tokens of a query with each document, as a reranker reads them.
+
+        Raises TooLongInlineError: the query is repeated so often that a short body is much work.
+        """
         vocab = self._vocab
+        if self._limits.inline and len(query) * len(documents) > _INLINE_REPEATED:
+            raise TooLongInlineError("too much to be tokenised here")
         if vocab.rerank_template is not None:
             for document in documents:
                 text = vocab.rerank_template.replace("{query}", query)

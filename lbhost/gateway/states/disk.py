@@ -89,13 +89,17 @@ class Disk:
     def read(self, identity: bytes, most_bytes: float) -> Iterator[Kept]:
         """The states of an identity, the newest first, until there are so many bytes of them.
 
-        What is of no use is removed.
+        What is of no use is removed. What cannot be read now (no memory or descriptor is left) may
+        be of use the next time: it stays.
         """
         left = most_bytes
         for path, found in self._files(self.folder / identity.hex()):
             if found.st_size - DIGEST_BYTES > left:
                 return
-            kept = self._read(path, identity, found.st_mtime)
+            try:
+                kept = self._read(path, identity, found.st_mtime)
+            except OSError:
+                continue
             if kept is not None:
                 left -= kept.header.size
                 yield kept
@@ -111,6 +115,7 @@ class Disk:
             path.unlink()
 
     def _read(self, path: Path, identity: bytes, used_s: float) -> Kept | None:
+        """Raises OSError."""
         fd = os.memfd_create("lbhost-state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             with os.fdopen(_no_link(path), "rb") as file:
@@ -119,10 +124,13 @@ class Disk:
             header = state_file.read(fd)
             if header.identity != identity:
                 raise StateError("of another model")
-        except (OSError, StateError, _DamagedError):
+        except (StateError, _DamagedError):
             os.close(fd)
             self.remove(path)
             return None
+        except OSError:
+            os.close(fd)
+            raise
         return Kept(header, fd, path, used_s)
 
     def _files(self, folder: Path) -> list[tuple[Path, os.stat_result]]:

@@ -76,18 +76,26 @@ class DiskThread:
             self._disk.write(fd, header, used_s)
             return True
         except OSError as error:
-            if not self._told:
-                self._told = True
-                reason = error.strerror or str(error)
-                log.get().warning("KV states cannot be kept on disk", reason=reason)
+            self._tell(error)
             return False
         finally:
             os.close(fd)
 
+    def _tell(self, error: OSError) -> None:
+        if not self._told:
+            self._told = True
+            reason = error.strerror or str(error)
+            log.get().warning("KV states cannot be kept on disk", reason=reason)
+
     async def write(self, fd: int, header: Header, used_s: float) -> bool:
         """Write a state, which stays the caller's. False if the disk takes none."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._write, os.dup(fd), header, used_s)
+        try:
+            own = os.dup(fd)  # before the first wait: fd may be closed in that
+        except OSError as error:  # no descriptor is left
+            self._tell(error)
+            return False
+        return await loop.run_in_executor(self._thread, self._write, own, header, used_s)
 
     def touch(self, path: Path, used_s: float) -> None:
         """It has been of use at this Unix time."""

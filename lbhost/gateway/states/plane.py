@@ -329,6 +329,8 @@ class Plane:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 for entry in sorted(self._store, key=lambda entry: -entry.used):
+                    if entry not in self._store:
+                        continue  # it gave way while another one was written: its fd is closed
                     if entry.file is not None:
                         self._disk.touch(Path(entry.file), self._used_s(entry))
                     elif not await self._disk.write(

@@ -6,11 +6,14 @@ Either can be interrupted at any moment and goes on where it was. Speaks the HTT
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +31,9 @@ MOST_CHARACTERS = 64 * 1024
 
 TRIES = 10
 """Of a request that the server has no room for, or that finds none."""
+
+MOST_LINE = 16 << 20
+"""Bytes of a line: far more than any model takes, and less than a device that never ends."""
 
 ANSWER_S = 600.0
 CONNECT_S = 5.0
@@ -50,10 +56,6 @@ class Text(msgspec.Struct, frozen=True):
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
-_BEGIN = b'{"line":'
-"""Of every line of the file of vectors."""
-
-
 class Written(msgspec.Struct, frozen=True):
     """A line of the file of vectors."""
 
@@ -61,6 +63,10 @@ class Written(msgspec.Struct, frozen=True):
     text_sha256: str
     """The first 16 digits: whether it is still the same text."""
     embedding: list[float]
+
+
+_BEGINNING = b'{"line":'
+"""Of each line of the file of vectors."""
 
 
 class Progress(msgspec.Struct):
@@ -86,8 +92,11 @@ def texts(file: Path, *, field: str, json_lines: bool) -> Iterator[Text]:
     try:
         with file.open("rb") as lines:
             end = 0
-            for number, data in enumerate(lines, 1):
+            read = partial(lines.readline, MOST_LINE + 1)
+            for number, data in enumerate(iter(read, b""), 1):
                 end += len(data)
+                if len(data) > MOST_LINE:
+                    raise UsageError(f"{file}, line {number}: over {MOST_LINE} bytes")
                 if not data.strip():
                     continue
                 try:
@@ -97,7 +106,7 @@ def texts(file: Path, *, field: str, json_lines: bool) -> Iterator[Text]:
                 if text.strip():
                     yield Text(number, text, end)
     except OSError as error:
-        raise UsageError(f"{file}: cannot read it: {error.strerror}") from error
+        raise UsageError(f"{file}: cannot read it: {error.strerror or error}") from error
 
 
 def _of_json(data: bytes, field: str) -> str:
@@ -115,7 +124,8 @@ class VectorFile:
     """The file of vectors: JSON lines, in the order of the texts. A context manager.
 
     Raises:
-        UsageError: it cannot be written, or holds something else.
+        UsageError: it cannot be written, or holds something else, which stays as it is; or
+            another process writes to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,12 +133,15 @@ class VectorFile:
         try:
             self._file: BinaryIO = path.open("a+b")
             try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.last = self._resume()
             except BaseException:
                 self._file.close()
                 raise
+        except BlockingIOError as error:
+            raise UsageError(f"{path}: another lbhost embed writes to it") from error
         except OSError as error:
-            raise UsageError(f"{path}: cannot write it: {error.strerror}") from error
+            raise UsageError(f"{path}: cannot write it: {error.strerror or error}") from error
 
     def __enter__(self) -> VectorFile:
         return self
@@ -139,22 +152,24 @@ class VectorFile:
     def _resume(self) -> Written | None:
         """The last whole line; what was cut off behind it is removed, if it is one of ours."""
         self._file.seek(0)
-        end, last, cut_off = 0, b"", b""
+        end, last, rest = 0, b"", b""
         for line in self._file:
             if not line.endswith(b"\n"):
-                cut_off = line
+                rest = line
                 break
             end += len(line)
             last = line
-        strange = UsageError(f"{self._path} holds no vectors of lbhost; name another file")
-        if cut_off[: len(_BEGIN)] != _BEGIN[: len(cut_off)]:
-            raise strange
+        written = None
+        foreign = rest[: len(_BEGINNING)] != _BEGINNING[: len(rest)]
         try:
-            found = msgspec.json.decode(last, type=Written) if last else None
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise strange from error
-        self._file.truncate(end)
-        return found
+            if last:
+                written = msgspec.json.decode(last, type=Written)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            foreign = True
+        if foreign:
+            raise UsageError(f"{self._path} holds no vectors of lbhost; name another file")
+        self._file.truncate(end)  # not before it is clear that the rest is nobody else's
+        return written
 
     def check(self, text: Text) -> None:
         """Raises UsageError: the last line was made of another text."""
@@ -166,13 +181,20 @@ class VectorFile:
             )
 
     def add(self, some: list[Text], vectors: list[list[float]]) -> None:
-        """Write vectors behind the others, all of them before it returns."""
+        """Write vectors behind the others, all of them before it returns.
+
+        Raises LbhostError: they cannot be written.
+        """
         lines = [
             _encode(Written(text.line, text.fingerprint, vector)) + b"\n"
             for text, vector in zip(some, vectors, strict=True)
         ]
-        self._file.write(b"".join(lines))
-        self._file.flush()
+        rest = memoryview(b"".join(lines))
+        try:
+            while rest:  # past the file's buffer: that would try again when it is closed
+                rest = rest[os.write(self._file.fileno(), rest) :]
+        except OSError as error:
+            raise LbhostError(f"{self._path}: cannot write it: {error.strerror}") from error
 
 
 class Embedder:
@@ -238,13 +260,15 @@ class Embedder:
             wait_s = min(LONGEST_WAIT_S, 0.5 * 2**attempt)
             try:
                 answer = self._http.post(f"{self._url}/v1/embeddings", json=body)
-            except (httpx2.TransportError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+                raise UsageError(f"{self._url} is no URL of a server: {error}") from error
+            except httpx2.TransportError as error:
                 if attempt == TRIES or self._stopped or isinstance(error, httpx2.TimeoutException):
                     why = f"no server answers at {self._url}: {error}"
                     raise ServerGoneError(why) from error
             else:
                 if answer.status_code == 200:
-                    return _vectors(answer, numbers=numbers)
+                    return _vectors(answer, len(some), numbers=numbers)
                 if answer.status_code not in (429, 503) or attempt == TRIES:
                     raise LbhostError(_refusal(answer, some))
                 wait_s = _retry_after(answer) or wait_s
@@ -283,11 +307,35 @@ def _batches(given: Iterator[Text]) -> Iterator[list[Text]]:
         yield some
 
 
-def _vectors(answer: httpx2.Response, *, numbers: bool) -> tuple[list[list[float]], int]:
-    found: Any = msgspec.json.decode(answer.content)
-    details = found["usage"].get("prompt_tokens_details") or {}
-    vectors = [one["embedding"] for one in found["data"]] if numbers else []
-    return vectors, int(details.get("cached_inputs", 0))
+class _One(msgspec.Struct):
+    embedding: list[float] | str
+
+
+class _Details(msgspec.Struct):
+    cached_inputs: int = 0
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens_details: _Details | None = None
+
+
+class _Answer(msgspec.Struct):
+    data: list[_One]
+    usage: _Usage
+
+
+def _vectors(
+    answer: httpx2.Response, count: int, *, numbers: bool
+) -> tuple[list[list[float]], int]:
+    """Raises LbhostError: the answer is not one to so many texts."""
+    try:
+        found = msgspec.json.decode(answer.content, type=_Answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise LbhostError(f"{answer.url}: the answer holds no vectors: {error}") from error
+    vectors = [one.embedding for one in found.data if isinstance(one.embedding, list)]
+    if len(found.data) != count or (numbers and len(vectors) != count):
+        raise LbhostError(f"{answer.url}: the answer does not hold a vector for each text")
+    return vectors, (found.usage.prompt_tokens_details or _Details()).cached_inputs
 
 
 def _retry_after(answer: httpx2.Response) -> float | None:

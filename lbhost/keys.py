@@ -27,6 +27,9 @@ MAX_KEYS = 1000
 
 MAX_FILE_BYTES = 1 << 20
 
+MOST_DOTS = 32
+"""In a line: a dotted key of n parts takes tomllib n x n steps, and the gateway waits for it."""
+
 PREFIX = "sk-lbhost-"
 """What a key begins with, so that scanners for leaked secrets know it."""
 
@@ -100,6 +103,9 @@ def read(path: Path) -> tuple[Key, ...]:
 
 def parse(content: bytes) -> tuple[Key, ...]:
     """The keys of a file's content. Raises UsageError, ValueError, RecursionError."""
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.count(b".") > MOST_DOTS and not line.lstrip().startswith(b"#"):
+            raise UsageError(f"line {number}: over {MOST_DOTS} dots; make several lines of it")
     found = msgspec.convert(tomllib.loads(content.decode()), _File).keys
     for place, key in enumerate(found, 1):
         if not NAME.fullmatch(key.name):
@@ -140,13 +146,13 @@ def add(path: Path, name: str, key: str) -> None:
     """Append a key's table to the file, which is made (mode 0600) if there is none.
 
     Raises:
-        UsageError: the name is none or taken, or the file is not right as it is.
-        OSError: it cannot be written.
+        UsageError: the name is none or taken, or the file is not right as it is, or would not be.
+        OSError: it cannot be written. In both cases it stays as it was.
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a key: use 1 to 64 of A-Z a-z 0-9 . _ -")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "ab") as file:
+    with os.fdopen(fd, "ab", buffering=0) as file:
         fcntl.flock(fd, fcntl.LOCK_EX)  # two at once must not both find the name free
         taken = {one.name for one in read(path)}
         if name in taken:
@@ -155,9 +161,14 @@ def add(path: Path, name: str, key: str) -> None:
             raise UsageError(f"keys file {path}: {MAX_KEYS} keys are the most")
         table = _table(name, hash_of(key)).encode()
         _check_appended(path, table)
-        file.write(table)
-        file.flush()
-        os.fsync(fd)
+        size = os.fstat(fd).st_size
+        try:
+            while table:
+                table = table[file.write(table) :]
+            os.fsync(fd)
+        except OSError:
+            os.ftruncate(fd, size)  # a full disk: half a table would spoil the whole file
+            raise
 
 
 def _check_appended(path: Path, table: bytes) -> None:

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -51,11 +52,25 @@ def resolve(spec: str, alias: str | None = None) -> ModelFile:
         path = local_models.ollama(name, os.environ)
         alias = alias or name  # its file is named by a hash
     else:
-        path = Path(spec).expanduser()
-        if not path.is_file():
-            what = "is a folder; name the .gguf file in it" if path.is_dir() else "does not exist"
-            raise ModelFileError(f"model {spec} {what}")
+        path = _file(spec)
     return ModelFile(path=str(path.absolute()), alias=alias or _stem(path))
+
+
+def _file(spec: str) -> Path:
+    """Raises ModelFileError: it is none, or cannot be looked at."""
+    try:
+        path = Path(spec).expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelFileError(f"model {spec} does not exist") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~NOBODY
+        reason = getattr(error, "strerror", None) or error
+        raise ModelFileError(f"model {spec[:200]}: {reason}") from error
+    if stat.S_ISDIR(mode):
+        raise ModelFileError(f"model {spec} is a folder; name the .gguf file in it")
+    if not stat.S_ISREG(mode):
+        raise ModelFileError(f"model {spec} is not a regular file")
+    return path
 
 
 def pull(spec: str) -> Path:

@@ -158,6 +158,17 @@ def event_line(event: Event) -> Text:
     return line.append(f" {event.message}")
 
 
+_TRY = {
+    "chat": (
+        "chat/completions",
+        '{"messages": [{"role": "user", "content": "What is a load balancer?"}]}',
+    ),
+    "embedding": ("embeddings", '{"input": "What is a load balancer?"}'),
+    "rerank": ("rerank", '{"query": "Who is tall?", "documents": ["A hill.", "A giraffe."]}'),
+}
+"""A request for each kind of model: path and body."""
+
+
 def banner(status: Status) -> str:
     """What `serve` says once it serves: what, where, and how to try it."""
     workers = [w for w in status.workers if w.state == "ready"]
@@ -166,7 +177,7 @@ def banner(status: Status) -> str:
     first = workers[0] if workers else status.workers[0]
     count = f"{len(workers)} worker{'' if len(workers) == 1 else 's'}"
     json = "-H 'content-type: application/json'"
-    body = '{"messages": [{"role": "user", "content": "What is a load balancer?"}]}'
+    path, body = _TRY.get(status.kind, _TRY["chat"])
     return "\n".join(
         [
             f"lbhost {status.version} serves {status.model}",
@@ -174,7 +185,7 @@ def banner(status: Status) -> str:
             f"  endpoint  {status.endpoint}/v1",
             f"  admin     {status.runtime_dir}/admin.sock  (lbhost status, lbhost tui)",
             "  try",
-            f"    curl {status.endpoint}/v1/chat/completions {json} \\",
+            f"    curl {status.endpoint}/v1/{path} {json} \\",
             f"      -d '{body}'",
         ]
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import fake_admin
 from lbhost import __version__, cli, config, report
 from lbhost.board import WorkerState
 from lbhost.cli import operate
@@ -345,6 +346,14 @@ def test_sizes_and_durations_are_short() -> None:
     assert [report.duration(s) for s in (0, 59.9, 61, 3720, 90000)] == [
         *("0s", "59s", "1m01s", "1h02m", "1d1h"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [("chat", "chat/completions"), ("embedding", "embeddings"), ("rerank", "rerank")],
+)
+def test_what_serve_says_to_try_fits_the_model(kind: str, path: str) -> None:
+    assert f"/v1/{path} " in report.banner(fake_admin.status(kind=kind))
 
 
 def test_a_full_disk_under_the_output_is_one_line() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from fake_worker import vector_of
 from lbhost import cli, embed_file
-from lbhost.embed_file import Embedder, VectorFile
+from lbhost.embed_file import Embedder, Text, VectorFile
 from lbhost.errors import LbhostError, UsageError
 from lbhost.purpose import ModelKind, Pooling, Purpose
 from running_gateway import N_CTX, RunningGateway, running_gateway
@@ -183,11 +186,11 @@ async def test_a_server_that_is_not_there_or_does_not_embed_is_said(
         list(embed_file.texts(tmp_path / "none", field="text", json_lines=False))
 
 
-@pytest.mark.parametrize("content", ['{"precious": 1}', "a text\nanother one", "[1]\n"])
+@pytest.mark.parametrize("content", ["no vectors", "a line\nand no end", '["a"]', "\n{"])
 def test_a_file_of_something_else_is_not_touched(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "other.json"
+    path = tmp_path / "notes"
     path.write_text(content)
-    with pytest.raises(UsageError, match="name another file"):
+    with pytest.raises(UsageError, match="holds no vectors"):
         VectorFile(path)
     assert path.read_text() == content
 
@@ -199,3 +202,52 @@ def test_a_line_that_was_cut_off_is_written_anew(tmp_path: Path, cut_off: str) -
     with VectorFile(path) as vectors:
         assert vectors.last is None
     assert path.read_text() == ""
+
+
+def test_two_cannot_write_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.jsonl"
+    with VectorFile(path), pytest.raises(UsageError, match="another"):
+        VectorFile(path)
+    with VectorFile(path):
+        pass
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, Path("/dev/null")):
+        with pytest.raises(UsageError, match=r"cannot write it: [^N]"):
+            VectorFile(path)
+    with pytest.raises(UsageError, match="line 1: over"):
+        list(embed_file.texts(Path("/dev/zero"), field="text", json_lines=False))
+
+
+def test_a_full_disk_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with VectorFile(tmp_path / "out") as vectors:
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(LbhostError, match="No space"):
+            vectors.add([Text(1, "text", 5)], [[1.0]])
+        monkeypatch.undo()
+
+
+def test_what_is_no_url_is_refused_at_once() -> None:
+    with Embedder("http://[::") as embedder, pytest.raises(UsageError, match="no URL"):
+        embedder.run(iter([Text(1, "text", 5)]), None, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b"[]",
+        b'{"data": [], "usage": {}}',
+        b'{"data": [{"embedding": "AA=="}], "usage": {}}',
+    ],
+)
+def test_an_answer_without_the_vectors_is_an_error(body: bytes) -> None:
+    answer = httpx2.Response(200, content=body, request=httpx2.Request("POST", "http://x/y"))
+    with pytest.raises(LbhostError, match="http://x/y: the answer"):
+        embed_file._vectors(answer, 1, numbers=True)

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from fake_worker import vector_of
+from lbhost import keys
 from lbhost.board import WorkerState
 from lbhost.gateway.api.embeddings import MOST_INPUTS
 from lbhost.gateway.prompt.inputs import PATHS
@@ -229,6 +230,19 @@ async def test_documents_are_ranked_by_their_scores() -> None:
         body |= {"top_n": 1, "return_documents": True}
         best = (await g.client.post("/rerank", json=body)).json()["results"]
         assert [(one["index"], one["document"]) for one in best] == [(1, {"text": "b"})]
+
+
+async def test_a_tier_above_the_keys_is_refused_though_the_vectors_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = tmp_path / "keys.toml"
+    keys.add(file, "alice", "sk-alice")
+    async with embedding_gateway(embedding_cache="16M", keys_file=str(file)) as g:
+        g.client.headers["authorization"] = "Bearer sk-alice"
+        assert vectors(await embed(g, "hello")) == [expected("hello")]
+        refused = refusal(await embed(g, "hello", service_tier="priority"), 403)
+        assert refused["param"] == "service_tier"
 
 
 async def test_what_was_asked_before_is_not_computed_again(

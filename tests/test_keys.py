@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +40,7 @@ def test_a_file_says_what_each_key_may_do(tmp_path: Path) -> None:
     [
         ("key = 1", "key"),
         ("[[keys]", "line 1"),
+        ("# " + "." * 99 + "\na" + ".a" * 400_000 + " = 1", "line 2: over 32 dots"),
         (table(rpm=3), "rpm"),
         (table(hash="sk-lbhost-secret"), "keys[0].hash"),
         (table(hash=HASH + "\n"), "keys[0].hash"),
@@ -116,3 +118,26 @@ def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
     assert not keys.is_open_to_others(path)
     path.chmod(0o640)
     assert keys.is_open_to_others(path)
+
+
+@pytest.mark.parametrize("content", ["keys = []\n", "[other", "#" * (keys.MAX_FILE_BYTES - 10)])
+def test_a_file_that_a_key_would_spoil_stays_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match="keys file"):
+        keys.add(path, "alice", "a key")
+    assert path.read_text() == content
+
+
+def test_half_a_table_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys.toml"
+    keys.add(path, "alice", "a key")
+    before = path.read_bytes()
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        keys.add(path, "bob", "another key")
+    assert path.read_bytes() == before

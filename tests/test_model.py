@@ -33,7 +33,14 @@ def test_starter_is_the_packaged_model_and_does_not_import_the_package() -> None
 
 @pytest.mark.parametrize(
     ("spec", "says"),
-    [("nowhere.gguf", "model nowhere.gguf does not exist"), (".", "model . is a folder")],
+    [
+        ("nowhere.gguf", "model nowhere.gguf does not exist"),
+        (".", "model . is a folder"),
+        ("/dev/zero", "model /dev/zero is not a regular file"),
+        ("/dev/zero/x.gguf", "model /dev/zero/x.gguf does not exist"),
+        ("~nobody-of-this-name/x.gguf", "model ~nobody-of-this-name/x.gguf: Could not"),
+        ("x" * 5000, "model xxx"),
+    ],
 )
 def test_a_path_that_is_no_file_is_refused(spec: str, says: str) -> None:
     with pytest.raises(ModelFileError) as caught:

@@ -232,6 +232,7 @@ class VectorCache:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = sqlite3.connect(self._path, timeout=_LOCKED_S, isolation_level="IMMEDIATE")
         try:
+            database.text_factory = bytes  # one bit makes text of a vector, seldom any UTF-8
             database.execute(f"PRAGMA page_size = {_PAGE}")
             database.execute("PRAGMA auto_vacuum = INCREMENTAL")
             database.execute("PRAGMA journal_mode = WAL")
@@ -278,8 +279,10 @@ def _checked(key: bytes, vector: bytes) -> bytes:
     return vector + zlib.crc32(vector, zlib.crc32(key)).to_bytes(4, "little")
 
 
-def _unchecked(key: bytes, checked: bytes) -> bytes | None:
-    """None: it is not what was written."""
+def _unchecked(key: bytes, checked: object) -> bytes | None:
+    """None: it is not what was written. A damaged row may hold whatever sqlite knows."""
+    if not isinstance(checked, bytes):
+        return None
     vector = checked[:-4]
     return vector if _checked(key, vector) == checked else None
 

@@ -137,6 +137,8 @@ class Completions:
 
     async def _vectors(self, answer: Answer, meter: Meter, taken: Inputs, client: _Client) -> None:
         exchange, cache = answer.exchange, self._cache
+        if exchange.account is not None:
+            exchange.account.tier(taken.tier)  # refused whether or not there is work to do
         inputs = taken.each()
         keys = cache.keys(inputs, exchange.scope)
         known = dict(zip(keys, await cache.get(keys), strict=True))

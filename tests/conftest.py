@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 import pytest
 import uvloop
 
+from lbhost import linux
 from left_behind import Possessions
 
 os.environ["LBHOST_PROBE"] = os.environ["LBHOST_TUNED"] = os.environ["LBHOST_EMBEDDING_CACHE"] = "0"
@@ -41,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_finish() -> None:
     """What imports have made stays: garbage is looked for only among what tests make."""
     uvloop.new_event_loop().close()  # libuv keeps a pipe for signals, once and for all loops
+    linux.oom_score()  # and this one file is kept open for the life of a process
     gc.collect()
     gc.freeze()
 

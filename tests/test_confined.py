@@ -24,6 +24,7 @@ pytestmark = [
 
 KEY = "secret-key-of-this-test"
 OPEN, FTRUNCATE, SOCKET, SOCKETPAIR, KILL, PTRACE, EXECVE = 2, 77, 41, 53, 62, 101, 59
+CHMOD, PRLIMIT = 90, 302
 READ_ONLY, WRITE_CREATE = 0, 0o101
 SEIZE = 0x4206
 
@@ -83,6 +84,9 @@ def test_no_child_gets_out(
         "a UDP socket": call(pid, SOCKET, socket.AF_INET, socket.SOCK_DGRAM, 0),
         "a unix socket": call(pid, SOCKET, socket.AF_UNIX, socket.SOCK_STREAM, 0),
         "signal the supervisor": call(pid, KILL, supervisor, 0),
+        "read the supervisor's key": call(pid, OPEN, b"/proc/%d/environ" % supervisor, READ_ONLY),
+        "open a file to all": call(pid, CHMOD, os.fsencode(secret), 0o777),
+        "limit the supervisor": call(pid, PRLIMIT, supervisor, resource.RLIMIT_NOFILE, 0, 0),
         "trace the supervisor": call(pid, PTRACE, SEIZE, supervisor, 0, 0),
     }
     assert set(tried.values()) <= {-errno.EPERM, -errno.EACCES}, tried

@@ -40,7 +40,7 @@ else:
         for name, attack in attacks.items()
     ]
     program = f"""
-import ctypes, errno, json, mmap, os, signal, socket, subprocess, sys, threading
+import ctypes, errno, json, mmap, os, resource, signal, socket, subprocess, sys, threading
 from lbhost.sandbox import profiles
 libc = ctypes.CDLL(None, use_errno=True)
 def checked(result):
@@ -132,6 +132,13 @@ def test_a_worker_can_do_nothing_but_compute(
             "a child in others": f"""
                 checked(libc.syscall({clone}, {new_user | signal.SIGCHLD}, 0, 0, 0, 0))
             """,
+            "limit a neighbour": f"resource.prlimit({neighbour.pid}, resource.RLIMIT_CPU, (0, 0))",
+            "a datagram to anybody": """
+                socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b"x", "/dev/log")
+            """,
+            "open a file to all": f"os.chmod({tempfile.gettempdir()!r}, 0o1777)",
+            "change a file's times": f"os.utime({tempfile.gettempdir()!r})",
+            "read a neighbour's environment": f'open("/proc/{neighbour.pid}/environ")',
             # A board that is cut off would end everybody who looks at it (SIGBUS).
             "cut the board": f"os.ftruncate({board.fd}, 0)",
             "stretch the board": f"os.ftruncate({board.fd}, 1 << 30)",
@@ -166,6 +173,9 @@ def test_a_reader_reads_the_model_and_programs_and_nothing_else(tmp_path: Path) 
         "remove the model": f"os.unlink({str(model)!r})",
         "write beside it": f"open({str(tmp_path / 'b')!r}, 'w')",
         "a socket": "socket.socket()",
+        "give the model away": f"os.chown({str(model)!r}, os.getuid(), os.getgid())",
+        "mark the model": f"os.setxattr({str(model)!r}, 'user.x', b'')",
+        "read another's environment": "open(f'/proc/{os.getppid()}/environ')",
         "run a program": 'os.execv("/bin/true", ["true"])',
     }
     # Started in the folder of the secret, which is where Python would look for modules.
@@ -180,6 +190,7 @@ def test_a_reader_reads_the_model_and_programs_and_nothing_else(tmp_path: Path) 
 def test_a_gateway_accepts_and_starts_helpers_and_no_more(
     listener: socket.socket, tmp_path: Path
 ) -> None:
+    second = socket.create_server(("127.0.0.1", 0))
     allowed = {
         "accept": f"socket.socket(fileno={listener.fileno()}).accept()",
         "start and end a helper": """
@@ -192,10 +203,19 @@ def test_a_gateway_accepts_and_starts_helpers_and_no_more(
         "connect": "socket.socket()",
         "write": f"open({str(tmp_path / 'a')!r}, 'w')",
         "signal": "os.kill(os.getppid(), 0)",
+        "read the key": "open(f'/proc/{os.getppid()}/environ')",
+        "open a file to all": f"os.chmod({str(tmp_path)!r}, 0o777)",
+        # What listened is free to connect then, by a way that asks nobody.
+        "connect by sending": f"""
+            end = socket.socket(fileno={second.fileno()})
+            end.shutdown(socket.SHUT_RDWR)
+            end.sendto(b"x", socket.MSG_FASTOPEN, {listener.getsockname()!r})
+        """,
     }
-    with socket.create_connection(listener.getsockname()):
+    with socket.create_connection(listener.getsockname()), second:
         confine = "profiles.gateway([], os.environ)"
-        found = outcomes(confine, {**allowed, **attacks}, fds=(listener.fileno(),))
+        fds = (listener.fileno(), second.fileno())
+        found = outcomes(confine, {**allowed, **attacks}, fds=fds)
     assert {name: found[name] for name in allowed} == dict.fromkeys(allowed, "done")
     assert {found[name] for name in attacks} <= {"EPERM", "EACCES"}, found
 

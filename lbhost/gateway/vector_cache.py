@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.metadata
+import os
 import sqlite3
 import time
 import zlib
@@ -230,6 +231,8 @@ class VectorCache:
         if self._database is not None:
             return self._database
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Made here, as this user's alone: a confined process changes no modes.
+        os.close(os.open(self._path, os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
         database = sqlite3.connect(self._path, timeout=_LOCKED_S, isolation_level="IMMEDIATE")
         try:
             database.text_factory = bytes  # one bit makes text of a vector, seldom any UTF-8
@@ -241,7 +244,6 @@ class VectorCache:
             database.execute(f"PRAGMA max_page_count = {pages}")
             database.execute(f"PRAGMA journal_size_limit = {self._limit // 4}")
             database.executescript(_SCHEMA)
-            self._path.chmod(0o600)
         except (sqlite3.Error, OSError):
             database.close()
             raise

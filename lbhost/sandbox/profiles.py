@@ -18,7 +18,7 @@ import msgspec
 import lbhost
 from lbhost import log
 from lbhost.sandbox import landlock, seccomp
-from lbhost.sandbox.calls import no_core_dumps, no_new_privileges
+from lbhost.sandbox.calls import least_capabilities, no_core_dumps, no_new_privileges
 
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/nix/store", "/gnu/store")
 _LOOKED_UP = (
@@ -149,6 +149,8 @@ def _restrict(
     try:
         no_core_dumps()
         no_new_privileges()
+        if filtered:  # a GPU's driver asks for what it likes
+            least_capabilities()
         version = landlock.restrict(rules)
         filtered = filtered and seccomp.restrict(programs=programs)
     except OSError as error:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 import struct
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from lbhost.sandbox.calls import libc, no_new_privileges
 
@@ -21,7 +23,8 @@ _SPECULATION_AS_BEFORE = 4
 here: it is meant for interpreters of strangers' code."""
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _LOAD, _IF_EQUAL, _IF_ANY_BIT, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
-_NUMBER_AT, _ARCH_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
+_AND = 0x54
+_NUMBER_AT, _ARCH_AT, _FIRST_ARGUMENT_AT, _ARGUMENT_BYTES = 0, 4, 16, 8
 _X32_BIT = 0x40000000
 _NEW_NAMESPACES = 0x7E020000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
@@ -29,7 +32,7 @@ _NEW_NAMESPACES = 0x7E020000
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 
-_NUMBERS: dict[str, tuple[int, int]] = {
+_NUMBERS: dict[str, tuple[int, int | None]] = {
     # No way out by a new socket; links come as descriptors, and the gateway listens on one.
     "socket": (41, 198),
     "connect": (42, 203),
@@ -59,10 +62,45 @@ _NUMBERS: dict[str, tuple[int, int]] = {
     "init_module": (175, 105),
     "finit_module": (313, 273),
     "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
     "reboot": (169, 142),
     "open_by_handle_at": (304, 265),
+    # Landlock knows no right for these: a file could be opened to other users, or made unusable.
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
 }
-_PROGRAMS = {"execve": (59, 221), "execveat": (322, 281)}
+_PROGRAMS: dict[str, tuple[int, int | None]] = {
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    # The gateway, who may run programs, also dates the states that it keeps.
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+}
+_SOCKETPAIR = (53, 199)
+_SENDING = (((44, 206), 3), ((46, 211), 2), ((307, 269), 3))
+"""sendto, sendmsg, sendmmsg, and which argument has the flags."""
+_FAST_OPEN = 0x20000000
+"""MSG_FASTOPEN: connects without `connect`, where Landlock does not look. A listening socket that
+was shut down could."""
+_LIMITS = (302, 261)
+"""prlimit64: a CPU limit of 0 ends another process as a signal does."""
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 
 
@@ -90,8 +128,8 @@ def restrict(*, programs: bool) -> bool:
     refused = {**_NUMBERS, **({} if programs else _PROGRAMS)}
     program = _program(
         _ARCHITECTURES[os.uname().machine],
-        [numbers[column] for numbers in refused.values()],
-        clone=_CLONE[column],
+        [number for numbers in refused.values() if (number := numbers[column]) is not None],
+        _by_argument(column),
         clone3=_CLONE3[column],
     )
     no_new_privileges()
@@ -111,27 +149,55 @@ def _set_filter(program: bytes | None) -> int:
     return 0 if done else ctypes.get_errno()
 
 
-def _program(architecture: int, refused: Iterable[int], *, clone: int, clone3: int) -> bytes:
+_Code: TypeAlias = list[tuple[int, int, int, int]]
+_REFUSE = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
+_PERMIT = (_RETURN, 0, 0, _ALLOW)
+
+
+def _by_argument(column: int) -> _Code:
+    """Calls that are refused with some arguments only."""
+    # A datagram socket of a pair reaches any unix socket that has a path, without `connect`.
+    code = _if_call(
+        _SOCKETPAIR[column],
+        1,
+        [
+            (_AND, 0, 0, 0xF),
+            (_IF_EQUAL, 2, 0, socket.SOCK_STREAM),
+            (_IF_EQUAL, 1, 0, socket.SOCK_SEQPACKET),
+            _REFUSE,
+            _PERMIT,
+        ],
+    )
+    for numbers, argument in _SENDING:
+        look = [(_IF_ANY_BIT, 0, 1, _FAST_OPEN), _REFUSE, _PERMIT]
+        code += _if_call(numbers[column], argument, look)
+    code += _if_call(_LIMITS[column], 0, [(_IF_EQUAL, 1, 0, 0), _REFUSE, _PERMIT])
+    look = [(_IF_ANY_BIT, 0, 1, _NEW_NAMESPACES), _REFUSE, _PERMIT]
+    return code + _if_call(_CLONE[column], 0, look)
+
+
+def _if_call(number: int, argument: int, look: _Code) -> _Code:
+    """`look` at the lower half of an argument of this call, and end there."""
+    at = _FIRST_ARGUMENT_AT + _ARGUMENT_BYTES * argument
+    return [(_IF_EQUAL, 0, len(look) + 1, number), (_LOAD, 0, 0, at), *look]
+
+
+def _program(
+    architecture: int, refused: Iterable[int], by_argument: _Code, *, clone3: int
+) -> bytes:
     """Classic BPF over `struct seccomp_data`; jumps count the instructions that are skipped."""
-    no, yes = _ERRNO | errno.EPERM, _ALLOW
     # clone3's flags lie in memory, where no filter looks: libc takes clone when it is not there.
     code = [
         (_LOAD, 0, 0, _ARCH_AT),
         (_IF_EQUAL, 1, 0, architecture),
-        (_RETURN, 0, 0, no),
+        _REFUSE,
         (_LOAD, 0, 0, _NUMBER_AT),
         (_IF_AT_LEAST, 0, 1, _X32_BIT),
-        (_RETURN, 0, 0, no),
+        _REFUSE,
         (_IF_EQUAL, 0, 1, clone3),
         (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
     ]
     for number in refused:
-        code += [(_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, no)]
-    code += [
-        (_IF_EQUAL, 0, 3, clone),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
-        (_IF_ANY_BIT, 0, 1, _NEW_NAMESPACES),
-        (_RETURN, 0, 0, no),
-        (_RETURN, 0, 0, yes),
-    ]
+        code += [(_IF_EQUAL, 0, 1, number), _REFUSE]
+    code += [*by_argument, _PERMIT]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)

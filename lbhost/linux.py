@@ -216,3 +216,13 @@ def waited_s(pid: int) -> float | None:
         return int(Path(f"/proc/{pid}/schedstat").read_bytes().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return None
+
+
+def all_waited_s(pid: int) -> float | None:
+    """The same of all its threads, together: where one waits for a CPU, the others wait for it."""
+    try:
+        waits = [waited_s(thread) for thread in threads(pid)]
+    except OSError:
+        return None
+    known = [wait for wait in waits if wait is not None]
+    return sum(known) if known else None

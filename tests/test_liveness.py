@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+from lbhost.linux import all_waited_s, waited_s
 from lbhost.supervisor.liveness import (
     Budget,
     Look,
@@ -12,6 +16,7 @@ from lbhost.supervisor.liveness import (
     quiet_budget,
     step_budget,
 )
+from serving import wait_for
 
 TICK = 0.25
 
@@ -139,3 +144,25 @@ def test_a_process_that_waits_for_a_cpu_is_not_hung() -> None:
         look = Look(now + n * TICK, True, (1,), 5.0, waited_s=39 * TICK)
         watch, verdict = judge(watch, look, step_budget(0.05))
     assert verdict is Verdict.HUNG
+
+
+def test_a_thread_that_waits_for_a_cpu_counts_as_its_processs_wait() -> None:
+    script = (
+        "import hashlib, os, threading, time\n"
+        "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "data = bytes(10**7)\n"
+        "def spin():\n"
+        "    while True: hashlib.sha256(data)\n"  # without the GIL
+        "for _ in range(2): threading.Thread(target=spin, daemon=True).start()\n"
+        "print(flush=True)\n"
+        "time.sleep(3600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            main = wait_for(lambda: waited_s(process.pid), "it has waited at all")
+            wait_for(lambda: (all_waited_s(process.pid) or 0.0) > main + 1.0, "its threads wait")
+        finally:
+            process.kill()
+    assert all_waited_s(process.pid) is None

@@ -42,8 +42,9 @@ class Look(msgspec.Struct, frozen=True):
     cpu_s: float
     """CPU time that the process has used in its life."""
     waited_s: float | None = None
-    """Time that its main thread was ready to run and got no CPU; None if that is not known. Beside
-    others a process gets little CPU or none for a while: it is slow then, not hung."""
+    """Time that its threads were ready to run and got no CPU, together; None if that is not known.
+    Beside others a process gets little CPU or none for a while: it is slow then, not hung. Of several
+    threads the main one sleeps until the last of them is through."""
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -114,4 +115,4 @@ def judge(watch: Watch | None, look: Look, budget: Budget) -> tuple[Watch, Verdi
 def _waited(before: Look, look: Look) -> float:
     if before.waited_s is None or look.waited_s is None:
         return 0.0
-    return look.waited_s - before.waited_s
+    return max(0.0, look.waited_s - before.waited_s)  # a thread may have ended in between

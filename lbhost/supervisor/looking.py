@@ -6,7 +6,7 @@ Only reads; pool.py acts on the verdict.
 from __future__ import annotations
 
 from lbhost.board import ProgressRow, TrafficRow, WorkerState
-from lbhost.linux import cpu_s, waited_s
+from lbhost.linux import all_waited_s, cpu_s
 from lbhost.supervisor import liveness
 from lbhost.supervisor.liveness import Verdict
 from lbhost.supervisor.worker import Worker
@@ -40,7 +40,7 @@ def look(
         budget = liveness.step_budget(predicted)
     before = worker.watch
     stalled = busy and before is not None and before.look.progress == seen
-    waited = waited_s(worker.pid) if stalled else None
+    waited = all_waited_s(worker.pid) if stalled else None
     found = liveness.Look(now_s, busy, seen, used, waited)
     worker.watch, verdict = liveness.judge(before, found, budget)
     return verdict

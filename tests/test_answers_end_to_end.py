@@ -121,12 +121,7 @@ def test_a_required_call_always_parses_streamed_or_not(client: OpenAI) -> None:
         assert len(calls) == 1
         call = calls[0]
         assert call.type == "function"
-        arguments = json.loads(call.function.arguments)
-        if call.function.name == "make_person":
-            assert schemas.follows(call.function.arguments, PERSON)
-        else:
-            assert choice == "required"
-            assert isinstance(arguments, dict)
+        _check_call(call.function.name, call.function.arguments, choice)
         pieces = [
             piece
             for chunk in client.chat.completions.create(**how, stream=True)
@@ -134,9 +129,17 @@ def test_a_required_call_always_parses_streamed_or_not(client: OpenAI) -> None:
         ]
         assert pieces[0].id
         assert pieces[0].function is not None
-        assert pieces[0].function.name == call.function.name
         told = "".join(p.function.arguments or "" for p in pieces if p.function is not None)
-        assert told == call.function.arguments
+        # Drawn anew from a prompt that is cached now: not to the letter the same.
+        _check_call(pieces[0].function.name or "", told, choice)
+
+
+def _check_call(name: str, arguments: str, choice: Any) -> None:
+    if name == "make_person":
+        assert schemas.follows(arguments, PERSON)
+    else:
+        assert (name, choice) == ("now", "required")
+        assert isinstance(json.loads(arguments), dict)
 
 
 def test_several_answers_have_calls_of_their_own(shared: Server) -> None:

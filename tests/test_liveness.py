@@ -161,7 +161,7 @@ def test_a_thread_that_waits_for_a_cpu_counts_as_its_processs_wait() -> None:
         try:
             assert process.stdout is not None
             process.stdout.readline()
-            main = wait_for(lambda: waited_s(process.pid), "it has waited at all")
+            main = wait_for(lambda: waited_s(process.pid), "it has waited at all") or 0.0
             wait_for(lambda: (all_waited_s(process.pid) or 0.0) > main + 1.0, "its threads wait")
         finally:
             process.kill()

@@ -53,8 +53,8 @@ class Exchange:
         self.path = path[:_LONGEST_PATH]
         self.began = time.monotonic()
         """Deadline and time to first token count from then."""
-        self.complete = self.began
-        """When all of the request was here; its place in the queue counts from then."""
+        self.complete: float | None = None
+        """When all of the request was here: its place in the queue counts from then."""
         self.request_id = request_id_of(headers or [])
         self.scope = 0
         """Whose request it is; see wire.Submit."""

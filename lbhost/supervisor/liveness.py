@@ -43,8 +43,8 @@ class Look(msgspec.Struct, frozen=True):
     """CPU time that the process has used in its life."""
     waited_s: float | None = None
     """Time that its threads were ready to run and got no CPU, together; None if that is not known.
-    Beside others a process gets little CPU or none for a while: it is slow then, not hung. Of several
-    threads the main one sleeps until the last of them is through."""
+    Beside others a process gets little CPU or none for a while: it is slow then, not hung. Of
+    several threads the main one sleeps until the last of them is through."""
 
 
 class Watch(msgspec.Struct, frozen=True):

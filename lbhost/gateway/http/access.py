@@ -69,7 +69,9 @@ class Access:
                 message["headers"] = [*message["headers"], *own]
                 if exchange.account is not None:
                     message["headers"] += exchange.account.headers(time.monotonic())
-                if self._dispatcher.stopping or self._dispatcher.retiring:
+                leaving = self._dispatcher.stopping or self._dispatcher.retiring
+                # What follows an answer that did not wait for its body is not read as a request.
+                if leaving or exchange.complete is None:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 

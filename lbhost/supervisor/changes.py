@@ -35,7 +35,7 @@ HOW: dict[str, How] = {
     "host": How.RESTART,
     "port": How.RESTART,
     "api_key": How.LIVE,
-    "keys_file": How.HANDOVER,  # a gateway reads only where it was told at its start
+    "keys_file": How.LIVE,  # within its folder, see _how
     "insecure_no_key": How.LIVE,
     "allowed_hosts": How.LIVE,
     "allowed_origins": How.LIVE,

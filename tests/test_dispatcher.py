@@ -69,8 +69,10 @@ class Bench:
         self.dispatcher = Dispatcher(chosen, self.sessions, self.traffic, clock=clock)
         self.workers: list[FakeWorker] = []
 
-    async def add(self, worker: int = 0, **more: Any) -> FakeWorker:
+    async def add(self, worker: int = 0, *, held: bool = False, **more: Any) -> FakeWorker:
         fake = FakeWorker(self.page, worker, **more)
+        if held:
+            fake.hold()
         self.workers.append(fake)
         await self.dispatcher.attach(fake.fd, worker, fake.epoch)
         return fake
@@ -819,7 +821,7 @@ async def test_those_who_wait_with_the_prompt_of_a_query_of_death_are_not_tried(
             dies.die()
             b.dispatcher.worker_ended(0, epoch, by_its_work=True)
             await until(lambda: not b.sessions.links(), "that is seen")
-            (await b.add(epoch=epoch + 1, slots=1)).hold()
+            await b.add(epoch=epoch + 1, slots=1, held=True)
         b.workers[-1].release()
         assert [await over(job) for job in jobs] == ["", "", "one two three four five"]
         assert [type(job.error) for job in jobs[:2]] == [QueryOfDeathError] * 2

@@ -771,7 +771,7 @@ async def test_a_request_that_kills_two_workers_is_a_query_of_death() -> None:
         for epoch in (1, 2):
             dies = b.workers[-1]
             await until(partial(bool, dies.submits), "the worker has it")
-            (await b.add(epoch=epoch + 1)).hold()
+            await b.add(epoch=epoch + 1, held=True)
             dies.die()
             b.dispatcher.worker_ended(0, epoch, by_its_work=True)
         await over(job)

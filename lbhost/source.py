@@ -5,6 +5,8 @@ The flags and the environment of a process stay as they were; what may change is
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import msgspec
 
 from lbhost import config
 from lbhost.config import Settings
+from lbhost.errors import UsageError
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -27,6 +30,18 @@ class Source(msgspec.Struct, frozen=True):
     def load(self) -> Settings:
         """The settings as they are now. Raises UsageError."""
         return config.load(self.flags, self.environ, self.file)
+
+    def load_again(self) -> Settings:
+        """As `load`, for a running server: it never waits for who writes into a pipe.
+
+        Raises:
+            UsageError: also if the file is none that can be read twice.
+        """
+        path = self.file or self.environ.get("LBHOST_CONFIG")
+        with contextlib.suppress(OSError):  # `load` says what is wrong with it
+            if path and not stat.S_ISREG(Path(path).stat().st_mode):
+                raise UsageError(f"{path}: not a regular file, so it cannot be read again")
+        return self.load()
 
     def arguments(self) -> list[str]:
         """Of `serve`, to start with the same flags and file once more."""

@@ -90,6 +90,9 @@ async def test_a_configuration_that_is_no_good_changes_nothing(
             assert message in running.kinds("reload")[-1]
         file.path.unlink()
         assert "no such" in await refused(running.server.reload(), UsageError)
+        os.mkfifo(file.path)
+        assert "not a regular file" in await refused(running.server.reload(), UsageError)
+        file.path.unlink()
         assert (queue_limit(running), running.pid(0)) == (256, before)
         file.write("port = 2")  # the flag still wins
         assert await running.server.reload() == "nothing has changed"

@@ -110,7 +110,7 @@ class Configuration:
         Raises:
             UsageError: it is no good; one line with the key and the reason.
         """
-        after = self.asked if self.source is None else self.source.load()
+        after = self.asked if self.source is None else self.source.load_again()
         return after, changes.plan(self.asked, after, model_changed=self._model_changed())
 
     def _model_changed(self) -> bool:

@@ -141,6 +141,13 @@ def test_the_oldest_make_room_and_never_for_older_ones(folder: Path) -> None:
     assert len(read(disk, most_bytes=5000)) == 1, "the newest one fits"
 
 
+def test_files_of_a_clock_that_was_ahead_make_room(folder: Path) -> None:
+    disk = Disk(folder, 2 * (written(Disk(folder, 1 << 20), [1]).stat().st_size + 200))
+    ahead = [written(disk, [n], time.time() + 86_400) for n in (1, 2)]
+    assert written(disk, [3], time.time() - 10).exists()
+    assert sum(path.exists() for path in ahead) == 1
+
+
 def test_what_a_killed_server_left_unfinished_goes(folder: Path) -> None:
     disk = Disk(folder, 1 << 20)
     path = written(disk, [1, 2, 3])

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ _SUFFIX = ".state"
 _UNFINISHED = ".new"
 _ABANDONED_S = 600.0
 """An unfinished file of this age was left by a server that was killed."""
+_CLOCKS_S = 60.0
+"""A file of this much later than now was written while the clock was ahead."""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -70,7 +73,8 @@ class Disk:
         folder.mkdir(mode=0o700, exist_ok=True)
         name = hashlib.blake2b(state_file.pack(header), digest_size=16).hexdigest()
         path = folder / f"{name}{_SUFFIX}"
-        unfinished = path.with_suffix(f"{_SUFFIX}.{os.getpid()}{_UNFINISHED}")
+        # not by our number: in a container the next process has the same one
+        unfinished = path.with_suffix(f"{_SUFFIX}.{secrets.token_hex(4)}{_UNFINISHED}")
         try:
             with os.fdopen(_private(unfinished), "wb") as file:
                 digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
@@ -97,7 +101,7 @@ class Disk:
             if found.st_size - DIGEST_BYTES > left:
                 return
             try:
-                kept = self._read(path, identity, found.st_mtime)
+                kept = self._read(path, identity, _used_s(found))
             except OSError:
                 continue
             if kept is not None:
@@ -145,19 +149,24 @@ class Disk:
                             self.remove(path)
                     elif path.suffix == _SUFFIX and stat.S_ISREG(status.st_mode):
                         found.append((path, status))
-        return sorted(found, key=lambda entry: -entry[1].st_mtime)
+        return sorted(found, key=lambda entry: -_used_s(entry[1]))
 
     def _make_room(self, size: int, used_s: float) -> bool:
         found = []
         for folder in self.folder.iterdir():
             found += self._files(folder)
-        found.sort(key=lambda entry: -entry[1].st_mtime)
+        found.sort(key=lambda entry: -_used_s(entry[1]))
         used = sum(status.st_size for _, status in found)
-        while found and used + size > self._budget and found[-1][1].st_mtime < used_s:
+        while found and used + size > self._budget and _used_s(found[-1][1]) < used_s:
             path, status = found.pop()
             self.remove(path)
             used -= status.st_size
         return used + size <= self._budget
+
+
+def _used_s(status: os.stat_result) -> float:
+    """When a file was last of use; long ago, if the clock was ahead: it would stay for ever."""
+    return status.st_mtime if status.st_mtime <= time.time() + _CLOCKS_S else 0.0
 
 
 class _DamagedError(Exception):

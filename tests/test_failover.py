@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from faults.answers import Reference, margins, parted
 from serving import Server, finished, text_of
 
 pytestmark = pytest.mark.e2e
@@ -39,7 +40,12 @@ class Streams:
     def __init__(self, server: Server, tokens: int) -> None:
         self._server = server
         self._fields = {"max_tokens": tokens, "ignore_eos": True}
-        self.whole = {prompt: text_of(server.stream(prompt, **self._fields)) for prompt in PROMPTS}
+        self._whole = {prompt: self._undisturbed(prompt) for prompt in PROMPTS}
+
+    def _undisturbed(self, prompt: str) -> Reference:
+        answer = self._server.complete(prompt, logprobs=2, **self._fields).json()
+        choice = answer["choices"][0]
+        return Reference(choice["text"], margins(choice["logprobs"]))
 
     def start(self) -> list[Future[Events]]:
         """All of them at once; returns when all have begun to be computed."""
@@ -51,11 +57,18 @@ class Streams:
         return futures
 
     def check(self, futures: list[Future[Events]]) -> None:
-        """All have ended as they should, with the text of the undisturbed ones."""
+        """All have ended as they should, with the text of the undisturbed ones.
+
+        From a near-tie on it may be another one: what is computed again in one go is rounded
+        otherwise than token by token.
+        """
         for prompt, future in zip(PROMPTS, futures, strict=True):
             events = future.result()
             assert finished(events), events[-2:]
-            assert text_of(events) == self.whole[prompt]
+            text, whole = text_of(events), self._whole[prompt]
+            if text != whole.text:
+                at = parted(text, whole.text)
+                assert whole.is_near_tie(at), (text[at:], whole.text[at:])
 
 
 def kill(server: Server, worker: int) -> None:

@@ -59,7 +59,7 @@ class StuckIntake:
         self.taken = 0
         self.given_up = 0
 
-    async def take(self, body: bytes, kind: Kind) -> Taken:
+    async def take(self, body: bytes, kind: Kind, client: str = "") -> Taken:
         self.taken += 1
         try:
             await asyncio.Event().wait()

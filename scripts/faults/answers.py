@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -58,6 +60,15 @@ class Reference(msgspec.Struct, frozen=True):
         """Whether the token at this character might as well have been another one."""
         before = [margin for begins, margin in self.margins if begins <= at]
         return bool(before) and before[-1] < NEAR_TIE
+
+
+def margins(scores: dict[str, Any]) -> tuple[tuple[int, float], ...]:
+    """See Reference. `scores`: the `logprobs` of a text completion that was asked for two."""
+    ranked = [sorted(top.values(), reverse=True) for top in scores["top_logprobs"]]
+    return tuple(
+        (offset, best[0] - best[1] if len(best) > 1 else math.inf)
+        for offset, best in zip(scores["text_offset"], ranked, strict=True)
+    )
 
 
 class Verdict(enum.StrEnum):

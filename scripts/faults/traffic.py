@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import random
 import time
 from collections.abc import Collection, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from faults.answers import Answer, Question, Reference
+from faults.answers import Answer, Question, Reference, margins
 
 MOST_OPEN = 256
 PATIENCE_S = 120.0
@@ -97,7 +96,7 @@ def _take(answer: Answer, event: dict[str, Any]) -> None:
             answer.texts.append(time.monotonic())
         answer.finish = choice["finish_reason"] or answer.finish
         if choice.get("logprobs") is not None:
-            answer.margins = _margins(choice["logprobs"])
+            answer.margins = margins(choice["logprobs"])
 
 
 class Traffic:
@@ -151,14 +150,6 @@ class Traffic:
 
     async def _one(self, question: int, *, stream: bool) -> None:
         self.answers.append(await self._client.ask(question, stream=stream))
-
-
-def _margins(scores: dict[str, Any]) -> tuple[tuple[int, float], ...]:
-    ranked = [sorted(top.values(), reverse=True) for top in scores["top_logprobs"]]
-    return tuple(
-        (offset, best[0] - best[1] if len(best) > 1 else math.inf)
-        for offset, best in zip(scores["text_offset"], ranked, strict=True)
-    )
 
 
 async def references(client: Client) -> dict[int, Reference]:

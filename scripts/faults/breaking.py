@@ -52,6 +52,8 @@ class Scene:
         self.folder = folder
         self.struck: list[tuple[float, int]] = []
         """When which worker was hit."""
+        self.away: list[float] = []
+        """Moments, close to each other, at which there was no server on purpose."""
         self.moments: list[float] = []
         """When gateway or supervisor went, or came back."""
         self.broken: list[str] = []
@@ -269,14 +271,22 @@ async def damage_states(scene: Scene) -> None:
     """The server ends and starts again; in between, what it has kept on disk is damaged."""
     while not scene.over:
         scene.moments.append(time.monotonic())
+        away = asyncio.create_task(_note_away(scene))
         _kill(scene.box.pid, signal.SIGTERM)
         await scene.box.killed()
         kept = sorted((scene.folder / STATES).rglob("*.state"))
         for path in scene.rng.sample(kept, (len(kept) + 1) // 2):
             _damage(path, scene.rng)
         await scene.box.start()
+        away.cancel()
         scene.moments.append(time.monotonic())
         await scene.pause(8.0)
+
+
+async def _note_away(scene: Scene) -> None:
+    while True:
+        scene.away.append(time.monotonic())
+        await asyncio.sleep(0.5)
 
 
 def _damage(path: Path, rng: random.Random) -> None:

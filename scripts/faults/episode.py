@@ -54,7 +54,7 @@ def judge(
     verdicts = [verdict(answer, references[answer.question]) for answer in answers]
     counts = {str(kind): verdicts.count(kind) for kind in Verdict}
     failed = [a for a, v in zip(answers, verdicts, strict=True) if v is Verdict.FAILED]
-    excused = [a for a in failed if open_at(a, scene.moments, SERVED_AGAIN_S)]
+    excused = [a for a in failed if open_at(a, [*scene.moments, *scene.away], SERVED_AGAIN_S)]
     different = [
         (a.text, references[a.question].text)
         for a, v in zip(answers, verdicts, strict=True)

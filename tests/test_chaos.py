@@ -85,7 +85,7 @@ def test_recovery_counts_the_first_stroke_and_only_streams_that_it_hit() -> None
 
 def judged(answers: list[Answer], **scene: Any) -> episode.Result:
     seen = Scene.__new__(Scene)
-    seen.struck, seen.moments, seen.broken = [], [], []
+    seen.struck, seen.moments, seen.away, seen.broken = [], [], [], []
     for name, value in scene.items():
         setattr(seen, name, value)
     return episode.judge([FAULTS["kill-worker"]], answers, {0: Reference("so it is")}, seen, [])
@@ -109,6 +109,7 @@ def test_what_was_open_when_the_service_went_may_fail_but_not_be_wrong() -> None
     cut = answer(cut=True, error="reset")
     assert not judged([answer(), cut], moments=[15.0]).broken
     assert judged([answer(), cut], moments=[25.0]).broken
+    assert not judged([answer(), cut], moments=[25.0], away=[15.0]).broken
     assert judged([answer(), answer(text="no")], moments=[15.0]).broken
 
 

@@ -7,7 +7,6 @@ new one says when it serves. Knows no process.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable, MutableMapping, Sequence
@@ -16,8 +15,9 @@ from typing import TypeAlias
 
 import msgspec
 
-from lbhost import control, log
+from lbhost import control
 from lbhost.errors import StartupError, WireError
+from lbhost.supervisor.packet_link import PacketLink
 
 LINK_VARIABLE = "LBHOST_HANDOVER_FD"
 """Names the new server's end of the line in its environment."""
@@ -139,7 +139,7 @@ def inherited(environ: MutableMapping[str, str]) -> Inheritance | None:
     return Inheritance(link, made, folder, given)
 
 
-class Line:
+class Line(PacketLink[Message]):
     """One end as a loop sees it. `on_message` gets each message, `on_end` is called once."""
 
     def __init__(
@@ -148,42 +148,9 @@ class Line:
         on_message: Callable[[Message], None],
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        end.setblocking(False)
-        self._socket = end
-        self._on_message = on_message
-        self._on_end = on_end
-        self._open = True
-        asyncio.get_running_loop().add_reader(end.fileno(), self._readable)
+        broken = "the line to another server is broken"
+        super().__init__(end, receive, on_message, on_end, broken)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> bool:
         """Send a message; False if nobody takes it."""
         return self._open and send(self._socket, message, fds)
-
-    def drain(self) -> None:
-        """Take what a process that has ended left: its last words."""
-        self._readable()
-
-    def close(self) -> None:
-        """Close our end. No callback comes after that."""
-        if self._open:
-            self._open = False
-            asyncio.get_running_loop().remove_reader(self._socket.fileno())
-            self._socket.close()
-
-    def _readable(self) -> None:
-        while self._open:
-            try:
-                packet = receive(self._socket)
-            except BlockingIOError:
-                return
-            except (OSError, WireError) as error:
-                log.get().error("the line to another server is broken", error=str(error))
-                packet = None
-            if packet is None:
-                self.close()
-                self._on_end()
-                return
-            message, fds = packet
-            for fd in fds:
-                os.close(fd)
-            self._on_message(message)

@@ -272,13 +272,15 @@ async def damage_states(scene: Scene) -> None:
     while not scene.over:
         scene.moments.append(time.monotonic())
         away = asyncio.create_task(_note_away(scene))
-        _kill(scene.box.pid, signal.SIGTERM)
-        await scene.box.killed()
-        kept = sorted((scene.folder / STATES).rglob("*.state"))
-        for path in scene.rng.sample(kept, (len(kept) + 1) // 2):
-            _damage(path, scene.rng)
-        await scene.box.start()
-        away.cancel()
+        try:
+            _kill(scene.box.pid, signal.SIGTERM)
+            await scene.box.killed()
+            kept = sorted((scene.folder / STATES).rglob("*.state"))
+            for path in scene.rng.sample(kept, (len(kept) + 1) // 2):
+                _damage(path, scene.rng)
+            await scene.box.start()
+        finally:
+            away.cancel()
         scene.moments.append(time.monotonic())
         await scene.pause(8.0)
 

@@ -15,7 +15,7 @@ import httpx2
 import msgspec
 
 from lbhost.client import event_lines
-from lbhost.errors import LbhostError, ServerGoneError
+from lbhost.errors import ContextLengthError, LbhostError, ServerGoneError
 
 CONNECT_S = 5.0
 SILENCE_S = 60.0
@@ -35,6 +35,8 @@ class Conversation:
     def __init__(self, url: str, *, key: str | None = None, system: str | None = None) -> None:
         """`url` is the server's, with or without /v1; `key` its API key."""
         self._url = url.rstrip("/").removesuffix("/v1")
+        self.forgotten = 0
+        """Of the oldest messages, so many went because the model's context has no room for all."""
         self._messages: list[dict[str, str]] = []
         if system:
             self._messages.append({"role": "system", "content": system})
@@ -57,7 +59,7 @@ class Conversation:
         except (httpx2.TransportError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise self._gone(error) from error
         if answer.status_code != 200:
-            raise LbhostError(_refusal(answer))
+            raise _refused(answer)
         try:
             return str(answer.json()["data"][0]["id"])
         except _NOT_OURS as error:
@@ -67,7 +69,8 @@ class Conversation:
         """The pieces of the answer to one more message.
 
         Closing the generator stops the answer. What has come of it stays in the conversation; a
-        message that got no answer at all does not.
+        message that got no answer at all does not. Where the whole no longer fits the model's
+        context, the oldest messages are forgotten (`forgotten` counts them), never a system's.
 
         Raises:
             LbhostError: the server refused, failed or is gone.
@@ -75,7 +78,7 @@ class Conversation:
         self._messages.append({"role": "user", "content": text})
         said: list[str] = []
         try:
-            for piece in self._stream():
+            for piece in self._fitting_stream():
                 said.append(piece)
                 yield piece
         except httpx2.TransportError as error:
@@ -86,12 +89,34 @@ class Conversation:
             else:
                 self._messages.pop()
 
+    def _fitting_stream(self) -> Iterator[str]:
+        """The answer to as much of the conversation as fits. A refusal comes before any piece."""
+        while True:
+            try:
+                yield from self._stream()
+                return
+            except _TooLongError:
+                if not self._forget_oldest():
+                    raise
+
+    def _forget_oldest(self) -> bool:
+        """The oldest message and its answer, so that a user's is the first again; False if none."""
+        first = 1 if self._messages[0]["role"] == "system" else 0
+        end = first + 1
+        while end < len(self._messages) and self._messages[end]["role"] != "user":
+            end += 1
+        if end >= len(self._messages):
+            return False  # what is asked now is all there is
+        del self._messages[first:end]
+        self.forgotten += end - first
+        return True
+
     def _stream(self) -> Iterator[str]:
         body = {"messages": self._messages, "stream": True}
         with self._http.stream("POST", f"{self._url}/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
                 answer.read()
-                raise LbhostError(_refusal(answer))
+                raise _refused(answer)
             for line in event_lines(answer.iter_bytes()):
                 if line == b"data: [DONE]":
                     return
@@ -145,6 +170,7 @@ def _read(prompt: str) -> str:
 
 
 def _answer(conversation: Conversation, line: str, *, interactive: bool) -> None:
+    before = conversation.forgotten
     pieces = conversation.ask(line)
     try:
         for piece in pieces:
@@ -164,6 +190,9 @@ def _answer(conversation: Conversation, line: str, *, interactive: bool) -> None
         pieces.close()
     sys.stdout.write("\n")
     sys.stdout.flush()
+    if forgotten := conversation.forgotten - before:
+        note = f"lbhost: the context is full: {forgotten} of the oldest messages were forgotten"
+        print(note, file=sys.stderr)  # noqa: T201
 
 
 def _printable(text: str) -> str:
@@ -182,8 +211,14 @@ def _pieces(data: bytes) -> list[str]:
         raise LbhostError("the answer cannot be understood; is it an lbhost's?") from error
 
 
-def _refusal(answer: httpx2.Response) -> str:
+def _refused(answer: httpx2.Response) -> LbhostError:
     try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"the server answered {answer.status_code}; is it an lbhost?"
+        error = answer.json()["error"]
+        kind = _TooLongError if error.get("code") == ContextLengthError.code else LbhostError
+        return kind(str(error["message"]))
+    except _NOT_OURS:
+        return LbhostError(f"the server answered {answer.status_code}; is it an lbhost?")
+
+
+class _TooLongError(LbhostError):
+    """The conversation does not fit the model's context."""

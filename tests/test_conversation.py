@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 
 import httpx2
@@ -57,3 +58,34 @@ def test_input_that_is_no_utf8_is_said_to_be(errors: str, monkeypatch: pytest.Mo
     conversation = Conversation("http://127.0.0.1:9")
     with conversation, pytest.raises(LbhostError, match="not UTF-8"):
         talk(conversation, interactive=False)
+
+
+def test_what_no_longer_fits_the_context_is_forgotten_from_its_beginning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[str]] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        texts = [message["content"] for message in json.loads(request.content)["messages"]]
+        asked.append(texts)
+        if len(texts) > 3 or "long" in texts:
+            error = {"message": "too many tokens", "code": "context_length_exceeded"}
+            return httpx2.Response(400, json={"error": error})
+        event = '{"choices": [{"delta": {"content": "yes"}}]}'
+        return httpx2.Response(200, content=f"data: {event}\n\ndata: [DONE]\n\n".encode())
+
+    conversation = talking_to(answer)
+    conversation._messages.append({"role": "system", "content": "brief"})
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\nlong\n"))
+    with conversation, pytest.raises(LbhostError, match="too many tokens"):
+        talk(conversation, interactive=False)
+    assert asked == [
+        ["brief", "one"],
+        ["brief", "one", "yes", "two"],
+        ["brief", "two"],
+        ["brief", "two", "yes", "long"],
+        ["brief", "long"],
+    ]
+    said = capsys.readouterr()
+    assert said.out == "yes\nyes\n"
+    assert "2 of the oldest messages were forgotten" in said.err

@@ -29,6 +29,7 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 
 from lbhost.errors import LbhostError
+from lbhost.model_entry import MOST_MODELS
 
 
 class WorkerState(enum.IntEnum):
@@ -84,6 +85,8 @@ class IdentityRow(msgspec.Struct, frozen=True):
     memory_restarts: int = 0
     """How often it was replaced because it was over its memory limit."""
     last_exit: Text64 = ""
+    model: int = 0
+    """Which of the server's models it computes."""
 
 
 class ProgressRow(msgspec.Struct, frozen=True):
@@ -244,6 +247,27 @@ class GatewayRow(msgspec.Struct, frozen=True):
     state_failures: int = 0
     states_movable: bool = True
     """False: this model's states cannot be moved."""
+
+
+class ModelRow(msgspec.Struct, frozen=True):
+    """One model's part of GatewayRow, which is the sum. Writer: gateway. The row index is the
+    model's number."""
+
+    heartbeat_ns: int = 0
+    name: Text64 = ""
+    kind: Text32 = ""
+    queue_depth: int = 0
+    in_flight: int = 0
+    requests: int = 0
+    errors: int = 0
+    rejected: int = 0
+    requests_s: float = 0.0
+    tokens_s: float = 0.0
+    prompt_tokens_s: float = 0.0
+    ttft_p50_s: float | None = None
+    ttft_p95_s: float | None = None
+    oldest_wait_s: float | None = None
+    error_rate: float | None = None
 
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -412,6 +436,7 @@ class Board:
         self.gpus = table(GpuRow, gpus)
         self.host = table(HostRow, 1)
         self.gateway = table(GatewayRow, 1)
+        self.models = table(ModelRow, MOST_MODELS)
 
     @classmethod
     def create(cls, *, workers: int, cores: int, gpus: int) -> Board:
@@ -455,5 +480,6 @@ def _size(workers: int, cores: int, gpus: int) -> int:
         (GpuRow, gpus),
         (HostRow, 1),
         (GatewayRow, 1),
+        (ModelRow, MOST_MODELS),
     )
     return _ALIGN + sum(Table.bytes_needed(row, n) for row, n in rows)

@@ -6,20 +6,21 @@ default here. Pure but for reading the one file; knows nothing of argv.
 
 from __future__ import annotations
 
-import difflib
 import enum
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from lbhost.errors import UsageError
+from lbhost.model_entry import ModelEntry, entries
 from lbhost.purpose import KindChoice, PoolingChoice
+from lbhost.setting_values import Count, Names, Seconds, checked, names, says, size
 
 
 class Policy(enum.StrEnum):
@@ -57,18 +58,7 @@ class LogLevel(enum.StrEnum):
     ERROR = "error"
 
 
-def says(text: str) -> Meta:
-    """What `--help` says of a setting. No docstring: those are gone under `python -OO`."""
-    return Meta(description=text)
-
-
-Names: TypeAlias = str | tuple[str, ...]
-"""Several words: a list in lbhost.toml, or comma-separated. See `words`."""
-
-Count = Annotated[int, Meta(ge=1, le=1024)]
-Seconds = Annotated[float, Meta(ge=0.001, le=86400)]
-
-
+MOST_WORKERS = 1024
 DEFAULT_WARM_C, DEFAULT_HOT_C = 80.0, 95.0
 """A chip's own limits stand in for these, and for nothing that somebody chose."""
 
@@ -91,6 +81,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         str | None,
         says("Name that clients use for the model; default: the file's name without .gguf."),
     ] = None
+    aliases: Annotated[
+        Names, says("More names that clients may use for the model, comma-separated.")
+    ] = ""
     kind: Annotated[
         KindChoice,
         says("What the model is served for; auto: what its file says (chat if it says nothing)."),
@@ -145,6 +138,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "use have room for."
         ),
     ] = "auto"
+    min_workers: Annotated[
+        Annotated[int, Meta(ge=0, le=1024)] | None, says("Least workers that there may be.")
+    ] = None
+    max_workers: Annotated[Count | None, says("Most workers that there may be.")] = None
     threads_per_worker: Annotated[
         Annotated[int, Meta(ge=1, le=256)] | None,
         says(
@@ -291,6 +288,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     restart_window_s: Annotated[Seconds, says("See restart_budget.")] = 60.0
     log_format: Annotated[LogFormat, says("Text for people or JSON for machines.")] = LogFormat.AUTO
     log_level: Annotated[LogLevel, says("Least severe messages to write.")] = LogLevel.INFO
+    models: Annotated[
+        tuple[ModelEntry, ...],
+        says("Several models instead of one: a table [[models]] of lbhost.toml for each."),
+    ] = ()
 
     @property
     def threads(self) -> int:
@@ -302,24 +303,44 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Bytes that KV states may take; None: auto."""
         if self.state_cache == "auto":
             return None
-        return _bytes("state_cache", str(self.state_cache), "'auto' or ")
+        return size("state_cache", str(self.state_cache), "'auto' or ")
 
     @property
     def embedding_cache_bytes(self) -> int:
         """Bytes that vectors may take."""
-        return _bytes("embedding_cache", str(self.embedding_cache))
+        return size("embedding_cache", str(self.embedding_cache))
 
     @property
     def state_dir_bytes(self) -> int:
         """Bytes that state_dir may take."""
-        return _bytes("state_dir_size", str(self.state_dir_size))
+        return size("state_dir_size", str(self.state_dir_size))
 
     @property
     def memory_limit_bytes(self) -> int | None:
         """Bytes that a worker may have of its own; None: no limit."""
         if self.memory_limit == "none":
             return None
-        return _bytes("memory_limit", str(self.memory_limit), "'none' or ")
+        return size("memory_limit", str(self.memory_limit), "'none' or ")
+
+    def served(self) -> tuple[Settings, ...]:
+        """One effective Settings for each model that is served: these, with what its table of
+        `models` says put in. Its `model` and `alias` are its own then, and its `models` empty.
+        Without tables these are the only model's.
+
+        Raises:
+            ValueError: a table does not fit together with the rest.
+        """
+        return tuple(self._of(entry, i) for i, entry in enumerate(self.models)) or (self,)
+
+    def _of(self, entry: ModelEntry, index: int) -> Settings:
+        own = {key: getattr(entry, key) for key in ModelEntry.__struct_fields__ if key in KEYS}
+        given = {key: value for key, value in own.items() if value is not None}
+        try:
+            return msgspec.structs.replace(
+                self, **given, model=entry.path, alias=entry.name, models=()
+            )
+        except ValueError as error:
+            raise ValueError(f"models[{index}]: {error}") from None
 
     def __post_init__(self) -> None:
         # These raise ValueError.
@@ -327,6 +348,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         _ = self.memory_limit_bytes
         if isinstance(self.workers, str) and self.workers != "auto":
             raise ValueError(f"workers is 'auto' or a number from 1 to 1024, not {self.workers!r}")
+        least, most = self.min_workers or 0, self.max_workers or MOST_WORKERS
+        if least > most:
+            raise ValueError(f"min_workers ({least}) must not be above max_workers ({most})")
+        if not isinstance(self.workers, str) and not least <= self.workers <= most:
+            within = f"from min_workers to max_workers ({least} to {most})"
+            raise ValueError(f"workers ({self.workers}) must be {within}")
+        self.served()
         warm_c = DEFAULT_WARM_C if self.warm_c is None else self.warm_c
         hot_c = DEFAULT_HOT_C if self.hot_c is None else self.hot_c
         if hot_c <= warm_c:
@@ -334,6 +362,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 KEYS: tuple[str, ...] = Settings.__struct_fields__
+FLAGS: tuple[str, ...] = tuple(key for key in KEYS if key != "models")
+"""Settings that are flags and environment variables too."""
+OF_ONE_MODEL = ("model", "alias", "aliases", "kind", "pooling")
+"""What each table of `models` says for itself."""
 SECRET = frozenset({"api_key"})
 """Settings whose value no message may hold."""
 
@@ -361,21 +393,25 @@ def load(
         values[key], origin[key] = value, f"LBHOST_{key.upper()}"
     for key, value in flags.items():
         values[key], origin[key] = value, "--" + flag_name(key)
+    tables = (
+        values.pop("models", None)
+        if origin.get("models", "").startswith(f"{config_file}:")
+        else None
+    )
     hints = get_type_hints(Settings, include_extras=True)
+    del hints["models"]
     for key, value in values.items():
-        values[key] = _checked(key, value, hints, origin[key])
+        values[key] = checked(key, value, hints, origin[key], secret=key in SECRET)
+    if tables is not None:
+        values["models"] = entries(tables, str(config_file))
+        if both := next((key for key in OF_ONE_MODEL if key in values), None):
+            raise UsageError(
+                f"{origin[both]}: [[models]] of {config_file} names the models: leave this out"
+            )
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise UsageError(f"settings do not fit together: {error}") from error
-
-
-def _bytes(key: str, text: str, other: str = "") -> int:
-    """ "512M" is 512 MiB. Raises ValueError; `other` is what else the setting may be."""
-    found = re.fullmatch(r"(\d{1,15})\s*([kmgt]?)(i?b)?", text.strip().lower())
-    if found is None:
-        raise ValueError(f"{key} is {other}a size such as 512M or 2G, not {text!r}")
-    return int(found[1]) << 10 * " kmgt".index(found[2] or " ")
 
 
 def described(key: str) -> str:
@@ -384,48 +420,15 @@ def described(key: str) -> str:
     return next((meta.description for meta in hint.__metadata__ if meta.description), "")
 
 
-def words(names: Names) -> frozenset[str]:
+def words(given: Names) -> frozenset[str]:
     """The single ones, in lower case; a slash at the end does not count."""
-    listed = names.split(",") if isinstance(names, str) else names
-    return frozenset(word.strip().lower().rstrip("/") for word in listed if word.strip())
+    return frozenset(word.lower().rstrip("/") for word in names(given))
 
 
 def flag_name(key: str) -> str:
     """`shutdown_grace_s` is `--shutdown-grace`: flags drop the unit."""
     name = key.removesuffix("_s").removesuffix("_ms").removesuffix("_c")
     return name.replace("_", "-")
-
-
-def nearest(word: str, known: tuple[str, ...]) -> str:
-    """ " Did you mean X?" for an error message, or nothing."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _checked(key: str, value: Any, hints: Mapping[str, Any], where: str) -> Any:
-    """The value in its field's type. Raises UsageError."""
-    if key not in hints:
-        raise UsageError(f"{where}: unknown key{nearest(key, KEYS)}")
-    try:
-        if key == "workers":
-            # As a number first: to `int | str` the text "3" is a good text.
-            return value if value == "auto" else msgspec.convert(value, Count, strict=False)
-        return msgspec.convert(value, hints[key], strict=False)
-    except msgspec.ValidationError as error:
-        reason = _reason(key, hints[key], error)
-        got = (
-            "got something else (not shown: it is a secret)" if key in SECRET else f"got {value!r}"
-        )
-        raise UsageError(f"{where}: {reason}, {got}") from None
-
-
-def _reason(key: str, hint: Any, error: msgspec.ValidationError) -> str:
-    kind = hint.__origin__  # without what Annotated adds
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return "expected one of " + ", ".join(str(choice.value) for choice in kind)
-    words = str(error).partition(", got ")[0].replace("`", "")
-    words = words.replace("Expected", "expected").replace("float", "number")
-    return f"{words} or 'auto'" if key == "workers" else words
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -27,12 +27,10 @@ _ANCILLARY = socket.CMSG_LEN(MAX_FDS * array.array("i").itemsize)
 
 
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
-    """Supervisor -> fork server, gateway or GPU worker: first frame. Carries the board's fd.
-
-    The gateway's also carries the listening socket.
-    """
+    """Supervisor -> fork server or GPU worker: first frame. Carries the board's fd."""
 
     settings: Settings
+    """Those of this model: see Settings.served."""
     model_path: str
     model_alias: str
     n_ctx: int
@@ -43,6 +41,17 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     """The NUMA node that a fork server loads the weights on; None: wherever it runs."""
     purpose: Purpose = Purpose()
     """What the model is served as."""
+    aliases: tuple[str, ...] = ()
+    """More names that clients may use for it."""
+
+
+class Serve(msgspec.Struct, frozen=True, tag="serve"):
+    """Supervisor -> gateway: first frame. Carries the board's fd and the listening socket."""
+
+    settings: Settings
+    """Those of the server as a whole."""
+    models: tuple[Configure, ...]
+    """What it serves, at least one; a model's number is its place here. None has the API key."""
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
@@ -87,6 +96,8 @@ class Link(msgspec.Struct, frozen=True, tag="link"):
 
     worker: int
     epoch: int
+    model: int = 0
+    """Which of Serve's models the worker is of."""
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
@@ -134,6 +145,8 @@ class Reconfigure(msgspec.Struct, frozen=True, tag="reconfigure"):
     number: int
     """Counts the changes."""
     settings: Settings
+    models: tuple[Settings, ...] = ()
+    """Each model's, in Serve's order."""
 
 
 class Reconfigured(msgspec.Struct, frozen=True, tag="reconfigured"):
@@ -161,6 +174,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 Control: TypeAlias = (
     Configure
+    | Serve
     | Fork
     | Loaded
     | Hello

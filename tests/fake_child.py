@@ -54,7 +54,7 @@ def configured(link: socket.socket) -> tuple[Board, Settings]:
     if packet is None:
         os._exit(1)
     message, fds = packet
-    assert isinstance(message, control.Configure)
+    assert isinstance(message, control.Configure | control.Serve)
     return Board.attach(fds[0]), message.settings
 
 

@@ -109,10 +109,9 @@ async def running_gateway(
     port = listener.getsockname()[1]
     ours, theirs = control.socketpair()
     usual = {"prompt_helpers": 1, "embedding_cache": 0}
-    configure = control.Configure(
-        Settings(**{**usual, **settings}), "toy.gguf", MODEL, N_CTX, purpose=purpose
-    )
-    control.send(ours, configure, [page.fd, listener.fileno()])
+    made = Settings(**{**usual, **settings})
+    configure = control.Configure(made, "toy.gguf", MODEL, N_CTX, purpose=purpose)
+    control.send(ours, control.Serve(made, (configure,)), [page.fd, listener.fileno()])
     listener.close()
     start = receive_start(theirs)
     assert isinstance(start, Start)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lbhost.config import KEYS, Settings
+from lbhost.model_entry import ModelEntry
 from lbhost.supervisor import changes
 from lbhost.supervisor.changes import HOW, How, plan
 
@@ -61,3 +62,9 @@ def test_a_model_file_that_was_replaced_is_a_change_of_the_model() -> None:
     ]
     other = plan(same, Settings(model="n.gguf"), model_changed=True)
     assert other.lines == ["model: m.gguf -> n.gguf (handover)"]
+
+
+def test_other_tables_of_models_are_named_and_take_a_handover() -> None:
+    chat = ModelEntry(name="chat", path="starter")
+    found = plan(Settings(models=(chat,)), Settings(models=(chat, ModelEntry(name="b", path="b"))))
+    assert found.lines == ["models: chat -> chat,b (handover)"]

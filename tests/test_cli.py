@@ -102,7 +102,7 @@ def test_every_setting_is_a_flag_with_its_docstring_as_help(
     code, out, _ = run(capsys, "serve", "--help")
     assert code == 0
     text = re.sub(r"[\s│]+", " ", out)
-    for key in config.KEYS:
+    for key in config.FLAGS:
         assert f"--{config.flag_name(key)} " in text
     assert "Sequences that each worker runs at once. [default: 4]" in text
     assert "--shutdown-grace SECONDS" in text

@@ -16,6 +16,7 @@ from lbhost.placement.placement import Placement
 
 MESSAGES: list[control.Control] = [
     control.Configure(Settings(), "/models/a.gguf", "a", 2048),
+    control.Serve(Settings(), (control.Configure(Settings(), "/models/a.gguf", "a", 2048),)),
     control.Fork(3, 9, Placement(cpus=(0, 1), threads=2)),
     control.Fork(0, 1, Placement(cpus=(5,), threads=1, gpu=2, gpu_uuid="GPU-1")),
     control.Loaded(1.5, 10**12, 8192),

@@ -40,7 +40,8 @@ class Process:
         )
         theirs.close()
         configure = control.Configure(Settings(), model_path, "starter", 2048)
-        control.send(self.link, configure, [self.page.fd, listener.fileno()])
+        serve = control.Serve(Settings(), (configure,))
+        control.send(self.link, serve, [self.page.fd, listener.fileno()])
         port = listener.getsockname()[1]
         listener.close()
         self.client = httpx2.Client(

@@ -118,6 +118,7 @@ def test_half_tokens_are_a_wire_error() -> None:
 
 CONTROL: list[control.Control] = [
     control.Configure(Settings(), "/m.gguf", "m", 2048),
+    control.Serve(Settings(), (control.Configure(Settings(), "/m.gguf", "m", 2048),)),
     control.Fork(1, 2, Placement((0, 1), 2)),
     control.Loaded(0.5, 10, 20),
     control.Hello(5),

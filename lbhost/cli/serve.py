@@ -18,7 +18,7 @@ from lbhost.source import Source
 
 _UNITS = {"_s": "SECONDS", "_ms": "MS", "_c": "CELSIUS", "_bytes": "BYTES"}
 
-_NUMBERS = {"ctx_size", "queue_tokens", "threads_per_worker"}
+_NUMBERS = {"ctx_size", "max_workers", "min_workers", "queue_tokens", "threads_per_worker"}
 """Settings that are numbers although their default is none."""
 
 
@@ -57,6 +57,8 @@ def _add_serve() -> None:
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = []
     for field in msgspec.structs.fields(Settings):
+        if field.name not in config.FLAGS:
+            continue
         switch = isinstance(field.default, bool)
         shown = ("yes" if field.default else "no") if switch else field.default
         default = "" if field.default is None else f" [default: {shown}]"

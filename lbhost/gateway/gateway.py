@@ -1,7 +1,7 @@
 """The gateway process: what the supervisor sends is done here.
 
 Owns the control link, the data links' arrival, the board ticks and the order in which things
-start and stop. `run` is the whole life, from Configure to the drained end.
+start and stop. `run` is the whole life, from Serve to the drained end.
 """
 
 from __future__ import annotations
@@ -52,13 +52,18 @@ KEEP_S = 3.0
 class Start(msgspec.Struct, frozen=True):
     """The first packet, unpacked."""
 
-    configure: control.Configure
+    serve: control.Serve
     page: board.Board
     listener: socket.socket
 
+    @property
+    def configure(self) -> control.Configure:
+        """The first model, with the server's settings, which hold the API key."""
+        return msgspec.structs.replace(self.serve.models[0], settings=self.serve.settings)
+
 
 def receive_start(link: socket.socket) -> Start | None:
-    """Wait for Configure; None when the supervisor went first.
+    """Wait for Serve; None when the supervisor went first.
 
     Raises:
         WireError: something else came, or not with two descriptors.
@@ -67,8 +72,8 @@ def receive_start(link: socket.socket) -> Start | None:
     if packet is None:
         return None
     message, fds = packet
-    if not isinstance(message, control.Configure) or len(fds) != 2:
-        raise WireError("the gateway's first packet must be Configure with two descriptors")
+    if not isinstance(message, control.Serve) or not message.models or len(fds) != 2:
+        raise WireError("the gateway's first packet must be Serve with two descriptors")
     return Start(message, board.Board.attach(fds[0]), socket.socket(fileno=fds[1]))
 
 

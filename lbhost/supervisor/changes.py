@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 import msgspec
 
-from lbhost.config import KEYS, SECRET, Settings, flag_name
+from lbhost.config import FLAGS, KEYS, SECRET, Settings, flag_name
 
 
 class How(enum.StrEnum):
@@ -29,6 +29,8 @@ class How(enum.StrEnum):
 HOW: dict[str, How] = {
     "model": How.HANDOVER,
     "alias": How.HANDOVER,
+    "aliases": How.HANDOVER,
+    "models": How.HANDOVER,
     "kind": How.HANDOVER,
     "pooling": How.HANDOVER,
     "embedding_cache": How.HANDOVER,
@@ -40,6 +42,8 @@ HOW: dict[str, How] = {
     "allowed_hosts": How.LIVE,
     "allowed_origins": How.LIVE,
     "workers": How.SCALING,
+    "min_workers": How.HANDOVER,
+    "max_workers": How.HANDOVER,
     "threads_per_worker": How.HANDOVER,
     "probe": How.HANDOVER,
     "tuned": How.HANDOVER,
@@ -123,8 +127,9 @@ def plan(before: Settings, after: Settings, *, model_changed: bool = False) -> P
 
 def table() -> list[str]:
     """Every flag and how its change comes into force, for a person."""
-    width = max(len(flag_name(key)) for key in KEYS) + 2
-    return [f"{'--' + flag_name(key):{width}}  {HOW.get(key, How.RESTART)}" for key in KEYS]
+    named = {key: f"--{flag_name(key)}" if key in FLAGS else f"[[{key}]]" for key in KEYS}
+    width = max(map(len, named.values()))
+    return [f"{name:{width}}  {HOW.get(key, How.RESTART)}" for key, name in named.items()]
 
 
 def _how(key: str, before: Settings, after: Settings) -> How:
@@ -147,5 +152,5 @@ def _text(key: str, settings: Settings) -> str:
     if key in SECRET:
         return "none" if value is None else "one that is not shown"
     if isinstance(value, tuple):
-        value = ",".join(value)
+        value = ",".join(str(getattr(one, "name", one)) for one in value)
     return repr(value) if value == "" else "default" if value is None else str(value)

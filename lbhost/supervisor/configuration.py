@@ -18,6 +18,7 @@ import msgspec
 from lbhost import control, log
 from lbhost.config import Settings
 from lbhost.errors import ConflictError, LbhostError, ModelFileError, UsageError
+from lbhost.setting_values import names
 from lbhost.source import Source
 from lbhost.supervisor import changes, exposure
 from lbhost.supervisor.changes import How, Plan
@@ -77,15 +78,16 @@ class Configuration:
             weights=made.weights,
             node=node,
             purpose=made.info.purpose,
+            aliases=names(made.settings.aliases),
         )
         return configure, (made.board.fd,)
 
-    def first_to_gateway(self) -> tuple[control.Configure, Sequence[int]]:
+    def first_to_gateway(self) -> tuple[control.Serve, Sequence[int]]:
         """The first message to a gateway, which has the API key too."""
         configure, fds = self.first(None)
-        configure = msgspec.structs.replace(configure, settings=self._desired.settings)
         self._told = self._number
-        return configure, (*fds, self._listener.fileno())
+        serve = control.Serve(self._desired.settings, (configure,))
+        return serve, (*fds, self._listener.fileno())
 
     # --- what the gateway is told later -------------------------------------------------------
 
@@ -96,7 +98,8 @@ class Configuration:
     def tell(self, gateway: Service) -> None:
         """Tell the gateway what it has not yet; again until it has answered."""
         if not self.in_force() and gateway.state == "ready":
-            gateway.send(control.Reconfigure(self._number, self._desired.settings))
+            settings = self._desired.settings
+            gateway.send(control.Reconfigure(self._number, settings, (settings,)))
 
     def told(self, number: int) -> None:
         """The gateway's answer."""

@@ -51,7 +51,7 @@ class Service:
         name: str,
         module: str,
         env: Mapping[str, str],
-        first: Callable[[], tuple[control.Configure, Sequence[int]]],
+        first: Callable[[], tuple[control.Control, Sequence[int]]],
         owner: Owner,
         children: Children,
         events: EventLog,

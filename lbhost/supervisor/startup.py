@@ -15,6 +15,7 @@ import msgspec
 from lbhost import inspection, llama, log, model
 from lbhost.board import Board
 from lbhost.config import Settings
+from lbhost.errors import UsageError
 from lbhost.folders import private
 from lbhost.machine import gpu, topology
 from lbhost.machine.gpu import GpuInfo, Gpus
@@ -84,6 +85,8 @@ def prepare(
     Raises:
         StartupError, UsageError
     """
+    if settings.models:
+        raise UsageError("several models at once: not yet in this version; use --model for one")
     if settings.state_dir is not None:
         folder = private(Path(settings.state_dir).expanduser(), "--state-dir")
         settings = msgspec.structs.replace(settings, state_dir=str(folder))

@@ -164,7 +164,7 @@ class Supervisor(Commanded):
         name: str,
         module: str,
         env: dict[str, str],
-        first: Callable[[], tuple[control.Configure, Sequence[int]]],
+        first: Callable[[], tuple[control.Control, Sequence[int]]],
         label: str | None = None,
     ) -> Service:
         window_s = self._settings.restart_window_s

@@ -90,7 +90,7 @@ def _gateway(
         theirs.close()
         settings = Settings(slots=SLOTS, prompt_helpers=1)
         configure = control.Configure(settings, str(model), "toy", N_CTX)
-        control.send(ours, configure, [page.fd, listener.fileno()])
+        control.send(ours, control.Serve(settings, (configure,)), [page.fd, listener.fileno()])
         yield ours, process.pid
     finally:
         process.kill()

@@ -1,0 +1,88 @@
+"""One table of `[[models]]` in lbhost.toml: a model of several, and what it has of its own.
+
+What a table leaves out is as the server's settings say. `served.py` puts the two together. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from lbhost.errors import UsageError
+from lbhost.purpose import KindChoice, PoolingChoice
+from lbhost.setting_values import Count, Names, checked, names
+
+MOST_MODELS = 16
+"""That one server serves."""
+LONGEST_NAME = 256
+
+
+class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model's table. `name` and `path` are what `--alias` and `--model` are for a single one;
+    any other field is the setting of its name, for this model, where it is given."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]
+    """What clients call it."""
+    path: Annotated[str, Meta(min_length=1)]
+    """What `--model` takes."""
+    aliases: Names = ()
+    kind: KindChoice = KindChoice.AUTO
+    pooling: PoolingChoice = PoolingChoice.AUTO
+    workers: Count | str | None = None
+    min_workers: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    max_workers: Count | None = None
+    threads_per_worker: Annotated[int, Meta(ge=1, le=256)] | None = None
+    slots: Annotated[int, Meta(ge=1, le=64)] | None = None
+    ctx_size: Annotated[int, Meta(ge=64, le=1_048_576)] | None = None
+    memory_limit: int | str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that clients may call it, its own first."""
+        return (self.name, *names(self.aliases))
+
+
+_HINTS = get_type_hints(ModelEntry, include_extras=True)
+
+
+def entries(tables: object, where: str) -> tuple[ModelEntry, ...]:
+    """The tables as they are meant.
+
+    Args:
+        tables: what the file has under `models`.
+        where: the file, for refusals.
+
+    Raises:
+        UsageError: one line naming table, key and reason.
+    """
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UsageError(f"{where}: models: expected tables, each under a line [[models]]")
+    if not 1 <= len(tables) <= MOST_MODELS:
+        raise UsageError(f"{where}: models: expected 1 to {MOST_MODELS}, got {len(tables)}")
+    found = tuple(_entry(table, f"{where}: models[{i}]") for i, table in enumerate(tables))
+    _require_different(found, where)
+    return found
+
+
+def _entry(table: dict[str, Any], where: str) -> ModelEntry:
+    for key in ("name", "path"):
+        if key not in table:
+            raise UsageError(f"{where}.{key}: missing")
+    values = {k: checked(k, value, _HINTS, f"{where}.{k}") for k, value in table.items()}
+    return ModelEntry(**values)
+
+
+def _require_different(found: Sequence[ModelEntry], where: str) -> None:
+    """Raises UsageError if two have one name."""
+    taken: dict[str, int] = {}
+    for i, entry in enumerate(found):
+        for name in entry.names:
+            key = "name" if name == entry.name else "aliases"
+            if name in taken:
+                raise UsageError(
+                    f"{where}: models[{i}].{key}: {name!r} is a name of models[{taken[name]}] too"
+                )
+        taken.update(dict.fromkeys(entry.names, i))

@@ -12,7 +12,7 @@ import msgspec
 
 from lbhost import __version__
 from lbhost.errors import OtherVersionError
-from lbhost.status import Accepted, Event, Status
+from lbhost.status import Accepted, Event, Requests, Status
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -30,6 +30,7 @@ class _ErrorBody(msgspec.Struct, frozen=True):
 _T = TypeVar("_T")
 _status = msgspec.json.Decoder(Status)
 _event = msgspec.json.Decoder(Event)
+_requests = msgspec.json.Decoder(Requests)
 _accepted = msgspec.json.Decoder(Accepted)
 _version = msgspec.json.Decoder(_Version)
 _error = msgspec.json.Decoder(_ErrorBody)
@@ -49,6 +50,11 @@ def status(data: bytes) -> Status:
 def event(data: str | bytes) -> Event:
     """One `data:` line of `GET /events`. Raises OtherVersionError."""
     return _read(_event, data)
+
+
+def requests(data: bytes) -> Requests:
+    """What `GET /requests` answered. Raises OtherVersionError."""
+    return _read(_requests, data)
 
 
 def accepted(data: bytes) -> Accepted:

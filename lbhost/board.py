@@ -230,6 +230,12 @@ class GatewayRow(msgspec.Struct, frozen=True):
     ttft_p50_s: float | None = None
     """Over the requests of the last minute or so."""
     ttft_p95_s: float | None = None
+    ttft_p95_queue_s: float | None = None
+    ttft_p95_prefill_s: float | None = None
+    ttft_p95_step_s: float | None = None
+    """What that request spent it on: waiting, its prompt, the step that made the first token."""
+    next_start_s: float | None = None
+    """Predicted wait of a request that would come now; None while none waits."""
     prompt_tokens_s: float = 0.0
     """Prompt tokens that all workers computed per second."""
     oldest_wait_s: float | None = None

@@ -10,12 +10,13 @@ import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import quote
 
 import httpx2
 
 from lbhost import answers
 from lbhost.errors import LbhostError, ServerGoneError
-from lbhost.status import Event, Status
+from lbhost.status import Event, Requests, Status
 
 SOCKET_NAME = "admin.sock"
 CONNECT_S = 5.0
@@ -60,6 +61,19 @@ class AdminClient:
     def status_json(self) -> bytes:
         """The same, as the server sent it."""
         return self._ask("GET", "/status").content
+
+    def requests(self) -> Requests:
+        """The live requests, the oldest first. Raises LbhostError."""
+        return answers.requests(self.requests_json())
+
+    def requests_json(self) -> bytes:
+        """The same, as the server sent it."""
+        return self._ask("GET", "/requests").content
+
+    def cancel(self, request: str) -> str:
+        """End the live requests of that id. Raises LbhostError when there is none."""
+        answer = self._ask("DELETE", f"/requests/{quote(request, safe='')}")
+        return answers.accepted(answer.content).message
 
     def drain(self, worker: int, timeout_s: float | None = None, *, wait: bool = True) -> str:
         """Raises LbhostError when it did not happen; so do all the following."""

@@ -19,6 +19,7 @@ from lbhost.config import Settings
 from lbhost.errors import WireError
 from lbhost.placement.placement import Placement
 from lbhost.purpose import Purpose
+from lbhost.status import RequestStatus
 from lbhost.weights import FilePart
 
 MAX_PACKET = 64 * 1024
@@ -155,6 +156,41 @@ class Reconfigured(msgspec.Struct, frozen=True, tag="reconfigured"):
     number: int
 
 
+class AskRequests(msgspec.Struct, frozen=True, tag="ask_requests"):
+    """Supervisor -> gateway: which requests are live? Answered by one ToldRequests."""
+
+    number: int
+    """Of the question; the answer has the same."""
+    after: int = 0
+    """Only those behind this place; a page's `next`."""
+
+
+class ToldRequests(msgspec.Struct, frozen=True, tag="told_requests"):
+    """Gateway -> supervisor: so many of them as fit a packet, the oldest first."""
+
+    number: int
+    requests: tuple[RequestStatus, ...]
+    total: int
+    """How many there are in all."""
+    next: int | None
+    """Where to ask on; None: that was the last page."""
+
+
+class CancelRequest(msgspec.Struct, frozen=True, tag="cancel_request"):
+    """Supervisor -> gateway: an operator ends a request. Answered by one Cancelled."""
+
+    number: int
+    request: str
+    """Its x-request-id."""
+
+
+class Cancelled(msgspec.Struct, frozen=True, tag="cancelled"):
+    """Gateway -> supervisor: so many requests of that id were ended; 0: there was none."""
+
+    number: int
+    count: int
+
+
 class Retire(msgspec.Struct, frozen=True, tag="retire"):
     """Supervisor -> gateway: another one accepts on your socket now. End what you have, within
     limit_s, and then yourself."""
@@ -188,6 +224,10 @@ Control: TypeAlias = (
     | Ended
     | Reconfigure
     | Reconfigured
+    | AskRequests
+    | ToldRequests
+    | CancelRequest
+    | Cancelled
     | Retire
     | Stop
 )

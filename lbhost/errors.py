@@ -161,6 +161,20 @@ class ConflictError(LbhostError):
     code = "conflict"
 
 
+class RequestNotFoundError(NotFoundError):
+    """An admin request names a request that does not run or wait."""
+
+    code = "request_not_found"
+
+
+class CancelledError(LbhostError):
+    """An operator has ended this request."""
+
+    status = 410
+    type = "invalid_request_error"
+    code = "request_cancelled"
+
+
 class PayloadTooLargeError(LbhostError):
     """The body is over `max_body_bytes`."""
 
@@ -244,6 +258,15 @@ class NotReadyError(LbhostError):
     status = 503
     type = "server_error"
     code = "not_ready"
+    retryable = True
+
+
+class GatewaySilentError(LbhostError):
+    """An admin request that only the gateway can answer, and it did not in time."""
+
+    status = 503
+    type = "server_error"
+    code = "gateway_silent"
     retryable = True
 
 

@@ -163,6 +163,13 @@ class TrafficStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How long the oldest request has been waiting for a worker; null when none waits."""
     error_rate: float | None = None
     """Failed requests over ended ones in the last minute, 0 to 1; null without any."""
+    ttft_p95_queue_s: float | None = None
+    ttft_p95_prefill_s: float | None = None
+    ttft_p95_step_s: float | None = None
+    """What the request that is the p95 spent its ttft_p95_s on: before its worker had it, on its
+    prompt, on the step that its first token came from."""
+    next_start_s: float | None = None
+    """How long a request that came now is predicted to wait for a worker; null while none waits."""
 
 
 class StatesStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,6 +239,47 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     worker: int | None
     message: str
     """One line for a person."""
+
+
+class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One live request: from its tokens being counted to its answer's end. Tells no text."""
+
+    id: str
+    """Its x-request-id: the client's own, so that two may have the same."""
+    model: str
+    key: str
+    """The name of its API key; empty: it came without."""
+    tier: str
+    """Its service tier: priority, default or flex."""
+    state: str
+    """queued, prefill or decode; of a request with several answers the furthest."""
+    workers: list[int]
+    """Who computes it now."""
+    prompt_tokens: int
+    prompt_done: int
+    """Those of them that are computed or were cached, as far as can be told."""
+    tokens_out: int
+    tokens_s: float | None
+    """Output tokens per second since its first one; null before the second."""
+    max_tokens: int
+    """Output tokens that it may have."""
+    age_s: float
+    """Since its arrival."""
+    starts_in_s: float | None
+    """Predicted, while it is queued, until a worker has room for it; else null."""
+    ends_in_s: float | None
+    """Predicted; null where nothing is known."""
+    answers: int
+    """Generated for it at once: more than 1 with `n`, several prompts, or many inputs."""
+    stream: bool
+
+
+class Requests(msgspec.Struct, frozen=True, kw_only=True):
+    """`GET /requests`: the live requests, the oldest first."""
+
+    requests: list[RequestStatus]
+    total: int
+    """How many there are; more than are told here with a `limit`."""
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):

@@ -199,6 +199,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """Of the prompt's next tokens, beginning with its second: nothing comes before the first."""
     cached_tokens: int | None = None
     """With the first token from this worker: the Finish's, should that never come."""
+    step_s: float | None = None
+    """With the first token: how long the step took that computed the end of the prompt and it."""
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from lbhost.errors import ConflictError, LbhostError, WorkerNotFoundError
+from lbhost.errors import ConflictError, LbhostError, RequestNotFoundError, WorkerNotFoundError
 from lbhost.status import (
     Accepted,
     CoreStatus,
@@ -30,6 +30,8 @@ from lbhost.status import (
     GpuStatus,
     HostStatus,
     ProcessStatus,
+    Requests,
+    RequestStatus,
     Status,
     TrafficStatus,
     WorkerStatus,
@@ -74,6 +76,29 @@ def worker(number: int, **changes: Any) -> WorkerStatus:
         last_exit=None,
         uptime_s=130.0,
         retry_in_s=None,
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def live_request(name: str, **changes: Any) -> RequestStatus:
+    """A request that decodes on worker 0."""
+    plain = RequestStatus(
+        id=name,
+        model="SmolLM2-135M-Instruct",
+        key="",
+        tier="default",
+        state="decode",
+        workers=[0],
+        prompt_tokens=120,
+        prompt_done=120,
+        tokens_out=40,
+        tokens_s=38.0,
+        max_tokens=256,
+        age_s=1.4,
+        starts_in_s=None,
+        ends_in_s=3.1,
+        answers=1,
+        stream=True,
     )
     return msgspec.structs.replace(plain, **changes)
 
@@ -123,8 +148,11 @@ class FakeAdmin:
         self.socket_path = socket_path
         self.status = picture if picture is not None else status()
         self.events: list[Event] = []
+        self.requests: list[RequestStatus] = []
+        self.asked_requests = 0
+        """GET /requests so far."""
         self.orders: list[tuple[str, Any]] = []
-        """Every POST: path and body."""
+        """Every POST and DELETE: path and body."""
         self.resumed_from: list[str | None] = []
         """Last-Event-ID of every GET /events."""
         self.polls = 0
@@ -196,6 +224,8 @@ class FakeAdmin:
             routes=[
                 Route("/status", self._status),
                 Route("/events", self._events),
+                Route("/requests", self._requests),
+                Route("/requests/{name}", self._cancel, methods=["DELETE"]),
                 Route("/workers/restart", self._order, methods=["POST"]),
                 Route("/workers/{id:int}/{verb}", self._order, methods=["POST"]),
                 Route("/scale", self._order, methods=["POST"]),
@@ -210,6 +240,22 @@ class FakeAdmin:
             return _json(self.status)
         finally:
             self.polls_at_once -= 1
+
+    async def _requests(self, request: Request) -> Response:
+        self.asked_requests += 1
+        if self.refusal is not None:
+            return _error(self.refusal)
+        return _json(Requests(requests=self.requests, total=len(self.requests)))
+
+    async def _cancel(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        self.orders.append((request.url.path, None))
+        await self.gate.wait()
+        left = [one for one in self.requests if one.id != name]
+        if len(left) == len(self.requests):
+            return _error(RequestNotFoundError(f"no live request has the id {name!r}"))
+        self.requests = left
+        return _json(Accepted(ok=True, message=f"request {name} is ended"))
 
     async def _events(self, request: Request) -> Response:
         last = request.headers.get("last-event-id")

@@ -20,6 +20,7 @@ from pathlib import Path
 from lbhost import control
 from lbhost.board import Board, GatewayRow, ProgressRow
 from lbhost.config import Settings
+from lbhost.status import RequestStatus
 
 TICK_S = float(os.environ.get("FAKE_TICK_S", "0.02"))
 
@@ -34,6 +35,27 @@ def mode(name: str) -> str:
     with contextlib.suppress(FileNotFoundError):
         return (Path(os.environ["FAKE_DIR"]) / name).read_text()
     return ""
+
+
+REQUEST = RequestStatus(
+    id="req_1",
+    model="fake",
+    key="",
+    tier="default",
+    state="queued",
+    workers=[],
+    prompt_tokens=9,
+    prompt_done=0,
+    tokens_out=0,
+    tokens_s=None,
+    max_tokens=16,
+    age_s=0.5,
+    starts_in_s=1.25,
+    ends_in_s=2.5,
+    answers=1,
+    stream=False,
+)
+"""The one that the gateway has."""
 
 
 def next_message(link: socket.socket) -> control.Control | None:
@@ -85,6 +107,11 @@ def gateway(link: socket.socket) -> None:
         if isinstance(message, control.Reconfigure):
             limit = message.settings.queue_size
             control.send(link, control.Reconfigured(message.number))
+        if isinstance(message, control.AskRequests) and mode("gateway") != "deaf":
+            control.send(link, control.ToldRequests(message.number, (REQUEST,), 1, None))
+        if isinstance(message, control.CancelRequest):
+            count = int(message.request == REQUEST.id)
+            control.send(link, control.Cancelled(message.number, count))
         board.gateway.write(
             0,
             GatewayRow(

@@ -63,6 +63,10 @@ class Script(msgspec.Struct):
     """Prefill tokens/s, step_base_s and step_seq_s that it says it has measured."""
 
 
+FIRST_STEP_S = 0.02
+"""What it says that the step of a first token took."""
+
+
 class _Sequence:
     def __init__(self, submit: wire.Submit, script: Script) -> None:
         self.submit = submit
@@ -321,8 +325,9 @@ class FakeWorker:
         token = self.script.token(submit, sequence.sent - 1)
         logprobs = (_score(submit, token),) if submit.logprobs is not None else ()
         cached = None if sequence.begun else self.script.cached_tokens
+        took_s = None if sequence.begun else FIRST_STEP_S
         sequence.begun = True
-        return wire.Delta(request, (token,), text, ended, logprobs, scored, cached)
+        return wire.Delta(request, (token,), text, ended, logprobs, scored, cached, took_s)
 
     def _finish(
         self, request: int, reason: wire.FinishReason, sequence: _Sequence | None = None

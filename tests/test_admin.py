@@ -16,7 +16,7 @@ from lbhost.board import Board
 from lbhost.config import Settings
 from lbhost.errors import ConflictError, WorkerNotFoundError
 from lbhost.machine.topology import PhysicalCore, Topology
-from lbhost.status import Event, ProcessStatus, Status
+from lbhost.status import Event, ProcessStatus, Requests, Status
 from lbhost.supervisor.admin import BODY_LIMIT, Admin, AdminServer
 from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.cores import Ledger
@@ -86,6 +86,13 @@ class Noted:
 
     async def scale(self, workers: int) -> str:
         return await self._do("scale", workers)
+
+    async def requests(self, limit: int) -> Requests:
+        self.asked.append(("requests", limit))
+        return Requests(requests=[], total=3)
+
+    async def cancel(self, request: str) -> str:
+        return await self._do("cancel", request)
 
     async def reload(self, *, dry_run: bool) -> str:
         return await self._do("reload", dry_run)
@@ -157,6 +164,16 @@ async def test_commands_are_carried_out_and_waited_for(
         assert commands.done == [asked]
 
 
+async def test_requests_are_listed_up_to_a_limit_and_cancelled_by_their_id(tmp_path: Path) -> None:
+    async with served(tmp_path) as (commands, client):
+        answer = await client.get("/requests?limit=2")
+        assert answer.json() == {"requests": [], "total": 3}
+        assert commands.asked == [("requests", 2)]
+        answer = await client.delete("/requests/req_1.a:b-c")
+        assert answer.json() == {"ok": True, "message": "cancel done"}
+        assert commands.done == [("cancel", "req_1.a:b-c")]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
@@ -180,6 +197,10 @@ async def test_commands_are_carried_out_and_waited_for(
         ("POST", "/scale", b'{"workers": 0}', 400, None),
         ("POST", "/scale", b'{"workers": 1.5}', 400, None),
         ("POST", "/scale", b" " * (BODY_LIMIT + 1), 413, "payload_too_large"),
+        ("GET", "/requests?limit=x", b"", 400, None),
+        ("POST", "/requests/req_1", b"", 405, "method_not_allowed"),
+        ("DELETE", "/requests/a%20b", b"", 404, "request_not_found"),
+        ("DELETE", "/requests/" + "a" * 129, b"", 404, "request_not_found"),
         ("GET", "/events?backlog=x", b"", 400, None),
         ("GET", "/events?worker=-1", b"", 400, None),
         ("GET", "/events?level=loud", b"", 400, None),

@@ -22,6 +22,10 @@ ROW = GatewayRow(
     tokens_s=100.0,
     ttft_p50_s=0.5,
     ttft_p95_s=0.9,
+    ttft_p95_queue_s=0.4,
+    ttft_p95_prefill_s=0.3,
+    ttft_p95_step_s=0.2,
+    next_start_s=3.5,
     prompt_tokens_s=700.0,
     oldest_wait_s=2.5,
     error_rate=0.25,
@@ -44,6 +48,8 @@ def test_the_gateways_figures_are_shown(page: Board) -> None:
     shown = assembly(page).traffic()
     assert (shown.tokens_s, shown.prompt_tokens_s) == (100.0, 700.0)
     assert (shown.oldest_wait_s, shown.error_rate) == (2.5, 0.25)
+    parts = (shown.ttft_p95_queue_s, shown.ttft_p95_prefill_s, shown.ttft_p95_step_s)
+    assert (parts, shown.next_start_s) == ((0.4, 0.3, 0.2), 3.5)
 
 
 def test_of_a_gateway_that_is_gone_only_totals_are_shown(page: Board) -> None:

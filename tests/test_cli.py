@@ -249,6 +249,19 @@ async def test_the_commands_do_what_they_say(
         assert code == 0
         assert '"state": "ready"' in out
 
+        code, out, _ = await lbhost(where, "requests")
+        assert code == 0
+        assert out.startswith("1 request, 1 queued, 0 in prefill, 0 in decode\n")
+        assert "req_1" in out
+        assert max(map(len, out.splitlines())) <= 80
+        code, out, _ = await lbhost(where, "requests", "--json")
+        assert json.loads(out)["requests"][0]["starts_in_s"] == 1.25
+        assert (await lbhost(where, "cancel", "req_1"))[:2] == (0, "request req_1 is ended\n")
+        code, _, err = await lbhost(where, "cancel", "req_2")
+        assert code == 1
+        assert "no live request has the id 'req_2'" in one_line(err)
+        assert running.kinds("operator") == ["request req_1 is ended"]
+
         assert await lbhost(where, "drain", "0", "--timeout", "5") == (
             *(0, "worker 0 is drained and stopped\n", ""),
         )

@@ -99,6 +99,14 @@ def test_a_request_gets_the_models_tokens_and_its_numbers() -> None:
     assert finish.completion_tokens == 5
 
 
+def test_the_first_token_says_how_long_its_step_took() -> None:
+    bench = Bench()
+    bench.submit(submit(1, PROMPT, 3))
+    first, second = (delta for _ in range(2) for delta in bench.step())
+    assert first.step_s is not None
+    assert second.step_s is None
+
+
 def test_an_eog_token_ends_a_request_and_has_no_text() -> None:
     prompt = next([n] for n in range(1, 999) if continuation([n], 10, 64)[-1] == EOG)
     bench = Bench()

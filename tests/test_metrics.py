@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fake_worker import Script
+from fake_worker import FIRST_STEP_S, Script
 from lbhost.board import (
     Board,
     CoreRow,
@@ -242,6 +242,7 @@ class Figures:
         self.in_flight = 0
         self.queue_depth = 0
         self.oldest_wait_s: float | None = None
+        self.next_start_s: float | None = None
 
     def ns(self) -> int:
         return int(self.now * 1e9)
@@ -326,6 +327,25 @@ async def test_the_oldest_wait_is_on_the_board(figures: Figures) -> None:
     assert figures.later(1).oldest_wait_s == 2.5
     figures.queue_depth, figures.oldest_wait_s = 0, None
     assert figures.later(1).oldest_wait_s is None
+
+
+async def test_the_p95_to_the_first_token_is_told_by_what_it_was_spent_on() -> None:
+    async with running_gateway(script=Script(prefill_s=0.05, step_s=0.001)) as g:
+        await g.chat()
+
+        def row() -> GatewayRow:
+            found = g.page.gateway.read(0)
+            assert found is not None
+            return found
+
+        await until(lambda: row().ttft_p95_s is not None, "its time to first token shows")
+        now = row()
+        waited, prefilled = now.ttft_p95_queue_s, now.ttft_p95_prefill_s
+        assert waited is not None
+        assert prefilled is not None
+        assert prefilled >= 0.05 - FIRST_STEP_S
+        assert now.ttft_p95_step_s == FIRST_STEP_S
+        assert now.ttft_p95_s == pytest.approx(waited + prefilled + now.ttft_p95_step_s)
 
 
 async def test_a_workers_latencies_end_with_its_process() -> None:

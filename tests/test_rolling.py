@@ -37,6 +37,16 @@ def test_quantiles_are_of_the_last_minute() -> None:
     assert quantiles.at(120.0) == (None, None)
 
 
+def test_the_p95_comes_with_its_own_parts() -> None:
+    quantiles = Quantiles(60.0, 1000)
+    for n in range(100):
+        quantiles.add(10.0, float(n), (n - 3.0, 2.0, 1.0))
+    assert quantiles.at(11.0)[1] == 95.0
+    assert quantiles.p95_parts == (92.0, 2.0, 1.0)
+    quantiles.at(120.0)
+    assert not quantiles.p95_parts
+
+
 def test_a_part_is_of_the_last_minute_and_keeps_little() -> None:
     part = Part(60)
     assert part.at(0.0) is None

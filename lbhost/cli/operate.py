@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import Parameter
 from cyclopts.validators import Number
+from rich.console import ConsoleRenderable
 
-from lbhost import report
+from lbhost import report, requests_report
 from lbhost.cli.app import AsJson, RuntimeDir, app, console, dashboard, where
 from lbhost.client import AdminClient
 from lbhost.errors import UsageError
@@ -23,6 +24,12 @@ from lbhost.errors import UsageError
 Wait = Annotated[
     bool,
     Parameter(name="--wait", negative="--no-wait", help="Return only when it has happened."),
+]
+Watch = Annotated[
+    bool, Parameter(name=["--watch", "-w"], negative="", help="Again and again, until Ctrl-C.")
+]
+Interval = Annotated[
+    float, Parameter(help="Seconds between two looks of --watch.", validator=Number(gte=0.1))
 ]
 WorkerId = Annotated[int, Parameter(help="The worker's number.", validator=Number(gte=0))]
 BACKLOG = 100
@@ -39,39 +46,77 @@ def _command(runtime_dir: str | None, act: Callable[[AdminClient], str]) -> None
 def status(
     *,
     json: AsJson = False,
-    watch: Annotated[
-        bool, Parameter(name=["--watch", "-w"], negative="", help="Again and again, until Ctrl-C.")
-    ] = False,
-    interval: Annotated[
-        float, Parameter(help="Seconds between two looks of --watch.", validator=Number(gte=0.1))
-    ] = 2.0,
+    watch: Watch = False,
+    interval: Interval = 2.0,
     runtime_dir: RuntimeDir = None,
 ) -> None:
     """What the server and its workers are doing."""
-    with AdminClient(where(runtime_dir)) as client:
-        if watch:
-            _watch(client, interval, json=json)
-        elif json:
-            print(msgspec.json.format(client.status_json(), indent=2).decode())
-        else:
-            console().print(report.status_view(client.status()))
+    _show(
+        runtime_dir,
+        AdminClient.status_json,
+        lambda client: report.status_view(client.status()),
+        json=json,
+        watch=interval if watch else None,
+    )
 
 
-def _watch(client: AdminClient, interval_s: float, *, json: bool) -> None:
-    """Until interrupted or the server goes: one picture in place, or one after the other."""
+@app.command
+def requests(
+    *,
+    json: AsJson = False,
+    watch: Watch = False,
+    interval: Interval = 2.0,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """The requests that wait or are answered now: where each is, when it is predicted to end."""
+    _show(
+        runtime_dir,
+        AdminClient.requests_json,
+        lambda client: requests_report.view(client.requests(), console().width),
+        json=json,
+        watch=interval if watch else None,
+    )
+
+
+@app.command
+def cancel(
+    request: Annotated[str, Parameter(help="Its id, as `lbhost requests` shows it.")],
+    /,
+    *,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """End a request, wherever it is; its client gets an error (410 request_cancelled)."""
+    _command(runtime_dir, lambda client: client.cancel(request))
+
+
+def _show(
+    runtime_dir: str | None,
+    raw: Callable[[AdminClient], bytes],
+    view: Callable[[AdminClient], ConsoleRenderable],
+    *,
+    json: bool,
+    watch: float | None,
+) -> None:
+    """One picture; or, every `watch` seconds, one in place or one after the other until Ctrl-C."""
     screen = console()
-    in_place = screen.is_terminal and not json
-    with screen.screen() if in_place else contextlib.nullcontext():
-        while True:
-            if json:
-                print(client.status_json().decode(), flush=True)
-            else:
-                view = report.status_view(client.status())
-                if in_place:
-                    screen.clear()
-                screen.print(view)
-                sys.stdout.flush()
-            time.sleep(interval_s)
+    in_place = screen.is_terminal and not json and watch is not None
+    with AdminClient(where(runtime_dir)) as client:
+        if watch is None and json:
+            print(msgspec.json.format(raw(client), indent=2).decode())
+            return
+        with screen.screen() if in_place else contextlib.nullcontext():
+            while True:
+                if json:
+                    print(raw(client).decode(), flush=True)
+                else:
+                    picture = view(client)
+                    if in_place:
+                        screen.clear()
+                    screen.print(picture)
+                    sys.stdout.flush()
+                if watch is None:
+                    return
+                time.sleep(watch)
 
 
 @app.command

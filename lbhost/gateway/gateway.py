@@ -27,6 +27,7 @@ from lbhost.gateway.http import routes as app
 from lbhost.gateway.http.server import Server
 from lbhost.gateway.key_metrics import KeyMetrics
 from lbhost.gateway.keyring import LOOK_S, Keyring
+from lbhost.gateway.live import Live
 from lbhost.gateway.metrics import BoardCollector, Metrics
 from lbhost.gateway.prompt import helper_process
 from lbhost.gateway.prompt.helper_messages import Setup
@@ -151,6 +152,7 @@ class Gateway:
             vector_cache.identity(configure),
         )
         counters.registry.register(CacheCollector(self.cache))
+        self.live = Live()
         self.intake = Intake(
             vocab, configure.n_ctx, configure.model_alias, helpers, configure.purpose
         )
@@ -167,6 +169,7 @@ class Gateway:
             model=configure.model_alias,
             pieces=functools.partial(vocab.piece, special=True),
             cache=self.cache,
+            live=self.live,
             n_ctx=configure.n_ctx,
             settings=settings,
             keyring=self.keyring,
@@ -233,9 +236,11 @@ class Gateway:
             self.dispatcher.worker_ended(message.worker, message.epoch, message.by_its_work)
         elif isinstance(message, control.Reconfigure):
             self.adopt(message.settings)
-            assert self._link is not None
-            with contextlib.suppress(BlockingIOError):  # told again, it answers again
-                control.send(self._link, control.Reconfigured(message.number))
+            self._tell(control.Reconfigured(message.number))  # told again, it answers again
+        elif isinstance(message, control.AskRequests):
+            self._tell(self.live.page(message.number, message.after))
+        elif isinstance(message, control.CancelRequest):
+            self._tell(control.Cancelled(message.number, self.live.cancel(message.request)))
         elif isinstance(message, control.Retire):
             self._spawn(self._retire(message.limit_s))
         elif isinstance(message, control.Stop):
@@ -243,6 +248,12 @@ class Gateway:
                 self._spawn(self._stop(message.grace_s))
         else:
             log.get().error("unexpected control packet", kind=type(message).__name__)
+
+    def _tell(self, message: control.Control) -> None:
+        """Lost where the link is full: the supervisor asks again, or says that we are silent."""
+        assert self._link is not None
+        with contextlib.suppress(BlockingIOError):
+            control.send(self._link, message)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from lbhost import board, wire
 from lbhost.config import Settings
 from lbhost.errors import (
+    CancelledError,
     DeadlineError,
     EngineError,
     LbhostError,
@@ -62,6 +63,7 @@ def outcome(error: LbhostError | None) -> str:
         (NotReadyError, "not_ready"),
         (DeadlineError, "timeout"),
         (WorkerLostError, "worker_lost"),
+        (CancelledError, "cancelled"),
         (EngineError, "engine_error"),
     )
     if error is None:
@@ -70,6 +72,16 @@ def outcome(error: LbhostError | None) -> str:
         if isinstance(error, kind):
             return name
     return "invalid" if error.status < 500 else "error"
+
+
+def _parts(attempt: Attempt, ttft: float, now: float) -> tuple[float, float, float]:
+    """What a time to first token was spent on: waiting, the prompt, the step that made the token.
+
+    All three are seconds, and `ttft` in sum. Waiting is what came before its last worker.
+    """
+    there = ttft if attempt.job.started is None else min(ttft, now - attempt.job.started)
+    step = min(there, attempt.step_s or 0.0)
+    return ttft - there, there - step, step
 
 
 class _WorkerRates:
@@ -135,7 +147,7 @@ class Recorder:
             if attempt.job.first_token is None and not attempt.job.over:
                 ttft = now - attempt.job.arrived
                 self._metrics.ttft.observe(ttft)
-                self._ttfts.add(now, ttft)
+                self._ttfts.add(now, ttft, _parts(attempt, ttft, now))
 
     def released(self, attempt: Attempt, finish: wire.Finish) -> None:
         if finish.reason in (wire.FinishReason.MOVED, wire.FinishReason.FAILED):
@@ -193,6 +205,7 @@ class Recorder:
             self._write_workers(now)
         self._quiet_writes += 1
         p50, p95 = self._ttfts.at(now)
+        waited, prefilled, stepped = self._ttfts.p95_parts or (None, None, None)
         computed = sum(worker.computed.total for worker in self._workers.values())
         counts = states.counts if states is not None else Counts()
         self._board.gateway.write(
@@ -211,6 +224,10 @@ class Recorder:
                 tokens_s=self._token_rate.update(now, self._tokens_out),
                 ttft_p50_s=p50,
                 ttft_p95_s=p95,
+                ttft_p95_queue_s=waited,
+                ttft_p95_prefill_s=prefilled,
+                ttft_p95_step_s=stepped,
+                next_start_s=load.next_start_s,
                 prompt_tokens_s=self._prompt_rate.update(now, computed),
                 oldest_wait_s=load.oldest_wait_s,
                 error_rate=self._failures.at(now),

@@ -7,6 +7,10 @@ to show, rather than an old figure.
 from __future__ import annotations
 
 from collections import deque
+from typing import TypeAlias
+
+_Value: TypeAlias = tuple[float, tuple[float, ...]]
+"""With its parts."""
 
 
 class Rate:
@@ -45,17 +49,19 @@ class Growth:
 class Quantiles:
     """p50 and p95 of the values of the last `window_s`, the newest `most` at most.
 
-    Sorted anew once a second, at most.
+    Sorted anew once a second, at most. A value may come with the parts that it is the sum of.
     """
 
     def __init__(self, window_s: float, most: int) -> None:
         self._window_s = window_s
-        self._values: deque[tuple[float, float]] = deque(maxlen=most)
+        self._values: deque[tuple[float, float, tuple[float, ...]]] = deque(maxlen=most)
         self._made: tuple[float | None, float | None] = (None, None)
         self._made_at = -1.0
+        self.p95_parts: tuple[float, ...] = ()
+        """Of the value that is the p95, as of the last `at`; empty: it came without."""
 
-    def add(self, now: float, value: float) -> None:
-        self._values.append((now, value))
+    def add(self, now: float, value: float, parts: tuple[float, ...] = ()) -> None:
+        self._values.append((now, value, parts))
 
     def at(self, now: float) -> tuple[float | None, float | None]:
         """(None, None) without any value in the window."""
@@ -63,8 +69,10 @@ class Quantiles:
             self._made_at = now
             while self._values and now - self._values[0][0] > self._window_s:
                 self._values.popleft()
-            values = sorted(value for _, value in self._values)
-            self._made = (_quantile(values, 0.5), _quantile(values, 0.95))
+            values = sorted((value, parts) for _, value, parts in self._values)
+            p50, p95 = _quantile(values, 0.5), _quantile(values, 0.95)
+            self._made = (None if p50 is None else p50[0], None if p95 is None else p95[0])
+            self.p95_parts = () if p95 is None else p95[1]
         return self._made
 
 
@@ -89,5 +97,5 @@ class Part:
         return sum(hits for _, _, hits in self._buckets) / total if total else None
 
 
-def _quantile(values: list[float], part: float) -> float | None:
+def _quantile(values: list[_Value], part: float) -> _Value | None:
     return values[min(len(values) - 1, int(part * len(values)))] if values else None

@@ -29,18 +29,22 @@ from lbhost.errors import (
     MethodNotAllowedError,
     NotFoundError,
     PayloadTooLargeError,
+    RequestNotFoundError,
     WorkerNotFoundError,
 )
-from lbhost.status import Accepted, Event, Status
+from lbhost.status import Accepted, Event, Requests, Status
 from lbhost.supervisor.event_filter import LEVELS, EventFilter
 from lbhost.supervisor.events import KEPT, EventLog
 from lbhost.supervisor.peers import PeerProtocol
+from lbhost.supervisor.questions import MOST
 
 BODY_LIMIT = 64 * 1024
 BACKLOG = 100
 """Past events that a new reader gets."""
 PING_S = 10.0
 CONNECTIONS = 256
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+"""As the gateway takes them."""
 
 
 class DrainBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +81,8 @@ class Commands(Protocol):
     def restart(self, worker: int) -> Coroutine[Any, Any, str]: ...
     def restart_all(self) -> Coroutine[Any, Any, str]: ...
     def scale(self, workers: int) -> Coroutine[Any, Any, str]: ...
+    def requests(self, limit: int) -> Coroutine[Any, Any, Requests]: ...
+    def cancel(self, request: str) -> Coroutine[Any, Any, str]: ...
     def reload(self, *, dry_run: bool) -> Coroutine[Any, Any, str]: ...
     def upgrade(self) -> Coroutine[Any, Any, str]: ...
 
@@ -118,6 +124,13 @@ def _worker_id(request: Request) -> int:
     return int(text)
 
 
+def _request_id(request: Request) -> str:
+    text: str = request.path_params["id"]
+    if not _REQUEST_ID.fullmatch(text):
+        raise RequestNotFoundError("a request's id is its x-request-id: letters, digits, . _ : -")
+    return text
+
+
 def _number(request: Request, name: str, default: int, most: int) -> int:
     text = request.query_params.get(name)
     if text is None:
@@ -150,6 +163,8 @@ class Admin:
             routes=[
                 Route("/status", self._status, methods=["GET"]),
                 Route("/events", self._events, methods=["GET"]),
+                Route("/requests", self._requests, methods=["GET"]),
+                Route("/requests/{id}", self._cancel, methods=["DELETE"]),
                 Route("/workers/restart", self._restart_all, methods=["POST"]),
                 Route("/workers/{id}/drain", self._drain, methods=["POST"]),
                 Route("/workers/{id}/resume", self._resume, methods=["POST"]),
@@ -168,6 +183,13 @@ class Admin:
 
     async def _status(self, _request: Request) -> Response:
         return _json(self._commands.status())
+
+    async def _requests(self, request: Request) -> Response:
+        limit = _number(request, "limit", MOST, MOST)
+        return _json(await self._commands.requests(limit))
+
+    async def _cancel(self, request: Request) -> Response:
+        return await self._run(request, self._commands.cancel(_request_id(request)))
 
     async def _drain(self, request: Request) -> Response:
         worker, body = _worker_id(request), await _body(request, DrainBody)

@@ -7,7 +7,7 @@ import time
 
 from lbhost import __version__
 from lbhost.errors import ConflictError
-from lbhost.status import Status
+from lbhost.status import Requests, Status
 from lbhost.supervisor import lifecycle
 from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.configuration import Configuration
@@ -18,6 +18,7 @@ from lbhost.supervisor.handover import Handover
 from lbhost.supervisor.homes import Homes
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.pool import Pool
+from lbhost.supervisor.questions import Questions
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.startup import Prepared
@@ -36,6 +37,7 @@ class Commanded:
     homes: Homes
     operations: Operations
     pool: Pool
+    questions: Questions
     _announced: bool
     _assembly: Assembly
     _began_s: float
@@ -99,6 +101,16 @@ class Commanded:
     async def scale(self, workers: int) -> str:
         """See Operations.scale."""
         return await self.operations.scale(workers)
+
+    async def requests(self, limit: int) -> Requests:
+        """See Questions.requests."""
+        return await self.questions.requests(limit)
+
+    async def cancel(self, request: str) -> str:
+        """See Questions.cancel."""
+        said = await self.questions.cancel(request)
+        self.events.add("info", "operator", said)
+        return said
 
     async def reload(self, *, dry_run: bool = False) -> str:
         """See Configuration.reload."""

@@ -38,6 +38,7 @@ from lbhost.supervisor.homes import REREAD_S, Homes
 from lbhost.supervisor.launcher import Launcher, environment, with_huge_pages
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.pool import Pool
+from lbhost.supervisor.questions import Questions
 from lbhost.supervisor.room import Room
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
@@ -124,6 +125,7 @@ class Supervisor(Commanded):
         self.gateway = self._service(
             "gateway", GATEWAY_MODULE, self._env, configuration.first_to_gateway
         )
+        self.questions = Questions(self.gateway.send)
         self.fork_servers = ForkServers(self._fork_server)
         self.homes = Homes(
             made.topology,
@@ -391,7 +393,10 @@ class Supervisor(Commanded):
     # --- what services tell ---------------------------------------------------------------
 
     def service_message(self, service: Service, message: control.Control) -> None:
-        """A service is ready, or has other settings. Nothing else is said on these links."""
+        """A service is ready, has other settings, or answers. No more is said on these links."""
+        if isinstance(message, control.ToldRequests | control.Cancelled):
+            self.questions.told(message)
+            return
         if isinstance(message, control.Loaded) and service is not self.gateway:
             service.ready()
             self.events.add("info", "fork_server", f"weights loaded in {message.load_s:.2f} s")
@@ -403,7 +408,9 @@ class Supervisor(Commanded):
         self.pool.reconcile()
 
     def service_down(self, service: Service) -> None:
-        """The loop may be waiting for that."""
+        """The loop may be waiting for that, and whoever has asked it something."""
+        if service is self.gateway:
+            self.questions.lost()
         self._wake.set()
 
     def service_hopeless(self, service: Service, why: str) -> bool:

@@ -489,9 +489,11 @@ class Engine:
         now: float,
     ) -> None:
         """One more token of a request: its text, and whether it was the last."""
-        cached = request.cached if request.first_token_s is None else None
+        cached: int | None = None
+        step_s: float | None = None
         if request.first_token_s is None:
             request.first_token_s = now
+            cached, step_s = request.cached, self._step_s
         request.completion += 1
         self._tokens_out += 1
         reason: FinishReason | None = None
@@ -510,7 +512,7 @@ class Engine:
                 reason = FinishReason.LENGTH
         if reason is None:
             request.next_token = token.to_bytes(4, "little")
-            delta = Delta(request.submit.request, (token,), text, None, scores, (), cached)
+            delta = Delta(request.submit.request, (token,), text, None, scores, (), cached, step_s)
             self._out.append((request.link, delta))
         else:
             self._end(

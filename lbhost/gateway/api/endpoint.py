@@ -27,6 +27,7 @@ from lbhost.gateway.api.metering import Meter, owned
 from lbhost.gateway.api.parameters import RANKS
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.exchange import Exchange
+from lbhost.gateway.live import Live
 from lbhost.gateway.prompt.inputs import Inputs
 from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.preparation import Taken
@@ -49,6 +50,7 @@ class Completions:
         model: str,
         pieces: Callable[[int], bytes],
         cache: VectorCache,
+        live: Live,
         *,
         time_limit_s: float,
         most_answers: int,
@@ -57,6 +59,7 @@ class Completions:
 
         Args:
             pieces: what a token stands for, special ones written out.
+            live: where the operator sees the request and may end it.
             time_limit_s: counts from a request's arrival; the dispatcher keeps it for the rest.
             most_answers: that one request may have generated.
         """
@@ -66,6 +69,7 @@ class Completions:
         self._model = model
         self._pieces = pieces
         self._cache = cache
+        self._live = live
         self._most_answers = most_answers
         self._time_limit_s = time_limit_s
         self._preparing: Counter[str] = Counter()
@@ -96,6 +100,7 @@ class Completions:
             exchange.body.release()
             if answer.group is not None:
                 self._cancel(answer.group)
+                self._live.ended(answer.group)
                 exchange.details = {**answer.details(answer.group), **exchange.details}
             meter.settle(answer.group, time.monotonic())
 
@@ -118,6 +123,7 @@ class Completions:
             jobs = answer.group = group.submit(
                 self._dispatcher, works, exchange.began, exchange.complete
             )
+            self._live.began(jobs, exchange, self._model, self._dispatcher)
             client.on_gone(lambda: self._cancel(jobs))
             reply = DIALECTS[self._kind].reply(
                 secrets.token_hex(12),
@@ -167,6 +173,7 @@ class Completions:
             jobs = answer.group = group.submit(
                 self._dispatcher, works, exchange.began, exchange.complete
             )
+            self._live.began(jobs, exchange, self._model, self._dispatcher)
             client.on_gone(lambda: self._cancel(jobs))
             await answer.computed(jobs)
             computed = dict(zip(wanted, vectors.of_jobs(jobs.jobs), strict=True))

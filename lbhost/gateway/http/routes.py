@@ -38,6 +38,7 @@ from lbhost.gateway.http.access import Access, error_response
 from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.http.native_pages import NativePages
 from lbhost.gateway.keyring import Keyring
+from lbhost.gateway.live import Live
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.prompt import inputs
 from lbhost.gateway.prompt.intake import Intake
@@ -61,6 +62,7 @@ def build(
     model: str,
     pieces: Callable[[int], bytes],
     cache: VectorCache,
+    live: Live,
     n_ctx: int,
     settings: Settings,
     keyring: Keyring,
@@ -100,6 +102,7 @@ def build(
             model,
             pieces,
             cache,
+            live,
             time_limit_s=settings.request_timeout_s,
             most_answers=min(MAX_CHOICES, places),
         )

@@ -133,6 +133,14 @@ class Admission:
                 error.retry_after_s = float(math.ceil(min(error.retry_after_s, MAX_RETRY_AFTER_S)))
             raise error
 
+    def starts_in_s(self, job: Job) -> float:
+        """Seconds until a worker has room for a queued job, as places have come free of late."""
+        return self._places_s(self._queue.ahead(job) + 1)
+
+    def next_start_s(self) -> float | None:
+        """The same for one that would be queued now, as the last; None while none is queued."""
+        return self._places_s(len(self._queue) + 1) if self._queue else None
+
     def wait_s(self) -> float:
         """Whole seconds until those who wait now have found a worker, or were given up."""
         wait = self._places_s(len(self._queue))

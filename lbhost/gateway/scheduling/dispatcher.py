@@ -50,6 +50,7 @@ from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.observer import GuardedObserver, Observer, tell_later
 from lbhost.gateway.scheduling.pace import Pace
 from lbhost.gateway.scheduling.placer import Placer
+from lbhost.gateway.scheduling.progress import Progress, queued, running
 from lbhost.gateway.scheduling.readings import FRESH_NS
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Session, Sessions
@@ -147,6 +148,11 @@ class Dispatcher:
         """How long the oldest queued request has waited for a worker; None when none waits."""
         since = self._queue.oldest()
         return None if since is None else max(0.0, self._clock() - since)
+
+    @property
+    def next_start_s(self) -> float | None:
+        """Seconds that a request which came now is predicted to wait; None while none waits."""
+        return self._admission.next_start_s()
 
     @property
     def in_flight(self) -> int:
@@ -273,10 +279,21 @@ class Dispatcher:
         self._pump()
         return job
 
-    def cancel(self, job: Job) -> None:
-        """Nobody wants the answer any more. Harmless when it is over."""
+    def cancel(self, job: Job, error: LbhostError | None = None) -> None:
+        """Nobody wants the answer any more, or it is an error. Harmless when it is over."""
         if not job.over:
-            self._drop(job, None)
+            self._drop(job, error)
+
+    def progress(self, job: Job) -> Progress:
+        """How far a job is that is not over. Only informs."""
+        attempt, now = self._attempts.get(job.number), self._clock()
+        if attempt is None:
+            return queued(
+                job, self._admission.starts_in_s(job), self._router.lonely_cost_s(job), now
+            )
+        reading = self._sessions.readings.worker(attempt.session.worker)
+        left = {} if reading is None else attempt.session.left(reading.progress)
+        return running(attempt, left.get(attempt.number), now)
 
     async def drain(self, grace_s: float) -> None:
         """Take no new requests; return when all have ended, by force after `grace_s`."""
@@ -381,6 +398,7 @@ class Dispatcher:
             if delta.tokens:
                 begins = attempt.first_token is None
                 if begins:
+                    attempt.step_s = delta.step_s
                     self._router.began(attempt, now)
                 self._observer.tokens(attempt, len(delta.tokens), now)
                 self._queue.charge(job, len(delta.tokens) * job.output_cost_s)

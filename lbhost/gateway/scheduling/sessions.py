@@ -67,6 +67,8 @@ class Attempt:
         self.first_token: float | None = None
         self.last_token: float | None = None
         """time.monotonic() of its first and its newest token; None while it prefills."""
+        self.step_s: float | None = None
+        """How long the step took that its first token came from; None where nobody has told."""
         self.moving: Reason | None = None
         """Why it was asked back, if it was."""
 
@@ -138,16 +140,23 @@ class Session:
         We know what we sent, the board says how much is left of what the worker had at its
         heartbeat; what is first in its order is taken off first.
         """
+        return [(rank, tokens) for rank, tokens, _ in self._prefills(progress)]
+
+    def left(self, progress: board.ProgressRow) -> dict[int, int]:
+        """The same tokens by attempt, of those that have some left."""
+        return {number: tokens for _, tokens, number in self._prefills(progress)}
+
+    def _prefills(self, progress: board.ProgressRow) -> list[tuple[int, int, int]]:
         waiting = [attempt for attempt in self.attempts.values() if attempt.last_token is None]
-        left = sorted((attempt.job.rank, attempt.prefill) for attempt in waiting)
+        left = sorted((attempt.job.rank, attempt.prefill, attempt.number) for attempt in waiting)
         if not left or progress.epoch != self.epoch:
             return left
         since = sum(a.prefill for a in waiting if a.sent_ns > progress.heartbeat_ns)
-        done = sum(tokens for _, tokens in left) - (progress.prefill_pending + since)
+        done = sum(tokens for _, tokens, _ in left) - (progress.prefill_pending + since)
         while left and done > 0:
-            rank, tokens = left[0]
+            rank, tokens, number = left[0]
             if tokens > done:
-                left[0] = rank, tokens - done
+                left[0] = rank, tokens - done, number
             else:
                 del left[0]
             done -= tokens

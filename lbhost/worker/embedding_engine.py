@@ -15,30 +15,17 @@ import numpy
 from numpy.typing import NDArray
 
 from lbhost import log
-from lbhost.errors import WireError
 from lbhost.order import Overtaken, after
-from lbhost.wire import Delta, Embed, Finish, FinishReason, Submit, Vectors, unpack_tokens
-from lbhost.worker.batch import predict_s
+from lbhost.wire import Delta, Embed, Finish, FinishReason, Submit, Vectors
+from lbhost.worker.admission import problem_of_inputs
+from lbhost.worker.base_engine import BaseEngine
 from lbhost.worker.crew import Crew
-from lbhost.worker.interfaces import (
-    MAX_FAILURES,
-    EngineFailureError,
-    Load,
-    of_another_kind,
-)
+from lbhost.worker.interfaces import Load, Told
 from lbhost.worker.keeper import Keeper
 from lbhost.worker.llama_context import Decoded
 from lbhost.worker.packing import Patience, Waiting, pack
 from lbhost.worker.requests import Key
-from lbhost.worker.speed import SpeedMeter
-from lbhost.worker.widths import Phase, Widths
-
-MAX_WAITING = 256
-"""Requests that may be there; the gateway sends no more than there are slots."""
-
-
-Told = tuple[int, Delta | Vectors]
-"""(link, what it gets)."""
+from lbhost.worker.widths import Phase
 
 
 class EmbeddingContextLike(Protocol):
@@ -88,8 +75,8 @@ class _Request:
         self.vectors += vectors
 
 
-class EmbeddingEngine:
-    """See the module. All times are seconds of the clocks given, as in engine.Engine."""
+class EmbeddingEngine(BaseEngine[_Request, Delta | Vectors]):
+    """See the module."""
 
     def __init__(
         self,
@@ -101,54 +88,41 @@ class EmbeddingEngine:
         fallback_token_s: float = 0.01,
         crew: Crew | None = None,
     ) -> None:
+        super().__init__(
+            clock=clock,
+            cpu_clock=cpu_clock,
+            before_step=before_step,
+            fallback_token_s=fallback_token_s,
+            crew=crew,
+        )
         self._context = context
-        self._clock = clock
-        self._cpu_clock = cpu_clock
-        self._before_step = before_step
-        self._fallback_token_s = fallback_token_s
         self.keeper = Keeper(None, [])
-        self._requests: dict[Key, _Request] = {}
-        self._computing: set[Key] = set()
-        self._out: list[Told] = []
-        self._meter = SpeedMeter()
-        self._crew = crew or Crew(1, lambda _: None)
-        self._widths = Widths(self._crew.own)
         self._patience = Patience()
         self._waits_until: float | None = None
         self._had: int | None = None
         """Requests that were there when the wait began."""
         self._numbers = 0
         self._overtaken = Overtaken()
-        self._steps = 0
-        self._wide_steps = 0
-        self._lent: tuple[int, ...] = ()
-        self._prompt_tokens = 0
-        self._failures = 0
 
     # --- what comes in ----------------------------------------------------------------
-
-    @property
-    def busy(self) -> bool:
-        """Whether `step` has something to do or to hand out."""
-        return bool(self._requests or self._out)
-
-    @property
-    def computing(self) -> set[Key]:
-        """The requests in the batch that is being computed."""
-        return self._computing
 
     def submit(self, link: int, message: Submit | Embed, state: int | None = None) -> None:
         """Take a request. What is wrong with it is answered by the next `step`."""
         assert state is None, "no state belongs to an embedding request"
         if not isinstance(message, Embed):
-            self._out.append(of_another_kind(link, message))
+            self._refuse_kind(link, message)
             return
         request = _Request(link, message, self._numbers, self._clock())
         self._numbers += 1
         if request.key in self._requests:
             log.get().warning("a request id was used twice", request=message.request)
             return
-        problem = self._problem(message)
+        problem = problem_of_inputs(
+            message,
+            n_ctx=self._context.n_ctx,
+            n_vocab=self._context.n_vocab,
+            waiting=len(self._requests),
+        )
         if problem is not None:
             self._end(request, FinishReason.ERROR, error=problem)
             return
@@ -156,54 +130,8 @@ class EmbeddingEngine:
             self._waits_until = self._clock() + wait_s
         self._requests[request.key] = request
 
-    def reject(self, link: int, message: Submit | Embed) -> None:
-        """Refuse a request: it belongs elsewhere."""
-        finish = Finish(FinishReason.REJECTED)
+    def _answer(self, link: int, message: Submit | Embed, finish: Finish) -> None:
         self._out.append((link, Delta(message.request, (), "", finish)))
-
-    def cancel(self, link: int, request_id: int) -> None:
-        """End a request wherever it is; an unknown one has just ended."""
-        self._end_if_there((link, request_id), FinishReason.CANCELLED)
-
-    def move(self, link: int, request_id: int) -> None:
-        """Give a request back; an unknown one has just ended."""
-        self._end_if_there((link, request_id), FinishReason.MOVED)
-
-    def cancel_link(self, link: int) -> None:
-        """End everything that came over a link that is gone; nobody is told."""
-        for key in [key for key in self._requests if key[0] == link]:
-            del self._requests[key]
-        self._out = [(to, message) for to, message in self._out if to != link]
-
-    def move_all(self) -> None:
-        """Give everything back."""
-        for request in list(self._requests.values()):
-            self._end(request, FinishReason.MOVED)
-
-    def lend(self, cpus: tuple[int, ...]) -> None:
-        """From the next step on these CPUs may be used beside the worker's own."""
-        self._crew.lend(cpus)
-
-    def take(self) -> list[Told]:
-        """What is to be sent, without computing anything."""
-        out, self._out = self._out, []
-        return out
-
-    def _problem(self, embed: Embed) -> str | None:
-        try:
-            tokens = unpack_tokens(embed.tokens)
-        except WireError as error:
-            return error.message
-        lengths = embed.lengths
-        if not lengths or min(lengths) < 1 or sum(lengths) != len(tokens):
-            return "the inputs' lengths are not those of the tokens"
-        if max(lengths) > self._context.n_ctx:
-            return f"an input's {max(lengths)} tokens exceed the context of {self._context.n_ctx}"
-        if min(tokens) < 0 or max(tokens) >= self._context.n_vocab:
-            return "an input holds a token that is not in the vocabulary"
-        if len(self._requests) >= MAX_WAITING:
-            return "too many requests wait in this worker"
-        return None
 
     # --- a step -----------------------------------------------------------------------
 
@@ -235,9 +163,7 @@ class EmbeddingEngine:
         tokens = {r.number: sum(r.lengths[:count]) for r, count in chosen}
         prompts = [one.prompt for one in waiting]
         result, vectors = self._compute(chosen, sum(tokens.values()))
-        self._steps += 1
         if result is Decoded.OK:
-            self._failures = 0
             self._overtaken = after(prompts, self._overtaken, tokens)
             self._advance(chosen, vectors)
         elif result is not Decoded.ABORTED:
@@ -247,34 +173,21 @@ class EmbeddingEngine:
     def _compute(
         self, chosen: list[tuple[_Request, int]], tokens: int
     ) -> tuple[Decoded, list[NDArray[numpy.float32]]]:
-        crew, speeds = self._crew, self._meter.speeds
-        known = speeds.prefill_tok_s is not None
-        crew.use(self._widths.choose(Phase.PREFILL, crew.widest, known=known))
-        own_s = predict_s(0, tokens, speeds, self._fallback_token_s)
-        if self._before_step is not None:
-            self._before_step(own_s)
+        self._choose_width(Phase.PREFILL)
+        self._announce(0, tokens)
         inputs: list[bytes] = []
         began_s = self._clock()
         for request, count in chosen:
             inputs += request.next_inputs(count)
             if request.started_s is None:
                 request.started_s = began_s
-        self._computing = {request.key for request, _ in chosen}
-        crew.before()
-        began = self._cpu_clock()
-        result, vectors = self._context.compute(inputs)
-        cpu_s, wall_s = self._cpu_clock() - began, self._clock() - began_s
-        crew.after()
-        self._computing = set()
-        if result is Decoded.OK:
-            if known:
-                self._widths.observe(Phase.PREFILL, crew.width, own_s, wall_s)
-            if crew.width == crew.own:
-                self._meter.observe(0, tokens, cpu_s)
-            self._wide_steps += crew.width > crew.own
-            self._prompt_tokens += tokens
-        self._lent = crew.lent
-        return result, vectors
+        return self._measured(
+            lambda: self._context.compute(inputs),
+            {request.key for request, _ in chosen},
+            phase=Phase.PREFILL,
+            sequences=0,
+            prefill=tokens,
+        )
 
     def _advance(
         self, chosen: list[tuple[_Request, int]], vectors: list[NDArray[numpy.float32]]
@@ -305,14 +218,7 @@ class EmbeddingEngine:
         for request in requests:
             why = "the batch failed"
             self._end(request, FinishReason.FAILED, error=why, alone=len(requests) == 1)
-        self._failures += 1
-        if self._failures >= MAX_FAILURES:
-            raise EngineFailureError(f"{MAX_FAILURES} batches failed in a row")
-
-    def _end_if_there(self, key: Key, reason: FinishReason) -> None:
-        request = self._requests.get(key)
-        if request is not None:
-            self._end(request, reason)
+        self._count_failure()
 
     def _end(
         self,

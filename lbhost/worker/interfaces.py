@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from lbhost.wire import Delta, Embed, Finish, FinishReason, Sampling, Submit, Vectors
+from lbhost.wire import Delta, Embed, Sampling, Submit, Vectors
 from lbhost.worker.batch import Speeds
 from lbhost.worker.llama_context import Decoded
 
@@ -17,6 +17,9 @@ MAX_FAILURES = 3
 
 Out = tuple[int, Delta]
 """(link, what it gets)."""
+
+Told = tuple[int, Delta | Vectors]
+"""The same of embedding requests."""
 
 
 class EngineFailureError(Exception):
@@ -40,12 +43,6 @@ class Load(msgspec.Struct, frozen=True):
     """How many of the steps were computed with lent CPUs too."""
     lent: tuple[int, ...]
     """Lent CPUs that the newest step took."""
-
-
-def of_another_kind(link: int, message: Submit | Embed) -> Out:
-    """The answer to what this worker's engine is not for."""
-    finish = Finish(FinishReason.ERROR, error="this worker's model is of another kind")
-    return link, Delta(message.request, (), "", finish)
 
 
 class KeeperLike(Protocol):
@@ -79,8 +76,8 @@ class EngineLike(Protocol):
     def move_all(self) -> None: ...
     def lend(self, cpus: tuple[int, ...]) -> None: ...
     def pause_s(self) -> float: ...
-    def step(self) -> Sequence[tuple[int, Delta | Vectors]]: ...
-    def take(self) -> Sequence[tuple[int, Delta | Vectors]]: ...
+    def step(self) -> Sequence[Told]: ...
+    def take(self) -> Sequence[Told]: ...
     def load(self) -> Load: ...
 
 

@@ -1,11 +1,11 @@
-"""The engine's bookkeeping: slots, requests, and a slot's part of a batch. No behaviour."""
+"""The engine's bookkeeping: slots, requests, and a slot's part of a batch."""
 
 from __future__ import annotations
 
 import msgspec
 
 from lbhost import order
-from lbhost.wire import Submit
+from lbhost.wire import Finish, FinishReason, Submit
 from lbhost.worker.interfaces import SamplerLike
 from lbhost.worker.text import TextStream
 
@@ -72,6 +72,29 @@ class Request:
     @property
     def given_tokens(self) -> int:
         return len(self.given) // 4
+
+    def finish(
+        self, reason: FinishReason, now: float, *, error: str | None = None, alone: bool = False
+    ) -> Finish:
+        """What is told at its end: how far it came, and how long each part of that took.
+
+        Args:
+            alone: whether a failed batch was this request's only.
+        """
+        started = self.started_s if self.started_s is not None else now
+        first = self.first_token_s if self.first_token_s is not None else now
+        return Finish(
+            reason,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached,
+            completion_tokens=self.completion,
+            queued_s=started - self.arrived_s,
+            prefill_s=first - started,
+            decode_s=now - first,
+            error=error,
+            stop=self.text.stop,
+            alone=alone,
+        )
 
 
 class Part(msgspec.Struct):

@@ -1,0 +1,111 @@
+"""Puts a step's batch together: what each slot's part of it is, and what fills it up.
+
+Which prompts get how much is decided in batch.py. Owns no slot; the engine's are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lbhost.order import Overtaken, Prompt
+from lbhost.worker.batch import Speeds, gaps, padding, plan
+from lbhost.worker.interfaces import ContextLike
+from lbhost.worker.requests import Entry, Part, Slot
+
+
+class Composer:
+    """See the module."""
+
+    def __init__(self, context: ContextLike, slots: Sequence[Slot], target_s: float) -> None:
+        """
+        Args:
+            target_s: inter-token target; see batch.plan.
+        """
+        self._context = context
+        self._slots = slots
+        self._target_s = target_s
+
+    def prompts(self, held: frozenset[int]) -> list[Prompt]:
+        """Those with tokens left to compute, and nobody to wait for.
+
+        Args:
+            held: numbers of the requests whose prompts others are computing; see sharing.py.
+        """
+        return [
+            Prompt(request.number, request.given_tokens - len(slot.tokens) // 4, request.rank)
+            for slot in self._slots
+            if (request := slot.request) is not None
+            and not request.next_token
+            and request.number not in held
+        ]
+
+    def entries(self, held: frozenset[int], overtaken: Overtaken, speeds: Speeds) -> list[Entry]:
+        """The next batch, in slot order: only neighbours are computed in one go.
+
+        Args:
+            speeds: with the threads of the next step.
+        """
+        running = [slot for slot in self._slots if slot.request is not None]
+        decoding = sum(1 for slot in running if slot.request and slot.request.next_token)
+        chunks = plan(
+            decoding,
+            self.prompts(held),
+            overtaken,
+            speeds,
+            self._target_s,
+            self._context.batch_size,
+            tiled=self._context.tiled,
+        )
+        counts = {chunk.number: chunk.count for chunk in chunks}
+        outputs = self._context.max_outputs - len(running)  # beside the one that each may have
+        entries: list[Entry] = []
+        for slot in running:
+            request = slot.request
+            assert request is not None
+            if request.next_token:
+                entries.append(Entry(slot, request.next_token, output=True, request=request))
+            elif request.number in counts:
+                count, every = counts[request.number], request.scored
+                if every:
+                    count = min(count, 1 + outputs)
+                    outputs -= count - 1
+                at = len(slot.tokens)
+                packed = request.given[at : at + 4 * count]
+                last = at + len(packed) == len(request.given)
+                fill = len(chunks) == 1 and not every
+                filling = self._padding(slot, len(packed) // 4, decoding) if fill else 0
+                entries.append(Entry(slot, packed, last, every, filling, request=request))
+        return entries
+
+    def fillers(self, entries: Sequence[Entry]) -> list[Part]:
+        """What decodes along in the gaps between these and is forgotten; see batch.gaps."""
+        free = [self._slots[index] for index in gaps([entry.slot.index for entry in entries])]
+        if not (free and self._context.can_copy):
+            return []
+        tokens = sum(len(entry.packed) // 4 + entry.padding for entry in entries) + len(free)
+        fit = all(len(slot.tokens) // 4 < self._context.n_ctx for slot in free)
+        if not fit or tokens > self._context.batch_size:
+            return []
+        return [Part(slot, bytes(4)) for slot in free]
+
+    def fill(self, parts: Sequence[Part]) -> None:
+        """Make these parts the context's batch, in slot order."""
+        self._context.clear()
+        for part in sorted(parts, key=lambda part: part.slot.index):
+            part.index = self._context.add(
+                part.slot.index,
+                len(part.slot.tokens) // 4,
+                part.packed,
+                output=part.output,
+                every=part.every,
+                padding=part.padding,
+            )
+
+    def _padding(self, slot: Slot, count: int, decoding: int) -> int:
+        """How many tokens to put after a chunk, where they can be cut off again."""
+        context = self._context
+        if not (context.tiled and context.can_copy):
+            return 0
+        tokens = padding(count, decoding)
+        fits = len(slot.tokens) // 4 + count + tokens <= context.n_ctx
+        return tokens if fits else 0

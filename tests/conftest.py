@@ -26,9 +26,9 @@ _told: set[str] = set()
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """The gateway and the TUI run on asyncio, and so do their tests."""
-    return "asyncio"
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """The supervisor and the TUI run on asyncio's own loop, the gateway on uvloop."""
+    return "asyncio", {"use_uvloop": request.node.get_closest_marker("uvloop") is not None}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

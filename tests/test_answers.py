@@ -29,11 +29,6 @@ COMPLETIONS = "/v1/completions"
 SEED = 40
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def seeded(submit: Submit) -> list[str]:
     """An answer that tells the prompt's last byte and how far the seed has counted."""
     return [chr(submit.prompt[-4]), str(submit.sampling.seed - SEED), "!"]

@@ -13,14 +13,9 @@ from lbhost import keys
 from running_gateway import until
 from serving import PATIENCE_S, Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
+pytestmark = [pytest.mark.e2e, pytest.mark.anyio, pytest.mark.uvloop]
 
 FLOOD = 200
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"use_uvloop": True}
 
 
 async def test_a_key_that_floods_does_not_keep_another_waiting(tmp_path: Path) -> None:

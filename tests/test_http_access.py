@@ -16,14 +16,9 @@ from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.keyring import scope_of
 from running_gateway import CHAT, HELLO, RunningGateway, running_gateway, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.uvloop]
 
 KEY = "secret-key"
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"use_uvloop": True}
 
 
 # --- names ------------------------------------------------------------------------------

@@ -12,13 +12,7 @@ from http_answers import ENDLESS, check_error, events, stream
 from lbhost.board import Wanted, WorkerState
 from running_gateway import CHAT, HELLO, PATIENCE_S, running_gateway, until
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Served on uvloop, debugged on asyncio: both must do."""
-    return "asyncio", {"use_uvloop": request.param}
+pytestmark = [pytest.mark.anyio, pytest.mark.uvloop]
 
 
 # --- clients that leave -----------------------------------------------------------------

@@ -18,12 +18,7 @@ from lbhost.errors import NotReadyError, RateLimitError
 from lbhost.gateway.recorder import OUTCOMES, outcome
 from running_gateway import CHAT, HELLO, MODEL, RunningGateway, running_gateway, until
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"use_uvloop": True}
+pytestmark = [pytest.mark.anyio, pytest.mark.uvloop]
 
 
 def write(path: Path, **tables: dict[str, Any]) -> None:

@@ -13,13 +13,7 @@ from lbhost.gateway.api import answer
 from running_gateway import CHAT, HELLO, MODEL, PATIENCE_S, running_gateway, until
 from toy_vocab import ToyVocab
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Served on uvloop, debugged on asyncio: both must do."""
-    return "asyncio", {"use_uvloop": request.param}
+pytestmark = [pytest.mark.anyio, pytest.mark.uvloop]
 
 
 # --- answers ----------------------------------------------------------------------------

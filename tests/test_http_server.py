@@ -1,4 +1,4 @@
-"""What the server does to clients that are too slow, too big, too many or plain wrong."""
+"""What the HTTP server refuses, and whom it makes wait: sizes, times, connections, descriptors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
@@ -20,46 +19,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from fake_worker import Script
+from http_bytes import check_refusal, post, read
 from lbhost.gateway.http import budget, descriptors, protocol
 from running_gateway import CHAT, HELLO, PATIENCE_S, RunningGateway, running_gateway, until
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    return "asyncio", {"use_uvloop": request.param}
-
-
-def post(body: bytes, *headers: bytes, length: int | None = None) -> bytes:
-    lines = [
-        f"POST {CHAT} HTTP/1.1".encode(),
-        b"host: localhost",
-        b"content-type: application/json",
-        b"content-length: %d" % (len(body) if length is None else length),
-        *headers,
-        b"",
-        body,
-    ]
-    return b"\r\n".join(lines)
-
-
-def read(response: bytes) -> tuple[int, dict[str, str], Any]:
-    """Status, headers and JSON body of one response."""
-    head, _, body = response.partition(b"\r\n\r\n")
-    status, *lines = head.decode().split("\r\n")
-    headers = dict(line.split(": ", 1) for line in lines)
-    return int(status.split()[1]), headers, json.loads(body)
-
-
-def check_refusal(response: bytes, status: int, code: str | None) -> None:
-    got, headers, body = read(response)
-    assert got == status
-    assert headers["content-type"] == "application/json"
-    assert headers["connection"] == "close"
-    assert headers["x-request-id"]
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["code"] == code
+pytestmark = [pytest.mark.anyio, pytest.mark.uvloop]
 
 
 @pytest.mark.parametrize(
@@ -361,123 +325,6 @@ async def test_a_body_is_counted_only_until_intake_has_made_work_of_it() -> None
         assert [r.status_code for r in await asyncio.gather(*running)] == [200] * 6
 
 
-# --- what comes after the head ----------------------------------------------------------
-
-CHUNKED = (
-    f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    "transfer-encoding: chunked\r\n"
-).encode()
-
-
-def chunks(body: bytes, size: int) -> bytes:
-    parts = [body[i : i + size] for i in range(0, len(body), size)]
-    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
-
-
-async def test_a_trailer_is_refused_and_authenticates_nobody() -> None:
-    async with running_gateway(api_key="secret-key") as g:
-        body = json.dumps(HELLO).encode()
-        trailer = b"0\r\nauthorization: Bearer secret-key\r\n\r\n"
-        answer = await g.raw(CHUNKED + b"\r\n" + chunks(body, 1000) + trailer)
-        check_refusal(answer, 400, None)
-        assert not g.workers[0].submits
-
-
-async def test_an_endless_trailer_ends_at_its_first_bytes() -> None:
-    async with running_gateway() as g:
-        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
-        try:
-            writer.write(CHUNKED + b"\r\n" + chunks(json.dumps(HELLO).encode(), 1000) + b"0\r\n")
-            await until(lambda: g.gateway.server.budget.used, "the body has come")
-            writer.write(b"x" * 100)
-            async with asyncio.timeout(PATIENCE_S):
-                check_refusal(await reader.read(), 400, None)
-        finally:
-            writer.close()
-
-
-@pytest.mark.parametrize(
-    "flood",
-    [b"1\r\na\r\n" * 20_000, b"5;" + b"x" * 100_000, b"1;" + b"x" * 9000 + b"\r\na\r\n"],
-    ids=["tiny chunks", "endless extension", "long extensions"],
-)
-async def test_a_body_that_is_mostly_framing_is_refused(flood: bytes) -> None:
-    async with running_gateway() as g:
-        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
-        try:
-            writer.write(CHUNKED + b"\r\n")
-            with contextlib.suppress(ConnectionError):
-                for _ in range(20):
-                    writer.write(flood)
-                    await writer.drain()
-            async with asyncio.timeout(PATIENCE_S):
-                check_refusal(await reader.read(), 400, None)
-        finally:
-            writer.close()
-
-
-@pytest.mark.parametrize("size", [1, 7, 100_000])
-async def test_chunked_bodies_are_read_in_whatever_pieces_they_come(size: int) -> None:
-    async with running_gateway() as g:
-        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
-        data = CHUNKED + b"connection: close\r\n\r\n"
-        data += chunks(json.dumps(HELLO).encode(), 50) + b"0\r\n\r\n"
-        try:
-            for i in range(0, len(data), size):
-                writer.write(data[i : i + size])
-                await asyncio.sleep(0)
-            async with asyncio.timeout(PATIENCE_S):
-                assert (await reader.read()).startswith(b"HTTP/1.1 200")
-        finally:
-            writer.close()
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_with_an_upgrade_is_read_as_plain_http(chunked: bool) -> None:
-    body = json.dumps(HELLO).encode()
-    asked = (
-        b"connection: Upgrade, HTTP2-Settings, close",
-        b"upgrade: h2c",
-        b"http2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
-    )
-    async with running_gateway() as g:
-        if chunked:
-            request = CHUNKED + b"\r\n".join([*asked, b"", b""]) + chunks(body, 9) + b"0\r\n\r\n"
-        else:
-            request = post(body, *asked)
-        status, _, answer = read(await g.raw(request))
-        assert (status, answer["choices"][0]["finish_reason"]) == (200, "stop")
-
-
-async def test_connect_is_a_405() -> None:
-    async with running_gateway() as g:
-        asked = b"CONNECT example.com:443 HTTP/1.1\r\nhost: localhost\r\n\r\n"
-        check_refusal(await g.raw(asked), 405, "method_not_allowed")
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nG",
-        b"transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\nG",
-        b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
-        b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello",
-        b"content-length: +5\r\n\r\nhello",
-        b"content-length: 99999999999999999999999\r\n\r\n",
-        b"transfer-encoding: identity, chunked, x\r\n\r\n0\r\n\r\n",
-        b"transfer-encoding : chunked\r\n\r\n0\r\n\r\n",
-        b"x: a\r\n folded\r\ncontent-length: 0\r\n\r\n",
-        b"transfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
-        b"transfer-encoding: chunked\r\n\r\n-1\r\n",
-        b"transfer-encoding: chunked\r\n\r\n5\nhello",
-    ],
-)
-async def test_requests_that_two_servers_could_read_in_two_ways_are_refused(lines: bytes) -> None:
-    async with running_gateway() as g:
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        check_refusal(await g.raw(head.encode() + lines), 400, None)
-
-
 # --- descriptors and uvicorn ------------------------------------------------------------
 
 
@@ -508,9 +355,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
 async def test_without_descriptors_it_waits_and_then_serves_again() -> None:
-    """On uvloop alone, which serves: asyncio tells each of 2,048 tries to the loop's handler."""
     async with running_gateway() as g:
         assert (await g.chat()).status_code == 200
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from dispatching import Bench, bench, over
 from fake_worker import FakeWorker, Script
 from lbhost.board import CoreRow, HostRow, WorkerState
 from lbhost.gateway.scheduling.job import Job
 from running_gateway import until
-from test_dispatcher import Bench, bench, over
 
 pytestmark = pytest.mark.anyio
 

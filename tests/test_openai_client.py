@@ -13,13 +13,7 @@ from http_answers import ENDLESS
 from lbhost.board import Wanted, WorkerState
 from running_gateway import MODEL, PATIENCE_S, running_gateway, until
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Served on uvloop, debugged on asyncio: both must do."""
-    return "asyncio", {"use_uvloop": request.param}
+pytestmark = [pytest.mark.anyio, pytest.mark.uvloop]
 
 
 async def test_the_openai_client_chats_streams_and_understands_errors() -> None:

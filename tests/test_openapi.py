@@ -21,11 +21,6 @@ DOCUMENT = json.loads(json.dumps(openapi.document(OPERATIONS, PAGES, MODEL)))
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def references(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         if "$ref" in value:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from lbhost.errors import StartupError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What asks a server to stop; SIGHUP does so until it serves, and when its terminal has gone."""
+"""What asks a server to stop; SIGHUP does so when its terminal has gone."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

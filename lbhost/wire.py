@@ -86,7 +86,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
 
 
 class Embed(msgspec.Struct, frozen=True, tag="embed", array_like=True):
-    """Compute a vector for each of some inputs. The worker answers with one Vectors, or with a Step
+    """Compute a vector for each of some inputs. The worker answers with Vectors, or with a Step
     whose Delta says why not."""
 
     request: int
@@ -223,14 +223,27 @@ class Step(msgspec.Struct, frozen=True, tag="step", array_like=True):
     """Prompt tokens still to compute in this worker, so that the router need not poll."""
 
 
+VECTORS_BYTES = 4 * 1024 * 1024
+"""That one Vectors carries at most: 2,048 vectors of 4,096 numbers are 32 MB."""
+
+
 class Vectors(msgspec.Struct, frozen=True, tag="vectors", array_like=True):
-    """The answer to an Embed, all of it."""
+    """The answer to an Embed, or the next part of it."""
 
     request: int
     values: bytes
     """float32, little-endian: the vector of each input after the other, all of one length. Of
     rerankers the score alone."""
-    finish: Finish
+    finish: Finish | None = None
+    """None: more comes."""
+
+
+def vectors(request: int, values: bytes, finish: Finish) -> list[Vectors]:
+    """An answer in parts of VECTORS_BYTES, which may be cut anywhere; at least one."""
+    starts = range(0, len(values), VECTORS_BYTES) or (0,)
+    parts = [Vectors(request, values[at : at + VECTORS_BYTES]) for at in starts]
+    parts[-1] = msgspec.structs.replace(parts[-1], finish=finish)
+    return parts
 
 
 FromWorker: TypeAlias = Step | Vectors

@@ -85,13 +85,13 @@ def vector_of(tokens: list[int]) -> list[float]:
     return [number / length for number in vector]
 
 
-def _vectors(embed: wire.Embed) -> wire.Vectors:
+def _vectors(embed: wire.Embed) -> list[wire.Vectors]:
     tokens = iter(wire.unpack_tokens(embed.tokens))
     values = array.array("f")
     for length in embed.lengths:
         values.extend(vector_of([next(tokens) for _ in range(length)]))
     finish = wire.Finish(wire.FinishReason.STOP, prompt_tokens=sum(embed.lengths), prefill_s=0.001)
-    return wire.Vectors(embed.request, values.tobytes(), finish)
+    return wire.vectors(embed.request, values.tobytes(), finish)
 
 
 class FakeWorker:
@@ -267,7 +267,8 @@ class FakeWorker:
     def _step(self) -> None:
         while self._embeds:
             _, embed = self._embeds.popitem()
-            self._socket.sendall(wire.encode(_vectors(embed)))
+            for part in _vectors(embed):
+                self._socket.sendall(wire.encode(part))
         now = time.monotonic()
         computed = {
             request: sequence

@@ -89,6 +89,7 @@ class Bench:
 
     def hear(self, out: list[tuple[int, Delta | Vectors]]) -> None:
         for _, message in out:
+            assert not isinstance(message, Vectors) or message.finish is not None, "one frame each"
             (self.vectors if isinstance(message, Vectors) else self.ends)[message.request] = message  # type: ignore[assignment]
 
     def reason(self, request: int) -> FinishReason:

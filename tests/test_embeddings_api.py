@@ -17,6 +17,7 @@ from fake_worker import vector_of
 from lbhost import keys
 from lbhost.board import WorkerState
 from lbhost.gateway.api.embeddings import MOST_INPUTS
+from lbhost import wire
 from lbhost.gateway.prompt.inputs import PATHS
 from lbhost.gateway.scheduling.parts import MOST_PARTS, cut
 from lbhost.gateway.vector_cache import FILE
@@ -150,6 +151,15 @@ async def test_a_list_is_split_over_the_workers_and_comes_back_in_order() -> Non
         assert sum(shares) == len(texts)
         assert min(shares) > 0
         assert sum(len(fake.embeds) for fake in g.workers) <= MOST_PARTS + 1
+
+
+async def test_vectors_that_fill_many_frames_come_back_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "VECTORS_BYTES", 10)  # amid a number
+    async with embedding_gateway(workers=1) as g:
+        texts = [f"text {i}" for i in range(30)]
+        assert vectors(await embed(g, texts)) == [expected(text) for text in texts]
 
 
 async def test_what_a_lost_worker_had_is_computed_elsewhere() -> None:

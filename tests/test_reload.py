@@ -83,6 +83,7 @@ async def test_a_configuration_that_is_no_good_changes_nothing(
             (("quue_size = 9",), ("quue_size", "queue_size")),
             (("queue_size = ",), ("lbhost.toml",)),
             (("host = '0.0.0.0'", "queue_size = 9"), ("host", "restart")),
+            (("memory_limit = '1M'", "queue_size = 9"), ("memory-limit", "raise it")),
         ):
             file.write(*lines)
             message = await refused(running.server.reload(), UsageError)
@@ -153,6 +154,28 @@ async def test_a_hang_up_reloads(
             "the bad file is told of",
         )
         assert not running.server.signals
+
+
+async def test_a_reload_that_is_asked_for_while_the_server_starts_waits_until_it_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    monkeypatch.setattr("lbhost.supervisor.signals.has_terminal", lambda: False)
+    async with box(
+        tmp_path,
+        monkeypatch,
+        settings=file.settings,
+        source=file.source,
+        modes={"gateway": "slow"},
+        wait=False,
+    ) as running:
+        await running.until(lambda: running.server.gateway.pid, "the gateway loads")
+        file.write("queue_size = 55")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await running.state(0, S.READY)
+        assert running.kinds("reload") == []
+        running.tell("gateway", "")
+        await running.until(lambda: queue_limit(running) == 55, "the gateway has the new limit")
+        assert running.kinds("reload") == ["reload: queue_size: 256 -> 55 (live)"]
 
 
 async def test_a_hang_up_of_our_terminal_stops(

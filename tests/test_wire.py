@@ -104,6 +104,18 @@ def test_a_frame_over_the_cap_is_refused_at_both_ends() -> None:
         wire.Frames().feed(struct.pack("<I", wire.MAX_FRAME + 1))
 
 
+def test_the_widest_answer_to_an_embed_fits_its_frames() -> None:
+    values = bytes(range(256)) * (2048 * 4 * 8192 // 256)
+    finish = wire.Finish(wire.FinishReason.STOP, 4)
+    frames = wire.Frames()
+    got: list[Any] = []
+    for part in wire.vectors(3, values, finish):
+        got += map(wire.decode_from_worker, frames.feed(wire.encode(part)))
+    assert b"".join(part.values for part in got) == values
+    assert [part.finish for part in got] == [None] * (len(got) - 1) + [finish]
+    assert [part.finish for part in wire.vectors(3, b"", finish)] == [finish]
+
+
 @given(st.lists(st.integers(-(2**31), 2**31 - 1)))
 def test_tokens_survive_packing(tokens: list[int]) -> None:
     assert wire.unpack_tokens(wire.pack_tokens(tokens)) == tokens

@@ -17,7 +17,8 @@ import msgspec
 
 from lbhost import control, log
 from lbhost.config import Settings
-from lbhost.errors import ConflictError, LbhostError, ModelFileError, UsageError
+from lbhost.errors import ConflictError, LbhostError, ModelFileError, StartupError, UsageError
+from lbhost.placement import memory
 from lbhost.setting_values import names
 from lbhost.source import Source
 from lbhost.supervisor import changes, exposure
@@ -199,9 +200,24 @@ class Configuration:
                     "lbhost only: nothing was changed"
                 )
         exposure.check(after, self._listener)
+        if "memory_limit" in plan.keys(How.LIVE) and not plan.keys(How.HANDOVER):
+            self._check_memory_limit(after)
         operations.require_alone("reload")
         if plan.keys(How.SCALING) and not plan.keys(How.HANDOVER):
             operations.check_scale(int(after.workers))
+
+    def _check_memory_limit(self, after: Settings) -> None:
+        """Raises UsageError: every worker would be over it, one as the other, again and again."""
+        made = self._prepared
+        if all(placement.gpu is not None for placement in made.placements):
+            return
+        sequences = made.info.purpose.sequences(made.settings.slots)
+        try:
+            memory.require_within(
+                after.memory_limit_bytes, made.info.kv_bytes_per_token, sequences, made.n_ctx
+            )
+        except StartupError as error:
+            raise UsageError(f"{error.message}: nothing was changed") from error
 
     async def _change(
         self, after: Settings, plan: Plan, operations: Operations, gateway: Service

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from lbhost import config, log
 from lbhost.config import Settings
@@ -23,6 +22,7 @@ from lbhost.source import Source
 from lbhost.status import Status
 from lbhost.supervisor import exposure, succession
 from lbhost.supervisor import listener as listening
+from lbhost.supervisor.early import EarlySignals
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.startup import prepare
 from lbhost.supervisor.succession import Inheritance, Refused
@@ -47,7 +47,7 @@ def serve(
         StartupError, UsageError: it cannot start; nothing is left behind.
     """
     log.configure(settings.log_format, settings.log_level, "supervisor")
-    stop = _EarlyStop()
+    early = EarlySignals()
     runtime = _runtime_dir(settings, environ, inheritance)
     try:
         with _listener(settings, inheritance) as listener:
@@ -61,7 +61,7 @@ def serve(
             prepared = prepare(settings, environ, inherited)
             become_subreaper()
             try:
-                stop.check()
+                early.check()
                 supervising = partial(
                     Supervisor,
                     prepared,
@@ -72,6 +72,7 @@ def serve(
                     asked=settings,
                     source=source,
                     inheritance=inheritance,
+                    orders=early.orders,
                 )
                 asyncio.run(_run(supervising))
             finally:
@@ -99,29 +100,6 @@ def _listener(settings: Settings, inheritance: Inheritance | None) -> socket.soc
     if inheritance is not None:
         return inheritance.listener
     return listening.bind(settings.host, settings.port)
-
-
-class _EarlyStop:
-    """Until the loop takes over, stop signals end us like Ctrl-C does: by way of the clean-up.
-
-    What a handler raises is dropped where C code calls Python: llama.cpp's log, while a model is
-    read. So the signal is noted as well.
-    """
-
-    def __init__(self) -> None:
-        self._asked = False
-        for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, self._on_signal)
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal has come."""
-        if self._asked:
-            raise KeyboardInterrupt
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked = True
-        raise KeyboardInterrupt
 
 
 async def _run(supervising: Callable[[], Supervisor]) -> None:

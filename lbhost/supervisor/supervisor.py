@@ -75,11 +75,13 @@ class Supervisor(Commanded):
         asked: Settings | None = None,
         source: Source | None = None,
         inheritance: Inheritance | None = None,
+        orders: Sequence[int] = (),
     ) -> None:
         """
         Args:
             asked, source: see Configuration.
             inheritance: what a server gives from which this one is to take over.
+            orders: signals that have come already and ask for more than a stop; read when it runs.
         """
         self.prepared = prepared
         self.endpoint = endpoint
@@ -93,6 +95,7 @@ class Supervisor(Commanded):
         self._signals = Signals(self._wake.set)
         self._children = Children(after_exit=self._wake.set)
         self._announced = False
+        self._serves = asyncio.Event()
         self._stopping = False
         self._failure: StartupError | None = None
         self._env = environment(os.environ)
@@ -105,6 +108,7 @@ class Supervisor(Commanded):
             prepared, listener, self.desired, self.events, asked, source, self._adopt
         )
         self._inheritance = inheritance
+        self._early_orders = orders
         self._handover = Handover(
             prepared,
             listener,
@@ -184,6 +188,8 @@ class Supervisor(Commanded):
         for number in (*STOP_SIGNALS, signal.SIGUSR2):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP for us
                 loop.add_signal_handler(number, self._on_signal, number)
+        for number in self._early_orders:
+            self._signals.take(number)
         loop.add_signal_handler(signal.SIGCHLD, self._children.sweep)
         try:
             if self._inheritance is None:
@@ -268,6 +274,7 @@ class Supervisor(Commanded):
             self.gateway.start()  # to take over: clients come as soon as it listens
         elif self.gateway.state == "ready":
             self._announced = True
+            self._serves.set()
             self.events.add("info", "server", f"serving {len(workers)} workers at {self.endpoint}")
             if self._handover.predecessor is not None:
                 self._handover.predecessor.serving()
@@ -314,7 +321,9 @@ class Supervisor(Commanded):
         self._signals.take(number)
 
     async def _obey(self) -> None:
-        """Do what signals ask for, one after the other. What fails is told as an event."""
+        """Do what signals ask for, one after the other, as soon as the server serves. What fails
+        is told as an event."""
+        await self._serves.wait()
         while True:
             number = await self._signals.next_order()
             with contextlib.suppress(LbhostError):

@@ -14,7 +14,7 @@ import msgspec
 import numpy
 from numpy.typing import NDArray
 
-from lbhost import log
+from lbhost import log, wire
 from lbhost.order import Overtaken, after
 from lbhost.wire import Delta, Embed, Finish, FinishReason, Submit, Vectors
 from lbhost.worker.admission import problem_of_inputs
@@ -241,7 +241,8 @@ class EmbeddingEngine(BaseEngine[_Request, Delta | Vectors]):
         )
         if reason is FinishReason.STOP:
             values = b"".join(request.vectors)
-            self._out.append((request.link, Vectors(request.embed.request, values, finish)))
+            parts = wire.vectors(request.embed.request, values, finish)
+            self._out += [(request.link, part) for part in parts]
         else:
             self._out.append((request.link, Delta(request.embed.request, (), "", finish)))
 

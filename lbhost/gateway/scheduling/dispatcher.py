@@ -420,8 +420,11 @@ class Dispatcher:
         if attempt is None:
             return
         self._router.began(attempt, self._clock())
+        attempt.vectors += vectors.values
+        if vectors.finish is None:
+            return
         if not attempt.job.over:
-            attempt.job.vectors = vectors.values
+            attempt.job.vectors = attempt.vectors
         self._release(attempt, vectors.finish)
         self._pump()
 

@@ -69,6 +69,8 @@ class Attempt:
         """time.monotonic() of its first and its newest token; None while it prefills."""
         self.step_s: float | None = None
         """How long the step took that its first token came from; None where nobody has told."""
+        self.vectors = b""
+        """What has come of its inputs' vectors; see wire.Vectors."""
         self.moving: Reason | None = None
         """Why it was asked back, if it was."""
 

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from faults import episode
 from faults.__main__ import main, parse, table
 from faults.answers import Answer, Reference, Verdict, open_at, parted, recoveries, verdict
-from faults.breaking import Scene
 from faults.catalogue import FAULTS
+from faults.clock import Clock, compiler
+from faults.scene import Scene
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -85,7 +87,7 @@ def test_recovery_counts_the_first_stroke_and_only_streams_that_it_hit() -> None
 
 def judged(answers: list[Answer], **scene: Any) -> episode.Result:
     seen = Scene.__new__(Scene)
-    seen.struck, seen.moments, seen.away, seen.broken = [], [], [], []
+    seen.struck, seen.moments, seen.away, seen.broken, seen.others = [], [], [], [], 0
     for name, value in scene.items():
         setattr(seen, name, value)
     return episode.judge([FAULTS["kill-worker"]], answers, {0: Reference("so it is")}, seen, [])
@@ -127,6 +129,25 @@ def test_three_are_mixed_of_those_that_can_be() -> None:
     mix = episode.mixed(list(FAULTS.values()), random.Random(1))
     assert len(mix) == 3
     assert all(fault.mixable for fault in mix)
+
+
+@pytest.mark.skipif(compiler() is None, reason="the clock is built with a C compiler")
+def test_a_clock_that_is_stepped_moves_the_time_of_day_and_nothing_else(tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "clock")
+    clock.step(-3600)
+    tell = "import time, datetime as d; print(time.time(), d.datetime.now().timestamp())"
+    tell += "; print(time.clock_gettime(time.CLOCK_REALTIME), time.monotonic())"
+    command = [sys.executable, "-c", tell]
+    ran = subprocess.run(command, env=clock.environ, capture_output=True, text=True, check=True)
+    *walls, steady = map(float, ran.stdout.split())
+    assert all(3000 < time.time() - wall < 3660 for wall in walls)
+    assert 0 <= time.monotonic() - steady < 60
+
+
+def test_faults_that_this_machine_cannot_have_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert FAULTS["kill-worker"].missing is None
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "root" in (FAULTS["disk"].missing or "")
 
 
 @pytest.mark.parametrize("argv", [["no-such"], ["--minutes", "0"], ["--load", "0"]])

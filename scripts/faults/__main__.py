@@ -67,6 +67,10 @@ async def run(args: argparse.Namespace) -> list[Result]:
     say(f"{len(known)} of {len(asked)} questions have one answer; {rate:.2f} requests/s")
     rate *= args.load
     chosen = [FAULTS[name] for name in args.faults] or list(FAULTS.values())
+    for fault in chosen:
+        if fault.missing:
+            say(f"{fault.name} is left out: {fault.missing}")
+    chosen = [fault for fault in chosen if not fault.missing]
     rounds = [[fault] for fault in chosen]
     if len(chosen) > 1 and (mix := episode.mixed(chosen, rng)):
         rounds.append(mix)

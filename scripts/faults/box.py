@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ class Holdings(NamedTuple):
     """What the server's processes hold."""
 
     processes: int
+    states: int
+    """Of the prefix store, in shared memory."""
     descriptors: dict[str, int]
     """By role; the most that one process of the role has."""
 
@@ -45,8 +47,22 @@ class Holdings(NamedTuple):
 class Box:
     """`lbhost serve` on one port and one runtime directory."""
 
-    def __init__(self, folder: Path, model: Path, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        flags: tuple[str, ...] = (),
+        environ: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            environ: beside ours.
+            log: where its output goes, if not to a file in `folder`.
+        """
+        self._environ = environ or {}
         self._folder = folder
+        self.log = log or folder / "log"
         self._model = model
         self._flags = flags
         self._port = servers.free_port()
@@ -60,20 +76,15 @@ class Box:
         )
 
     @property
-    def log(self) -> Path:
-        return self._folder / "log"
-
-    @property
     def pid(self) -> int:
         if self._child is None:
             raise BoxError("the server was not started")
         return self._child.pid
 
-    async def start(self, environ: dict[str, str] | None = None, *, to_pipe: bool = False) -> None:
+    async def start(self, *, to_pipe: bool = False) -> None:
         """Start it and wait until it is ready.
 
         Args:
-            environ: beside ours.
             to_pipe: stdout and stderr go to a pipe, which `close_pipe` closes.
 
         Raises:
@@ -91,7 +102,7 @@ class Box:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**servers.environment(), **(environ or {})},
+                env={**servers.environment(), **self._environ},
                 start_new_session=True,
             )
             if to_pipe:
@@ -198,14 +209,16 @@ class Box:
         if any(process.ppid() == self.pid and _serves(process) for process in processes):
             processes = processes[1:]  # the first server only waits for who took over from it
         most: dict[str, int] = {}
+        states: set[int] = set()
         for process in processes:
             try:
                 role = process.name()
-                count = _descriptors(process.pid)
+                count, found = _descriptors(process.pid)
             except (psutil.NoSuchProcess, OSError):
                 continue
             most[role] = max(most.get(role, 0), count)
-        return Holdings(len(processes), most)
+            states |= found
+        return Holdings(len(processes), len(states), most)
 
     async def leaks(self, before: Holdings) -> list[str]:
         """What has not come back to where it was, after SETTLE_S at most. One line each."""
@@ -224,6 +237,8 @@ class Box:
         now = await asyncio.to_thread(self.holdings)
         if now.processes > before.processes:
             found.append(f"{now.processes} processes, {before.processes} before")
+        if now.states > status.states.entries:
+            found.append(f"{now.states} states in memory, and {status.states.entries} in the store")
         for role, count in now.descriptors.items():
             had = before.descriptors.get(role)
             if had is not None and count > had + _SPARE_FDS:
@@ -236,20 +251,23 @@ class Box:
         return [f"process {pid} lives on" for pid in self.seen - own if _is_ours(pid)]
 
 
-def _descriptors(pid: int) -> int:
-    """How many a process has open, but for the states of the prefix store.
+def _descriptors(pid: int) -> tuple[int, set[int]]:
+    """How many a process has open, but for the states of the prefix store; and those, by inode.
 
     Raises:
         OSError: it has ended.
     """
     count = 0
+    states: set[int] = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            target = str(entry.readlink())
+            if str(entry.readlink()).startswith(_STATES):
+                states.add(entry.stat().st_ino)
+            else:
+                count += 1
         except FileNotFoundError:
             continue
-        count += not target.startswith(_STATES)
-    return count
+    return count, states
 
 
 def _serves(process: psutil.Process) -> bool:

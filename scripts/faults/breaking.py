@@ -6,88 +6,25 @@ Processes are ended by the pids that the server itself names. All randomness is 
 from __future__ import annotations
 
 import asyncio
-import enum
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
 from benchmarks import machine
-from faults import injection
-from faults.box import ORPHANS_S, Box, BoxError
-from faults.traffic import Traffic
+from faults import disk, injection
+from faults.box import ORPHANS_S, BoxError
+from faults.scene import Scene
 
-EVERY_S = 2.0
 CONFIG = "lbhost.toml"
 STATES = "states"
-
-
-class Kind(enum.Enum):
-    """Who suffers."""
-
-    WORKER = "worker"
-    """Nobody: no request may fail."""
-    SERVICE = "service"
-    """What was open at the moment may fail, and says so."""
-
-
-class Scene:
-    """What a fault works on, and what it notes."""
-
-    def __init__(
-        self, box: Box, traffic: Traffic, rng: random.Random, until: float, folder: Path
-    ) -> None:
-        self.box = box
-        self.traffic = traffic
-        self.rng = rng
-        self.until = until
-        """time.monotonic() at which the fault ends."""
-        self.folder = folder
-        self.struck: list[tuple[float, int]] = []
-        """When which worker was hit."""
-        self.away: list[float] = []
-        """Moments, close to each other, at which there was no server on purpose."""
-        self.moments: list[float] = []
-        """When gateway or supervisor went, or came back."""
-        self.broken: list[str] = []
-        """Promises that the fault itself saw broken."""
-
-    @property
-    def over(self) -> bool:
-        return time.monotonic() >= self.until
-
-    async def pause(self, seconds: float = EVERY_S) -> None:
-        await asyncio.sleep(max(0.0, min(seconds, self.until - time.monotonic())))
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """One way to break things."""
-
-    name: str
-    what: str
-    kind: Kind
-    run: Callable[[Scene], Awaitable[None]]
-    flags: tuple[str, ...] = ()
-    """Of the server."""
-    to_pipe: bool = False
-    """Its output goes to a pipe."""
-    own_model: bool = False
-    """It serves a copy of the model, which the fault may damage."""
-    heat: bool = False
-    """It reads its temperatures from a tree that the fault writes."""
-    reloads: bool = False
-    """It has a configuration file, which the fault changes."""
-    state_dir: bool = False
-    """It keeps its KV states in a folder, which the fault damages."""
-    mixable: bool = True
-    """May run beside others."""
+DISK = "disk"
 
 
 def _kill(pid: int | None, number: signal.Signals) -> None:
@@ -211,11 +148,13 @@ async def heat(scene: Scene) -> None:
 
 
 async def use_up_descriptors(scene: Scene) -> None:
-    """As many idle connections as the gateway lets in, and some more."""
+    """As many idle connections as the gateway lets in, and some more; then, now and then, it has
+    not one descriptor left."""
     host, port = scene.box.admin.host, scene.box.admin.port
     opened: list[socket.socket] = []
+    middle = (time.monotonic() + scene.until) / 2
     try:
-        while not scene.over:
+        while time.monotonic() < middle:
             if len(opened) < 2000:
                 with suppress(OSError):
                     opened.append(socket.create_connection((host, port), 1.0))
@@ -223,6 +162,25 @@ async def use_up_descriptors(scene: Scene) -> None:
     finally:
         for connection in opened:
             connection.close()
+    while not scene.over:
+        await _starve(scene)
+        await scene.pause(4.0)
+
+
+async def _starve(scene: Scene) -> None:
+    """For 2 s the gateway may open nothing more."""
+    pid = (await scene.box.status()).gateway.pid
+    if pid is None:
+        return
+    scene.others += 1
+    away = asyncio.create_task(_note_away(scene))
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    try:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, limits[1]))
+        await scene.pause(2.0)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        away.cancel()
 
 
 async def close_logs(scene: Scene) -> None:
@@ -269,20 +227,63 @@ async def reload(scene: Scene) -> None:
 
 async def damage_states(scene: Scene) -> None:
     """The server ends and starts again; in between, what it has kept on disk is damaged."""
+
+    def damage() -> None:
+        kept = sorted((scene.folder / STATES).rglob("*.state"))
+        for path in scene.rng.sample(kept, (len(kept) + 1) // 2):
+            _damage(path, scene.rng)
+
     while not scene.over:
-        scene.moments.append(time.monotonic())
-        away = asyncio.create_task(_note_away(scene))
-        try:
-            _kill(scene.box.pid, signal.SIGTERM)
-            await scene.box.killed()
-            kept = sorted((scene.folder / STATES).rglob("*.state"))
-            for path in scene.rng.sample(kept, (len(kept) + 1) // 2):
-                _damage(path, scene.rng)
-            await scene.box.start()
-        finally:
-            away.cancel()
-        scene.moments.append(time.monotonic())
+        await _again(scene, damage)
         await scene.pause(8.0)
+
+
+async def fill_disk(scene: Scene) -> None:
+    """The disk of log and states fills, workers die, and there is room again; every third time the
+    server ends and starts while there is none."""
+    folder, turn = scene.folder / DISK, 0
+    while not scene.over:
+        turn += 1
+        scene.others += 1
+        disk.fill(folder, scene.rng.choice((0, 4096, 100_000)))
+        workers = await scene.box.up()
+        if len(workers) > 1:
+            worker = scene.rng.choice(workers)
+            scene.struck.append((time.monotonic(), worker.id))
+            _kill(worker.pid, signal.SIGKILL)
+        await scene.pause(3.0)
+        if turn % 3 == 0 and not scene.over:
+            await _again(scene)
+        disk.empty(folder)
+        await scene.pause(3.0)
+
+
+async def step_clock(scene: Scene) -> None:
+    """The wall clock jumps by an hour or two, forth and back."""
+    assert scene.clock is not None, "the fault has asked for one"
+    pids = [scene.box.pid, *machine.tree(scene.box.pid)]
+    if blind := [pid for pid in pids if not scene.clock.reaches(pid)]:
+        raise BoxError(f"these processes have another clock: {blind}")
+    ahead = 0
+    while not scene.over:
+        ahead = scene.rng.choice([hours for hours in (-1, 0, 1) if hours != ahead])
+        scene.others += 1
+        scene.clock.step(ahead * 3600)
+        await scene.pause()
+
+
+async def _again(scene: Scene, between: Callable[[], None] = lambda: None) -> None:
+    """The server ends as it should, and starts again."""
+    scene.moments.append(time.monotonic())
+    away = asyncio.create_task(_note_away(scene))
+    try:
+        _kill(scene.box.pid, signal.SIGTERM)
+        await scene.box.killed()
+        between()
+        await scene.box.start()
+    finally:
+        away.cancel()
+    scene.moments.append(time.monotonic())
 
 
 async def _note_away(scene: Scene) -> None:

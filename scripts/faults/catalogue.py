@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from faults import breaking, rude
-from faults.breaking import Fault, Kind
+from faults.scene import Fault, Kind
 
 _AGAIN = ("--restart-budget", "1000")
 """Of workers that are killed every 2 s: with the usual budget they would wait for the operator."""
@@ -45,7 +45,7 @@ FAULTS = {
         Fault("heat", "heat that wanders over the cores", Kind.WORKER, breaking.heat, heat=True),
         Fault(
             "descriptors",
-            "2,000 idle connections",
+            "2,000 idle connections, then a gateway that may open nothing more",
             Kind.SERVICE,
             breaking.use_up_descriptors,
             mixable=False,
@@ -83,11 +83,36 @@ FAULTS = {
             state_dir=True,
             mixable=False,
         ),
+        Fault(
+            "disk",
+            "the disk of log and KV states is full, workers die, the server starts again",
+            Kind.SERVICE,
+            breaking.fill_disk,
+            flags=(*_AGAIN, "--state-cache", "16M"),
+            state_dir=True,
+            small_disk=True,
+            mixable=False,
+        ),
+        Fault(
+            "clock",
+            "the wall clock jumps by an hour or two",
+            Kind.WORKER,
+            breaking.step_clock,
+            flags=("--state-cache", "16M"),
+            state_dir=True,
+            own_clock=True,
+            mixable=False,
+        ),
         Fault("vanish", "clients that hang up", Kind.WORKER, rude.crowd(rude.vanish)),
         Fault(
             "read-nothing", "clients that read nothing", Kind.WORKER, rude.crowd(rude.read_nothing)
         ),
-        Fault("creep", "clients that send a byte a second", Kind.WORKER, rude.crowd(rude.creep)),
+        Fault(
+            "creep",
+            "clients that send a byte a second",
+            Kind.WORKER,
+            rude.crowd(rude.creep, at_once=128),
+        ),
         Fault("babble", "clients that send garbage", Kind.WORKER, rude.crowd(rude.babble)),
         Fault("kill-gateway", "kill -9 the gateway", Kind.SERVICE, breaking.kill_gateway),
         Fault(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import shutil
 import tempfile
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from faults import breaking
+from faults import breaking, disk
 from faults.answers import Answer, Question, Reference, Verdict, open_at, recoveries, verdict
 from faults.box import Box, BoxError
-from faults.breaking import Fault, Kind, Scene
+from faults.clock import Clock
+from faults.scene import Fault, Kind, Scene
 from faults.traffic import Client, Traffic
 
 SERVED_AGAIN_S = 1.0
@@ -76,7 +78,7 @@ def judge(
         excused=len(excused),
         leaks=leaks,
         broken=broken,
-        strokes=len(scene.struck) + len(scene.moments),
+        strokes=len(scene.struck) + len(scene.moments) + scene.others,
         recovered_s=recoveries(answers, scene.struck, STREAMING_S),
         different=different,
     )
@@ -101,27 +103,35 @@ async def play(
         BoxError: the server did not start, or was not well again after the fault.
     """
     rng = random.Random(seed)
-    with tempfile.TemporaryDirectory(prefix="lbhost-chaos-") as name:
-        folder = Path(name)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lbhost-chaos-")))
         environ: dict[str, str] = {}
+        states, log, clock = folder / breaking.STATES, folder / "log", None
         if any(fault.own_model for fault in faults):
             model = Path(shutil.copyfile(model, folder / "model.gguf"))
         if any(fault.heat for fault in faults):
             breaking.make_heat_tree(folder / "sys")
             environ["LBHOST_SYSFS_ROOT"] = str(folder / "sys")
+        if any(fault.small_disk for fault in faults):
+            small = stack.enter_context(disk.mounted(folder / breaking.DISK))
+            states, log = small / breaking.STATES, small / "log"
+        if any(fault.own_clock for fault in faults):
+            clock = Clock(folder / "clock")
+            environ |= clock.environ
         flags = sum(dict.fromkeys(fault.flags for fault in faults), ())
         if any(fault.reloads for fault in faults):
             (folder / breaking.CONFIG).touch()
             flags += ("--config", str(folder / breaking.CONFIG))
         if any(fault.state_dir for fault in faults):
-            flags += ("--state-dir", str(folder / breaking.STATES))
-        box = Box(folder, model, flags)
+            flags += ("--state-dir", str(states))
+        box = Box(folder, model, flags, environ, log)
         client = Client(box.endpoint, asked)
         try:
-            await box.start(environ, to_pipe=any(fault.to_pipe for fault in faults))
+            await box.start(to_pipe=any(fault.to_pipe for fault in faults))
             before = await asyncio.to_thread(box.holdings)
             traffic = Traffic(client, rate, rng, frozenset(references))
-            scene = Scene(box, traffic, rng, time.monotonic() + seconds, folder)
+            until = time.monotonic() + seconds
+            scene = Scene(box, traffic, rng, until, folder, clock)
             traffic.start()
             try:
                 await asyncio.gather(*(fault.run(scene) for fault in faults))

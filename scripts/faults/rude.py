@@ -1,6 +1,6 @@
 """Clients that behave badly: that vanish, read nothing, send a byte a second, send garbage.
 
-Loopback only; AT_ONCE of each kind at a time.
+Loopback only; so many of each kind at a time as `crowd` says. How many came is counted.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from faults.breaking import Scene
+from faults.scene import Scene
 
-AT_ONCE = 8
 _HOLD_S = 20.0
-"""How long a client that reads nothing, or hardly sends, keeps its connection."""
+"""How long a client that reads nothing, or hardly sends, keeps its connection at most."""
+_LITTLE = 4096
+"""Bytes that the kernel keeps for a client that reads nothing."""
 
 Client = Callable[[str, int, random.Random, float], Awaitable[None]]
 
@@ -30,8 +32,12 @@ async def vanish(host: str, port: int, rng: random.Random, _hold_s: float) -> No
 
 
 async def read_nothing(host: str, port: int, _rng: random.Random, hold_s: float) -> None:
-    """Ask for a long answer and leave it in the socket."""
-    reader, writer = await asyncio.open_connection(host, port, limit=16)
+    """Ask for a long answer and leave it in the socket, which holds little of it."""
+    ours = socket.socket()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LITTLE)
+    ours.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(ours, (host, port))
+    reader, writer = await asyncio.open_connection(sock=ours, limit=16)
     writer.write(_request({"prompt": "Once", "max_tokens": 128, "stream": True}))
     await asyncio.sleep(hold_s)
     del reader
@@ -62,8 +68,8 @@ async def babble(host: str, port: int, rng: random.Random, _hold_s: float) -> No
     writer.transport.abort()
 
 
-def crowd(client: Client) -> Callable[[Scene], Awaitable[None]]:
-    """A fault: AT_ONCE of such clients, again and again, until the time is over."""
+def crowd(client: Client, at_once: int = 8) -> Callable[[Scene], Awaitable[None]]:
+    """A fault: so many such clients at a time, again and again, until the time is over."""
 
     async def run(scene: Scene) -> None:
         host, port = scene.box.admin.host, scene.box.admin.port
@@ -71,10 +77,11 @@ def crowd(client: Client) -> Callable[[Scene], Awaitable[None]]:
         async def one() -> None:
             while not scene.over:
                 with suppress(OSError):  # refused or cut off: that is the server's right
-                    await client(host, port, scene.rng, _HOLD_S)
+                    scene.others += 1
+                    await client(host, port, scene.rng, scene.rng.uniform(2.0, _HOLD_S))
                 await asyncio.sleep(0.01)
 
-        people = [asyncio.create_task(one()) for _ in range(AT_ONCE)]
+        people = [asyncio.create_task(one()) for _ in range(at_once)]
         await scene.pause(float("inf"))
         for person in people:
             person.cancel()

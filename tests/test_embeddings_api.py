@@ -14,10 +14,9 @@ import httpx2
 import pytest
 
 from fake_worker import vector_of
-from lbhost import keys
+from lbhost import keys, wire
 from lbhost.board import WorkerState
 from lbhost.gateway.api.embeddings import MOST_INPUTS
-from lbhost import wire
 from lbhost.gateway.prompt.inputs import PATHS
 from lbhost.gateway.scheduling.parts import MOST_PARTS, cut
 from lbhost.gateway.vector_cache import FILE

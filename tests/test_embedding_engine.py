@@ -117,6 +117,7 @@ def test_every_input_gets_its_own_vector_of_length_one_in_its_place() -> None:
     assert got(bench.vectors[1]) == pytest.approx(numpy.array([expected(one) for one in inputs]))
     assert got(bench.vectors[2]) == pytest.approx(numpy.array([expected([5, 6])]))
     finish = bench.vectors[1].finish
+    assert finish is not None
     assert finish.reason is FinishReason.STOP
     assert finish.prompt_tokens == sum(map(len, inputs))
     assert finish.prefill_s > 0

@@ -188,8 +188,8 @@ class Supervisor(Commanded):
         for number in (*STOP_SIGNALS, signal.SIGUSR2):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP for us
                 loop.add_signal_handler(number, self._on_signal, number)
-        for number in self._early_orders:
-            self._signals.take(number)
+        for order in self._early_orders:
+            self._signals.take(order)
         loop.add_signal_handler(signal.SIGCHLD, self._children.sweep)
         try:
             if self._inheritance is None:

@@ -13,7 +13,7 @@ from lbhost import wire
 from lbhost.board import Board
 from lbhost.config import Settings
 from lbhost.gateway.metrics import Metrics
-from lbhost.gateway.recorder import Recorder
+from lbhost.gateway.recorder import Figures, Recorder
 from lbhost.gateway.scheduling.deltas import text_of
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.job import Job, Work
@@ -35,7 +35,7 @@ class Bench:
         chosen = Settings(**settings)
         self.sessions = Sessions(Readings(self.page, chosen), chosen.slots)
         self.metrics = Metrics()
-        self.traffic = Recorder(self.page, chosen, self.sessions, self.metrics)
+        self.traffic = Recorder(self.metrics, Figures())
         self.dispatcher = Dispatcher(chosen, self.sessions, self.traffic, clock=clock)
         self.workers: list[FakeWorker] = []
 

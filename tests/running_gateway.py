@@ -19,6 +19,7 @@ from lbhost import control
 from lbhost.board import Board, WorkerState
 from lbhost.config import Settings
 from lbhost.gateway.gateway import Gateway, Start, receive_start
+from lbhost.gateway.served_model import ServedModel
 from lbhost.purpose import GENERATES, Purpose
 from toy_vocab import ToyVocab
 
@@ -53,6 +54,11 @@ class RunningGateway:
             base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False
         )
 
+    @property
+    def served(self) -> ServedModel:
+        """The first of its models."""
+        return next(iter(self.gateway.models))
+
     async def add(
         self,
         worker: int = 0,
@@ -71,7 +77,7 @@ class RunningGateway:
         os.close(fake.fd)
 
         def joined() -> bool:
-            session = self.gateway.sessions.current(worker)
+            session = self.served.sessions.current(worker)
             return session is not None and session.epoch == epoch
 
         await until(joined, "the link has come")
@@ -117,7 +123,7 @@ async def running_gateway(
     assert isinstance(start, Start)
     gateway = Gateway(
         start,
-        vocab or ToyVocab(),
+        [vocab or ToyVocab()],
         on_orphaned=lambda: running.orphaned.set(),
         helper_command=HELPER,
     )

@@ -140,7 +140,7 @@ async def test_one_failure_fails_all_and_stops_the_others() -> None:
         assert response.status_code == 500
         assert "it broke" in response.json()["error"]["message"]
         g.workers[0].release()
-        await until(lambda: g.gateway.dispatcher.active == 0, "nothing is left")
+        await until(lambda: g.served.dispatcher.active == 0, "nothing is left")
         await until(lambda: g.workers[0].busy == 0, "the others were cancelled")
 
 
@@ -153,7 +153,7 @@ async def test_a_client_that_leaves_frees_all_slots() -> None:
                 if '"content":"a' in line:
                     break
         await until(lambda: not any(w.busy for w in g.workers), "all were cancelled")
-        assert g.gateway.dispatcher.active == 0
+        assert g.served.dispatcher.active == 0
 
 
 async def test_more_answers_than_may_wait_are_refused_by_name() -> None:
@@ -174,12 +174,12 @@ async def test_a_full_queue_takes_all_of_a_request_or_nothing() -> None:
     async with running_gateway(queue_size=8) as g:
         g.workers[0].hold()
         waiting = [asyncio.create_task(g.chat()) for _ in range(4 + 5)]
-        await until(lambda: g.gateway.dispatcher.queue_depth == 5, "five wait")
+        await until(lambda: g.served.dispatcher.queue_depth == 5, "five wait")
         refused = await g.chat(n=4)
         assert refused.status_code == 429
-        assert g.gateway.dispatcher.queue_depth == 5
+        assert g.served.dispatcher.queue_depth == 5
         waiting.append(asyncio.create_task(g.chat(n=3)))
-        await until(lambda: g.gateway.dispatcher.queue_depth == 8, "three more wait")
+        await until(lambda: g.served.dispatcher.queue_depth == 8, "three more wait")
         g.workers[0].release()
         assert [r.status_code for r in await asyncio.gather(*waiting)] == [200] * 10
 
@@ -192,7 +192,7 @@ async def test_when_one_of_several_is_refused_none_of_them_runs() -> None:
         await until(lambda: g.workers[0].busy == 4, "the worker is full")
         refused = await g.chat(n=5, service_tier="flex")
         assert refused.status_code == 429
-        assert g.gateway.dispatcher.queue_depth == 0
+        assert g.served.dispatcher.queue_depth == 0
         g.workers[0].release()
         assert [r.status_code for r in await asyncio.gather(*busy)] == [200] * 4
         assert len(g.workers[0].submits) == 4

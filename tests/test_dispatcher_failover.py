@@ -22,6 +22,7 @@ from lbhost.gateway.scheduling.job import JobState
 from lbhost.gateway.scheduling.observer import GuardedObserver
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 from lbhost.gateway.states.plane import Plane
+from lbhost.gateway.states.purse import Purse
 from running_gateway import until
 
 pytestmark = pytest.mark.anyio
@@ -202,7 +203,7 @@ async def test_usage_and_timings_are_those_of_the_whole_answer() -> None:
 
 async def test_a_link_that_ends_while_it_is_taken_over_leaves_nothing_behind() -> None:
     async with bench(0) as b:
-        b.dispatcher.states = Plane(1 << 20, b.sessions)
+        b.dispatcher.states = Plane(Purse(1 << 20), b.sessions)
 
         async def ended(fd: int, *args: Any) -> WorkerLink:
             link = await WorkerLink.open(fd, *args)

@@ -25,7 +25,7 @@ async def test_a_client_that_leaves_a_stream_frees_its_slot() -> None:
             async for _ in response.aiter_raw():
                 break
         await until(lambda: g.workers[0].cancels, "the worker is told")
-        await until(lambda: g.gateway.dispatcher.in_flight == 0, "its slot is free")
+        await until(lambda: g.served.dispatcher.in_flight == 0, "its slot is free")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -37,7 +37,7 @@ async def test_a_client_that_leaves_before_the_first_token_frees_its_slot(stream
         await until(lambda: fake.submits, "the worker has it")
         request.cancel()
         await until(lambda: fake.cancels, "the worker is told")
-        await until(lambda: g.gateway.dispatcher.in_flight == 0, "its slot is free")
+        await until(lambda: g.served.dispatcher.in_flight == 0, "its slot is free")
 
 
 async def test_a_client_that_leaves_the_queue_never_reaches_a_worker() -> None:
@@ -47,9 +47,9 @@ async def test_a_client_that_leaves_the_queue_never_reaches_a_worker() -> None:
         running = [asyncio.create_task(g.chat()) for _ in range(4)]
         await until(lambda: len(fake.submits) == 4, "all slots are taken")
         queued = asyncio.create_task(g.chat())
-        await until(lambda: g.gateway.dispatcher.queue_depth == 1, "it is queued")
+        await until(lambda: g.served.dispatcher.queue_depth == 1, "it is queued")
         queued.cancel()
-        await until(lambda: g.gateway.dispatcher.queue_depth == 0, "it has left the queue")
+        await until(lambda: g.served.dispatcher.queue_depth == 0, "it has left the queue")
         fake.release()
         await asyncio.gather(*running)
         assert len(fake.submits) == 4
@@ -115,7 +115,7 @@ async def test_stopping_lets_streams_finish_and_refuses_new_requests() -> None:
         running = asyncio.create_task(stream(g))
         await until(lambda: fake.submits, "the worker has it")
         g.stop(PATIENCE_S)
-        await until(lambda: g.gateway.dispatcher.stopping, "it stops")
+        await until(lambda: g.served.dispatcher.stopping, "it stops")
         refused = await g.chat()
         check_error(refused, 503, "not_ready")
         assert refused.headers["connection"] == "close"

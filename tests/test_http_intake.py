@@ -67,7 +67,7 @@ async def test_intake_of_clients_that_leave_is_given_up(monkeypatch: pytest.Monk
     async with running_gateway() as g:
         stuck = StuckIntake()
         with monkeypatch.context() as patch:
-            patch.setattr(g.gateway.intake, "take", stuck.take)
+            patch.setattr(g.served.intake, "take", stuck.take)
             gone = [asyncio.create_task(g.chat()) for _ in range(20)]
             await until(lambda: stuck.taken == 20, "all are being read")
             for task in gone:
@@ -80,7 +80,7 @@ async def test_intake_of_clients_that_leave_is_given_up(monkeypatch: pytest.Monk
 async def test_intake_ends_with_the_requests_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_gateway(request_timeout_s=0.2) as g:
         stuck = StuckIntake()
-        monkeypatch.setattr(g.gateway.intake, "take", stuck.take)
+        monkeypatch.setattr(g.served.intake, "take", stuck.take)
         check_error(await g.chat(), 503, "deadline_exceeded")
         assert stuck.given_up == 1
         assert g.gateway.server.budget.used == 0
@@ -128,9 +128,9 @@ async def test_nobody_gets_ahead_in_the_queue_by_sending_slowly() -> None:
             tasks = g.gateway.server.server_state.tasks
             await until(lambda: len(tasks) == 2, "the slow one's head is there")
             quick = asyncio.create_task(g.chat(max_tokens=2, seed=1))
-            await until(lambda: g.gateway.dispatcher.queue_depth == 1, "a quick one waits")
+            await until(lambda: g.served.dispatcher.queue_depth == 1, "a quick one waits")
             writer.write(body[5:])
-            await until(lambda: g.gateway.dispatcher.queue_depth == 2, "both wait")
+            await until(lambda: g.served.dispatcher.queue_depth == 2, "both wait")
             fake.release()
             await asyncio.gather(first, quick)
             async with asyncio.timeout(PATIENCE_S):

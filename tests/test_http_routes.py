@@ -200,7 +200,7 @@ async def test_a_full_queue_is_a_429_with_retry_after() -> None:
         (fake,) = g.workers
         fake.hold()
         waiting = [asyncio.create_task(g.chat()) for _ in range(5)]
-        await until(lambda: g.gateway.dispatcher.queue_depth == 1, "the queue is full")
+        await until(lambda: g.served.dispatcher.queue_depth == 1, "the queue is full")
         check_error(await g.chat(), 429, "queue_full")
         fake.release()
         assert [r.status_code for r in await asyncio.gather(*waiting)] == [200] * 5

@@ -253,7 +253,7 @@ async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.Monkey
         writer.write(post(body))
         await until(lambda: g.workers[0].submits, "the worker has it")
         await until(lambda: g.gateway.server.connections == 0, "it is dropped")
-        await until(lambda: g.gateway.dispatcher.in_flight == 0, "its slot is free")
+        await until(lambda: g.served.dispatcher.in_flight == 0, "its slot is free")
         writer.close()
         with contextlib.suppress(ConnectionError):
             await reader.read(10)
@@ -319,7 +319,7 @@ async def test_a_body_is_counted_only_until_intake_has_made_work_of_it() -> None
         fake.hold()
         padded = {**HELLO, "user": "x" * 90_000}
         running = [asyncio.create_task(g.client.post(CHAT, json=padded)) for _ in range(6)]
-        await until(lambda: g.gateway.dispatcher.active == 6, "all are queued or running")
+        await until(lambda: g.served.dispatcher.active == 6, "all are queued or running")
         assert g.gateway.server.budget.used == 0
         fake.release()
         assert [r.status_code for r in await asyncio.gather(*running)] == [200] * 6

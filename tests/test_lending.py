@@ -112,3 +112,34 @@ def test_whatever_the_box(given_box: tuple[list[Home], list[Core], int | None]) 
     if limit is not None and given_out:
         assert len(given_out) + len(found) <= limit
     assert lend(homes, box, limit=limit, before=found) == found, "what was decided stays"
+
+
+@st.composite
+def shared_boxes(draw: st.DrawFn) -> tuple[list[Home], list[Core], int | None]:
+    """Workers of several models, at home wherever chance has it."""
+    count = draw(st.integers(1, 6))
+    box = [Core(cpu, llc=cpu // 2, open=draw(st.booleans())) for cpu in range(count)]
+    homes = []
+    for worker in range(draw(st.integers(1, 9))):
+        cpus = draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=2))
+        computing = draw(st.booleans())
+        idle = not computing and draw(st.booleans())
+        homes.append(Home(worker, tuple(sorted(cpus)), computing, idle))
+    return homes, box, draw(st.none() | st.integers(0, 6))
+
+
+@given(shared_boxes())
+def test_a_core_is_lent_once_and_never_while_anybody_at_home_there_computes(
+    made: tuple[list[Home], list[Core], int | None],
+) -> None:
+    homes, box, limit = made
+    found = lend(homes, box, limit=limit)
+    assert found.keys() == {home.worker for home in homes if home.computing}
+    lent = [cpu for cpus in found.values() for cpu in cpus]
+    assert len(lent) == len(set(lent))
+    kept = {cpu for home in homes if not home.idle for cpu in home.cpus}
+    assert kept.isdisjoint(lent)
+    assert {core.cpu for core in box if core.open}.issuperset(lent)
+    if limit is not None and lent:
+        busy = {cpu for home in homes if home.computing for cpu in home.cpus}
+        assert len(busy) + len(lent) <= limit

@@ -127,7 +127,7 @@ async def test_a_queued_one_of_several_answers_ends_with_all_of_them() -> None:
         assert (row.answers, row.max_tokens) == (3, 1200)
         await ask(running, control.CancelRequest(1, "many"))
         assert (await waiting).status_code == 410
-        assert running.gateway.dispatcher.queue_depth == 0
+        assert running.served.dispatcher.queue_depth == 0
 
 
 async def test_an_unknown_id_ends_nothing() -> None:

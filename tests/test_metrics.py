@@ -31,10 +31,14 @@ from lbhost.errors import (
     UnauthorizedError,
     WorkerLostError,
 )
-from lbhost.gateway import metrics
-from lbhost.gateway.recorder import OUTCOMES, WRITE_S, Recorder, outcome
+from lbhost.gateway import exposition
+from lbhost.gateway.board_writer import WRITE_S, BoardWriter
+from lbhost.gateway.metrics import Metrics
+from lbhost.gateway.recorder import OUTCOMES, Figures, Recorder, outcome
 from lbhost.gateway.scheduling.readings import Readings
 from lbhost.gateway.scheduling.sessions import Sessions
+from lbhost.gateway.states.plane import Plane
+from lbhost.gateway.states.purse import Purse
 from running_gateway import RunningGateway, running_gateway, until
 
 pytestmark = pytest.mark.anyio
@@ -55,7 +59,7 @@ async def samples(gateway: RunningGateway) -> dict[str, float]:
 
 @pytest.fixture
 def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "TEXT_FRESH_S", 0.0)
+    monkeypatch.setattr(exposition, "TEXT_FRESH_S", 0.0)
 
 
 @pytest.mark.usefixtures("always_fresh")
@@ -227,18 +231,19 @@ async def test_every_error_has_an_outcome(error: LbhostError | None, name: str) 
     assert name in OUTCOMES
 
 
-class Figures:
-    """A recorder on a clock of its own, and the board that it writes."""
+class Watched:
+    """A recorder on a clock of its own, and the board that its figures are written on."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.page = Board.create(workers=2, cores=1, gpus=0)
         settings = Settings()
         self.sessions = Sessions(Readings(self.page, settings, clock_ns=self.ns), 4)
-        self.metrics = metrics.Metrics()
-        self.recorder = Recorder(
-            self.page, settings, self.sessions, self.metrics, clock=lambda: self.now
-        )
+        self.metrics, total = Metrics(), Figures()
+        self.recorder = self.traffic = Recorder(self.metrics, total, clock=lambda: self.now)
+        self.states = Plane(Purse(0), self.sessions)
+        self.load, self.queue_limit = self, settings.queue_size
+        self.writer = BoardWriter(self.page, [self], total, Purse(0), clock=lambda: self.now)
         self.in_flight = 0
         self.queue_depth = 0
         self.oldest_wait_s: float | None = None
@@ -251,7 +256,7 @@ class Figures:
         """The gateway's row, so much later."""
         for _ in range(round(seconds / WRITE_S)):
             self.now += WRITE_S
-            self.recorder.write(self, 0)
+            self.writer.write(0)
         row = self.page.gateway.read(0)
         assert row is not None
         return row
@@ -268,13 +273,13 @@ class Figures:
 
 
 @pytest.fixture
-def figures() -> Iterator[Figures]:
-    made = Figures()
+def figures() -> Iterator[Watched]:
+    made = Watched()
     yield made
     made.page.close()
 
 
-async def test_a_prompt_shows_while_it_is_computed_and_no_longer(figures: Figures) -> None:
+async def test_a_prompt_shows_while_it_is_computed_and_no_longer(figures: Watched) -> None:
     figures.in_flight = 1
     figures.computed(0)
     figures.later(5)
@@ -289,7 +294,7 @@ async def test_a_prompt_shows_while_it_is_computed_and_no_longer(figures: Figure
     assert (row.prompt_tokens_s, figures.worker().prompt_tokens_s) == (0.0, 0.0)
 
 
-async def test_a_restarted_worker_counts_its_prompt_tokens_anew(figures: Figures) -> None:
+async def test_a_restarted_worker_counts_its_prompt_tokens_anew(figures: Watched) -> None:
     figures.in_flight = 1
     figures.computed(10_000)
     figures.later(10)
@@ -299,7 +304,7 @@ async def test_a_restarted_worker_counts_its_prompt_tokens_anew(figures: Figures
 
 
 async def test_the_error_rate_is_of_the_last_minute_and_of_what_was_taken_in(
-    figures: Figures,
+    figures: Watched,
 ) -> None:
     assert figures.later(1).error_rate is None
     for what in ("ok", "cancelled", "ok", "engine_error"):
@@ -311,7 +316,7 @@ async def test_the_error_rate_is_of_the_last_minute_and_of_what_was_taken_in(
     assert figures.later(70).error_rate is None
 
 
-async def test_outcomes_are_counted_under_labels_that_are_known(figures: Figures) -> None:
+async def test_outcomes_are_counted_under_labels_that_are_known(figures: Watched) -> None:
     figures.recorder.count("invalid")
     figures.recorder.count("not_ready")
     figures.recorder.count("whatever a stranger thinks of")
@@ -322,7 +327,7 @@ async def test_outcomes_are_counted_under_labels_that_are_known(figures: Figures
     assert (row.requests, row.rejected, row.errors) == (3, 1, 1)
 
 
-async def test_the_oldest_wait_is_on_the_board(figures: Figures) -> None:
+async def test_the_oldest_wait_is_on_the_board(figures: Watched) -> None:
     figures.queue_depth, figures.oldest_wait_s = 1, 2.5
     assert figures.later(1).oldest_wait_s == 2.5
     figures.queue_depth, figures.oldest_wait_s = 0, None

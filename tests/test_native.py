@@ -251,7 +251,7 @@ async def test_slots_show_what_runs_and_no_text() -> None:
         body = {"prompt": "secret words", "max_tokens": 9, "stream": True}
         async with g.client.stream("POST", "/v1/completions", json=body) as response:
             # Neither headers nor text yet: the request is in a worker's slot and waits.
-            await until(lambda: g.gateway.dispatcher.in_flight == 1, "it runs")
+            await until(lambda: g.served.dispatcher.in_flight == 1, "it runs")
             page = await g.client.get("/slots")
             for fake in g.workers:
                 fake.release()

@@ -74,7 +74,7 @@ async def test_the_openai_client_comes_back_after_a_429() -> None:
         (fake,) = g.workers
         fake.hold()
         waiting = [asyncio.create_task(g.chat()) for _ in range(5)]
-        await until(lambda: g.gateway.dispatcher.queue_depth == 1, "the queue is full")
+        await until(lambda: g.served.dispatcher.queue_depth == 1, "the queue is full")
         base = f"http://127.0.0.1:{g.port}/v1"
         async with openai.AsyncOpenAI(base_url=base, api_key="x", max_retries=2) as client:
             late = asyncio.create_task(

@@ -17,7 +17,8 @@ from running_gateway import HELLO, MODEL, running_gateway
 
 pytestmark = pytest.mark.anyio
 
-DOCUMENT = json.loads(json.dumps(openapi.document(OPERATIONS, PAGES, MODEL)))
+NAMES = {one.path: [MODEL] for one in OPERATIONS}
+DOCUMENT = json.loads(json.dumps(openapi.document(OPERATIONS, PAGES, NAMES)))
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 

@@ -19,6 +19,7 @@ from lbhost.folders import private
 from lbhost.gateway.states.disk import DIGEST_BYTES, Disk, Kept
 from lbhost.gateway.states.disk_thread import MOST_WAITING, DiskThread
 from lbhost.gateway.states.plane import Plane
+from lbhost.gateway.states.purse import Purse
 from lbhost.state_file import Header
 from lbhost.state_link import Able
 from running_gateway import until
@@ -199,7 +200,7 @@ async def test_a_full_disk_costs_the_cache_alone(folder: Path) -> None:
 @pytest.mark.anyio
 async def test_a_plane_has_after_a_restart_what_it_had_before(folder: Path) -> None:
     def plane() -> Plane:
-        return Plane(1 << 20, Speeds(), disk=DiskThread(Disk(folder, 1 << 20)))
+        return Plane(Purse(1 << 20), Speeds(), disk=DiskThread(Disk(folder, 1 << 20)))
 
     first = plane()
     worker = Worker(first)
@@ -226,7 +227,7 @@ async def test_a_plane_has_after_a_restart_what_it_had_before(folder: Path) -> N
 
 @pytest.mark.anyio
 async def test_what_memory_has_no_room_for_goes_to_disk(folder: Path) -> None:
-    plane = Plane(20_000, Speeds(), disk=DiskThread(Disk(folder, 1 << 20)))
+    plane = Plane(Purse(20_000), Speeds(), disk=DiskThread(Disk(folder, 1 << 20)))
     worker = Worker(plane)
     for i in range(6):
         worker.save([i, 1, 2])
@@ -249,14 +250,14 @@ async def test_states_that_give_way_while_others_are_kept_do_not_end_that(
         return write(disk, fd, header, used_s)
 
     monkeypatch.setattr(Disk, "write", slow)
-    plane = Plane(1 << 20, Speeds(), disk=DiskThread(Disk(folder, 1 << 20)))
+    plane = Plane(Purse(1 << 20), Speeds(), disk=DiskThread(Disk(folder, 1 << 20)))
     worker = Worker(plane)
     for i in range(2 * MOST_WAITING):
         worker.save([i, 1, 2])
     await until(lambda: plane.entries == 2 * MOST_WAITING, "all are in memory")
     keeping = asyncio.create_task(plane.keep(60))
     await until(begun.is_set, "the first is being written")
-    plane.want(1)
+    plane.purse.want(1)
     assert plane.entries == 0
     go_on.set()
     await keeping

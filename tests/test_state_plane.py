@@ -16,6 +16,7 @@ from lbhost import state_file, state_link, wire
 from lbhost.gateway.scheduling.job import Job, Work
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 from lbhost.gateway.states.plane import Plane
+from lbhost.gateway.states.purse import Purse
 from lbhost.state_file import Header
 from lbhost.state_link import Saved, State, Taken, Unable
 from lbhost.wire import pack_tokens
@@ -81,7 +82,7 @@ def job(prompt: list[int], scope: int = 0) -> Job:
 
 @asynccontextmanager
 async def running(wanted: int | None = 1 << 30, **more: Any) -> AsyncIterator[tuple[Plane, Worker]]:
-    plane = Plane(wanted, Speeds(), **more)
+    plane = Plane(Purse(wanted), Speeds(), **more)
     worker = Worker(plane)
     try:
         yield plane, worker
@@ -165,7 +166,7 @@ async def test_the_budget_holds_and_descriptors_are_closed() -> None:
         await until(lambda: plane.counts.saved == 10, "all have come")
         assert (plane.entries, plane.bytes, plane.counts.evicted) == (3, 3 * size, 7)
         assert descriptors() == before + 3
-        plane.settle(available=0.0, total=1e12)
+        plane.purse.settle(available=0.0, total=1e12)
         assert (plane.entries, plane.bytes) == (0, 0)
         assert descriptors() == before
 
@@ -304,7 +305,7 @@ async def test_without_a_budget_the_worker_is_told_not_to_save() -> None:
 
 async def test_auto_settles_on_a_part_of_what_is_free() -> None:
     async with running(None) as (plane, _):
-        plane.settle(available=4e9, total=8e9)
-        assert plane.budget == 1e9
-        plane.settle(available=1e9, total=8e9)
+        plane.purse.settle(available=4e9, total=8e9)
+        assert plane.purse.budget == 1e9
+        plane.purse.settle(available=1e9, total=8e9)
         assert plane.limit == pytest.approx(2e8)

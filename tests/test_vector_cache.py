@@ -12,21 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from lbhost.gateway.vector_cache import FILE, VectorCache
+from lbhost.gateway.vector_cache import FILE, VectorCache, names
 from lbhost.wire import pack_tokens
 
 pytestmark = pytest.mark.anyio
 
 LIMIT = 8 << 20
+MODEL = b"model"
 VECTOR = bytes(range(256)) * 6
 """As long as one of 384 numbers."""
 
 
 @asynccontextmanager
-async def cache(
-    folder: Path, limit: int = LIMIT, identity: bytes = b"model"
-) -> AsyncIterator[VectorCache]:
-    made = VectorCache(folder, limit, identity)
+async def cache(folder: Path, limit: int = LIMIT) -> AsyncIterator[VectorCache]:
+    made = VectorCache(folder, limit)
     try:
         yield made
     finally:
@@ -38,12 +37,14 @@ def inputs(count: int, first: int = 0) -> list[bytes]:
 
 
 async def keep(made: VectorCache, some: list[bytes], scope: int = 0) -> None:
-    made.put(dict.fromkeys(made.keys(some, scope), VECTOR))
+    made.put(dict.fromkeys(names(some, scope, MODEL), VECTOR))
 
 
-async def found(made: VectorCache, some: list[bytes], scope: int = 0) -> int:
+async def found(
+    made: VectorCache, some: list[bytes], scope: int = 0, identity: bytes = MODEL
+) -> int:
     """How many of them are there, which must be what was kept."""
-    vectors = await made.get(made.keys(some, scope))
+    vectors = await made.get(names(some, scope, identity))
     assert set(vectors) <= {None, VECTOR}
     return sum(vector is not None for vector in vectors)
 
@@ -58,8 +59,7 @@ async def test_what_was_kept_is_found_by_the_same_input_only(tmp_path: Path) -> 
         assert (made.counts.hits, made.counts.misses, made.counts.failures) == (3, 7, 0)
     async with cache(tmp_path) as made:
         assert await found(made, inputs(3)) == 3, "it survives a restart"
-    async with cache(tmp_path, identity=b"another model") as made:
-        assert await found(made, inputs(3)) == 0
+        assert await found(made, inputs(3), identity=b"another model") == 0
 
 
 async def test_many_keys_at_once_are_found(tmp_path: Path) -> None:

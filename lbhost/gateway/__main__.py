@@ -38,40 +38,45 @@ def main() -> int:
     start = receive_start(link)
     if start is None:
         return 0
-    settings = start.configure.settings
+    settings = start.settings
     log.configure(settings.log_format, settings.log_level, "gateway")
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    model_files = parts(Path(start.configure.model_path))
+    model_files = [file for one in start.models for file in parts(Path(one.model_path))]
     oom_score()  # opened while it may be
     # Before it reads a byte of anybody else's.
-    keys_file, writes = settings.keys_file, _written(start.configure)
+    keys_file, writes = settings.keys_file, _written(start)
     profiles.gateway(model_files, os.environ, keys_file=keys_file, writes=writes)
+    vocabs: list[Vocab] = []
     try:
-        with unchanged(start.configure.weights):
-            vocab = Vocab.load(start.configure.model_path)
+        for model in start.models:
+            with unchanged(model.weights):
+                vocabs.append(Vocab.load(model.model_path))
     except ModelFileError as error:
         control.send(link, control.Failed(error.message))
         return 1
-    uvloop.run(_serve(link, start, vocab))
+    uvloop.run(_serve(link, start, vocabs))
     return 0
 
 
-def _written(configure: control.Configure) -> list[Path]:
-    """The only folders that a gateway writes in: of states, or of vectors of earlier requests."""
-    settings = configure.settings
-    if configure.purpose.generates:
-        return [] if settings.state_dir is None else [Path(settings.state_dir)]
-    if not settings.embedding_cache_bytes:
-        return []
-    folder = shelf.folder(os.environ)
-    with contextlib.suppress(OSError):  # the cache itself says what is wrong there
-        folder.mkdir(parents=True, exist_ok=True)
-    return [folder]
+def _written(start: Start) -> list[Path]:
+    """The only folders that a gateway writes in: of states, and of vectors of earlier requests."""
+    folders = {
+        Path(one.settings.state_dir)
+        for one in start.models
+        if one.purpose.generates and one.settings.state_dir is not None
+    }
+    keeps = not all(one.purpose.generates for one in start.models)
+    if keeps and start.settings.embedding_cache_bytes:
+        folder = shelf.folder(os.environ)
+        with contextlib.suppress(OSError):  # the cache itself says what is wrong there
+            folder.mkdir(parents=True, exist_ok=True)
+        folders.add(folder)
+    return sorted(folders)
 
 
-async def _serve(link: socket.socket, start: Start, vocab: Vocab) -> None:
+async def _serve(link: socket.socket, start: Start, vocabs: list[Vocab]) -> None:
     siblings = topology.discover(Roots.from_environ(os.environ)).siblings
-    gateway = Gateway(start, vocab, siblings=siblings, on_orphaned=_die)
+    gateway = Gateway(start, vocabs, siblings=siblings, on_orphaned=_die)
     gc.collect()
     gc.freeze()
     await gateway.run(link)

@@ -46,7 +46,8 @@ class Exchange:
         headers: list[tuple[bytes, bytes]] | None = None,
     ) -> None:
         """Made when the head is complete: that is the time of arrival."""
-        self._counter = counter
+        self.counter = counter
+        """Who counts it: its model's, once that is known."""
         self.body = body
         """To be released as soon as nobody needs the body's bytes any more."""
         self.method = method
@@ -60,6 +61,8 @@ class Exchange:
         """Whose request it is; see wire.Submit."""
         self.account: Account | None = None
         """Of the API key that it came with."""
+        self.model = ""
+        """Which model it is for, where several are served."""
         self.status: int | None = None
         """Of the answer, once there is one."""
         self.error: LbhostError | None = None
@@ -88,13 +91,15 @@ class Exchange:
         self.body.release()
         if self.error is not None:
             self.ended_as = outcome(self.error)
-            self._counter.refused(self.error)
+            self.counter.refused(self.error)
         if self.ended_as is None:
             return
-        self._counter.count(self.ended_as)
+        self.counter.count(self.ended_as)
         more: dict[str, object] = {}
         if self.client:
             more["key"] = self.client
+        if self.model:
+            more["model"] = self.model
         if self.error is not None:
             more["reason"] = self.error.reason
         log.get().info(

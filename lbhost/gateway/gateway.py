@@ -8,42 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import os
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 
 import msgspec
+from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from lbhost import board, control, log
 from lbhost.config import Settings
 from lbhost.errors import WireError
-from lbhost.gateway import vector_cache
+from lbhost.gateway.board_writer import WRITE_S, BoardWriter
+from lbhost.gateway.catalogue import Catalogue
+from lbhost.gateway.exposition import Exposition
 from lbhost.gateway.http import descriptors
 from lbhost.gateway.http import routes as app
 from lbhost.gateway.http.server import Server
 from lbhost.gateway.key_metrics import KeyMetrics
 from lbhost.gateway.keyring import LOOK_S, Keyring
 from lbhost.gateway.live import Live
-from lbhost.gateway.metrics import BoardCollector, Metrics
 from lbhost.gateway.prompt import helper_process
-from lbhost.gateway.prompt.helper_messages import Setup
-from lbhost.gateway.prompt.helpers import Helpers
-from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.prompter import Vocabulary
-from lbhost.gateway.recorder import WRITE_S, Recorder
-from lbhost.gateway.scheduling.dispatcher import Dispatcher
+from lbhost.gateway.recorder import Answers, Figures
+from lbhost.gateway.scheduling.lender import Lender
+from lbhost.gateway.scheduling.neighbours import Neighbours
 from lbhost.gateway.scheduling.readings import Readings, Siblings
-from lbhost.gateway.scheduling.sessions import Sessions
-from lbhost.gateway.states.collector import StatesCollector
-from lbhost.gateway.states.disk import Disk
-from lbhost.gateway.states.disk_thread import DiskThread
-from lbhost.gateway.states.plane import MAX_ENTRIES, Plane
+from lbhost.gateway.served_model import Common, ServedModel
+from lbhost.gateway.states.plane import MAX_ENTRIES
+from lbhost.gateway.states.purse import Purse
 from lbhost.gateway.vector_cache import CacheCollector, VectorCache
-from lbhost.gateway.vllm_names import VllmNames
 from lbhost.tuning import shelf
 
 KEEP_S = 3.0
@@ -56,6 +51,15 @@ class Start(msgspec.Struct, frozen=True):
     serve: control.Serve
     page: board.Board
     listener: socket.socket
+
+    @property
+    def settings(self) -> Settings:
+        """The server's own."""
+        return self.serve.settings
+
+    @property
+    def models(self) -> tuple[control.Configure, ...]:
+        return self.serve.models
 
     @property
     def configure(self) -> control.Configure:
@@ -78,13 +82,6 @@ def receive_start(link: socket.socket) -> Start | None:
     return Start(message, board.Board.attach(fds[0]), socket.socket(fileno=fds[1]))
 
 
-def _disk(settings: Settings) -> DiskThread | None:
-    """Where states are kept; the supervisor has made sure of the folder."""
-    if settings.state_dir is None or settings.state_cache_bytes == 0:
-        return None
-    return DiskThread(Disk(Path(settings.state_dir), settings.state_dir_bytes))
-
-
 def _is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
@@ -95,98 +92,111 @@ class Gateway:
     def __init__(
         self,
         start: Start,
-        vocab: Vocabulary,
+        vocabs: Sequence[Vocabulary],
         *,
         siblings: Siblings = lambda cpus: (),
         on_orphaned: Callable[[], None],
         helper_command: Sequence[str] = helper_process.COMMAND,
     ) -> None:
-        """`on_orphaned` is called when the control link ends: the supervisor is gone."""
-        configure = start.configure
-        settings: Settings = configure.settings
-        self._configure = configure
-        self._vocab = vocab
+        """Of one server.
+
+        Args:
+            vocabs: of each of its models.
+            on_orphaned: called when the control link ends: the supervisor is gone.
+        """
+        settings = start.settings
         self._on_orphaned = on_orphaned
         self._listener = start.listener
         self._link: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._counters = counters = Metrics()
-        self._readings = Readings(start.page, settings, siblings=siblings)
-        self.sessions = Sessions(self._readings, settings.slots)
-        self.traffic = Recorder(start.page, settings, self.sessions, counters)
+        self._stopping = False
         self._page = start.page
-        self.states = Plane(
-            settings.state_cache_bytes if configure.purpose.generates else 0,
-            self.sessions,
-            disk=_disk(settings),
-            most_entries=descriptors.states_within(MAX_ENTRIES, settings.max_connections),
+        self._readings = Readings(start.page, settings, siblings=siblings)
+        self._total = Figures()
+        self._purse = Purse(settings.state_cache_bytes)
+        common = self._common(start, helper_command)
+        self.models = Catalogue(
+            [
+                ServedModel(number, configure, vocab, common)
+                for number, (configure, vocab) in enumerate(zip(start.models, vocabs, strict=True))
+            ]
         )
-        self.dispatcher = Dispatcher(settings, self.sessions, self.traffic, states=self.states)
-        counters.registry.register(
-            BoardCollector(self.sessions, self.dispatcher, lambda: self.server.settings.queue_size)
-        )
-        counters.registry.register(
-            VllmNames(counters, self.sessions, self.dispatcher, configure.model_alias)
-        )
-        counters.registry.register(StatesCollector(self.states))
+        self._writer = BoardWriter(start.page, list(self.models), self._total, self._purse)
         self.keyring = Keyring(settings)
-        counters.registry.register(KeyMetrics(self.keyring))
-        helpers = Helpers(
-            Setup(
-                model_path=configure.model_path,
-                n_ctx=configure.n_ctx,
-                alias=configure.model_alias,
-                nice=settings.nice,
-                log_format=settings.log_format,
-                log_level=settings.log_level,
-                purpose=configure.purpose,
-            ),
-            count=settings.prompt_helpers,
-            wait_s=settings.queue_timeout_s,
-            counters=counters,
-            command=helper_command,
-        )
+        keeps = not all(one.purpose.generates for one in self.models)
         self.cache = VectorCache(
-            shelf.folder(os.environ),
-            0 if configure.purpose.generates else settings.embedding_cache_bytes,
-            vector_cache.identity(configure),
+            shelf.folder(os.environ), settings.embedding_cache_bytes if keeps else 0
         )
-        counters.registry.register(CacheCollector(self.cache))
         self.live = Live()
-        self.intake = Intake(
-            vocab, configure.n_ctx, configure.model_alias, helpers, configure.purpose
+        own = CollectorRegistry()
+        own.register(KeyMetrics(self.keyring))
+        own.register(CacheCollector(self.cache))
+        registries = [(one.name, one.counters.registry) for one in self.models]
+        self._exposition = Exposition(registries, own)
+        only = self.models.only
+        counter = Answers(own, self._total) if only is None else only.traffic
+        self.server = Server(self._app(settings), settings, counter)
+
+    def _common(self, start: Start, helper_command: Sequence[str]) -> Common:
+        settings = start.settings
+        generating = sum(one.purpose.generates for one in start.models)
+        states = descriptors.states_within(MAX_ENTRIES, settings.max_connections)
+        return Common(
+            self._readings,
+            self._total,
+            self._purse,
+            Neighbours(),
+            Lender(self._readings, enabled=settings.lend),
+            states // max(1, generating),
+            helper_command,
         )
-        self.server = Server(self._app(settings), settings, self.traffic)
+
+    @property
+    def closing(self) -> bool:
+        """Whether a connection's next answer is its last."""
+        return any(one.dispatcher.stopping or one.dispatcher.retiring for one in self.models)
+
+    def not_ready(self) -> str | None:
+        """Why a request that comes now might find no worker."""
+        if any(one.dispatcher.stopping for one in self.models):
+            return "the server is shutting down"
+        missing = [repr(one.name) for one in self.models if not one.dispatcher.ready()]
+        if not missing:
+            return None
+        of = f" for {', '.join(missing)}" if len(self.models) > 1 else ""
+        return f"no worker is ready{of}"
+
+    @property
+    def _active(self) -> int:
+        """Requests that have not ended."""
+        return sum(one.dispatcher.active for one in self.models)
 
     def _app(self, settings: Settings) -> ASGIApp:
-        configure, vocab = self._configure, self._vocab
         return app.build(
-            intake=self.intake,
-            dispatcher=self.dispatcher,
-            sessions=self.sessions,
-            vocab=vocab,
-            counters=self._counters,
-            model=configure.model_alias,
-            pieces=functools.partial(vocab.piece, special=True),
+            models=self.models,
+            door=self,
+            exposition=self._exposition,
             cache=self.cache,
             live=self.live,
-            n_ctx=configure.n_ctx,
             settings=settings,
             keyring=self.keyring,
             on_loopback=_is_loopback(self._listener),
         )
 
-    def adopt(self, settings: Settings) -> None:
-        """Other settings from now on, for open connections too; nothing that runs is disturbed."""
-        before = self.server.settings
+    def adopt(self, settings: Settings, models: Sequence[Settings] = ()) -> None:
+        """Other settings from now on, for open connections too; nothing that runs is disturbed.
+
+        Args:
+            models: each model's own; empty: all have the server's.
+        """
         log.configure(settings.log_format, settings.log_level, "gateway")
-        self._readings.settings = self.traffic.settings = settings
-        keeps = self._configure.purpose.generates
-        if keeps and settings.state_cache_bytes != before.state_cache_bytes:
-            self.states.want(settings.state_cache_bytes)
-        self.intake.helpers.wait_s = settings.queue_timeout_s
+        self._readings.settings = settings
+        before = self.server.settings
+        if settings.state_cache_bytes != before.state_cache_bytes:
+            self._purse.want(settings.state_cache_bytes)
         self.keyring.adopt(settings)
-        self.dispatcher.adopt(settings)
+        for model, its in zip(self.models, models or [settings] * len(self.models), strict=True):
+            model.adopt(its)
         self.server.adopt(self._app(settings), settings)
 
     async def run(self, link: socket.socket) -> None:
@@ -198,14 +208,14 @@ class Gateway:
         tasks = [asyncio.create_task(work()) for work in (self._write_board, self._watch_keys)]
         try:
             control.send(link, control.Ready())
-            self.intake.helpers.open()
+            for model in self.models:
+                model.helpers.open()
             await self.server.serve(sockets=[self._listener])
         finally:
             for task in (*tasks, *self._tasks):
                 task.cancel()
             loop.remove_reader(link.fileno())
-            self.dispatcher.close()
-            await self.intake.helpers.close()
+            await asyncio.gather(*(model.close() for model in self.models))
             await self.cache.close()
 
     def _on_control(self) -> None:
@@ -231,11 +241,13 @@ class Gateway:
         for fd in fds:
             os.close(fd)
         if isinstance(message, control.Leaving):
-            self.dispatcher.worker_leaves()
+            for model in self.models:
+                model.dispatcher.worker_leaves()
         elif isinstance(message, control.Ended):
-            self.dispatcher.worker_ended(message.worker, message.epoch, message.by_its_work)
+            for model in self.models:
+                model.dispatcher.worker_ended(message.worker, message.epoch, message.by_its_work)
         elif isinstance(message, control.Reconfigure):
-            self.adopt(message.settings)
+            self.adopt(message.settings, message.models)
             self._tell(control.Reconfigured(message.number))  # told again, it answers again
         elif isinstance(message, control.AskRequests):
             self._tell(self.live.page(message.number, message.after))
@@ -244,7 +256,8 @@ class Gateway:
         elif isinstance(message, control.Retire):
             self._spawn(self._retire(message.limit_s))
         elif isinstance(message, control.Stop):
-            if not self.dispatcher.stopping:
+            if not self._stopping:
+                self._stopping = True
                 self._spawn(self._stop(message.grace_s))
         else:
             log.get().error("unexpected control packet", kind=type(message).__name__)
@@ -261,27 +274,30 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
 
     async def _attach(self, link: control.Link, fd: int, states_fd: int | None = None) -> None:
+        model = self.models[link.model]
         try:
-            await self.dispatcher.attach(fd, link.worker, link.epoch, states_fd)
+            await model.dispatcher.attach(fd, link.worker, link.epoch, states_fd)
         except OSError as error:
             log.get().error("data link unusable", worker=link.worker, reason=str(error))
 
     async def _retire(self, limit_s: float) -> None:
         """Another gateway accepts on our socket: end what came here, then go."""
-        log.get().info("retiring", requests=self.dispatcher.active)
-        self.dispatcher.retiring = True
+        log.get().info("retiring", requests=self._active)
+        for model in self.models:
+            model.dispatcher.retiring = True
         try:
             async with asyncio.timeout(limit_s):
                 await self.server.retire()
         except TimeoutError:
-            log.get().warning("retiring took too long", cut_off=self.dispatcher.active)
-        if not self.dispatcher.stopping:
+            log.get().warning("retiring took too long", cut_off=self._active)
+        if not self._stopping:
+            self._stopping = True
             await self._stop(0.0)
 
     async def _stop(self, grace_s: float) -> None:
-        log.get().info("draining", grace_s=grace_s, requests=self.dispatcher.active)
-        await self.dispatcher.drain(grace_s)
-        await self.states.keep(KEEP_S)
+        log.get().info("draining", grace_s=grace_s, requests=self._active)
+        await asyncio.gather(*(model.dispatcher.drain(grace_s) for model in self.models))
+        await asyncio.gather(*(model.states.keep(KEEP_S) for model in self.models))
         self.server.stop()
 
     async def _watch_keys(self) -> None:
@@ -293,9 +309,9 @@ class Gateway:
         while True:
             host = self._page.host.read(0)
             if host is not None:
-                self.states.settle(host.memory_available, host.memory_total)
+                self._purse.settle(host.memory_available, host.memory_total)
             try:
-                self.traffic.write(self.dispatcher, self.server.connections, self.states)
+                self._writer.write(self.server.connections)
             except Exception:  # noqa: BLE001 - the next one may do; without any we would look hung
                 log.get().exception("the board cannot be written")
             await asyncio.sleep(WRITE_S)

@@ -1,8 +1,7 @@
-"""The Prometheus metrics, and their text.
+"""A model's Prometheus metrics; their text is made in exposition.py.
 
 Owns the counters and histograms; the gauges are read from the board and the dispatcher when
-somebody asks. Names carry units. Making the text takes tens of milliseconds with many
-workers, so that one copy serves for TEXT_FRESH_S.
+somebody asks. Names carry units.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from prometheus_client import (
     Counter,
     Histogram,
     disable_created_metrics,
-    generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -24,10 +22,6 @@ from prometheus_client.registry import Collector
 from lbhost import board
 from lbhost.gateway.scheduling.accuracy import Accuracy
 from lbhost.gateway.scheduling.sessions import Sessions
-
-TEXT_FRESH_S = 1.0
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _TTFT = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0)
 _INTER_TOKEN = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 5.0)
@@ -49,22 +43,13 @@ class Load(Protocol):
 
 
 class Metrics:
-    """All metrics of one gateway."""
+    """All counters of one model but those of recorder.Answers."""
 
     def __init__(self) -> None:
         # A time stamp beside every counter and histogram doubles the text for nothing.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         registry = self.registry
-        self.requests = Counter(
-            "lbhost_requests", "Requests ended, by outcome", ["outcome"], registry=registry
-        )
-        self.error_answers = Counter(
-            "lbhost_error_answers",
-            "Requests answered with an error, by HTTP status and reason",
-            ["status", "reason"],
-            registry=registry,
-        )
         self.retries = Counter(
             "lbhost_retries", "Requests that lost their worker and went on", registry=registry
         )
@@ -151,16 +136,6 @@ class Metrics:
             buckets=_QUEUE,
             registry=registry,
         )
-        self._text = b""
-        self._made = -TEXT_FRESH_S
-
-    def text(self) -> bytes:
-        """The exposition, at most TEXT_FRESH_S old."""
-        now = time.monotonic()
-        if now - self._made >= TEXT_FRESH_S:
-            self._text = generate_latest(self.registry)
-            self._made = now
-        return self._text
 
 
 class BoardCollector(Collector):

@@ -90,19 +90,32 @@ def identity(configure: control.Configure) -> bytes:
     return hashlib.blake2b(repr(parts).encode(), digest_size=32).digest()
 
 
+def names(inputs: Sequence[bytes], scope: int, identity: bytes) -> list[bytes]:
+    """What names each input, packed tokens, for the requests of one scope.
+
+    Args:
+        identity: of all that a vector depends on beside its tokens; see `identity`.
+    """
+    begun = hashlib.blake2b(identity + scope.to_bytes(8, "little"), digest_size=32)
+    found: list[bytes] = []
+    for one in inputs:
+        digest = begun.copy()
+        digest.update(one)
+        found.append(digest.digest())
+    return found
+
+
 class VectorCache:
-    """See the module.
+    """See the module. One for all models.
 
     Args:
         folder: where the file lies, made if it is missing.
         limit: bytes that the file may take; 0: nothing is kept.
-        identity: of all that a vector depends on beside its tokens.
     """
 
-    def __init__(self, folder: Path, limit: int, identity: bytes) -> None:
+    def __init__(self, folder: Path, limit: int) -> None:
         self._path = folder / FILE
         self._limit = limit
-        self._identity = identity
         self.counts = CacheCounts()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vector cache") if limit else None
         self._database: sqlite3.Connection | None = None
@@ -110,16 +123,6 @@ class VectorCache:
         self._writing = 0
         self.bytes = 0
         """That the file took when it was last written to."""
-
-    def keys(self, inputs: Sequence[bytes], scope: int) -> list[bytes]:
-        """What names each input: packed tokens, for the requests of one scope."""
-        begun = hashlib.blake2b(self._identity + scope.to_bytes(8, "little"), digest_size=32)
-        found: list[bytes] = []
-        for one in inputs:
-            digest = begun.copy()
-            digest.update(one)
-            found.append(digest.digest())
-        return found
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The vectors that there are."""

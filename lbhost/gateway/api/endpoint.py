@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable
 from itertools import compress
 
@@ -19,23 +18,23 @@ from lbhost.errors import (
     InvalidRequestError,
     UnsupportedMediaTypeError,
 )
-from lbhost.gateway.api import vectors
+from lbhost.gateway import vector_cache
+from lbhost.gateway.api import model_name, vectors
 from lbhost.gateway.api.answer import Answer, ClientGoneError
 from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.embeddings import CachedInputs, EmbeddingUsage
 from lbhost.gateway.api.metering import Meter, owned
 from lbhost.gateway.api.parameters import RANKS
 from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.catalogue import Catalogue
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.live import Live
 from lbhost.gateway.prompt.inputs import Inputs
-from lbhost.gateway.prompt.intake import Intake
 from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.prompt.questions import Told
 from lbhost.gateway.recorder import outcome
 from lbhost.gateway.scheduling import group, parts
-from lbhost.gateway.scheduling.dispatcher import Dispatcher
-from lbhost.gateway.scheduling.group import Group
+from lbhost.gateway.served_model import ServedModel
 from lbhost.gateway.vector_cache import VectorCache
 
 
@@ -45,10 +44,7 @@ class Completions:
     def __init__(
         self,
         kind: Kind,
-        intake: Intake,
-        dispatcher: Dispatcher,
-        model: str,
-        pieces: Callable[[int], bytes],
+        models: Catalogue[ServedModel],
         cache: VectorCache,
         live: Live,
         *,
@@ -58,22 +54,16 @@ class Completions:
         """For one of the endpoints.
 
         Args:
-            pieces: what a token stands for, special ones written out.
             live: where the operator sees the request and may end it.
             time_limit_s: counts from a request's arrival; the dispatcher keeps it for the rest.
             most_answers: that one request may have generated.
         """
         self._kind = kind
-        self._intake = intake
-        self._dispatcher = dispatcher
-        self._model = model
-        self._pieces = pieces
+        self._models = models
         self._cache = cache
         self._live = live
         self._most_answers = most_answers
         self._time_limit_s = time_limit_s
-        self._preparing: Counter[str] = Counter()
-        """Requests that are read, by the client."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises LbhostError only before anything was sent."""
@@ -82,11 +72,11 @@ class Completions:
         exchange.ended_as = "error"
         meter = Meter(exchange.account)
         try:
+            self._models.check_any(exchange.account)
             if exchange.account is not None:
-                exchange.account.check_model(self._model)
                 exchange.account.admit(time.monotonic())
             check_media_type(scope)
-            await self._answer(answer, meter, await _read(receive), receive)
+            await self._answer(answer, meter, receive)
             jobs = answer.group
             if jobs is not None and jobs.cancelled:
                 exchange.ended_as = "cancelled"
@@ -99,54 +89,74 @@ class Completions:
         finally:
             exchange.body.release()
             if answer.group is not None:
-                self._cancel(answer.group)
+                answer.group.cancel()
                 self._live.ended(answer.group)
                 exchange.details = {**answer.details(answer.group), **exchange.details}
             meter.settle(answer.group, time.monotonic())
 
-    async def _answer(self, answer: Answer, meter: Meter, body: bytes, receive: Receive) -> None:
+    def _model(self, body: bytes, exchange: Exchange) -> ServedModel:
+        """Which model it is for; from here on the request counts as that one's.
+
+        Raises InvalidRequestError, ModelNotFoundError, ModelNotAllowedError.
+        """
+        model = self._models.only
+        if model is None:
+            name = model_name.of_body(body)
+            model = self._models.pick(name, self._kind, exchange.account)
+            exchange.counter, exchange.model = model.traffic, model.name
+        return model
+
+    async def _answer(self, answer: Answer, meter: Meter, receive: Receive) -> None:
+        body = await _read(receive)
+        model = self._model(body, answer.exchange)
         client = _Client(receive)
         try:
-            taken = await self._prepare(body, client, answer.exchange)
-            del body
+            taken = await self._prepare(model, body, client, answer.exchange)
+            del body  # it may be large, and a stream long
             if isinstance(taken, Told):
                 await answer.tell(taken.body)
-                return
-            if isinstance(taken, Inputs):
-                await self._vectors(answer, meter, taken, client)
-                return
-            exchange = answer.exchange
-            self._check_answers(taken)
-            taken = owned(taken, exchange)
-            meter.begin(taken, self._dispatcher.expected_tokens, time.monotonic())
-            works = group.spread(taken.works, taken.best_of)
-            jobs = answer.group = group.submit(
-                self._dispatcher, works, exchange.began, exchange.complete
-            )
-            self._live.began(jobs, exchange, self._model, self._dispatcher)
-            client.on_gone(lambda: self._cancel(jobs))
-            reply = DIALECTS[self._kind].reply(
-                secrets.token_hex(12),
-                self._model,
-                taken.style,
-                request_id=exchange.request_id,
-                pieces=self._pieces,
-                echoes=taken.echoes,
-                n=taken.n,
-            )
-            if works[0].stream:
-                await answer.stream(jobs, reply)
+            elif isinstance(taken, Inputs):
+                await self._vectors(model, answer, meter, taken, client)
             else:
-                await answer.whole(jobs, reply, n=taken.n, best_of=taken.best_of)
+                await self._text(model, answer, meter, taken, client)
         finally:
             client.forget()
 
-    async def _vectors(self, answer: Answer, meter: Meter, taken: Inputs, client: _Client) -> None:
+    async def _text(
+        self, model: ServedModel, answer: Answer, meter: Meter, taken: Taken, client: _Client
+    ) -> None:
+        exchange = answer.exchange
+        self._check_answers(taken)
+        taken = owned(taken, exchange)
+        meter.begin(taken, model.dispatcher.expected_tokens, time.monotonic())
+        works = group.spread(taken.works, taken.best_of)
+        jobs = answer.group = group.submit(
+            model.dispatcher, works, exchange.began, exchange.complete
+        )
+        self._live.began(jobs, exchange, model.name, model.dispatcher)
+        client.on_gone(jobs.cancel)
+        reply = DIALECTS[self._kind].reply(
+            secrets.token_hex(12),
+            model.name,
+            taken.style,
+            request_id=exchange.request_id,
+            pieces=model.piece,
+            echoes=taken.echoes,
+            n=taken.n,
+        )
+        if works[0].stream:
+            await answer.stream(jobs, reply)
+        else:
+            await answer.whole(jobs, reply, n=taken.n, best_of=taken.best_of)
+
+    async def _vectors(
+        self, model: ServedModel, answer: Answer, meter: Meter, taken: Inputs, client: _Client
+    ) -> None:
         exchange, cache = answer.exchange, self._cache
         if exchange.account is not None:
             exchange.account.tier(taken.tier)  # refused whether or not there is work to do
         inputs = taken.each()
-        keys = cache.keys(inputs, exchange.scope)
+        keys = vector_cache.names(inputs, exchange.scope, model.vector_identity)
         known = dict(zip(keys, await cache.get(keys), strict=True))
         cached = [known[key] is not None for key in keys]
         tokens = sum(taken.lengths)
@@ -166,15 +176,15 @@ class Completions:
                 list(wanted.values()),
                 rank=RANKS[taken.tier],
                 scope=exchange.scope,
-                workers=self._dispatcher.workers,
+                workers=model.dispatcher.workers,
                 most=self._most_answers,
             )
             works = owned(Taken(tuple(cut), tier=taken.tier), exchange).works
             jobs = answer.group = group.submit(
-                self._dispatcher, works, exchange.began, exchange.complete
+                model.dispatcher, works, exchange.began, exchange.complete
             )
-            self._live.began(jobs, exchange, self._model, self._dispatcher)
-            client.on_gone(lambda: self._cancel(jobs))
+            self._live.began(jobs, exchange, model.name, model.dispatcher)
+            client.on_gone(jobs.cancel)
             await answer.computed(jobs)
             computed = dict(zip(wanted, vectors.of_jobs(jobs.jobs), strict=True))
             cache.put(computed)
@@ -184,14 +194,10 @@ class Completions:
             taken,
             [known[key] or b"" for key in keys],
             EmbeddingUsage(tokens, tokens, CachedInputs(cached_tokens, sum(cached))),
-            model=self._model,
+            model=model.name,
             request_id=exchange.request_id,
         )
         await answer.tell(body)
-
-    def _cancel(self, jobs: Group) -> None:
-        for job in jobs.jobs:
-            self._dispatcher.cancel(job)
 
     def _check_answers(self, taken: Taken) -> None:
         """Raises InvalidRequestError: more answers than a request may ask for."""
@@ -205,7 +211,7 @@ class Completions:
             )
 
     async def _prepare(
-        self, body: bytes, client: _Client, exchange: Exchange
+        self, model: ServedModel, body: bytes, client: _Client, exchange: Exchange
     ) -> Taken | Inputs | Told:
         """Intake, for as long as the client waits for it and there is time.
 
@@ -213,15 +219,15 @@ class Completions:
             DeadlineError: it took too long.
             LbhostError: what Dispatcher.check_open and Intake.take raise.
         """
-        client_name = exchange.client
-        before, own_before = self._preparing.total(), self._preparing[client_name]
-        self._preparing[client_name] += 1
+        client_name, preparing = exchange.client, model.preparing
+        before, own_before = preparing.total(), preparing[client_name]
+        preparing[client_name] += 1
         limit = asyncio.timeout(exchange.began + self._time_limit_s - time.monotonic())
         client.on_gone(lambda: _expire(limit))
         try:
-            self._dispatcher.check_open(before, client_name, own_before)
+            model.dispatcher.check_open(before, client_name, own_before)
             async with limit:
-                return await self._intake.take(body, self._kind, client_name)
+                return await model.intake.take(body, self._kind, client_name)
         except TimeoutError as error:
             if client.gone:
                 raise ClientGoneError from error
@@ -230,9 +236,9 @@ class Completions:
                 retry_after_s=1,
             ) from error
         finally:
-            self._preparing[client_name] -= 1
-            if not self._preparing[client_name]:
-                del self._preparing[client_name]
+            preparing[client_name] -= 1
+            if not preparing[client_name]:
+                del preparing[client_name]
             exchange.body.release()
 
 

@@ -7,13 +7,17 @@ from typing import Any, Literal
 import msgspec
 
 
-class ModelMeta(msgspec.Struct, frozen=True):
+class ModelMeta(msgspec.Struct, frozen=True, omit_defaults=True):
     n_ctx: int
     """Tokens of prompt and answer together."""
+    kind: str = "chat"
+    """Or "embedding", or "rerank"."""
+    aliases: tuple[str, ...] = ()
+    """More names for it."""
 
 
 class ModelCard(msgspec.Struct, frozen=True):
-    """The model that is served."""
+    """A model that is served."""
 
     id: str
     created: int

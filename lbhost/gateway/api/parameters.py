@@ -272,13 +272,18 @@ def decode(body: bytes, kind: type[S]) -> S:
     check_depth(body)
     try:
         decoded: S = _decoder(kind).decode(body)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from error
-    except msgspec.DecodeError as error:
-        raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError("the body is not valid UTF-8") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise unreadable(error) from error
     return decoded
+
+
+def unreadable(error: Exception) -> InvalidRequestError:
+    """What to tell of a body that msgspec cannot decode."""
+    if isinstance(error, msgspec.ValidationError):
+        return _invalid(str(error))
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidRequestError("the body is not valid UTF-8")
+    return InvalidRequestError(f"the body is not valid JSON: {error}")
 
 
 def _biases(given: dict[str, float], n_vocab: int) -> tuple[tuple[int, float], ...]:

@@ -23,9 +23,9 @@ from lbhost.errors import (
 from lbhost.gateway.account import Account
 from lbhost.gateway.api import error_shapes, replies
 from lbhost.gateway.exchange import Exchange
+from lbhost.gateway.http.door import Door
 from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.keyring import Keyring
-from lbhost.gateway.scheduling.dispatcher import Dispatcher
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/v1/health"})
 """Need no API key: whoever checks health should not have to know it."""
@@ -41,7 +41,7 @@ class Access:
     def __init__(
         self,
         app: ASGIApp,
-        dispatcher: Dispatcher,
+        door: Door,
         *,
         keyring: Keyring,
         share_prefixes: bool = False,
@@ -49,7 +49,7 @@ class Access:
         origins: Origins,
     ) -> None:
         self._app = app
-        self._dispatcher = dispatcher
+        self._door = door
         self._keyring = keyring
         self._share_prefixes = share_prefixes
         self._hosts = hosts
@@ -69,7 +69,7 @@ class Access:
                 message["headers"] = [*message["headers"], *own]
                 if exchange.account is not None:
                     message["headers"] += exchange.account.headers(time.monotonic())
-                leaving = self._dispatcher.stopping or self._dispatcher.retiring
+                leaving = self._door.closing
                 # What follows an answer that did not wait for its body is not read as a request.
                 if leaving or exchange.complete is None:
                     message["headers"].append((b"connection", b"close"))

@@ -6,7 +6,7 @@ An endpoint adds itself by an Operation (api/operations.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -74,8 +74,14 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: Problem
 
 
-def document(operations: Sequence[Operation], pages: Sequence[Page], model: str) -> dict[str, Any]:
-    """The whole document, ready to be encoded as JSON; of a server of one model."""
+def document(
+    operations: Sequence[Operation], pages: Sequence[Page], models: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The whole document, ready to be encoded as JSON.
+
+    Args:
+        models: the names that a body may have in `model`, by the path that it is sent to.
+    """
     types = [kind for one in operations for kind in (one.request, one.answer, *one.chunks)]
     types += [page.answer for page in pages]
     references, schemas = msgspec.json.schema_components(
@@ -91,7 +97,7 @@ def document(operations: Sequence[Operation], pages: Sequence[Page], model: str)
         paths[one.path] = {"post": _operation(one, request, answer, chunks, failure)}
         properties = schemas[request["$ref"].rpartition("/")[2]]["properties"]
         if "model" in properties:
-            properties["model"] = {"enum": [model, None]}
+            properties["model"] = {"enum": [*models[one.path], None]}
     for page in pages:
         paths[page.path] = {"get": _page(page, next(rest), openais)}
     return {

@@ -22,31 +22,29 @@ from lbhost.errors import (
     InvalidRequestError,
     LbhostError,
     MethodNotAllowedError,
-    ModelNotFoundError,
     NotFoundError,
     NotReadyError,
 )
-from lbhost.gateway import metrics
 from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.endpoint import Completions
 from lbhost.gateway.api.operations import OPERATIONS, PAGES
 from lbhost.gateway.api.pages import Health, ModelCard, ModelList, ModelMeta
 from lbhost.gateway.api.parameters import MAX_CHOICES
+from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.catalogue import Catalogue, suits
 from lbhost.gateway.exchange import Exchange
+from lbhost.gateway.exposition import CONTENT_TYPE, Exposition
 from lbhost.gateway.http import openapi
 from lbhost.gateway.http.access import Access, error_response
+from lbhost.gateway.http.door import Door
 from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.http.native_pages import NativePages
 from lbhost.gateway.keyring import Keyring
 from lbhost.gateway.live import Live
-from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.prompt import inputs
-from lbhost.gateway.prompt.intake import Intake
-from lbhost.gateway.prompt.prompter import Vocabulary
 from lbhost.gateway.prompt.questions import PATHS
-from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.fairness import most_at_once
-from lbhost.gateway.scheduling.sessions import Sessions
+from lbhost.gateway.served_model import ServedModel
 from lbhost.gateway.vector_cache import VectorCache
 
 _json = msgspec.json.Encoder().encode
@@ -54,16 +52,11 @@ _json = msgspec.json.Encoder().encode
 
 def build(
     *,
-    intake: Intake,
-    dispatcher: Dispatcher,
-    sessions: Sessions,
-    vocab: Vocabulary,
-    counters: Metrics,
-    model: str,
-    pieces: Callable[[int], bytes],
+    models: Catalogue[ServedModel],
+    door: Door,
+    exposition: Exposition,
     cache: VectorCache,
     live: Live,
-    n_ctx: int,
     settings: Settings,
     keyring: Keyring,
     on_loopback: bool,
@@ -71,11 +64,10 @@ def build(
     """The application, ready for uvicorn.
 
     Args:
-        pieces: what a token stands for, special ones written out.
         on_loopback: only this machine can reach it.
     """
-    pages = _Pages(dispatcher, counters, model, n_ctx)
-    native = NativePages(sessions, vocab, model, n_ctx)
+    pages = _Pages(models, door, exposition)
+    native = NativePages(models)
     get: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
         ("/v1/models", pages.models),
         ("/models", pages.models),
@@ -93,14 +85,10 @@ def build(
     places = settings.queue_size
     if settings.keys_file is not None:
         places = most_at_once(places)
-    taking = {kind: dialect.paths for kind, dialect in DIALECTS.items()} | PATHS | inputs.PATHS
-    for kind, paths in taking.items():
+    for kind, paths in _taking().items():
         endpoint = Completions(
             kind,
-            intake,
-            dispatcher,
-            model,
-            pieces,
+            models,
             cache,
             live,
             time_limit_s=settings.request_timeout_s,
@@ -118,7 +106,7 @@ def build(
     app.router.redirect_slashes = False
     return Access(
         app,
-        dispatcher,
+        door,
         keyring=keyring,
         share_prefixes=settings.share_prefixes,
         hosts=Hosts(settings, on_loopback=on_loopback),
@@ -129,36 +117,29 @@ def build(
 class _Pages:
     """The endpoints that only tell."""
 
-    def __init__(self, dispatcher: Dispatcher, counters: Metrics, model: str, n_ctx: int) -> None:
-        self._dispatcher = dispatcher
-        self._metrics = counters
-        self._model = model
-        self._openapi = _json(openapi.document(OPERATIONS, PAGES, model))
-        self._card = ModelCard(model, int(time.time()), ModelMeta(n_ctx))
+    def __init__(self, models: Catalogue[ServedModel], door: Door, exposition: Exposition) -> None:
+        self._models = models
+        self._door = door
+        self._exposition = exposition
+        self._openapi = _json(openapi.document(OPERATIONS, PAGES, served_at(models)))
+        created = int(time.time())
+        self._cards = {one.name: _card(one, created) for one in models}
 
     async def models(self, request: Request) -> Response:
-        account = _exchange(request).account
-        may = account is None or account.may_use(self._model)
-        return _ok(ModelList([self._card] if may else []))
+        allowed = self._models.allowed(_exchange(request).account)
+        return _ok(ModelList([self._cards[one.name] for one in allowed]))
 
     async def one_model(self, request: Request) -> Response:
-        name = request.path_params["model"]
-        if name != self._model:
-            raise ModelNotFoundError(
-                f"model {name[:100]!r} is not served here; {self._model!r} is", param="model"
-            )
-        account = _exchange(request).account
-        if account is not None:
-            account.check_model(name)
-        return _ok(self._card)
+        found = self._models.named(request.path_params["model"], _exchange(request).account)
+        return _ok(self._cards[found.name])
 
     async def livez(self, _: Request) -> Response:
         return _ok(Health())
 
     async def readyz(self, request: Request) -> Response:
-        if self._dispatcher.ready():
+        why = self._door.not_ready()
+        if why is None:
             return _ok(Health())
-        why = "the server is shutting down" if self._dispatcher.stopping else "no worker is ready"
         # An answer to what was asked, no refusal: probes are not counted.
         return error_response(NotReadyError(why, retry_after_s=1), _exchange(request))
 
@@ -166,7 +147,26 @@ class _Pages:
         return Response(self._openapi, media_type="application/json")
 
     async def metrics(self, _: Request) -> Response:
-        return Response(self._metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})
+        return Response(self._exposition.text(), headers={"content-type": CONTENT_TYPE})
+
+
+def _card(model: ServedModel, created: int) -> ModelCard:
+    meta = ModelMeta(model.n_ctx, model.purpose.kind.value, model.aliases)
+    return ModelCard(model.name, created, meta)
+
+
+def served_at(models: Catalogue[ServedModel]) -> dict[str, list[str]]:
+    """The names by which models may be asked for, by the paths that take bodies."""
+    every = [name for one in models for name in one.names]
+    found: dict[str, list[str]] = {}
+    for kind, paths in _taking().items():
+        suited = [name for one in models if suits(kind, one.purpose) for name in one.names]
+        found |= dict.fromkeys(paths, suited or every)
+    return found
+
+
+def _taking() -> dict[Kind, tuple[str, ...]]:
+    return {kind: one.paths for kind, one in DIALECTS.items()} | PATHS | inputs.PATHS
 
 
 def _ok(value: Any) -> Response:

@@ -74,7 +74,13 @@ def main(load: Callable[[str], Vocabulary] = Vocab.load) -> int:
         link.sendall(frame(Failed(error.message)))
         return 1
     preparation = Preparation(
-        vocab, setup.n_ctx, setup.alias, IN_HELPER, Grammars(_compile), setup.purpose
+        vocab,
+        setup.n_ctx,
+        setup.alias,
+        IN_HELPER,
+        Grammars(_compile),
+        setup.purpose,
+        setup.aliases,
     )
     _limit_memory()
     threading.stack_size(STACK_BYTES)

@@ -39,6 +39,7 @@ class Setup(msgspec.Struct, frozen=True):
     log_format: LogFormat
     log_level: LogLevel
     purpose: Purpose = Purpose()
+    aliases: tuple[str, ...] = ()
 
 
 class Task(msgspec.Struct, frozen=True):

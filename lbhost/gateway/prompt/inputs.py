@@ -12,7 +12,7 @@ import msgspec
 
 from lbhost import wire
 from lbhost.errors import ContextLengthError, InvalidRequestError
-from lbhost.gateway.api import embeddings, parameters, rerank
+from lbhost.gateway.api import embeddings, model_name, rerank
 from lbhost.gateway.api.embeddings import MOST_TOKENS
 from lbhost.gateway.api.parameters import Tier
 from lbhost.gateway.api.replies import Kind
@@ -24,9 +24,10 @@ PATHS = {
     Kind.RERANK: ("/v1/rerank", "/rerank", "/v1/reranking", "/reranking"),
 }
 
-_KINDS = {Kind.EMBEDDINGS: ModelKind.EMBEDDING, Kind.RERANK: ModelKind.RERANK}
+KINDS = {Kind.EMBEDDINGS: ModelKind.EMBEDDING, Kind.RERANK: ModelKind.RERANK}
+"""What a model must be for, to answer requests of a kind; ModelKind.CHAT for all others."""
 
-_USES = {
+USES = {
     ModelKind.CHAT: "it generates text: use /v1/chat/completions or /v1/completions",
     ModelKind.EMBEDDING: "it embeds texts: use /v1/embeddings",
     ModelKind.RERANK: "it ranks documents: use /v1/rerank",
@@ -66,18 +67,14 @@ def check_kind(
 
     Raises InvalidRequestError.
     """
-    if _KINDS.get(kind, ModelKind.CHAT) is purpose.kind:
+    if KINDS.get(kind, ModelKind.CHAT) is purpose.kind:
         return
-    named(parameters.decode(body, _Named).model)
+    named(model_name.of_body(body))
     raise InvalidRequestError(
         f"the model that is served here is of the kind {purpose.kind.value!r}: "
-        f"{_USES[purpose.kind].removeprefix('it ')}",
+        f"{USES[purpose.kind].removeprefix('it ')}",
         param="model",
     )
-
-
-class _Named(msgspec.Struct):
-    model: str | None = None
 
 
 class InputReader:

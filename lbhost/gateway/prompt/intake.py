@@ -7,6 +7,7 @@ rendering stays within milliseconds. Whatever turns out longer goes to a helper 
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 
 from lbhost.errors import TooLongInlineError
 from lbhost.gateway.api.replies import Kind
@@ -36,12 +37,15 @@ class Intake:
         alias: str,
         helpers: Helpers,
         purpose: Purpose = GENERATES,
+        aliases: Sequence[str] = (),
     ) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
         longest = stack.inline_characters(vocab.uses_regex, soft)
         limits = Limits(INLINE_RENDER_S, max(1, longest), inline=True)
         self._grammars = Grammars()
-        self._preparation = Preparation(vocab, n_ctx, alias, limits, self._grammars, purpose)
+        self._preparation = Preparation(
+            vocab, n_ctx, alias, limits, self._grammars, purpose, aliases
+        )
         self.helpers = helpers
 
     async def take(self, body: bytes, kind: Kind, client: str = "") -> Taken | Inputs | Told:

@@ -66,11 +66,14 @@ class Preparation:
         limits: Limits,
         grammars: Grammars,
         purpose: Purpose = GENERATES,
+        aliases: Sequence[str] = (),
     ) -> None:
+        """`aliases`: more names of the model, beside `alias`."""
         self._vocab = vocab
         self._purpose = purpose
         self._n_ctx = n_ctx
         self._alias = alias
+        self._names = {alias, *aliases}
         self._prompter = Prompter(vocab, n_ctx, limits)
         self._questions = Questions(vocab, self._prompter, self._count, self._rendered)
         self._inputs = InputReader(vocab, self._prompter, purpose, n_ctx, self._check_name)
@@ -103,7 +106,7 @@ class Preparation:
 
     def _check_name(self, model: str | None) -> None:
         """Raises ModelNotFoundError: this is another model."""
-        if model is not None and model != self._alias:
+        if model is not None and model not in self._names:
             raise ModelNotFoundError(
                 f"model {model[:100]!r} is not served here; {self._alias!r} is", param="model"
             )

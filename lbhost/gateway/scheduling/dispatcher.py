@@ -57,6 +57,7 @@ from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Session, Sessio
 from lbhost.gateway.scheduling.suspicion import Condemned, Death, Ends, Trust, settle, trust
 from lbhost.gateway.scheduling.worker_link import OpenLink, WorkerLink
 from lbhost.gateway.states.plane import Plane
+from lbhost.gateway.states.purse import Purse
 
 MAX_ATTEMPTS = 100
 """Workers that may be lost under a request before it is given up, however they ended."""
@@ -103,8 +104,10 @@ class Dispatcher:
         router: Router | None = None,
         open_link: OpenLink = WorkerLink.open,
         states: Plane | None = None,
+        lender: Lender | None = None,
         move_for_speed: bool = True,
     ) -> None:
+        """Of one model. `lender`: the one of all models; None: there is no other model."""
         self._settings = settings
         self._sessions = sessions
         self._observer = GuardedObserver(observer)
@@ -119,13 +122,15 @@ class Dispatcher:
         self._admission = Admission(settings, self._queue, self._pace, self._router, clock)
         self._jobs: dict[int, Job] = {}
         self._attempts: dict[int, Attempt] = {}
-        self.states = states or Plane(0, sessions, clock)
+        self.states = states or Plane(Purse(0), sessions, clock)
         self._placer = Placer(sessions, self._queue, self._router, clock, self.states.look)
         self._mover = Mover(
             sessions, self._queue, self._router, clock, clock_ns, for_speed=move_for_speed
         )
         self._deadlines = Deadlines(self._on_deadline, clock)
-        self._lender = Lender(sessions, enabled=settings.lend, clock=clock)
+        self._lender = lender or Lender(
+            sessions.readings, sessions, enabled=settings.lend, clock=clock
+        )
         self._poll: asyncio.TimerHandle | None = None
         self._look: asyncio.TimerHandle | None = None
         self._numbers = 0

@@ -6,7 +6,7 @@ cancels the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -32,8 +32,12 @@ def spread(works: Sequence[Work], times: int) -> list[Work]:
 class Group:
     """Some jobs with one bell."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], cancel: Callable[[Job], None] = lambda job: None
+    ) -> None:
+        """`cancel`: ends a job that nobody wants any more; nothing where nobody else has it."""
         self.jobs = jobs
+        self._cancel = cancel
         self.bell = Bell()
         self.told: set[int] = set()
         """Those whose end the consumer of a stream has passed on, by their places."""
@@ -51,6 +55,11 @@ class Group:
             job.has_news or (job.over and place not in self.told)
             for place, job in enumerate(self.jobs)
         )
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more. Harmless when it is over."""
+        for job in self.jobs:
+            self._cancel(job)
 
     @property
     def over(self) -> bool:
@@ -82,4 +91,4 @@ def submit(
         for job in jobs:
             dispatcher.cancel(job)
         raise
-    return Group(jobs)
+    return Group(jobs, dispatcher.cancel)

@@ -1,7 +1,8 @@
 """Carries out what lending.py decides: which session has been lent what, and who must be told.
 
-Lives where the exact counts of requests are. A core is asked back before its owner gets a request,
-so that the two overlap by one step of the borrower at most.
+Lives where the exact counts of requests are: one decision for the workers of all models, since a
+core that one of them lends may be another's home. A core is asked back before its owner gets a
+request, so that the two overlap by one step of the borrower at most.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from lbhost import wire
 from lbhost.board import CoreRow, WorkerState
 from lbhost.gateway.scheduling.lending import Core, Home, Lent, lend
+from lbhost.gateway.scheduling.readings import WorkerReadings
 from lbhost.gateway.scheduling.sessions import Session, Sessions
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 
@@ -30,13 +32,14 @@ class Lender:
 
     def __init__(
         self,
-        sessions: Sessions,
-        *,
+        readings: WorkerReadings,
+        *models: Sessions,
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sessions = sessions
-        self._readings = sessions.readings
+        """`readings`: of all workers. models: those that there are; `add` more."""
+        self._models = list(models)
+        self._readings = readings
         self.enabled = enabled
         """Off: what is lent is asked back at the next `settle`."""
         self._clock = clock
@@ -48,12 +51,16 @@ class Lender:
         self._known: object = None
         """What the last decision was made from."""
 
+    def add(self, sessions: Sessions) -> None:
+        """One more model."""
+        self._models.append(sessions)
+
     def settle(self) -> None:
         """Decide, and tell those for whom something changes; who gives back is told first."""
         if not self.enabled and not self._lent:
             return
         self._look()
-        sessions = self._sessions.all()
+        sessions = [session for model in self._models for session in model.all()]
         homes, borrowers = self._homes(sessions)
         known = (tuple(homes), tuple(self._cores), self._limit, self.enabled)
         if known == self._known:
@@ -89,7 +96,7 @@ class Lender:
             identity = reading.identity
             if identity.gpu >= 0:
                 continue
-            now = self._sessions.current(worker)
+            now = next((s for m in self._models if (s := m.current(worker)) is not None), None)
             busy = attempts.get(worker, 0) > 0
             computing = now is not None and bool(now.attempts)
             starting = identity.state is WorkerState.STARTING

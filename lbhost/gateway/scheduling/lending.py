@@ -1,9 +1,10 @@
 """Who computes on which cores now: those that no request needs are lent to whoever has one. Pure.
 
-Every worker owns its home. A home whose worker has nothing to do, and cores that are nobody's home,
-are lent to those that compute: evenly, one core each in turn, the nearest first (the same
-last-level cache, then the same NUMA node). Within a node only: over the link between nodes a
-second core is worth little, and its threads would hold up the others at every barrier.
+Every worker owns its home. Workers of several models may be at home on one core, which is idle when
+all of them are. Homes whose workers have nothing to do, and cores that are nobody's home, are lent
+to those that compute: evenly, one core each in turn, the nearest first (the same last-level cache,
+then the same NUMA node). Within a node only: over the link between nodes a second core is worth
+little, and its threads would hold up the others at every barrier.
 
 What is never lent: a core that others use, a hot one, more than the cgroup's quota, an SMT sibling
 (a core has one CPU here), a slow core to a worker on fast ones or the other way round. How many of
@@ -65,7 +66,7 @@ def lend(
     free = {cpu: core for cpu, core in by_cpu.items() if core.open and cpu not in kept}
     left = len(free)
     if limit is not None:
-        left = min(left, limit - sum(len(home.cpus) for home in borrowers))
+        left = min(left, limit - len({cpu for home in borrowers for cpu in home.cpus}))
     wants = {
         home.worker: _nearest(home, by_cpu, free, (before or {}).get(home.worker, ()))
         for home in borrowers

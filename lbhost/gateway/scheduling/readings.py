@@ -150,6 +150,27 @@ class Readings:
         return self._board.cores.read(number) if number < len(self._board.cores) else None
 
 
+class ModelReadings:
+    """Those of one model's workers; cores and quota are everybody's."""
+
+    def __init__(self, readings: WorkerReadings, model: int) -> None:
+        """`model`: its number."""
+        self._readings = readings
+        self._model = model
+        self.cores = readings.cores
+        self.hot = readings.hot
+        self.quota_cpus = readings.quota_cpus
+
+    def worker(self, index: int) -> WorkerReading | None:
+        """None too if that worker is another model's, now."""
+        found = self._readings.worker(index)
+        return None if found is None or found.identity.model != self._model else found
+
+    def present(self) -> list[tuple[int, WorkerReading]]:
+        """Its workers, by id."""
+        return [one for one in self._readings.present() if one[1].identity.model == self._model]
+
+
 class _Hardware(msgspec.Struct, frozen=True):
     """What a worker runs on, at this moment."""
 

@@ -188,7 +188,7 @@ class Router:
         """Seconds of a worker that all have in so many; None where no speeds were measured."""
         if self._sessions.measured_speeds() is None:
             return None
-        return seconds * max(1, self._sessions.workers)
+        return seconds * (self._sessions.capacity or 1)
 
     def lonely_cost_s(self, job: Job) -> float:
         """Seconds that an idle, undisturbed worker would take."""
@@ -202,7 +202,7 @@ class Router:
         """
         prompt_s, output_s = self.token_costs_s()
         each_s = self._usual_prompt * prompt_s + self._usual_tokens * output_s
-        return each_s / max(1, self._sessions.workers)
+        return each_s / (self._sessions.capacity or 1)
 
     def _slots_each(self) -> float:
         """Of a worker, on average."""

@@ -15,6 +15,7 @@ from lbhost.gateway.scheduling.accuracy import Accuracy, Forecast, like
 from lbhost.gateway.scheduling.fading import ErrorRate, FadingMean
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.moving import Reason
+from lbhost.gateway.scheduling.neighbours import Neighbours
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
 from lbhost.gateway.scheduling.readings import WorkerReading, WorkerReadings
 from lbhost.gateway.scheduling.worker_link import WorkerLink
@@ -83,7 +84,15 @@ class Attempt:
 class Session:
     """One process (epoch) of a worker, with the link to it."""
 
-    def __init__(self, link: WorkerLink, slots: int, tally: Tally, accuracy: Accuracy) -> None:
+    def __init__(
+        self,
+        link: WorkerLink,
+        slots: int,
+        tally: Tally,
+        accuracy: Accuracy,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        self._neighbours = neighbours
         self.worker = link.worker
         self.epoch = link.epoch
         self.link = link
@@ -103,6 +112,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"worker {self.worker}.{self.epoch}: {len(self.attempts)} of {self.slots} in flight"
+
+    @property
+    def part(self) -> float:
+        """Of its core that other models' workers leave to it, over 0; 1 where it has it alone."""
+        return 1.0 if self._neighbours is None else 1.0 / (1 + self._neighbours.computing(self))
 
     @property
     def room(self) -> int:
@@ -200,7 +214,7 @@ class Session:
             if all(rank == order.DEFAULT for rank, _ in left)
             else tuple(r for r, _ in left),
             speeds=_speeds(progress) if progress.epoch == self.epoch else None,
-            share=reading.share,
+            share=reading.share * self.part,
             idle=reading.idle,
             penalty=policy.penalty(self.error_rate.at(now), ready_for_s),
             ttft_factor=factors.ttft.at(now),
@@ -225,8 +239,14 @@ _ABOUT_TO = {board.WorkerState.READY, board.WorkerState.RESTING, board.WorkerSta
 class Sessions:
     """All sessions. At most one per worker gets new requests; older ones finish theirs."""
 
-    def __init__(self, readings: WorkerReadings, slots: int) -> None:
+    def __init__(
+        self, readings: WorkerReadings, slots: int, neighbours: Neighbours | None = None
+    ) -> None:
+        """`neighbours`: other models' workers; None: there are none."""
         self.readings = readings
+        self.changes = 0
+        """Counts the processes that came and went."""
+        self._neighbours = neighbours
         self._slots = slots
         self._sessions: dict[WorkerLink, Session] = {}
         self._current: dict[int, Session] = {}
@@ -270,7 +290,9 @@ class Sessions:
         reading = self.readings.worker(link.worker)
         slots = reading.identity.slots if reading is not None else 0
         worker = link.worker
-        session = Session(link, slots or self._slots, self.tally(worker), self.accuracy(worker))
+        tally, accuracy = self.tally(worker), self.accuracy(worker)
+        session = Session(link, slots or self._slots, tally, accuracy, self._neighbours)
+        self.changes += 1
         self._sessions[link] = session
         self._current[link.worker] = session
         return session
@@ -280,6 +302,7 @@ class Sessions:
         session = self._sessions.pop(link, None)
         if session is None:
             return []
+        self.changes += 1
         if self._current.get(session.worker) is session:
             del self._current[session.worker]
         attempts = list(session.attempts.values())
@@ -313,8 +336,8 @@ class Sessions:
     @property
     def wide(self) -> bool:
         """Whether a worker is idle and stays so when the next request comes: it lends its cores."""
-        idle = sum(not session.attempts for session in self._current.values())
-        return idle > 1
+        currents = self._current.values()
+        return sum(not session.attempts and session.part == 1.0 for session in currents) > 1
 
     @property
     def slots(self) -> int:
@@ -324,6 +347,11 @@ class Sessions:
     def workers(self) -> int:
         """Workers with a link."""
         return len(self._current)
+
+    @property
+    def capacity(self) -> float:
+        """So many workers with cores of their own would get done what these do now."""
+        return sum(session.part for session in self._current.values())
 
     def speeds(self) -> policy.Speeds:
         """A worker's speeds that stand for all: the first measured ones, else assumed."""

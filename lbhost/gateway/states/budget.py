@@ -6,6 +6,8 @@ has to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 AUTO_PART = 0.25
 """Of the memory that is free at the start."""
 
@@ -41,3 +43,16 @@ def allowed(budget: float, held: int, available: float | None, total: float | No
     if available is None or total is None:
         return budget
     return max(0.0, min(budget, held + available - SPARE_PART * total))
+
+
+def split(total: float, held: Sequence[int]) -> list[float]:
+    """Bytes that each model's states may take, of all that the box has for them.
+
+    An equal part is everybody's for sure; what others do not hold is anybody's. One that has grown
+    into that gives it back as soon as somebody fills his own.
+
+    Args:
+        held: bytes that each takes already.
+    """
+    part, everything = total / max(1, len(held)), sum(held)
+    return [max(part, total - (everything - own)) for own in held]

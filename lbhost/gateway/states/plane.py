@@ -20,10 +20,10 @@ from lbhost import log, state_file
 from lbhost.errors import StateError
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.worker_link import WorkerLink
-from lbhost.gateway.states import budget
 from lbhost.gateway.states.disk import Kept
 from lbhost.gateway.states.disk_thread import DiskThread
 from lbhost.gateway.states.link import StatesLink
+from lbhost.gateway.states.purse import Purse
 from lbhost.gateway.states.store import Entry, Match, Store
 from lbhost.state_link import Able, FromWorker, Saved, Taken, Unable
 
@@ -68,15 +68,15 @@ class Speeds(Protocol):
 
 
 class Plane:
-    """See the module.
+    """See the module. One model's.
 
     Args:
-        wanted: bytes that states may take; 0: nothing is kept; None: a part of what is free.
+        purse: who says how many bytes its states may take.
     """
 
     def __init__(
         self,
-        wanted: int | None,
+        purse: Purse,
         speeds: Speeds,
         clock: Callable[[], float] = time.monotonic,
         most_entries: int = MAX_ENTRIES,
@@ -93,12 +93,14 @@ class Plane:
         self._blamed: dict[tuple[int, int], list[Entry]] = {}
         """What workers (id, epoch) were to load when they ended, until it is known how they did."""
         self._bytes_s = _GUESS_BYTES_S
-        self.budget: float | None = None if wanted is None else wanted
-        self.limit: float = budget.UNKNOWN if wanted is None else wanted
+        self.purse = purse
+        self.limit: float = 0.0
+        """Bytes that they may take now."""
         self.counts = Counts()
         self.unable: str | None = None
         """Why this model's states cannot be moved; None while nobody has said so, and once
         somebody has moved one: a worker that was told to end in its test says so, too."""
+        purse.add(self)
 
     @property
     def entries(self) -> int:
@@ -115,7 +117,7 @@ class Plane:
 
         Where nothing is to be kept it is closed, which tells the worker so.
         """
-        if self.budget == 0:
+        if self.purse.empty:
             os.close(fd)
             return
         self._links[link] = StatesLink(fd, lambda message, fd: self._on_message(link, message, fd))
@@ -265,7 +267,7 @@ class Plane:
     def _add(self, entry: Entry) -> None:
         for one in self._store.add(entry):
             self._discard(one)
-        self._shrink()
+        self.purse.spread()
 
     def _taken(self, link: WorkerLink, taken: Taken) -> None:
         entry = self._sent[link].pop(taken.number, None)
@@ -282,22 +284,9 @@ class Plane:
 
     # --- memory -----------------------------------------------------------------------
 
-    def want(self, wanted: int | None) -> None:
-        """Another budget: bytes, not 0; None: a part of what is free at the next `settle`."""
-        self.budget = wanted
-        if wanted is not None:
-            self.limit = min(self.limit, wanted)
-            self._shrink()
-
-    def settle(self, available: float | None, total: float | None) -> None:
-        """Give way while memory is short.
-
-        Args:
-            available: bytes that can be taken now. total: of the box. None where unknown.
-        """
-        if self.budget is None:
-            self.budget = budget.settle(None, available)
-        self.limit = budget.allowed(self.budget, self._store.bytes, available, total)
+    def allow(self, limit: float) -> None:
+        """So many bytes it may take from now on."""
+        self.limit = limit
         self._shrink()
 
     def _shrink(self) -> None:

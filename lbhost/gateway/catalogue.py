@@ -1,0 +1,125 @@
+"""The models that are served, and which of them a request is for.
+
+Owns nothing but the list. A request names its model in `model`; one that names none gets the
+first that suits what it asks, of those that its API key may use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from lbhost.errors import InvalidRequestError, ModelNotFoundError
+from lbhost.gateway.account import Account
+from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.prompt import inputs
+from lbhost.gateway.prompt.inputs import USES
+from lbhost.purpose import ModelKind, Purpose
+
+_LONGEST_NAME = 100
+"""Characters of a stranger's name for a model that an error repeats."""
+
+_OF_ANY_KIND = frozenset({Kind.TOKENIZE, Kind.DETOKENIZE})
+
+
+class Named(Protocol):
+    """A model, as far as choosing one goes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
+    @property
+    def purpose(self) -> Purpose: ...
+
+
+M = TypeVar("M", bound=Named)
+
+
+class Catalogue(Generic[M]):
+    """All models of a gateway, at least one, the first one first."""
+
+    def __init__(self, models: Sequence[M]) -> None:
+        self._models = tuple(models)
+        self._by_name = {name: one for one in models for name in (one.name, *one.aliases)}
+
+    def __iter__(self) -> Iterator[M]:
+        return iter(self._models)
+
+    def __getitem__(self, number: int) -> M:
+        return self._models[number]
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    @property
+    def only(self) -> M | None:
+        """The one model, if there is but one."""
+        return self._models[0] if len(self._models) == 1 else None
+
+    def allowed(self, account: Account | None) -> list[M]:
+        """Those that an API key may use; None: there are no keys."""
+        return [one for one in self._models if account is None or _may_use(account, one)]
+
+    def check_any(self, account: Account | None) -> None:
+        """Raises ModelNotAllowedError: there is none for this API key."""
+        if account is not None and not self.allowed(account):
+            account.check_model(self._models[0].name)
+
+    def named(self, name: str, account: Account | None) -> M:
+        """The model of a name or an alias.
+
+        Raises:
+            ModelNotFoundError: there is none.
+            ModelNotAllowedError: not for this API key.
+        """
+        found = self._by_name.get(name)
+        if found is None:
+            served = ", ".join(repr(one.name) for one in self.allowed(account))
+            raise ModelNotFoundError(
+                f"model {name[:_LONGEST_NAME]!r} is not served here; {served} "
+                f"{'are' if ', ' in served else 'is'}",
+                param="model",
+            )
+        if account is not None and not _may_use(account, found):
+            account.check_model(name)
+        return found
+
+    def pick(self, name: str | None, kind: Kind, account: Account | None) -> M:
+        """The model that a request of a kind is for.
+
+        Args:
+            name: what its `model` says; None: nothing.
+
+        Raises:
+            ModelNotFoundError, ModelNotAllowedError: as `named` does.
+            InvalidRequestError: it is not a model for that, or there is none.
+        """
+        if name is not None:
+            found = self.named(name, account)
+            if not suits(kind, found.purpose):
+                raise InvalidRequestError(self._unsuited(found, kind, account), param="model")
+            return found
+        self.check_any(account)
+        some = self.allowed(account)
+        suited = [one for one in some if suits(kind, one.purpose)]
+        if not suited:
+            raise InvalidRequestError(self._unsuited(some[0], kind, account), param="model")
+        # What suits every kind is asked of a model that chats more often than of others.
+        return suited[0]
+
+    def _unsuited(self, one: M, kind: Kind, account: Account | None) -> str:
+        others = [repr(m.name) for m in self.allowed(account) if suits(kind, m.purpose)]
+        there = f"; here {', '.join(others)} can" if others else ""
+        return f"model {one.name!r} cannot be asked that: {USES[one.purpose.kind]}{there}"
+
+
+def suits(kind: Kind, purpose: Purpose) -> bool:
+    """Whether a model for that purpose answers requests of a kind."""
+    if kind in _OF_ANY_KIND:
+        return True
+    return inputs.KINDS.get(kind, ModelKind.CHAT) is purpose.kind
+
+
+def _may_use(account: Account, one: Named) -> bool:
+    return any(account.may_use(name) for name in (one.name, *one.aliases))

@@ -7,7 +7,7 @@ dir, else what the server said. Owns one connection; waits for commands as long 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -92,9 +92,10 @@ class AdminClient:
         """One after the other, without losing capacity."""
         return self._command("/workers/restart", {}, wait)
 
-    def scale(self, workers: int, *, wait: bool = True) -> str:
-        """So many workers."""
-        return self._command("/scale", {"workers": workers}, wait)
+    def scale(self, workers: int, model: str | None = None, *, wait: bool = True) -> str:
+        """So many workers, of this model where there are several."""
+        of = {} if model is None else {"model": model}
+        return self._command("/scale", {"workers": workers, **of}, wait)
 
     def reload(self, *, dry_run: bool = False, wait: bool = True) -> str:
         """Bring the configuration as it is now into force."""
@@ -140,7 +141,7 @@ class AdminClient:
         except httpx2.TransportError as error:
             raise self._gone(error) from error
 
-    def _command(self, path: str, body: dict[str, float], wait: bool) -> str:
+    def _command(self, path: str, body: Mapping[str, object], wait: bool) -> str:
         # A drain lasts as long as its longest request: only the connection may time out.
         timeout = httpx2.Timeout(None if wait else ANSWER_S, connect=CONNECT_S)
         answer = self._ask("POST", f"{path}?wait={int(wait)}", json=body, timeout=timeout)

@@ -241,6 +241,11 @@ def socketpair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def size(message: Control) -> int:
+    """Bytes of its packet."""
+    return len(_encoder.encode(message))
+
+
 def send(link: socket.socket, message: Control, fds: Sequence[int] = ()) -> None:
     """Send one message with its descriptors (which stay open here).
 

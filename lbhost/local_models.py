@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -37,6 +37,8 @@ class LocalModel(msgspec.Struct, frozen=True):
     """Of all parts."""
     complete: bool
     """Whether all parts are there."""
+    served: tuple[str, ...] = ()
+    """The names that it has in the server that runs here, if one serves it."""
 
 
 class _Layer(msgspec.Struct, rename="camel"):
@@ -46,6 +48,21 @@ class _Layer(msgspec.Struct, rename="camel"):
 
 class _Manifest(msgspec.Struct):
     layers: list[_Layer] = []
+
+
+def marked(models: Iterable[LocalModel], served: Mapping[str, str]) -> list[LocalModel]:
+    """The same, those marked that a server serves.
+
+    Args:
+        served: their files' paths by name.
+    """
+    names: dict[str, list[str]] = {}
+    for name, path in served.items():
+        names.setdefault(os.path.realpath(path), []).append(name)
+    return [
+        msgspec.structs.replace(one, served=tuple(names.get(os.path.realpath(one.path), ())))
+        for one in models
+    ]
 
 
 def find(environ: Mapping[str, str]) -> list[LocalModel]:

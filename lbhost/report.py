@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lbhost.local_models import LocalModel
 from lbhost.placement.memory import gib
-from lbhost.status import Event, StatesStatus, Status, WorkerStatus
+from lbhost.status import Event, ModelStatus, StatesStatus, Status, WorkerStatus
 
 UNKNOWN = "\N{EN DASH}"
 
@@ -51,9 +51,11 @@ def models_view(models: Sequence[LocalModel]) -> Table:
     table.add_column("MODEL", overflow="fold")
     table.add_column("SIZE", justify="right", no_wrap=True)
     table.add_column("WHERE", no_wrap=True)
+    table.add_column("", overflow="fold")
     for model in models:
         size = f"{model.bytes / 1e6:.0f} MB" if model.complete else "incomplete"
-        table.add_row(model.spec, size, model.where)
+        served = f"served as {', '.join(model.served)}" if model.served else ""
+        table.add_row(model.spec, size, model.where, served)
     return table
 
 
@@ -73,8 +75,10 @@ def _states(states: StatesStatus) -> list[Text | Table]:
 def status_view(status: Status) -> Group:
     """The whole server in at most 80 columns, for as many rows as there are workers."""
     traffic = status.traffic
+    several = len(status.models) > 1
     kind = "" if status.kind == "chat" else f" ({status.kind})"
-    head = Text(f"{status.model[:40]}{kind}  {status.endpoint}  ")
+    name = f"{len(status.models)} models" if several else f"{status.model[:40]}{kind}"
+    head = Text(f"{name}  {status.endpoint}  ")
     head.append(status.state, _STATE_STYLES.get(status.state, ""))
     oldest = ""
     if traffic.oldest_wait_s is not None:
@@ -101,13 +105,33 @@ def status_view(status: Status) -> Group:
     lines += _states(status.states)
     if status.rolling is not None:
         lines.append(Text(f"rolling restart: {status.rolling}"))
+    if several:
+        for model in status.models:
+            of_model = [worker for worker in status.workers if worker.model == model.name]
+            lines += [Text(), _model_line(model), _workers_table(of_model)]
+    else:
+        lines += [Text(), _workers_table(status.workers)]
+    return Group(*lines, *map(Text, _notes(status)))
+
+
+def _workers_table(workers: Sequence[WorkerStatus]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="")
     for name, side in _COLUMNS:
         table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
-    for worker in status.workers:
+    for worker in workers:
         table.add_row(*_cells(worker))
-    lines += [Text(), table]
-    return Group(*lines, *map(Text, _notes(status)))
+    return table
+
+
+def _model_line(model: ModelStatus) -> Text:
+    """What there is to say of one of several models."""
+    line = Text(f"{model.name[:24]} ({model.kind})  ")
+    line.append(model.state, _STATE_STYLES.get(model.state, ""))
+    line.append(f"  {model.workers_up}/{model.workers} workers")
+    return line.append(
+        f", queue {model.queue_depth}, in flight {model.in_flight}, "
+        f"{model.prompt_tokens_s:.0f} in/s, {model.tokens_s:.1f} out/s"
+    )
 
 
 def _cells(worker: WorkerStatus) -> tuple[Text, ...]:
@@ -132,7 +156,7 @@ def _cells(worker: WorkerStatus) -> tuple[Text, ...]:
 
 def _notes(status: Status) -> list[str]:
     """A line for whatever is not as it should be."""
-    notes = []
+    notes = [f"{model.name}: {model.failure}" for model in status.models if model.failure]
     for worker in status.workers:
         if worker.spare:
             notes.append(f"worker {worker.id} is a spare: it stands in for one that restarts")
@@ -178,10 +202,26 @@ def banner(status: Status) -> str:
     count = f"{len(workers)} worker{'' if len(workers) == 1 else 's'}"
     json = "-H 'content-type: application/json'"
     path, body = _TRY.get(status.kind, _TRY["chat"])
-    return "\n".join(
-        [
+    if len(status.models) > 1:
+        names = max(len(model.name) for model in status.models)
+        served = [
+            f"lbhost {status.version} serves {len(status.models)} models",
+            *(
+                f"  {model.name:{names}}  {model.kind}, {model.workers_up} workers, "
+                f"{model.slots} slots of {model.ctx_size} tokens each"
+                if model.failure is None
+                else f"  {model.name:{names}}  not served: {model.failure}"
+                for model in status.models
+            ),
+        ]
+    else:
+        served = [
             f"lbhost {status.version} serves {status.model}",
             f"  {count} on {kind} {where}, {first.slots} slots of {first.ctx_size} tokens each",
+        ]
+    return "\n".join(
+        [
+            *served,
             f"  endpoint  {status.endpoint}/v1",
             f"  admin     {status.runtime_dir}/admin.sock  (lbhost status, lbhost tui)",
             "  try",

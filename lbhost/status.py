@@ -23,9 +23,11 @@ class CoreStatus(msgspec.Struct, frozen=True, kw_only=True):
     """New thermal throttle events per second."""
     steal: float | None = None
     worker: int | None = None
-    """Whose home core this is."""
+    """Whose home core this is; where several models' workers are at home there, the first's."""
     lent_to: int | None = None
     """The worker that computes on it now beside its own cores."""
+    workers: list[int] = []
+    """All that are at home there, at most one of each model."""
 
 
 class GpuStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +121,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of them that it may have; null: no limit."""
     memory_restarts: int = 0
     """Times that it was replaced for being over that."""
+    model: str = ""
+    """The name of the model that it computes."""
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +144,43 @@ class ForkServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None
     restarts: int
     last_exit: str | None
+    model: str = ""
+    """The name of the model whose weights it holds."""
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One model that is served. Rates and waits are those of TrafficStatus, for this model."""
+
+    name: str
+    aliases: list[str]
+    """What else clients may call it."""
+    kind: str
+    """chat, embedding or rerank."""
+    path: str
+    state: str
+    """ready, degraded (some worker that should be up is not), starting, stopped (none is wanted up)
+    or failed."""
+    failure: str | None
+    """Why it has no worker and will have none by itself; null: it has one, or may have."""
+    ctx_size: int
+    slots: int
+    workers: int
+    """How many there are to be."""
+    workers_up: int
+    min_workers: int | None
+    max_workers: int | None
+    requests: int
+    errors: int
+    rejected: int
+    in_flight: int
+    queue_depth: int
+    requests_s: float
+    tokens_s: float
+    prompt_tokens_s: float
+    ttft_p50_s: float | None
+    ttft_p95_s: float | None
+    oldest_wait_s: float | None
+    error_rate: float | None
 
 
 class TrafficStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,7 +238,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     pid: int
     model: str
-    """The alias clients use."""
+    """The name that clients use; of several models, the first one's, like model_path and kind."""
     model_path: str
     endpoint: str
     """`http://127.0.0.1:8080`."""
@@ -222,6 +263,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     states: StatesStatus = StatesStatus()
     kind: str = "chat"
     """What the model is served for: chat, embedding or rerank."""
+    models: list[ModelStatus] = []
+    """All that are served, in the order of the configuration."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

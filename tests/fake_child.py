@@ -14,12 +14,12 @@ import select
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from lbhost import control
-from lbhost.board import Board, GatewayRow, ProgressRow
-from lbhost.config import Settings
+from lbhost.board import Board, GatewayRow, ModelRow, ProgressRow
 from lbhost.status import RequestStatus
 
 TICK_S = float(os.environ.get("FAKE_TICK_S", "0.02"))
@@ -71,13 +71,13 @@ def next_message(link: socket.socket) -> control.Control | None:
     return message
 
 
-def configured(link: socket.socket) -> tuple[Board, Settings]:
+def configured(link: socket.socket) -> tuple[Board, control.Configure | control.Serve]:
     packet = control.receive(link)
     if packet is None:
         os._exit(1)
     message, fds = packet
     assert isinstance(message, control.Configure | control.Serve)
-    return Board.attach(fds[0]), message.settings
+    return Board.attach(fds[0]), message
 
 
 def misbehave(name: str, link: socket.socket) -> None:
@@ -94,14 +94,17 @@ def misbehave(name: str, link: socket.socket) -> None:
 
 
 def gateway(link: socket.socket) -> None:
-    board, settings = configured(link)
+    board, serve = configured(link)
     misbehave("gateway", link)
     control.send(link, control.Ready())
     links = 0
-    limit = settings.queue_size
+    of_model: Counter[int] = Counter()
+    limit = serve.settings.queue_size
     while True:
         message = next_message(link)
-        links += isinstance(message, control.Link)
+        if isinstance(message, control.Link):
+            links += 1
+            of_model[message.model] += 1
         if isinstance(message, control.Stop | control.Retire) and mode("gateway") != "deaf":
             os._exit(0)
         if isinstance(message, control.Reconfigure):
@@ -121,11 +124,15 @@ def gateway(link: socket.socket) -> None:
                 queue_limit=limit,
             ),
         )
+        for model, count in of_model.items():
+            board.models.write(model, ModelRow(heartbeat_ns=time.monotonic_ns(), in_flight=count))
 
 
 def fork_server(link: socket.socket) -> None:
-    board, _ = configured(link)
+    board, first = configured(link)
+    assert isinstance(first, control.Configure)
     misbehave("fork_server", link)
+    misbehave(f"fork_server-{first.model_alias}", link)
     control.send(link, control.Loaded(0.0, 1, 1))
     while True:
         packet = control.receive(link)

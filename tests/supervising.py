@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lbhost.board import Board, WorkerState
@@ -23,12 +24,14 @@ from lbhost.machine.gpu import GpuReader
 from lbhost.machine.sampler import Sampler
 from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile
+from lbhost.model_entry import ModelEntry
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
 from lbhost.sandbox import environment
 from lbhost.source import Source
 from lbhost.status import Status
 from lbhost.supervisor import launcher, listener, peers, supervisor
+from lbhost.supervisor.model_startup import PreparedModel
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.startup import Prepared
 from lbhost.supervisor.supervisor import Supervisor
@@ -79,7 +82,7 @@ class Box:
             path.unlink(missing_ok=True)
 
     def worker(self, worker: int = 0) -> Worker:
-        return self.server.pool.workers[worker]
+        return self.server.fleet.workers[worker]
 
     def pid(self, worker: int = 0) -> int:
         pid = self.worker(worker).pid
@@ -102,7 +105,7 @@ class Box:
 
     async def state(self, worker: int, state: WorkerState) -> None:
         await self.until(
-            lambda: worker in self.server.pool.workers and self.worker(worker).state is state,
+            lambda: worker in self.server.fleet.workers and self.worker(worker).state is state,
             f"worker {worker} is {state.name}",
         )
 
@@ -119,6 +122,7 @@ async def box(
     monkeypatch: pytest.MonkeyPatch,
     *,
     settings: Settings | None = None,
+    models: Sequence[str] = ("fake",),
     workers: int = 2,
     cores: int = 4,
     modes: dict[str, str] | None = None,
@@ -129,6 +133,7 @@ async def box(
     """A running supervisor; it is stopped, and everything below it is gone, at the end.
 
     Args:
+        models: names; each has so many workers, and all the same file that there is none of.
         wait: for the server to serve.
         placements: other than the plan's for so many workers.
         source: where a reload reads the settings.
@@ -148,19 +153,23 @@ async def box(
     allowed = set(range(cores))
     found = topology.discover(roots, allowed)
     cards = sum(place.gpu is not None for place in placements or ())
-    rows = max(8, 2 * len(placements or ()))
+    rows = max(8, 2 * len(placements or ()), 2 * len(models) * workers)
     page = Board.create(workers=rows, cores=found.rows, gpus=cards)
     reader = GpuReader(roots)
     sampler = Sampler(page, found, roots, reader)
+    placed = placements or plan(found, workers)
+    if len(models) > 1 and not settings.models:
+        entries = tuple(ModelEntry(name=name, path="/nowhere/fake.gguf") for name in models)
+        settings = msgspec.structs.replace(settings, models=entries)
     prepared = Prepared(
         settings=settings,
-        model=ModelFile("/nowhere/fake.gguf", "fake"),
-        info=INFO,
+        models=[
+            PreparedModel(own, ModelFile("/nowhere/fake.gguf", name), INFO, placed, 512)
+            for name, own in zip(models, settings.served(), strict=True)
+        ],
         topology=found,
         gpus=(),
         gpu_capable=False,
-        placements=placements or plan(found, workers),
-        n_ctx=512,
         board=page,
         sampler=sampler,
         gpu_reader=reader,

@@ -84,8 +84,8 @@ class Noted:
     async def restart_all(self) -> str:
         return await self._do("restart_all")
 
-    async def scale(self, workers: int) -> str:
-        return await self._do("scale", workers)
+    async def scale(self, workers: int, model: str | None = None) -> str:
+        return await self._do("scale", workers, model)
 
     async def requests(self, limit: int) -> Requests:
         self.asked.append(("requests", limit))
@@ -137,6 +137,7 @@ async def test_status_has_the_promised_shape(tmp_path: Path) -> None:
                 "steal": None,
                 "worker": None,
                 "lent_to": None,
+                "workers": [],
             }
         ]
         assert commands.asked == []
@@ -151,7 +152,8 @@ async def test_status_has_the_promised_shape(tmp_path: Path) -> None:
         ("/workers/0/resume", b"", ("resume", 0)),
         ("/workers/1/restart", b"", ("restart", 1)),
         ("/workers/restart", b"{}", ("restart_all",)),
-        ("/scale", b'{"workers": 4}', ("scale", 4)),
+        ("/scale", b'{"workers": 4}', ("scale", 4, None)),
+        ("/scale", b'{"workers": 4, "model": "m"}', ("scale", 4, "m")),
     ],
 )
 async def test_commands_are_carried_out_and_waited_for(

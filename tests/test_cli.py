@@ -273,7 +273,7 @@ async def test_the_commands_do_what_they_say(
         assert (await lbhost(where, "restart", "all"))[0] == 0
         assert running.worker(1).epoch == 3
         assert (await lbhost(where, "scale", "3"))[0] == 0
-        assert len(running.server.pool.workers) == 3
+        assert len(running.server.fleet.workers) == 3
 
         code, out, err = await lbhost(where, "drain", "9")
         assert (code, out) == (1, "")

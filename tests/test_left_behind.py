@@ -73,7 +73,7 @@ async def test_a_supervisor_that_kills_what_is_left_closes_its_links(
         server = running.server
     now = set(Possessions.now().descriptors.values())
     assert not [what for what in now - before if what.startswith("socket:")]
-    assert all(worker.link is None for worker in server.pool.workers.values())
+    assert all(worker.link is None for worker in server.fleet.workers.values())
 
 
 _INTERRUPTED = """

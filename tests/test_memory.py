@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lbhost.board import GpuRow
 from lbhost.errors import StartupError
-from lbhost.placement.memory import WORKER_BYTES, Budget, budget, fit_context, gib, need_bytes
+from lbhost.placement.memory import (
+    WORKER_BYTES,
+    Budget,
+    Held,
+    budget,
+    fit_context,
+    fit_contexts,
+    gib,
+    need_bytes,
+)
 from lbhost.placement.placement import Placement
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -135,3 +146,79 @@ def test_cpu_workers_share_the_box_and_gpu_workers_have_a_card_each() -> None:
 def test_sizes_for_people() -> None:
     assert gib(WORKER_BYTES) == "64 MiB"
     assert gib(1.5 * GIB) == "1.5 GiB"
+
+
+def held(name: str = "m", **values: int | None) -> Held:
+    usual: dict[str, Any] = {
+        "weights_bytes": 100 * MIB,
+        "kv_bytes_per_token": 20_000,
+        "workers": 2,
+        "slots": 4,
+        "n_ctx_train": 8192,
+        "requested": None,
+    }
+    return Held(name=name, **{**usual, **values})
+
+
+def test_several_models_get_the_same_context_as_far_as_they_were_trained_for_it() -> None:
+    models = [held(), held(n_ctx_train=512), held(requested=300)]
+    assert fit_contexts(64 * GIB, models) == [4096, 512, 300]
+    assert fit_contexts(None, models) == [4096, 512, 300]
+
+
+@given(
+    st.integers(500 * MIB, 64 * GIB),
+    st.lists(
+        st.builds(
+            held,
+            kv_bytes_per_token=st.integers(0, 200_000),
+            workers=st.integers(1, 16),
+            n_ctx_train=st.sampled_from([0, 128, 2048, 131072]),
+            requested=st.none() | st.integers(64, 128),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_several_models_never_get_more_memory_than_there_is(
+    available: int, models: list[Held]
+) -> None:
+    try:
+        contexts = fit_contexts(available, models)
+    except StartupError:
+        least = sum(model.bytes(256) for model in models)
+        assert least > available * 0.9
+        return
+    need = sum(
+        need_bytes(
+            weights_bytes=model.weights_bytes,
+            kv_bytes_per_token=model.kv_bytes_per_token,
+            workers=model.workers,
+            slots=model.slots,
+            n_ctx=n_ctx,
+        )
+        for model, n_ctx in zip(models, contexts, strict=True)
+    )
+    assert need <= available * 0.9
+    unasked = [
+        n_ctx
+        for n_ctx, model in zip(contexts, models, strict=True)
+        if model.requested is None and model.kv_bytes_per_token
+    ]
+    assert need <= available * 0.5 or all(n <= 256 for n in unasked)
+
+
+@given(
+    st.integers(200 * MIB, 32 * GIB), st.integers(0, 200_000), st.sampled_from([0, 128, 2000, 8192])
+)
+def test_one_model_of_several_gets_what_it_would_alone(
+    available: int, per_token: int, train: int
+) -> None:
+    try:
+        alone = fit(available, per_token=per_token, train=train)
+    except StartupError:
+        with pytest.raises(StartupError):
+            fit_contexts(available, [held(kv_bytes_per_token=per_token, n_ctx_train=train)])
+        return
+    model = held(kv_bytes_per_token=per_token, n_ctx_train=train)
+    assert fit_contexts(available, [model]) == [alone]

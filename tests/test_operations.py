@@ -145,11 +145,11 @@ async def test_a_rolling_restart_keeps_capacity_ids_and_cores(
 
         async def count() -> None:
             while True:
-                spare = running.server.pool.workers.get(2)
+                spare = running.server.fleet.workers.get(2)
                 if spare is not None and spare.pid is not None and spare.state is S.READY:
                     spares.add(spare.place.cpus)
                     pinned.add(frozenset(os.sched_getaffinity(spare.pid)))
-                ready = [w for w in running.server.pool.workers.values() if w.state is S.READY]
+                ready = [w for w in running.server.fleet.workers.values() if w.state is S.READY]
                 least[0] = min(least[0], len(ready))
                 await asyncio.sleep(0)
 
@@ -176,10 +176,10 @@ async def test_a_rolling_restart_stops_at_a_worker_that_does_not_come_up(
         assert "worker-0 was told to fail" in message
         assert running.worker(0).state is S.FAILED
         assert running.worker(1).epoch == 1
-        await running.until(lambda: 2 not in running.server.pool.workers, "the spare has gone")
+        await running.until(lambda: 2 not in running.server.fleet.workers, "the spare has gone")
         running.tell("worker-0", "")
         await running.server.resume(0)
-        assert sorted(running.server.pool.workers) == [0, 1]
+        assert sorted(running.server.fleet.workers) == [0, 1]
 
 
 async def test_a_rolling_restart_touches_nothing_when_the_spare_does_not_start(
@@ -189,7 +189,7 @@ async def test_a_rolling_restart_touches_nothing_when_the_spare_does_not_start(
     async with box(tmp_path, monkeypatch, settings=settings) as running:
         running.tell("worker-2", "fail")
         await refused(running.server.restart_all(), ConflictError)
-        assert [w.epoch for w in running.server.pool.workers.values()] == [1, 1]
+        assert [w.epoch for w in running.server.fleet.workers.values()] == [1, 1]
         assert running.server.operations.rolling is None
 
 
@@ -237,7 +237,7 @@ async def test_scaling_down_removes_workers_in_any_state(
         running.kill(running.pid(3))
         await running.state(3, S.STARTING)
         await running.server.scale(1)
-        assert list(running.server.pool.workers) == [0]
+        assert list(running.server.fleet.workers) == [0]
 
 
 async def test_unknown_workers_are_not_found(

@@ -98,7 +98,7 @@ class World:
     def check(self) -> None:
         homes = {i: want.home for i, want in self.desired.members().items()}
         places = {i: s.place for i, s in self.seen.items() if s.state in lifecycle.ALIVE}
-        ledger(homes, places)  # raises where a core has two owners
+        ledger([homes], places)  # raises where a core has two owners
 
     def put(self, worker: int, **changes: object) -> None:
         self.seen[worker] = msgspec.structs.replace(self.seen[worker], **changes)

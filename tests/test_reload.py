@@ -136,7 +136,7 @@ async def test_workers_come_and_go(
         assert queue_limit(running) == 256, "nothing of it is in force"
         file.path.write_text("workers = 1")
         await running.server.reload()
-        assert list(running.server.pool.workers) == [0]
+        assert list(running.server.fleet.workers) == [0]
 
 
 async def test_a_hang_up_reloads(

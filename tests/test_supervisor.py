@@ -129,7 +129,7 @@ async def test_a_killed_fork_server_comes_back_and_forks_who_waited_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
-        fork_server = running.server.fork_servers.of(None)
+        fork_server = running.server.fleet.models[0].fork_servers.of(None)
         assert fork_server is not None
         other = running.pid(1)
         running.kill(fork_server.pid)

@@ -26,7 +26,7 @@ async def test_every_node_with_workers_has_a_fork_server(
             (0, "ready"),
             (1, "ready"),
         ]
-        near, far = (running.server.fork_servers.of(node) for node in (0, 1))
+        near, far = (running.server.fleet.models[0].fork_servers.of(node) for node in (0, 1))
         assert near is not None
         assert far is not None
         pid = near.pid
@@ -50,7 +50,7 @@ async def test_a_fork_server_ends_with_its_nodes_last_home_and_comes_back(
 ) -> None:
     two_nodes(tmp_path)
     async with box(tmp_path, monkeypatch, workers=4) as running:
-        servers = running.server.fork_servers
+        servers = running.server.fleet.models[0].fork_servers
         far = servers.of(1)
         assert far is not None
         pid = far.pid
@@ -73,8 +73,10 @@ async def test_a_node_whose_fork_server_cannot_start_later_does_not_end_the_serv
     async with box(tmp_path, monkeypatch) as running:
         running.tell("fork_server", "fail")
         running.allowed.difference_update({0})
-        await running.until(lambda: running.server.fork_servers.of(1), "node 1 needs one")
-        far = running.server.fork_servers.of(1)
+        await running.until(
+            lambda: running.server.fleet.models[0].fork_servers.of(1), "node 1 needs one"
+        )
+        far = running.server.fleet.models[0].fork_servers.of(1)
         assert far is not None
         await running.until(lambda: far.restarts > 1, "it is tried again")
         assert running.server.status().state == "ready"
@@ -126,7 +128,7 @@ async def test_a_hundred_workers_start_roll_and_end(
     async with box(
         tmp_path, monkeypatch, settings=settings, cores=128, placements=places
     ) as running:
-        assert len(running.server.fork_servers.all()) == 2
+        assert len(running.server.fleet.models[0].fork_servers.all()) == 2
         assert await running.server.restart_all() == "rolling restart done: 100 workers"
         status = running.server.status()
         assert [w.epoch for w in status.workers] == [2] * 100

@@ -112,7 +112,7 @@ async def test_a_fork_that_could_not_be_sent_is_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
-        fork_server = running.server.fork_servers.of(None)
+        fork_server = running.server.fleet.models[0].fork_servers.of(None)
         assert fork_server is not None
         send, refused = fork_server.send, Refusal()
         monkeypatch.setattr(fork_server, "send", refused)
@@ -142,7 +142,7 @@ async def test_a_stale_drained_stops_nobody(
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
         running.tell("worker-0", "busy")
-        worker, pool = running.worker(0), running.server.pool
+        worker, pool = running.worker(0), running.server.fleet.pools[0]
         tell = pool.processes.message
         await running.until(lambda: running.server.status().workers[0].slots_busy, "it is busy")
         pool.want(worker, up=False)
@@ -203,7 +203,7 @@ async def test_a_fork_server_that_is_stopped_is_replaced_once_a_fork_waits_for_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
-        fork_server = running.server.fork_servers.of(None)
+        fork_server = running.server.fleet.models[0].fork_servers.of(None)
         assert fork_server is not None
         running.kill(fork_server.pid, signal.SIGSTOP)
         running.kill(running.pid(0))
@@ -217,7 +217,7 @@ async def test_a_fork_server_that_refuses_is_asked_ever_more_seldom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
-        fork_server = running.server.fork_servers.of(None)
+        fork_server = running.server.fleet.models[0].fork_servers.of(None)
         assert fork_server is not None
         running.tell("fork_server", "fail")
         running.kill(fork_server.pid)

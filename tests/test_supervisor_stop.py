@@ -28,7 +28,7 @@ async def test_stopping_leaves_no_process_and_no_file(
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
         server = running.server
-        fork_server = server.fork_servers.of(None)
+        fork_server = server.fleet.models[0].fork_servers.of(None)
         assert fork_server is not None
         pids = [running.pid(0), running.pid(1), server.gateway.pid, fork_server.pid]
         os.kill(running.pid(0), signal.SIGSTOP)
@@ -159,7 +159,7 @@ async def test_children_leave_stop_signals_to_the_supervisor_from_their_first_mo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
-        fork_server = running.server.fork_servers.of(None)
+        fork_server = running.server.fleet.models[0].fork_servers.of(None)
         assert fork_server is not None
         # The stand-ins do nothing about SIGTERM and SIGHUP themselves.
         for pid in (running.server.gateway.pid, fork_server.pid, running.pid(0)):

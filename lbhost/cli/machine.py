@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lbhost import config, report
-from lbhost.cli.app import AsJson, ConfigFile, RuntimeDir, app, console
+from lbhost.cli.app import AsJson, ConfigFile, RuntimeDir, app, console, where
+from lbhost.client import AdminClient
+from lbhost.errors import LbhostError
 
 
 @app.command
@@ -72,14 +75,17 @@ def tune(
 
 
 @app.command
-def models(*, json: AsJson = False) -> None:
-    """The models on this box, and how --model names them.
+def models(*, json: AsJson = False, runtime_dir: RuntimeDir = None) -> None:
+    """The models on this box, how --model names them, and which of them are served.
 
     Looks into the caches of Hugging Face, Ollama, LM Studio and llama.cpp, and for the starter.
     """
     from lbhost import local_models, model
 
     found = [*model.starter(), *local_models.find(os.environ)]
+    with contextlib.suppress(LbhostError), AdminClient(where(runtime_dir)) as client:
+        served = client.status().models
+        found = local_models.marked(found, {one.name: one.path for one in served})
     if json:
         print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
         return

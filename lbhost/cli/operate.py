@@ -169,11 +169,15 @@ def scale(
     ],
     /,
     *,
+    model: Annotated[
+        str | None,
+        Parameter(help="Of which model, where there are several.", show_default=False),
+    ] = None,
     wait: Wait = True,
     runtime_dir: RuntimeDir = None,
 ) -> None:
     """Start more workers, or drain and remove those with the highest numbers."""
-    _command(runtime_dir, lambda client: client.scale(workers, wait=wait))
+    _command(runtime_dir, lambda client: client.scale(workers, model, wait=wait))
 
 
 @app.command

@@ -93,11 +93,7 @@ def fit_context(
             request: not even the least useful context); one line saying what to change.
     """
     per_token = workers * slots * kv_bytes_per_token
-    if requested is not None and n_ctx_train and requested > n_ctx_train:
-        raise StartupError(
-            f"--ctx-size {requested} is more than the model was trained for: use {n_ctx_train} "
-            "or less"
-        )
+    require_trained(requested, n_ctx_train)
     least = min(LEAST_CONTEXT, n_ctx_train or LEAST_CONTEXT)
     tokens = min(DEFAULT_CONTEXT, n_ctx_train or DEFAULT_CONTEXT)
     if available_bytes is None:
@@ -116,6 +112,64 @@ def fit_context(
     # A box too small for the generous half still serves, with the least useful context.
     fits = max(least, fits)
     return tokens if fits >= tokens or not per_token else max(least, fits // _STEP * _STEP)
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """What one of several models holds of the memory that they share: see `fit_context`."""
+
+    name: str
+    weights_bytes: int
+    kv_bytes_per_token: int
+    workers: int
+    slots: int
+    n_ctx_train: int
+    requested: int | None
+
+    def tokens(self, most: int) -> int:
+        """Tokens per slot where nobody whom they cost anything gets more unasked than `most`."""
+        most = most if self.kv_bytes_per_token else DEFAULT_CONTEXT
+        return self.requested or min(most, self.n_ctx_train or most)
+
+    def bytes(self, most: int) -> int:
+        """What it holds then."""
+        return need_bytes(
+            weights_bytes=self.weights_bytes,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            workers=self.workers,
+            slots=self.slots,
+            n_ctx=self.tokens(most),
+        )
+
+
+def fit_contexts(available_bytes: int | None, models: Sequence[Held]) -> list[int]:
+    """Tokens per slot of each of several models: as asked for, and for those that ask for nothing
+    the same for all, as far as they were trained for it: what fits in half of the memory.
+
+    Raises:
+        StartupError: memory does not hold them together; one line saying what to change.
+    """
+    most = DEFAULT_CONTEXT
+    if available_bytes is not None:
+        need = sum(model.bytes(LEAST_CONTEXT) for model in models)
+        if need > available_bytes * _MOST_PART:
+            each = ", ".join(f"{model.name} {gib(model.bytes(LEAST_CONTEXT))}" for model in models)
+            raise StartupError(
+                f"the models need {gib(need)} of memory ({each}), {gib(available_bytes)} are "
+                "available: lower ctx_size, slots or workers of one, or leave one out"
+            )
+        half = available_bytes * _DEFAULT_PART
+        while most > LEAST_CONTEXT and sum(model.bytes(most) for model in models) > half:
+            most -= _STEP
+    return [model.tokens(most) for model in models]
+
+
+def require_trained(requested: int | None, n_ctx_train: int) -> None:
+    """Raises StartupError if more tokens are asked for than the model was trained for."""
+    if requested is not None and n_ctx_train and requested > n_ctx_train:
+        raise StartupError(
+            f"--ctx-size {requested} is more than the model was trained for: use {n_ctx_train} "
+            "or less"
+        )
 
 
 def require_within(

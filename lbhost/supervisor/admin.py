@@ -57,6 +57,8 @@ class ScaleBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """POST /scale."""
 
     workers: Annotated[int, Meta(ge=1, le=1024)]
+    model: str | None = None
+    """Of which model; null: of the only one."""
 
 
 class ReloadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,7 +82,7 @@ class Commands(Protocol):
     def resume(self, worker: int) -> Coroutine[Any, Any, str]: ...
     def restart(self, worker: int) -> Coroutine[Any, Any, str]: ...
     def restart_all(self) -> Coroutine[Any, Any, str]: ...
-    def scale(self, workers: int) -> Coroutine[Any, Any, str]: ...
+    def scale(self, workers: int, model: str | None) -> Coroutine[Any, Any, str]: ...
     def requests(self, limit: int) -> Coroutine[Any, Any, Requests]: ...
     def cancel(self, request: str) -> Coroutine[Any, Any, str]: ...
     def reload(self, *, dry_run: bool) -> Coroutine[Any, Any, str]: ...
@@ -209,7 +211,7 @@ class Admin:
 
     async def _scale(self, request: Request) -> Response:
         body = await _body(request, ScaleBody)
-        return await self._run(request, self._commands.scale(body.workers))
+        return await self._run(request, self._commands.scale(body.workers, body.model))
 
     async def _reload(self, request: Request) -> Response:
         body = await _body(request, ReloadBody)

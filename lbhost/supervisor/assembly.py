@@ -8,7 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from lbhost.board import Board, CoreRow, GatewayRow, GpuRow, HostRow, ProgressRow, TrafficRow
+from lbhost.board import (
+    Board,
+    CoreRow,
+    GatewayRow,
+    GpuRow,
+    HostRow,
+    ModelRow,
+    ProgressRow,
+    TrafficRow,
+)
 from lbhost.config import Settings
 from lbhost.machine.topology import Topology
 from lbhost.placement.heat import limits_of
@@ -17,14 +26,14 @@ from lbhost.status import (
     CoreStatus,
     GpuStatus,
     HostStatus,
+    ModelStatus,
     StatesStatus,
     TrafficStatus,
     WorkerStatus,
 )
 from lbhost.supervisor import lifecycle
 from lbhost.supervisor.cores import Ledger
-from lbhost.supervisor.desired import WorkerWanted
-from lbhost.supervisor.pool import Pool
+from lbhost.supervisor.fleet import Fleet, Served
 from lbhost.supervisor.worker import Worker, wanted
 
 GATEWAY_FRESH_NS = 5_000_000_000
@@ -38,22 +47,65 @@ class Assembly:
         self.settings = settings
         self._board = board
 
-    def workers(self, pool: Pool, topology: Topology) -> list[WorkerStatus]:
+    def workers(self, fleet: Fleet, topology: Topology) -> list[WorkerStatus]:
         """Every worker, by id."""
         host = self._board.host.read(0)
         fresh = _fresh(self._board.gateway.read(0))
-        workers = sorted(pool.workers.values(), key=lambda w: w.id)
-        return [self._worker(w, pool.wanted(w), host, topology, fresh=fresh) for w in workers]
+        found = [
+            self._worker(worker, model, host, topology, fresh=fresh)
+            for model in fleet
+            for worker in model.pool.workers.values()
+        ]
+        return sorted(found, key=lambda worker: worker.id)
+
+    def models(self, fleet: Fleet) -> list[ModelStatus]:
+        """Every model, by number."""
+        return [self._model(number, model) for number, model in enumerate(fleet)]
+
+    def _model(self, number: int, model: Served) -> ModelStatus:
+        made, desired = model.made, model.pool.desired
+        members = desired.members()
+        row = self._board.models.read(number) or ModelRow()
+        if time.monotonic_ns() - row.heartbeat_ns > GATEWAY_FRESH_NS:
+            row = ModelRow(requests=row.requests, errors=row.errors, rejected=row.rejected)
+        up = [worker for worker in model.pool.workers.values() if worker.state in lifecycle.UP]
+        return ModelStatus(
+            name=made.name,
+            aliases=list(desired.aliases),
+            kind=made.info.purpose.kind.value,
+            path=made.file.path,
+            state=model.state,
+            failure=model.hopeless,
+            ctx_size=made.n_ctx,
+            slots=desired.slots,
+            workers=len(members),
+            workers_up=len(up),
+            min_workers=desired.settings.min_workers,
+            max_workers=desired.settings.max_workers,
+            requests=row.requests,
+            errors=row.errors,
+            rejected=row.rejected,
+            in_flight=row.in_flight,
+            queue_depth=row.queue_depth,
+            requests_s=row.requests_s,
+            tokens_s=row.tokens_s,
+            prompt_tokens_s=row.prompt_tokens_s,
+            ttft_p50_s=row.ttft_p50_s,
+            ttft_p95_s=row.ttft_p95_s,
+            oldest_wait_s=row.oldest_wait_s,
+            error_rate=row.error_rate,
+        )
 
     def _worker(
         self,
         worker: Worker,
-        want: WorkerWanted,
+        model: Served,
         host: HostRow | None,
         topology: Topology,
         *,
         fresh: bool,
     ) -> WorkerStatus:
+        want, settings = model.pool.wanted(worker), model.pool.desired.settings
         progress = self._board.progress.read(worker.id)
         if progress is None or progress.epoch != worker.epoch:
             progress = ProgressRow()
@@ -112,7 +164,7 @@ class Assembly:
             restarts=worker.restarts,
             health_kills=worker.health_kills,
             memory_own=worker.own_bytes if alive else None,
-            memory_limit=self.settings.memory_limit_bytes,
+            memory_limit=settings.memory_limit_bytes,
             memory_restarts=worker.memory_restarts,
             last_exit=worker.last_exit or None,
             uptime_s=(time.monotonic_ns() - worker.ready_ns) / 1e9 if up else None,
@@ -122,6 +174,7 @@ class Assembly:
             ttft_error=traffic.ttft_error if fresh else None,
             completion_error=traffic.completion_error if fresh else None,
             lent=list(progress.lent) if alive else [],
+            model=model.name,
         )
 
     def cores(
@@ -132,6 +185,7 @@ class Assembly:
         found = []
         for cpu in topology.cpus:
             row = self._core(cpu) or CoreRow()
+            owners = ledger.owners.get(cpu, ())
             found.append(
                 CoreStatus(
                     cpu=cpu,
@@ -141,7 +195,8 @@ class Assembly:
                     temp_c=row.temp_c,
                     throttle_s=row.throttle_s,
                     steal=row.steal,
-                    worker=ledger.owners.get(cpu),
+                    worker=owners[0] if owners else None,
+                    workers=list(owners),
                     lent_to=lent.get(cpu),
                 )
             )

@@ -8,16 +8,14 @@ import time
 from lbhost import __version__
 from lbhost.errors import ConflictError
 from lbhost.status import Requests, Status
-from lbhost.supervisor import lifecycle
 from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.configuration import Configuration
 from lbhost.supervisor.desired import Desired
 from lbhost.supervisor.events import EventLog
-from lbhost.supervisor.fork_servers import ForkServers
+from lbhost.supervisor.fleet import Fleet
 from lbhost.supervisor.handover import Handover
 from lbhost.supervisor.homes import Homes
 from lbhost.supervisor.operations import Operations
-from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.questions import Questions
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
@@ -32,11 +30,10 @@ class Commanded:
     events: EventLog
     configuration: Configuration
     desired: Desired
-    fork_servers: ForkServers
+    fleet: Fleet
     gateway: Service
     homes: Homes
     operations: Operations
-    pool: Pool
     questions: Questions
     _announced: bool
     _assembly: Assembly
@@ -48,13 +45,14 @@ class Commanded:
     def status(self) -> Status:
         """Everything there is to know."""
         made, assembly = self.prepared, self._assembly
-        workers = assembly.workers(self.pool, self.homes.topology)
+        workers = assembly.workers(self.fleet, self.homes.topology)
+        first = made.models[0]
         return Status(
             version=__version__,
             pid=os.getpid(),
-            model=made.model.alias,
-            model_path=made.model.path,
-            kind=made.info.purpose.kind.value,
+            model=first.name,
+            model_path=first.file.path,
+            kind=first.info.purpose.kind.value,
             endpoint=self.endpoint,
             runtime_dir=str(self._runtime.path),
             state=self._state(),
@@ -63,13 +61,14 @@ class Commanded:
             rolling=self.operations.rolling,
             workers=workers,
             gateway=self.gateway.status(),
-            template=self.fork_servers.worst(),
+            template=self.fleet.worst_fork_server(),
             traffic=assembly.traffic(),
             states=assembly.states(),
-            cores=assembly.cores(self.homes.topology, self.pool.ledger(), workers),
+            cores=assembly.cores(self.homes.topology, self.fleet.ledger(), workers),
             gpus=assembly.gpus(),
             host=assembly.host(),
-            fork_servers=self.fork_servers.status(),
+            fork_servers=self.fleet.fork_server_status(),
+            models=assembly.models(self.fleet),
         )
 
     def _state(self) -> str:
@@ -77,10 +76,8 @@ class Commanded:
             return "stopping"
         if not self._announced:
             return "starting"
-        wanted = [i for i, want in self.pool.desired.members().items() if want.up]
-        states = [self.pool.workers[i].state for i in wanted]
-        whole = self.gateway.state == "ready" and lifecycle.UP.issuperset(states)
-        return "ready" if whole else "degraded"
+        whole = all(model.state in {"ready", "stopped"} for model in self.fleet)
+        return "ready" if whole and self.gateway.state == "ready" else "degraded"
 
     async def drain(self, worker: int, timeout_s: float | None) -> str:
         """See Operations.drain; so for the next ones."""
@@ -98,9 +95,9 @@ class Commanded:
         """See Operations.restart_all."""
         return await self.operations.restart_all()
 
-    async def scale(self, workers: int) -> str:
+    async def scale(self, workers: int, model: str | None = None) -> str:
         """See Operations.scale."""
-        return await self.operations.scale(workers)
+        return await self.operations.scale(workers, model)
 
     async def requests(self, limit: int) -> Requests:
         """See Questions.requests."""

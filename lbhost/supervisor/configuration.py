@@ -18,10 +18,8 @@ import msgspec
 from lbhost import control, log
 from lbhost.config import Settings
 from lbhost.errors import ConflictError, LbhostError, ModelFileError, StartupError, UsageError
-from lbhost.placement import memory
-from lbhost.setting_values import names
 from lbhost.source import Source
-from lbhost.supervisor import changes, exposure
+from lbhost.supervisor import changes, exposure, model_startup
 from lbhost.supervisor.changes import How, Plan
 from lbhost.supervisor.desired import Desired
 from lbhost.supervisor.events import EventLog
@@ -42,6 +40,9 @@ class Configuration:
         asked: the settings as they came from the source; None: those that run.
         source: None: they never change.
         adopt: told of other settings, for what the supervisor itself does by them.
+
+    Raises:
+        StartupError: a gateway cannot be told of so many models.
     """
 
     def __init__(
@@ -65,30 +66,37 @@ class Configuration:
         self._told = 0
         """The newest change that the gateway has in force."""
         self._one = asyncio.Lock()
+        if control.size(self.first_to_gateway()[0]) > control.MAX_PACKET:
+            raise StartupError("the models have too many files for one server: serve fewer")
 
     # --- what children begin with -----------------------------------------------------------
 
-    def first(self, node: int | None) -> tuple[control.Configure, Sequence[int]]:
-        """The first message to a fork server or GPU worker, and its descriptors."""
-        made = self._prepared
+    def first(self, model: int, node: int | None) -> tuple[control.Configure, Sequence[int]]:
+        """The first message to a fork server or GPU worker of a model, and its descriptors."""
+        made = self._prepared.models[model]
+        wanted = self._desired.models[made.name]
         configure = control.Configure(
-            settings=msgspec.structs.replace(self._desired.settings, api_key=None),
-            model_path=made.model.path,
-            model_alias=made.model.alias,
+            settings=msgspec.structs.replace(wanted.settings, api_key=None),
+            model_path=made.file.path,
+            model_alias=made.name,
             n_ctx=made.n_ctx,
             weights=made.weights,
             node=node,
             purpose=made.info.purpose,
-            aliases=names(made.settings.aliases),
+            aliases=wanted.aliases,
         )
-        return configure, (made.board.fd,)
+        return configure, (self._prepared.board.fd,)
 
     def first_to_gateway(self) -> tuple[control.Serve, Sequence[int]]:
         """The first message to a gateway, which has the API key too."""
-        configure, fds = self.first(None)
+        models = [self.first(i, None)[0] for i in range(len(self._prepared.models))]
         self._told = self._number
-        serve = control.Serve(self._desired.settings, (configure,))
-        return serve, (*fds, self._listener.fileno())
+        serve = control.Serve(self._of_gateway(), tuple(models))
+        return serve, (self._prepared.board.fd, self._listener.fileno())
+
+    def _of_gateway(self) -> Settings:
+        """The tables are told of as models."""
+        return msgspec.structs.replace(self._desired.settings, models=())
 
     # --- what the gateway is told later -------------------------------------------------------
 
@@ -99,8 +107,11 @@ class Configuration:
     def tell(self, gateway: Service) -> None:
         """Tell the gateway what it has not yet; again until it has answered."""
         if not self.in_force() and gateway.state == "ready":
-            settings = self._desired.settings
-            gateway.send(control.Reconfigure(self._number, settings, (settings,)))
+            models = [
+                msgspec.structs.replace(model.settings, api_key=None)
+                for model in self._desired.models.values()
+            ]
+            gateway.send(control.Reconfigure(self._number, self._of_gateway(), tuple(models)))
 
     def told(self, number: int) -> None:
         """The gateway's answer."""
@@ -118,11 +129,11 @@ class Configuration:
         return after, changes.plan(self.asked, after, model_changed=self._model_changed())
 
     def _model_changed(self) -> bool:
-        made = self._prepared
-        if not made.weights:
-            return False
         try:
-            return identify(parts(Path(made.model.path))) != made.weights
+            return any(
+                made.weights and identify(parts(Path(made.file.path))) != made.weights
+                for made in self._prepared.models
+            )
         except ModelFileError:
             return True  # a new server will say what is wrong with it
 
@@ -201,21 +212,26 @@ class Configuration:
                 )
         exposure.check(after, self._listener)
         if "memory_limit" in plan.keys(How.LIVE) and not plan.keys(How.HANDOVER):
-            self._check_memory_limit(after)
+            self._check_memory_limits(after)
         operations.require_alone("reload")
-        if plan.keys(How.SCALING) and not plan.keys(How.HANDOVER):
-            operations.check_scale(int(after.workers))
+        if not plan.keys(How.HANDOVER):
+            for model, count in self._scalings(after).items():
+                operations.check_scale(model, count)
 
-    def _check_memory_limit(self, after: Settings) -> None:
+    def _scalings(self, after: Settings) -> dict[str, int]:
+        """How many workers the models get that are to have others than before, by name."""
+        pairs = zip(self.asked.served(), after.served(), strict=True)
+        return {
+            name: int(new.workers)
+            for name, (old, new) in zip(self._desired.models, pairs, strict=True)
+            if new.workers not in ("auto", old.workers)
+        }
+
+    def _check_memory_limits(self, after: Settings) -> None:
         """Raises UsageError: every worker would be over it, one as the other, again and again."""
-        made = self._prepared
-        if all(placement.gpu is not None for placement in made.placements):
-            return
-        sequences = made.info.purpose.sequences(made.settings.slots)
+        limits = [own.memory_limit_bytes for own in after.served()]
         try:
-            memory.require_within(
-                after.memory_limit_bytes, made.info.kv_bytes_per_token, sequences, made.n_ctx
-            )
+            model_startup.require_within(self._prepared.models, limits)
         except StartupError as error:
             raise UsageError(f"{error.message}: nothing was changed") from error
 
@@ -229,12 +245,13 @@ class Configuration:
         self._events.add("info", "reload", f"reload: {'; '.join(plan.lines)}")
         # Until it is done, the next reload finds that it has to be done still.
         before, slow = self.asked, plan.keys(How.ROLLING, How.SCALING)
+        scalings = self._scalings(after)
         self._bring(after, keys, gateway)
         self.asked = msgspec.structs.replace(after, **{key: getattr(before, key) for key in slow})
         if plan.keys(How.ROLLING):
             await operations.restart_all()
-        if plan.keys(How.SCALING):
-            await operations.scale(int(after.workers))
+        for model, count in scalings.items():
+            await operations.scale(count, model)
         self.asked = after
         await self._until_in_force(operations)
         return f"in force: {', '.join(keys)}"
@@ -244,7 +261,7 @@ class Configuration:
         fresh = {key: getattr(after, key) for key in keys}
         settings = msgspec.structs.replace(self._desired.settings, **fresh)
         self.asked, self._number = after, self._number + 1
-        self._desired.adopt(settings)
+        self._desired.adopt(settings, keys)
         self._adopt(settings)
         log.configure(settings.log_format, settings.log_level, "supervisor")
         self.tell(gateway)
@@ -253,7 +270,7 @@ class Configuration:
         """Raises ConflictError: the gateway has not answered, and will be told again."""
         try:
             async with asyncio.timeout(TOLD_LIMIT_S):
-                await operations.pool.until(lambda: self.in_force() or operations.stopping)
+                await operations.changes.until(lambda: self.in_force() or operations.stopping)
         except TimeoutError:
             raise ConflictError(
                 "the gateway does not answer; it gets the new settings as soon as it does"

@@ -1,6 +1,7 @@
 """The ledger of cores: whose each CPU is, and who else runs there for a while. Pure.
 
-A CPU has at most one owner. A spare, a worker that runs out its requests without a core of its
+A CPU has at most one owner of each model: the kernel shares it among those that compute, and the
+router sees that. A spare, a worker that runs out its requests without a core of its
 own, and GPU workers (which leave their cores nearly idle, and may be more than there are cores)
 borrow theirs.
 """
@@ -17,30 +18,36 @@ from lbhost.placement.placement import Placement
 class Ledger(msgspec.Struct, frozen=True):
     """Who owns and who borrows each CPU, by CPU number."""
 
-    owners: Mapping[int, int]
+    owners: Mapping[int, tuple[int, ...]]
     borrowers: Mapping[int, tuple[int, ...]]
 
 
-def ledger(homes: Mapping[int, Placement | None], places: Mapping[int, Placement]) -> Ledger:
+def ledger(
+    models: Iterable[Mapping[int, Placement | None]], places: Mapping[int, Placement]
+) -> Ledger:
     """Book homes and places.
 
     Args:
-        homes: by worker id, where it is at home; None if nowhere.
+        models: for each, by worker id, where it is at home; None if nowhere.
         places: by worker id, where its process runs now; those that have one.
 
     Raises:
-        ValueError: two workers have one home.
+        ValueError: two workers of one model have one home.
     """
-    owners: dict[int, int] = {}
-    for worker, home in homes.items():
-        for cpu in home.cpus if home is not None and home.gpu is None else ():
-            if cpu in owners:
-                raise ValueError(f"CPU {cpu} is worker {owners[cpu]}'s and worker {worker}'s home")
-            owners[cpu] = worker
+    owners: dict[int, tuple[int, ...]] = {}
+    for homes in models:
+        own: dict[int, int] = {}
+        for worker, home in homes.items():
+            for cpu in home.cpus if home is not None and home.gpu is None else ():
+                if cpu in own:
+                    raise ValueError(f"CPU {cpu} is worker {own[cpu]}'s and worker {worker}'s home")
+                own[cpu] = worker
+        for cpu, worker in own.items():
+            owners[cpu] = (*owners.get(cpu, ()), worker)
     borrowers: dict[int, list[int]] = {}
     for worker, place in places.items():
         for cpu in place.cpus:
-            if owners.get(cpu) != worker:
+            if worker not in owners.get(cpu, ()):
                 borrowers.setdefault(cpu, []).append(worker)
     return Ledger(owners, {cpu: tuple(who) for cpu, who in borrowers.items()})
 

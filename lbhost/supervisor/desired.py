@@ -7,6 +7,7 @@ nowhere else, so that a change which cannot happen now happens as soon as it can
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from lbhost.config import Settings
 from lbhost.model import ModelFile
 from lbhost.placement.placement import Placement
+from lbhost.setting_values import names
 
 
 class WorkerWanted(msgspec.Struct, frozen=True):
@@ -58,8 +60,22 @@ class ModelWanted:
     slots: int
     settings: Settings = field(default_factory=Settings)
     """Those that its workers' next processes get, and by which they are watched."""
+    number: int = 0
+    """Its place among the server's models."""
+    several: bool = False
+    """Whether it is one of several, so that a worker's name says whose it is."""
     workers: dict[int, WorkerWanted] = field(default_factory=dict)
     rolling: Rolling | None = None
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        return self.file.alias
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """What else they may call it."""
+        return names(self.settings.aliases)
 
     def members(self) -> dict[int, WorkerWanted]:
         """The workers that count: no spare, and none that is leaving."""
@@ -75,12 +91,16 @@ class Desired:
     """What is wanted of the whole server."""
 
     models: dict[str, ModelWanted] = field(default_factory=dict)
-    """By alias. One today."""
+    """By name, in the order of their numbers."""
     settings: Settings = field(default_factory=Settings)
     """Those of the server as a whole: its gateway's, and what the supervisor does by them."""
 
-    def adopt(self, settings: Settings) -> None:
-        """Want other settings. A process has those that it was made with; the gateway is told."""
+    def adopt(self, settings: Settings, keys: Sequence[str]) -> None:
+        """Want other values of these settings; a model that has a value of its own keeps it.
+
+        A process has those that it was made with; the gateway is told.
+        """
         self.settings = settings
-        for model in self.models.values():
-            model.settings = settings
+        for model, own in zip(self.models.values(), settings.served(), strict=True):
+            fresh = {key: getattr(own, key) for key in keys}
+            model.settings = msgspec.structs.replace(model.settings, **fresh)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from lbhost.status import ForkServerStatus, ProcessStatus
+from lbhost.status import ForkServerStatus
 from lbhost.supervisor import liveness
 from lbhost.supervisor.service import Service
 
@@ -93,14 +93,8 @@ class ForkServers:
             if loading:  # it does not listen while it loads, and has nothing to lose
                 service.kill()
 
-    def worst(self) -> ProcessStatus | None:
-        """The first that is not ready, else the first; None if there is none."""
-        services = self.all()
-        bad = [service for service in services if service.state != "ready"]
-        return next((service.status() for service in [*bad, *services]), None)
-
-    def status(self) -> list[ForkServerStatus]:
-        """Each of them, for the admin API."""
+    def status(self, model: str) -> list[ForkServerStatus]:
+        """Each of them, for the admin API; they hold this model."""
         return [
             ForkServerStatus(
                 node=node,
@@ -108,6 +102,7 @@ class ForkServers:
                 pid=service.pid,
                 restarts=service.restarts,
                 last_exit=service.last_exit,
+                model=model,
             )
             for node, service in self._services.items()
         ]

@@ -164,12 +164,13 @@ class Handover:
             if self.predecessor is not None:
                 await self.predecessor.over.wait()  # three at a time would need three KV caches
             self._events.add("info", "handover", f"{why}: starting a new server beside this one")
-            made = self._prepared
+            models = self._prepared.models
             given = Inherit(
                 endpoint=self._endpoint,
                 runtime_dir=str(self._runtime.path),
-                model_path=made.model.path,
-                n_ctx=made.n_ctx,
+                model_path=models[0].file.path,
+                n_ctx=models[0].n_ctx,
+                contexts={made.file.path: made.n_ctx for made in models},
             )
             folder = self._runtime.folder
             await successor.bring_up(source.arguments(), os.environ, given, self._listener, folder)

@@ -30,7 +30,6 @@ class Homes:
         self,
         topology: Topology,
         reread: Callable[[], Topology],
-        threads: int,
         gpus: Sequence[GpuInfo],
         gpu_capable: bool,
         rows: int,
@@ -38,12 +37,10 @@ class Homes:
         """
         Args:
             reread: what the box is now.
-            threads: per worker.
             rows: of the board's core table; a CPU without a row cannot be used.
         """
         self.topology = topology
         self._reread = reread
-        self._threads = threads
         self._gpus = gpus
         self._gpu_capable = gpu_capable
         self._rows = rows
@@ -62,15 +59,23 @@ class Homes:
         self.topology = found
         return changed
 
-    def check(self, count: int) -> None:
-        """Raises InvalidRequestError if so many workers do not fit here, saying why."""
+    def check(self, model: ModelWanted, count: int) -> None:
+        """Raises InvalidRequestError if the model cannot have so many workers here, saying why."""
+        settings = model.settings
         if count < 1:
             raise InvalidRequestError(
                 f"cannot scale to {count} workers: at least 1 is needed (drain takes one down)",
                 param="workers",
             )
+        most = settings.max_workers
+        if count < (settings.min_workers or 1) or (most is not None and count > most):
+            within = f"from {settings.min_workers or 1} to {most or 'as many as there are cores'}"
+            raise InvalidRequestError(
+                f"cannot scale to {count} workers: min_workers and max_workers allow {within}",
+                param="workers",
+            )
         try:
-            self._plan(count, self._threads)
+            self._plan(count, settings.threads)
         except UsageError as error:
             why = error.message.removeprefix(f"--workers {count} is too many, ")
             message = f"cannot scale to {count} workers: {why}"
@@ -80,7 +85,7 @@ class Homes:
         """Write a home for every worker that counts, or None where there is no room."""
         members = model.members()
         # With fewer cores than one worker has threads, one worker has fewer threads.
-        threads = max(1, min(self._threads, self.topology.effective_cores))
+        threads = max(1, min(model.settings.threads, self.topology.effective_cores))
         room = self._plan("auto", threads)
         homes = allot(members, {i: want.home for i, want in members.items()}, room)
         for i, home in homes.items():

@@ -63,12 +63,22 @@ class Launcher:
     """Makes worker processes and their links."""
 
     def __init__(
-        self, fork_servers: ForkServers, gateway: Service, children: Children, first: First
+        self,
+        fork_servers: ForkServers,
+        gateway: Service,
+        children: Children,
+        first: First,
+        model: int = 0,
     ) -> None:
+        """
+        Args:
+            model: the number of the model that its workers compute.
+        """
         self.fork_servers = fork_servers
         self.gateway = gateway
         self._children = children
         self._first = first
+        self._model = model
 
     def can_launch(self, place: Placement) -> bool:
         """Whether what a worker is made from is there."""
@@ -131,5 +141,5 @@ class Launcher:
             except OSError as error:
                 log.get().warning("no data link", worker=worker.id, error=str(error))
                 return False
-            message = control.Link(worker.id, worker.epoch)
+            message = control.Link(worker.id, worker.epoch, self._model)
             return worker.link.send(message, fds[0]) and self.gateway.send(message, fds[1])

@@ -53,12 +53,13 @@ def serve(
         with _listener(settings, inheritance) as listener:
             exposure.check(settings, listener)
             if inheritance is None:
-                endpoint, inherited = listening.url(listener, settings.host), None
+                endpoint, contexts = listening.url(listener, settings.host), {}
                 runtime.announce(endpoint)
             else:
                 given = inheritance.given
-                endpoint, inherited = given.endpoint, (given.model_path, given.n_ctx)
-            prepared = prepare(settings, environ, inherited)
+                endpoint = given.endpoint
+                contexts = given.contexts or {given.model_path: given.n_ctx}
+            prepared = prepare(settings, environ, contexts)
             become_subreaper()
             try:
                 early.check()

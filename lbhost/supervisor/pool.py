@@ -11,16 +11,13 @@ import time
 from collections.abc import Mapping
 
 from lbhost import control, log
-from lbhost.board import Board, ProgressRow, WorkerState
+from lbhost.board import ProgressRow, WorkerState
 from lbhost.linux import anonymous_bytes
 from lbhost.placement.memory import gib
+from lbhost.placement.placement import Placement
 from lbhost.supervisor import lifecycle, looking, rolling
 from lbhost.supervisor import reconcile as decide
-from lbhost.supervisor.children import Children
-from lbhost.supervisor.cores import Ledger, ledger
 from lbhost.supervisor.desired import ModelWanted
-from lbhost.supervisor.events import EventLog
-from lbhost.supervisor.homes import Homes
 from lbhost.supervisor.launcher import Launcher
 from lbhost.supervisor.lifecycle import Event
 from lbhost.supervisor.liveness import Verdict
@@ -28,6 +25,7 @@ from lbhost.supervisor.memory_limit import DRAIN_S, MemoryLimit, Used
 from lbhost.supervisor.memory_limit import Verdict as Over
 from lbhost.supervisor.processes import Processes
 from lbhost.supervisor.roster import Roster
+from lbhost.supervisor.shared import Shared
 from lbhost.supervisor.thermal import Place, Thermal
 from lbhost.supervisor.worker import Worker
 
@@ -37,34 +35,28 @@ _S = WorkerState
 class Pool(Roster):
     """A roster whose workers follow what is wanted of them."""
 
-    def __init__(
-        self,
-        desired: ModelWanted,
-        homes: Homes,
-        board: Board,
-        launcher: Launcher,
-        children: Children,
-        events: EventLog,
-    ) -> None:
-        super().__init__(desired, board, events)
+    def __init__(self, desired: ModelWanted, launcher: Launcher, shared: Shared) -> None:
+        super().__init__(desired, shared)
         self.rolled: rolling.Over | None = None
         """How the last rolling restart ended."""
-        self._homes = homes
-        self._thermal = Thermal(board, desired.settings)
+        self._homes = shared.homes
+        self._thermal = Thermal(shared.board, desired.settings)
         self._memory = MemoryLimit()
         self._launcher = launcher
-        self.processes = Processes(self, launcher, children, events, self.reconcile)
+        self.processes = Processes(self, launcher, shared.children, shared.events, self.reconcile)
         self._reconciling = False
         self._timer: asyncio.TimerHandle | None = None
         self._rolling_told = ""
 
     # --- what is wanted, and what is ------------------------------------------------------
 
-    def ledger(self) -> Ledger:
-        """Whose each core is, and who else runs there."""
-        homes = {i: want.home for i, want in self.desired.members().items()}
-        alive = [w for w in self.workers.values() if w.state in lifecycle.ALIVE]
-        return ledger(homes, {w.id: w.place for w in alive})
+    def homes(self) -> dict[int, Placement | None]:
+        """Where each worker that counts is at home."""
+        return {i: want.home for i, want in self.desired.members().items()}
+
+    def places(self) -> dict[int, Placement]:
+        """Where each process runs."""
+        return {w.id: w.place for w in self.workers.values() if w.state in lifecycle.ALIVE}
 
     def step(self) -> rolling.Step:
         """Where the rolling restart is."""
@@ -87,7 +79,7 @@ class Pool(Roster):
                 if not any([self._do(action) for action in actions]):  # noqa: C419
                     break
             else:
-                log.get().error("the workers do not settle", model=self.desired.file.alias)
+                log.get().error("the workers do not settle", model=self.desired.name)
         finally:
             self._reconciling = False
         self._tell_rolling()
@@ -171,7 +163,7 @@ class Pool(Roster):
         step = self.step()
         text = "" if step.rolling is None or step.turn is None else step.text
         if text and text != self._rolling_told:
-            self._events.add("info", "rolling", text, step.turn)
+            self._events.add("info", "rolling", self.naming(text), step.turn)
         self._rolling_told = text
 
     # --- the tick -------------------------------------------------------------------------

@@ -6,36 +6,37 @@ table, and is told of only then. Knows no process: those lie in processes.py.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
-from lbhost.board import Board, IdentityRow, ProgressRow
+from lbhost.board import IdentityRow, ProgressRow
 from lbhost.placement.placement import Placement
 from lbhost.supervisor import lifecycle
 from lbhost.supervisor.budget import Restarts
 from lbhost.supervisor.desired import ModelWanted, WorkerWanted
-from lbhost.supervisor.events import EventLog
 from lbhost.supervisor.lifecycle import Event
+from lbhost.supervisor.shared import Shared
 from lbhost.supervisor.worker import Worker
 
 
 class Roster:
     """The workers of one model by id, and what is wanted of them."""
 
-    def __init__(self, desired: ModelWanted, board: Board, events: EventLog) -> None:
+    def __init__(self, desired: ModelWanted, shared: Shared) -> None:
         self.desired = desired
         """Whoever changes it calls the pool's `reconcile`."""
         self.workers: dict[int, Worker] = {}
-        self._board = board
-        self._events = events
-        self._epochs: dict[int, int] = {}
-        self._changed = asyncio.Event()
+        self._board = shared.board
+        self._events = shared.events
+        self._ids = shared.ids
+        self._changes = shared.changes
 
     def add(self, worker_id: int, place: Placement, want: WorkerWanted) -> Worker:
         """A new worker; `reconcile` starts it."""
-        worker = Worker(worker_id, place, self.desired.slots, self.desired.n_ctx)
-        worker.epoch = self._epochs.get(worker_id, 0)
+        model = self.desired
+        of = model.name if model.several else ""
+        worker = Worker(worker_id, place, model.slots, model.n_ctx, model.number, of)
+        worker.epoch = self._ids.take(worker_id)
         self.desired.workers[worker_id] = want
         self.workers[worker_id] = worker
         self.publish(worker)
@@ -61,8 +62,7 @@ class Roster:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return once the condition holds; it is looked at after every change of a worker."""
-        while not condition():
-            await self._changed.wait()
+        await self._changes.until(condition)
 
     def progress(self) -> dict[int, ProgressRow]:
         """What the present processes say of themselves, by worker; none of those that were."""
@@ -76,7 +76,7 @@ class Roster:
     def begin(self, worker: Worker, place: Placement) -> None:
         """A new epoch of a worker: its process is to be made at this place."""
         worker.epoch += 1
-        self._epochs[worker.id] = worker.epoch
+        self._ids.began(worker.id, worker.epoch)
         worker.pid, worker.ready_ns, worker.complaint, worker.place = None, 0, None, place
         worker.found_hung = worker.stopped = False
         worker.inherited_bytes, worker.own_bytes = 0, None
@@ -113,12 +113,16 @@ class Roster:
 
     def forget(self, worker: Worker) -> None:
         """It is no worker any more. Its id never has the same epoch twice."""
+        self._ids.give_back(worker.id)
         del self.workers[worker.id]
         del self.desired.workers[worker.id]
         self._board.identity.write(worker.id, IdentityRow(epoch=worker.epoch))
         self.notify()
 
+    def naming(self, text: str) -> str:
+        """The text, beginning with the model's name where there are several."""
+        return f"{self.desired.name}: {text}" if self.desired.several else text
+
     def notify(self) -> None:
         """Something has changed: let those who wait look again."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changes.notify()

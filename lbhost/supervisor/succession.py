@@ -31,6 +31,8 @@ class Inherit(msgspec.Struct, frozen=True, tag="inherit"):
     model_path: str
     n_ctx: int
     """Tokens per slot that model_path has been served with."""
+    contexts: dict[str, int] = {}
+    """The same of every model, by its path."""
 
 
 class Serving(msgspec.Struct, frozen=True, tag="serving"):

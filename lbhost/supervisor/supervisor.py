@@ -13,9 +13,9 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from lbhost import __version__, control, log
-from lbhost.board import WorkerState
 from lbhost.config import Settings
 from lbhost.errors import LbhostError, StartupError
 from lbhost.linux import STOP_SIGNALS
@@ -23,19 +23,20 @@ from lbhost.machine.sampler import INTERVAL_S
 from lbhost.sandbox import profiles
 from lbhost.source import Source
 from lbhost.status import Status
-from lbhost.supervisor import lifecycle
 from lbhost.supervisor.admin import Admin
 from lbhost.supervisor.admin_socket import AdminSocket
 from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.children import Children
 from lbhost.supervisor.commanded import Commanded
 from lbhost.supervisor.configuration import Configuration
-from lbhost.supervisor.desired import Desired, ModelWanted, WorkerWanted
+from lbhost.supervisor.desired import WorkerWanted
 from lbhost.supervisor.events import EventLog
+from lbhost.supervisor.fleet import Fleet, Served
 from lbhost.supervisor.fork_servers import ForkServers
 from lbhost.supervisor.handover import Handover
 from lbhost.supervisor.homes import REREAD_S, Homes
-from lbhost.supervisor.launcher import Launcher, environment, with_huge_pages
+from lbhost.supervisor.launcher import First, Launcher, environment, with_huge_pages
+from lbhost.supervisor.model_startup import PreparedModel
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.questions import Questions
@@ -43,10 +44,12 @@ from lbhost.supervisor.room import Room
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.service_manager import ServiceManager
+from lbhost.supervisor.shared import Shared
 from lbhost.supervisor.signals import Signals
-from lbhost.supervisor.startup import Prepared
+from lbhost.supervisor.startup import Prepared, wanted
 from lbhost.supervisor.succession import Inheritance
 from lbhost.supervisor.watcher import Watcher
+from lbhost.supervisor.worker_ids import WorkerIds
 
 FORK_SERVER_MODULE = "lbhost.worker.fork_server"
 GATEWAY_MODULE = "lbhost.gateway"
@@ -101,9 +104,7 @@ class Supervisor(Commanded):
         self._env = environment(os.environ)
         self._manager = ServiceManager(os.environ)
         self._assembly = Assembly(prepared.settings, prepared.board)
-        settings = prepared.settings
-        wanted = ModelWanted(prepared.model, prepared.n_ctx, settings.slots, settings)
-        self.desired = Desired({prepared.model.alias: wanted}, settings)
+        self.desired = wanted(prepared)
         self.configuration = Configuration(
             prepared, listener, self.desired, self.events, asked, source, self._adopt
         )
@@ -121,32 +122,31 @@ class Supervisor(Commanded):
             self._wake.set,
         )
         self._admin_socket = AdminSocket(Admin(self), runtime, self.events)
-        self._build(wanted)
+        self._build()
 
-    def _build(self, wanted: ModelWanted) -> None:
-        made, settings = self.prepared, self._settings
-        configuration = self.configuration
+    def _build(self) -> None:
+        made, board = self.prepared, self._board
         self.gateway = self._service(
-            "gateway", GATEWAY_MODULE, self._env, configuration.first_to_gateway
+            "gateway", GATEWAY_MODULE, self._env, self.configuration.first_to_gateway
         )
         self.questions = Questions(self.gateway.send)
-        self.fork_servers = ForkServers(self._fork_server)
-        self.homes = Homes(
-            made.topology,
-            made.reread,
-            settings.threads,
-            made.gpus,
-            made.gpu_capable,
-            len(self._board.cores),
-        )
-        launcher = Launcher(self.fork_servers, self.gateway, self._children, configuration.first)
-        self.pool = Pool(wanted, self.homes, self._board, launcher, self._children, self.events)
-        room = Room(self._board, self.fork_servers, made.worker_bytes)
-        rows = len(self._board.identity)
-        self.operations = Operations(self.pool, self.homes, self.events, rows, room)
+        cores = len(board.cores)
+        self.homes = Homes(made.topology, made.reread, made.gpus, made.gpu_capable, cores)
+        ids = WorkerIds(len(board.identity))
+        self._shared = Shared(board, ids, self.homes, self._children, self.events)
+        self.fleet = Fleet([self._model(i, one) for i, one in enumerate(made.models)])
+        self.operations = Operations(self.fleet, self._shared)
         self._watcher = Watcher(
-            self._board, made.sampler, self.pool, self.homes, self.gateway, self.events
+            board, made.sampler, self.fleet, self.homes, self.gateway, self.events
         )
+
+    def _model(self, number: int, made: PreparedModel) -> Served:
+        first = partial(self.configuration.first, number)
+        fork_servers = ForkServers(partial(self._fork_server, made.name, first))
+        launcher = Launcher(fork_servers, self.gateway, self._children, first, number)
+        pool = Pool(self.desired.models[made.name], launcher, self._shared)
+        room = Room(self._board, self._shared.ids, fork_servers, made.worker_bytes)
+        return Served(made, pool, fork_servers, room)
 
     @property
     def _settings(self) -> Settings:
@@ -155,15 +155,15 @@ class Supervisor(Commanded):
     def _adopt(self, settings: Settings) -> None:
         """What the supervisor itself does by other settings."""
         self._assembly.settings = settings
-        for service in (self.gateway, *self.fork_servers.all()):
+        for service in (self.gateway, *self.fleet.fork_servers()):
             service.window_s = settings.restart_window_s
 
-    def _fork_server(self, node: int | None) -> Service:
+    def _fork_server(self, model: str, first: First, node: int | None) -> Service:
         env = with_huge_pages(self._env)
         label = "fork server" if node is None else f"fork server of node {node}"
-        return self._service(
-            "fork_server", FORK_SERVER_MODULE, env, lambda: self.configuration.first(node), label
-        )
+        if len(self.prepared.models) > 1:
+            label += f" ({model})"
+        return self._service("fork_server", FORK_SERVER_MODULE, env, lambda: first(node), label)
 
     def _service(
         self,
@@ -203,10 +203,8 @@ class Supervisor(Commanded):
             self._handover.close(None if self._failure is None else self._failure.message)
             self._children.close()
             # The watchers of what was killed just now are never called: links stay open else.
-            self.pool.close()
+            self.fleet.close()
             self.gateway.close()
-            for fork_server in self.fork_servers.all():
-                fork_server.close()
             self._manager.close()
         if self._failure is not None:
             raise self._failure
@@ -217,9 +215,11 @@ class Supervisor(Commanded):
             self.events.add("warning", "server", f"children are not confined fully: {missing}")
         if self._inheritance is None:
             self.gateway.start()
-        for i, placement in enumerate(self.prepared.placements):
-            self.pool.add(i, placement, WorkerWanted(placement))
-        self.pool.reconcile()
+        for model in self.fleet:
+            for placement in model.made.placements:
+                (worker,) = self._shared.ids.free(1)
+                model.pool.add(worker, placement, WorkerWanted(placement))
+        self.fleet.reconcile()
         ticker = asyncio.create_task(self._tick())
         ticker.add_done_callback(self._ticker_ended)
         orders = asyncio.create_task(self._obey())
@@ -263,26 +263,29 @@ class Supervisor(Commanded):
         """Say once that we serve; give up if no worker could be started at all."""
         if self._announced or self._stopping:
             return
-        workers = self.pool.workers.values()
-        states = {w.state for w in workers}
-        if states == {WorkerState.FAILED}:
-            first = next(iter(workers))
-            self._give_up(f"no worker could be started: {first.last_exit}")
-        elif not states & lifecycle.UP or WorkerState.STARTING in states:
+        hopeless = {model.name: model.hopeless for model in self.fleet}
+        if None not in hopeless.values():
+            self._give_up(str(next(iter(hopeless.values()))))
+        elif any(model.starting for model in self.fleet):
             return
         elif self.gateway.state == "stopped":
             self.gateway.start()  # to take over: clients come as soon as it listens
         elif self.gateway.state == "ready":
             self._announced = True
             self._serves.set()
-            self.events.add("info", "server", f"serving {len(workers)} workers at {self.endpoint}")
+            for name, why in hopeless.items():
+                if why is not None:
+                    self.events.add("error", "server", f"{name} is not served: {why}")
+            count = len(self.fleet.workers)
+            self.events.add("info", "server", f"serving {count} workers at {self.endpoint}")
             if self._handover.predecessor is not None:
                 self._handover.predecessor.serving()
             else:
                 self._tell_ready()
 
     def _tell_ready(self) -> None:
-        self._manager.ready(f"serving {self.prepared.model.alias} at {self.endpoint}")
+        names = ", ".join(model.name for model in self.fleet)
+        self._manager.ready(f"serving {names} at {self.endpoint}")
         self._announce(self.status())
 
     def _take_over(self) -> None:
@@ -382,14 +385,15 @@ class Supervisor(Commanded):
 
     def _stop_obeying(self) -> None:
         self._stopping = self.operations.stopping = True
-        self.pool.notify()
+        self._shared.changes.notify()
 
     def _end_workers(self) -> None:
         now = time.monotonic()
-        for worker in list(self.pool.workers.values()):
-            self.pool.want(worker, up=False, down_by_s=now)
-        self.pool.reconcile()
-        self.fork_servers.stop()
+        for pool in self.fleet.pools:
+            for worker in list(pool.workers.values()):
+                pool.want(worker, up=False, down_by_s=now)
+        self.fleet.reconcile()
+        self.fleet.stop_fork_servers()
 
     async def _wait_stop(self, condition: Callable[[], bool], limit_s: float) -> None:
         """Until the condition holds, time is up, or a second signal has come."""
@@ -408,13 +412,17 @@ class Supervisor(Commanded):
             return
         if isinstance(message, control.Loaded) and service is not self.gateway:
             service.ready()
-            self.events.add("info", "fork_server", f"weights loaded in {message.load_s:.2f} s")
+            text = f"weights loaded in {message.load_s:.2f} s"
+            model = self.fleet.of_service(service)
+            if model is not None:
+                model.failure, text = None, model.pool.naming(text)
+            self.events.add("info", "fork_server", text)
         elif isinstance(message, control.Ready) and service is self.gateway:
             service.ready()
         elif isinstance(message, control.Reconfigured) and service is self.gateway:
             self.configuration.told(message.number)
-            self.pool.notify()
-        self.pool.reconcile()
+            self._shared.changes.notify()
+        self.fleet.reconcile()
 
     def service_down(self, service: Service) -> None:
         """The loop may be waiting for that, and whoever has asked it something."""
@@ -423,8 +431,13 @@ class Supervisor(Commanded):
         self._wake.set()
 
     def service_hopeless(self, service: Service, why: str) -> bool:
-        """It never came up: at the start that is the server's end. Later on it is a fork server of
-        a node that came to have workers, and the other nodes' go on."""
-        if not self._announced:
+        """It never came up: at the start that is the server's end, or its model's where another one
+        can be served. Later on it is a fork server of a node that came to have workers, and the
+        other nodes' go on."""
+        model = self.fleet.of_service(service)
+        if model is not None:
+            model.failure = why
+        alone = model is None or None not in [one.hopeless for one in self.fleet]
+        if not self._announced and alone:
             self._give_up(why)
-        return not self._announced
+        return not self._announced and alone

@@ -13,9 +13,9 @@ from lbhost.board import Board, GatewayRow, ProgressRow
 from lbhost.machine.sampler import Sampler, Watched
 from lbhost.supervisor import liveness
 from lbhost.supervisor.events import EventLog
+from lbhost.supervisor.fleet import Fleet
 from lbhost.supervisor.homes import Homes
 from lbhost.supervisor.memory_watch import MemoryWatch
-from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.service import Service
 
 GATEWAY_STALE_S = 5.0
@@ -32,14 +32,14 @@ class Watcher:
         self,
         board: Board,
         sampler: Sampler,
-        pool: Pool,
+        fleet: Fleet,
         homes: Homes,
         gateway: Service,
         events: EventLog,
     ) -> None:
         self._board = board
         self._sampler = sampler
-        self._pool = pool
+        self._fleet = fleet
         self._homes = homes
         self._gateway = gateway
         self._events = events
@@ -53,7 +53,7 @@ class Watcher:
         Args:
             looked: whether the last tick was in time; if not, nobody is judged by this one.
         """
-        progress = self._pool.progress()
+        progress = self._fleet.progress()
         self._sampler.sample(self._watched(progress))
         self._memory.look(self._board.host.read(0))
         gateway = self._board.gateway.read(0)
@@ -64,23 +64,24 @@ class Watcher:
             and gateway.pid == self._gateway.pid
             and time.monotonic_ns() - gateway.heartbeat_ns < GATEWAY_FRESH_NS
         )
-        self._pool.tick(now_s, progress, looked=looked, gateway_fresh=fresh)
+        self._fleet.tick(now_s, progress, looked=looked, gateway_fresh=fresh)
 
     def look_at_box(self) -> None:
         """What the cgroup, the affinity mask and hotplug leave us may change at any time."""
         before = self._homes.describe()
         if self._homes.look_again():
             self._sampler.adopt(self._homes.topology)
-            self._homes.assign(self._pool.desired)
-            self._pool.reconcile()
+            for pool in self._fleet.pools:
+                self._homes.assign(pool.desired)
+            self._fleet.reconcile()
             if self._homes.describe() != before:
                 text = f"this server has {self._homes.describe()} now (before: {before})"
                 self._events.add("warning", "server", text)
-        self._pool.pin()
+        self._fleet.pin()
 
     def _watched(self, progress: Mapping[int, ProgressRow]) -> list[Watched]:
         found, wide_steps = [], {}
-        for worker in self._pool.workers.values():
+        for worker in self._fleet.workers.values():
             if worker.pid is None:
                 continue
             row = progress.get(worker.id)

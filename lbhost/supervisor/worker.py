@@ -23,6 +23,10 @@ class Worker:
     """Where its process runs, or ran last."""
     slots: int
     n_ctx: int
+    model: int = 0
+    """The number of its model."""
+    of: str = ""
+    """Its model's name, where there are several."""
     state: WorkerState = WorkerState.STOPPED
     epoch: int = 0
     pid: int | None = None
@@ -98,12 +102,13 @@ class Worker:
             health_kills=self.health_kills,
             memory_restarts=self.memory_restarts,
             last_exit=self.last_exit,
+            model=self.model,
         )
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"worker {self.id}"
+        return f"worker {self.id} ({self.of})" if self.of else f"worker {self.id}"
 
 
 def wanted(want: WorkerWanted) -> Wanted:

@@ -1,0 +1,246 @@
+"""What is settled of each model before the first process starts: file, purpose, cores, context.
+
+Reads the model's header and what was measured before; starts nothing but a measurement.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from lbhost import inspection, llama, log, model
+from lbhost.board import Board
+from lbhost.config import Settings
+from lbhost.errors import LbhostError, UsageError
+from lbhost.machine.gpu import GpuInfo
+from lbhost.machine.hostload import available_bytes
+from lbhost.machine.topology import Topology
+from lbhost.machine.tree import Roots
+from lbhost.placement import memory
+from lbhost.placement.placement import Placement
+from lbhost.placement.plan import plan
+from lbhost.supervisor.launcher import environment, with_huge_pages
+from lbhost.tuning import first_start, identity, remembered
+from lbhost.tuning.remembered import Start, open_shape, widened
+from lbhost.tuning.shapes import candidates
+from lbhost.tuning.trial import Load
+from lbhost.weights import FilePart, identify, parts, unchanged
+
+EMBEDDING_SLOTS = 16
+"""Requests, or parts of them, that an embedding worker has at once: they cost no KV cache, and what
+it has it computes together."""
+
+T = TypeVar("T")
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The box, as models are placed on it."""
+
+    environ: Mapping[str, str]
+    roots: Roots
+    topology: Topology
+    gpus: Sequence[GpuInfo]
+    """Those that workers may use."""
+    gpu_capable: bool
+
+    @property
+    def on_cpus(self) -> bool:
+        return not (self.gpu_capable and self.gpus)
+
+
+class PreparedModel(msgspec.Struct, frozen=True):
+    """One model of a server."""
+
+    settings: Settings
+    """Those in force for it, with what was measured."""
+    file: model.ModelFile
+    info: llama.ModelInfo
+    placements: Sequence[Placement]
+    n_ctx: int
+    """Tokens per slot."""
+    weights: tuple[FilePart, ...] = ()
+    """The model's files; whatever is loaded later must be these."""
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        return self.file.alias
+
+    @property
+    def sequences(self) -> int:
+        """For how many a worker holds the whole context."""
+        return self.info.purpose.sequences(self.settings.slots)
+
+    @property
+    def worker_bytes(self) -> int:
+        """Memory that one more CPU worker takes."""
+        return memory.need_bytes(
+            weights_bytes=0,
+            kv_bytes_per_token=self.info.kv_bytes_per_token,
+            workers=1,
+            slots=self.sequences,
+            n_ctx=self.n_ctx,
+        )
+
+
+def find(settings: Settings, box: Found, contexts: Mapping[str, int]) -> list[PreparedModel]:
+    """Every model that these settings serve; `n_ctx` has yet to be settled.
+
+    Args:
+        contexts: tokens per slot by a model's path, where another server has it run: as many here.
+
+    Raises:
+        StartupError, UsageError: one is not there, not what it is served as, or does not fit.
+    """
+    several = bool(settings.models)
+    found: list[PreparedModel] = []
+    for i, own in enumerate(settings.served()):
+        if not several:
+            return [_one(own, box, contexts)]
+        found.append(_naming(i, partial(_one, own, box, contexts)))
+    return found
+
+
+def _naming(index: int, make: Callable[[], T]) -> T:
+    """What is made, or its refusal, with the table it is of and keys instead of flags."""
+    try:
+        return make()
+    except LbhostError as error:
+        text = re.sub(r"^--([a-z-]+) ", lambda flag: f".{_key(flag[1])}: ", error.message)
+        text = re.sub(r"--([a-z-]+)", lambda flag: _key(flag[1]), text)
+        error.message = f"models[{index}]{'' if text.startswith('.') else ': '}{text}"
+        raise
+
+
+def _key(flag: str) -> str:
+    return "path" if flag == "model" else flag.replace("-", "_")
+
+
+def _one(settings: Settings, box: Found, contexts: Mapping[str, int]) -> PreparedModel:
+    file = model.resolve(settings.model, settings.alias)
+    files = identify(parts(Path(file.path)))
+    if box.on_cpus:
+        start = _as_tuned(Start(file, files, settings), box)
+        file, files, settings = start.file, start.files, start.settings
+    with unchanged(files):
+        info = inspection.inspect(file.path, settings.kind, settings.pooling)
+    if not info.purpose.generates:
+        settings = msgspec.structs.replace(settings, slots=max(settings.slots, EMBEDDING_SLOTS))
+    elif box.on_cpus:
+        settings = _shaped(settings, box, info, files)
+    if settings.ctx_size is None and file.path in contexts:
+        settings = msgspec.structs.replace(settings, ctx_size=contexts[file.path])
+    memory.require_trained(settings.ctx_size, info.n_ctx_train)
+    return PreparedModel(settings, file, info, _placed(settings, box), 0, files)
+
+
+def _placed(settings: Settings, box: Found) -> list[Placement]:
+    """Every model is placed over the whole box: cores go to whoever has requests."""
+    count, threads = settings.workers, settings.threads
+    placed = plan(box.topology, count, threads, box.gpus, box.gpu_capable)[: settings.max_workers]
+    if len(placed) < (settings.min_workers or 0):
+        raise UsageError(
+            f"--min-workers {settings.min_workers} is too many, at most {len(placed)} fit here"
+        )
+    return placed
+
+
+def _as_tuned(start: Start, box: Found) -> Start:
+    """What `lbhost tune` has made of it, said in the log."""
+    found = remembered.as_tuned(start, box.environ, box.topology, box.roots)
+    if found.tuned:
+        log.get().info(
+            "using what `lbhost tune` chose (--no-tuned does not, `lbhost tune --forget` removes "
+            "it)",
+            **found.tuned,
+        )
+    return found
+
+
+def _shaped(
+    settings: Settings, box: Found, info: llama.ModelInfo, files: tuple[FilePart, ...]
+) -> Settings:
+    """The settings with the measured width of workers, where they leave it open."""
+    if not (open_shape(settings) and settings.probe):
+        return settings
+    found = candidates(box.topology, settings.slots)
+    subject = first_start.Subject(
+        identity=identity.of(files, box.topology, box.roots, settings.slots),
+        load=Load(info.path, files, found[0].placements[0].node),
+        weights_bytes=info.weights_bytes,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        available_bytes=available_bytes(box.roots),
+    )
+    child = with_huge_pages(environment(box.environ))
+    return widened(settings, first_start.shape(subject, found, box.environ, child).threads)
+
+
+# --- memory -------------------------------------------------------------------------------
+
+
+def with_contexts(models: Sequence[PreparedModel], board: Board) -> list[PreparedModel]:
+    """The models with the tokens per slot that memory leaves to all of them together.
+
+    Raises:
+        StartupError: it does not hold them.
+    """
+    host = board.host.read(0)
+    free = None if host is None else host.memory_available
+    rows = [board.gpus.read(i) for i in range(len(board.gpus))]
+    shared = [
+        memory.budget(m.placements, None if free is None else int(free), rows) for m in models
+    ]
+    held = [_held(made, budget) for made, budget in zip(models, shared, strict=True)]
+    if len(models) == 1:
+        (one,), (budget,) = held, shared
+        contexts = [
+            memory.fit_context(
+                available_bytes=budget.available_bytes,
+                weights_bytes=one.weights_bytes,
+                kv_bytes_per_token=one.kv_bytes_per_token,
+                workers=one.workers,
+                slots=one.slots,
+                n_ctx_train=one.n_ctx_train,
+                requested=one.requested,
+            )
+        ]
+    else:
+        known = [one.available_bytes for one in shared if one.available_bytes is not None]
+        contexts = memory.fit_contexts(min(known, default=None), held)
+    found = [_at(made, n_ctx) for made, n_ctx in zip(models, contexts, strict=True)]
+    require_within(found, [made.settings.memory_limit_bytes for made in found])
+    return found
+
+
+def require_within(models: Sequence[PreparedModel], limits: Sequence[int | None]) -> None:
+    """Raises StartupError if a model's workers would be over their limit from their start."""
+    for i, (made, limit) in enumerate(zip(models, limits, strict=True)):
+        check = partial(_require_within, made, limit)
+        check() if len(models) == 1 else _naming(i, check)
+
+
+def _held(made: PreparedModel, shared: memory.Budget) -> memory.Held:
+    info = made.info
+    return memory.Held(
+        name=made.name,
+        weights_bytes=info.weights_bytes * shared.copies,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        workers=shared.workers,
+        slots=made.sequences,
+        n_ctx_train=info.n_ctx_train,
+        requested=info.purpose.context(made.settings.ctx_size, info.n_ctx_train),
+    )
+
+
+def _at(made: PreparedModel, n_ctx: int) -> PreparedModel:
+    return msgspec.structs.replace(made, n_ctx=n_ctx)
+
+
+def _require_within(made: PreparedModel, limit: int | None) -> None:
+    if any(placement.gpu is None for placement in made.placements):
+        memory.require_within(limit, made.info.kv_bytes_per_token, made.sequences, made.n_ctx)

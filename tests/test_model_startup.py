@@ -1,0 +1,130 @@
+"""What is settled of several models before anything starts, and the one line that refuses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import tiny_bert
+from lbhost import inspection
+from lbhost.board import Board, HostRow
+from lbhost.config import Settings
+from lbhost.errors import LbhostError, StartupError
+from lbhost.machine import topology
+from lbhost.model_entry import ModelEntry
+from lbhost.purpose import KindChoice, ModelKind, Pooling, PoolingChoice, Purpose
+from lbhost.supervisor import model_startup
+from lbhost.supervisor.model_startup import EMBEDDING_SLOTS, Found, PreparedModel
+from supervising import INFO, write_box
+
+GIB = 1 << 30
+VECTORS = Purpose(ModelKind.EMBEDDING, Pooling.MEAN, 64)
+
+
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Found:
+    """A box of two cores, where a model is what its file's name begins with."""
+
+    def inspect(path: str, kind: KindChoice, pooling: PoolingChoice) -> Any:
+        purpose = VECTORS if Path(path).name.startswith("vectors") else Purpose()
+        return msgspec.structs.replace(INFO, path=path, purpose=purpose)
+
+    monkeypatch.setattr(inspection, "inspect", inspect)
+    return box_of_two(tmp_path)
+
+
+def box_of_two(tmp_path: Path) -> Found:
+    roots = write_box(tmp_path, 2)
+    environ = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    return Found(environ, roots, topology.discover(roots, {0, 1}), (), gpu_capable=False)
+
+
+def entry(tmp_path: Path, name: str, **values: Any) -> ModelEntry:
+    path = tmp_path / f"{name}.gguf"
+    path.write_bytes(b"GGUF")
+    return ModelEntry(name=name, **{"path": str(path), **values})
+
+
+def find(
+    box: Found, *entries: ModelEntry, contexts: Mapping[str, int] | None = None, **settings: Any
+) -> list[PreparedModel]:
+    made = Settings(models=entries, probe=False, **settings)
+    return model_startup.find(made, box, contexts or {})
+
+
+def refusal(box: Found, *entries: ModelEntry) -> str:
+    with pytest.raises(LbhostError) as caught:
+        find(box, *entries)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_every_model_is_placed_over_the_whole_box(tmp_path: Path, found: Found) -> None:
+    chat, vectors = find(
+        found, entry(tmp_path, "chat"), entry(tmp_path, "vectors", max_workers=1), slots=6
+    )
+    assert [place.cpus for place in chat.placements] == [(0,), (1,)]
+    assert [place.cpus for place in vectors.placements] == [(0,)]
+    assert (chat.settings.slots, vectors.settings.slots) == (6, EMBEDDING_SLOTS)
+    assert (chat.name, vectors.name) == ("chat", "vectors")
+    assert vectors.info.purpose is VECTORS
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"path": "/nowhere/x.gguf"}, "models[1]: model /nowhere/x.gguf does not exist"),
+        ({"workers": 3}, "models[1].workers: 3 is too many, at most 2 fit here: the machine has"),
+        ({"threads_per_worker": 3}, "models[1].threads_per_worker: 3 is more than this process"),
+        ({"min_workers": 3}, "models[1].min_workers: 3 is too many, at most 2 fit here"),
+        ({"ctx_size": 4096}, "models[1].ctx_size: 4096 is more than the model was trained for"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_by_its_table(
+    tmp_path: Path, found: Found, values: dict[str, Any], said: str
+) -> None:
+    message = refusal(found, entry(tmp_path, "a"), entry(tmp_path, "b", **values))
+    assert message.startswith(said)
+    assert "--" not in message, "keys, not flags"
+
+
+def test_a_file_of_another_kind_is_refused_by_its_table(tmp_path: Path) -> None:
+    path = tiny_bert.write(tmp_path / "bert.gguf")
+    box = box_of_two(tmp_path)
+    wrong = ModelEntry(name="b", path=str(path), kind=KindChoice.CHAT)
+    message = refusal(box, wrong)
+    assert message.startswith("models[0]: ")
+    assert message.endswith("does not generate text left to right")
+    assert find(box, ModelEntry(name="b", path=str(path)))[0].info.purpose.kind == "embedding"
+
+
+def test_the_contexts_of_a_server_before_are_kept(tmp_path: Path, found: Found) -> None:
+    chat = entry(tmp_path, "chat")
+    (made,) = find(found, chat, contexts={chat.path: 512})
+    assert made.settings.ctx_size == 512
+
+
+def with_contexts(models: list[PreparedModel], available: int) -> list[int]:
+    board = Board.create(workers=1, cores=2, gpus=0)
+    try:
+        board.host.write(0, HostRow(memory_available=float(available)))
+        return [made.n_ctx for made in model_startup.with_contexts(models, board)]
+    finally:
+        board.close()
+
+
+def test_all_models_share_the_memory(tmp_path: Path, found: Found) -> None:
+    heavy = msgspec.structs.replace(INFO, kv_bytes_per_token=100_000, n_ctx_train=8192)
+    models = [
+        msgspec.structs.replace(made, info=heavy)
+        for made in find(found, entry(tmp_path, "a"), entry(tmp_path, "b", ctx_size=1024))
+    ]
+    assert with_contexts(models, 64 * GIB) == [4096, 1024]
+    # Half of 6 GiB holds 256 MiB of buffers, 1024 tokens for b's 8 slots, and 2,560 for a's.
+    assert with_contexts(models, 6 * GIB) == [2560, 1024]
+    with pytest.raises(StartupError, match=r"the models need .*a 323 MiB, b 909 MiB"):
+        with_contexts(models, GIB)

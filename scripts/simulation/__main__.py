@@ -24,7 +24,8 @@ from lbhost import log
 from lbhost.config import LogFormat, LogLevel
 from lbhost.errors import LbhostError
 from simulation import arrivals as load
-from simulation import constants, measured, report, routing
+from simulation import constants, day_report, measured, report, routing
+from simulation import day as simulated_day
 from simulation.costs import Costs
 from simulation.play import Played, play
 from simulation.scenario import Scenario, trouble
@@ -79,6 +80,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="another value for a constant of lbhost, as worker.batch.MIN_CHUNK=32",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument(
+        "--day",
+        type=Path,
+        nargs="+",
+        metavar="CSV",
+        help="a day of a model for each trace, with as many workers as the autoscaler gives them; "
+        "--workers cores, --load at their busiest hours",
+    )
     real = parser.add_mutually_exclusive_group()
     real.add_argument(
         "--measure", type=Path, metavar="FILE", help="play the load to a real server on this box"
@@ -109,8 +118,10 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     for name in ("step_noise", "noise", "slow", "hot"):
         if not 0 <= getattr(given, name) <= 1:
             parser.error(f"--{name.replace('_', '-')} is from 0 to 1")
-    if given.trace is not None and not given.trace.is_file():
-        parser.error(f"--trace: no such file {given.trace}")
+    for flag, paths in (("--trace", [given.trace]), ("--day", given.day or [])):
+        for path in paths:
+            if path is not None and not path.is_file():
+                parser.error(f"{flag}: no such file {path}")
 
 
 def costs(given: argparse.Namespace) -> Costs:
@@ -214,12 +225,29 @@ def validate(given: argparse.Namespace) -> int:
     return 0 if all(one.near for one in compared) else 1
 
 
+def day(given: argparse.Namespace) -> int:
+    """Play a day under the autoscaler, and with the cores split once and for all."""
+    cores, model = given.workers, costs(given)
+    loads = day_report.loads(
+        given.day, cores, model, given.load, given.most_tokens, seed=given.seed
+    )
+    for title, models in day_report.ways(loads, cores, model):
+        say(f"-- {title}")
+        played = simulated_day.play(models, cores, day_report.DAY_S)
+        print(day_report.table(title, played))
+        if given.json is not None and title == day_report.AUTO:
+            given.json.write_bytes(msgspec.json.format(msgspec.json.encode(played.changes)))
+    return 0
+
+
 def main(argv: list[str]) -> int:
     """Returns the exit code."""
     given = parse(argv)
     try:
         for setting in given.set:
             constants.apply(setting)
+        if given.day is not None:
+            return day(given)
         if given.measure is not None:
             return measure(given)
         if given.validate is not None:

@@ -107,8 +107,11 @@ class FakeWorker:
         n_ctx: int = 2048,
         script: Script | None = None,
         state: WorkerState = WorkerState.READY,
+        model: int = 0,
     ) -> None:
+        """`model`: the number of the model that it computes."""
         self.worker = worker
+        self.model = model
         self.epoch = epoch
         self.slots = slots
         self.n_ctx = n_ctx
@@ -163,6 +166,7 @@ class FakeWorker:
                 slots=self.slots,
                 n_ctx=self.n_ctx,
                 started_ns=1,
+                model=self.model,
             ),
         )
 

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,10 @@ class RunningGateway:
     @property
     def served(self) -> ServedModel:
         """The first of its models."""
-        return next(iter(self.gateway.models))
+        return self.model(0)
+
+    def model(self, number: int) -> ServedModel:
+        return next(one for one in self.gateway.models if one.number == number)
 
     async def add(
         self,
@@ -67,17 +70,25 @@ class RunningGateway:
         slots: int = 4,
         script: Script | None = None,
         state: WorkerState = WorkerState.READY,
+        model: int = 0,
     ) -> FakeWorker:
         """A fake worker, linked the way the supervisor does it."""
         fake = FakeWorker(
-            self.page, worker, epoch=epoch, slots=slots, n_ctx=N_CTX, script=script, state=state
+            self.page,
+            worker,
+            epoch=epoch,
+            slots=slots,
+            n_ctx=N_CTX,
+            script=script,
+            state=state,
+            model=model,
         )
         self.workers.append(fake)
-        control.send(self.supervisor, control.Link(worker, epoch), [fake.fd])
+        control.send(self.supervisor, control.Link(worker, epoch, model), [fake.fd])
         os.close(fake.fd)
 
         def joined() -> bool:
-            session = self.served.sessions.current(worker)
+            session = self.model(model).sessions.current(worker)
             return session is not None and session.epoch == epoch
 
         await until(joined, "the link has come")
@@ -107,23 +118,37 @@ async def running_gateway(
     workers: int = 1,
     script: Script | None = None,
     purpose: Purpose = GENERATES,
+    more: Mapping[str, Purpose] | None = None,
+    aliases: tuple[str, ...] = (),
+    broken: Sequence[str] = (),
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
-    """A gateway with so many workers, all cleaned up afterwards."""
+    """A gateway with so many workers, all cleaned up afterwards.
+
+    Args:
+        more: models beside the first one, by name.
+        aliases: of the first one. broken: those of `more` that cannot be loaded.
+    """
     page = Board.create(workers=8, cores=4, gpus=0)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     ours, theirs = control.socketpair()
     usual = {"prompt_helpers": 1, "embedding_cache": 0}
     made = Settings(**{**usual, **settings})
-    configure = control.Configure(made, "toy.gguf", MODEL, N_CTX, purpose=purpose)
-    control.send(ours, control.Serve(made, (configure,)), [page.fd, listener.fileno()])
+    models = (
+        control.Configure(made, "toy.gguf", MODEL, N_CTX, purpose=purpose, aliases=aliases),
+        *(
+            control.Configure(made, f"{name}.gguf", name, N_CTX, purpose=one)
+            for name, one in (more or {}).items()
+        ),
+    )
+    control.send(ours, control.Serve(made, models), [page.fd, listener.fileno()])
     listener.close()
     start = receive_start(theirs)
     assert isinstance(start, Start)
     gateway = Gateway(
         start,
-        [vocab or ToyVocab()],
+        [None if one.model_alias in broken else vocab or ToyVocab() for one in models],
         on_orphaned=lambda: running.orphaned.set(),
         helper_command=HELPER,
     )

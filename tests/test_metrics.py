@@ -39,6 +39,7 @@ from lbhost.gateway.scheduling.readings import Readings
 from lbhost.gateway.scheduling.sessions import Sessions
 from lbhost.gateway.states.plane import Plane
 from lbhost.gateway.states.purse import Purse
+from lbhost.purpose import GENERATES
 from running_gateway import RunningGateway, running_gateway, until
 
 pytestmark = pytest.mark.anyio
@@ -243,6 +244,7 @@ class Watched:
         self.recorder = self.traffic = Recorder(self.metrics, total, clock=lambda: self.now)
         self.states = Plane(Purse(0), self.sessions)
         self.load, self.queue_limit = self, settings.queue_size
+        self.number, self.name, self.purpose = 0, "toy", GENERATES
         self.writer = BoardWriter(self.page, [self], total, Purse(0), clock=lambda: self.now)
         self.in_flight = 0
         self.queue_depth = 0

@@ -1,4 +1,4 @@
-"""Publishes what the gateway knows on the board: a row for each worker, and one for itself.
+"""Publishes what the gateway knows on the board: a row for each worker and model, and its own.
 
 This process is those rows' one writer. Counts nothing itself; see recorder.py.
 """
@@ -17,6 +17,7 @@ from lbhost.gateway.rolling import Growth, Rate
 from lbhost.gateway.scheduling.sessions import Sessions
 from lbhost.gateway.states.plane import Plane
 from lbhost.gateway.states.purse import Purse
+from lbhost.purpose import Purpose
 
 WRITE_S = 0.25
 """Between two writes of the board's rows."""
@@ -37,6 +38,12 @@ _QUIET_EVERY = 4
 class Part(Protocol):
     """One model, as far as the board is concerned."""
 
+    @property
+    def number(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def purpose(self) -> Purpose: ...
     @property
     def sessions(self) -> Sessions: ...
     @property
@@ -59,7 +66,7 @@ class _WorkerRates:
 
 
 class _Rates:
-    """How fast all are together."""
+    """How fast a model is, or all are together."""
 
     def __init__(self) -> None:
         self.requests = Rate(_RATE_S)
@@ -86,7 +93,9 @@ class BoardWriter:
         self._purse = purse
         self._clock = clock
         self._rates = _Rates()
-        self._workers: dict[int, _WorkerRates] = {}
+        self._rates_of = [_Rates() for _ in parts]
+        self._workers: dict[tuple[int, int], _WorkerRates] = {}
+        """By model and worker id: an id may be another model's later."""
         self._written: dict[int, board.TrafficRow] = {}
         self._requests_written = 0
         self._quiet_writes = 0
@@ -94,12 +103,15 @@ class BoardWriter:
     def write(self, connections: int) -> None:
         """Publish the rows. Rows that say nothing new are not written."""
         now = self._clock()
-        in_flight = sum(part.load.in_flight for part in self._parts)
-        if in_flight or self._total.requests != self._requests_written:
+        loads = [part.load for part in self._parts]
+        busy = any(load.in_flight or load.queue_depth for load in loads)
+        if busy or self._total.requests != self._requests_written:
             self._quiet_writes = 0
         self._requests_written = self._total.requests
         if self._quiet_writes < _QUIET_AFTER or self._quiet_writes % _QUIET_EVERY == 0:
             self._write_workers(now)
+            for model, part in enumerate(self._parts):
+                self._board.models.write(part.number, self._model_row(model, now))
         self._quiet_writes += 1
         self._board.gateway.write(0, self._gateway_row(now, connections))
 
@@ -142,21 +154,48 @@ class BoardWriter:
             states_movable=all(plane.unable is None for plane in planes),
         )
 
+    def _model_row(self, model: int, now: float) -> board.ModelRow:
+        part, rates = self._parts[model], self._rates_of[model]
+        figures, load = part.traffic.figures, part.load
+        p50, p95 = figures.ttfts.at(now)
+        return board.ModelRow(
+            heartbeat_ns=time.monotonic_ns(),
+            name=part.name,
+            kind=part.purpose.kind.value,
+            queue_depth=load.queue_depth,
+            in_flight=load.in_flight,
+            requests=figures.requests,
+            errors=figures.errors,
+            rejected=figures.rejected,
+            requests_s=rates.requests.update(now, figures.requests),
+            tokens_s=rates.tokens.update(now, figures.tokens_out),
+            prompt_tokens_s=rates.prompt.update(now, self._computed(model)),
+            ttft_p50_s=p50,
+            ttft_p95_s=p95,
+            oldest_wait_s=load.oldest_wait_s,
+            error_rate=figures.failures.at(now),
+        )
+
     def _write_workers(self, now: float) -> None:
-        for part in self._parts:
+        for model, part in enumerate(self._parts):
             for index, reading in part.sessions.readings.present():
-                row = self._row(part.sessions, index, reading.progress, now)
+                row = self._row(model, index, reading.progress, now)
                 if self._written.get(index) != row:
                     self._board.traffic.write(index, row)
                     self._written[index] = row
 
+    def _computed(self, model: int) -> int:
+        """Prompt tokens that a model's workers have computed by now."""
+        return sum(one.computed.total for (of, _), one in self._workers.items() if of == model)
+
     def _row(
-        self, sessions: Sessions, index: int, progress: board.ProgressRow, now: float
+        self, model: int, index: int, progress: board.ProgressRow, now: float
     ) -> board.TrafficRow:
+        sessions = self._parts[model].sessions
         session = sessions.current(index)
         tally = sessions.tally(index)
         accuracy = sessions.accuracy(index)
-        rates = self._workers.setdefault(index, _WorkerRates())
+        rates = self._workers.setdefault((model, index), _WorkerRates())
         computed = rates.computed.update(progress.epoch, progress.prompt_tokens)
         attempts = list(session.attempts.values()) if session is not None else []
         return board.TrafficRow(

@@ -6,10 +6,10 @@ first that suits what it asks, of those that its API key may use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from lbhost.errors import InvalidRequestError, ModelNotFoundError
+from lbhost.errors import InvalidRequestError, ModelNotFoundError, NotReadyError
 from lbhost.gateway.account import Account
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt import inputs
@@ -39,15 +39,14 @@ M = TypeVar("M", bound=Named)
 class Catalogue(Generic[M]):
     """All models of a gateway, at least one, the first one first."""
 
-    def __init__(self, models: Sequence[M]) -> None:
+    def __init__(self, models: Sequence[M], broken: Iterable[str] = ()) -> None:
+        """`broken`: names of what should be served, too, and cannot be."""
         self._models = tuple(models)
+        self.broken = tuple(broken)
         self._by_name = {name: one for one in models for name in (one.name, *one.aliases)}
 
     def __iter__(self) -> Iterator[M]:
         return iter(self._models)
-
-    def __getitem__(self, number: int) -> M:
-        return self._models[number]
 
     def __len__(self) -> int:
         return len(self._models)
@@ -55,7 +54,7 @@ class Catalogue(Generic[M]):
     @property
     def only(self) -> M | None:
         """The one model, if there is but one."""
-        return self._models[0] if len(self._models) == 1 else None
+        return self._models[0] if len(self._models) == 1 and not self.broken else None
 
     def allowed(self, account: Account | None) -> list[M]:
         """Those that an API key may use; None: there are no keys."""
@@ -72,8 +71,11 @@ class Catalogue(Generic[M]):
         Raises:
             ModelNotFoundError: there is none.
             ModelNotAllowedError: not for this API key.
+            NotReadyError: it should be served, and cannot be.
         """
         found = self._by_name.get(name)
+        if found is None and name in self.broken and (account is None or account.may_use(name)):
+            raise NotReadyError(f"model {name!r} cannot be loaded", retry_after_s=5)
         if found is None:
             served = ", ".join(repr(one.name) for one in self.allowed(account))
             raise ModelNotFoundError(
@@ -92,7 +94,7 @@ class Catalogue(Generic[M]):
             name: what its `model` says; None: nothing.
 
         Raises:
-            ModelNotFoundError, ModelNotAllowedError: as `named` does.
+            ModelNotFoundError, ModelNotAllowedError, NotReadyError: as `named` does.
             InvalidRequestError: it is not a model for that, or there is none.
         """
         if name is not None:

@@ -92,7 +92,7 @@ class Gateway:
     def __init__(
         self,
         start: Start,
-        vocabs: Sequence[Vocabulary],
+        vocabs: Sequence[Vocabulary | None],
         *,
         siblings: Siblings = lambda cpus: (),
         on_orphaned: Callable[[], None],
@@ -101,7 +101,7 @@ class Gateway:
         """Of one server.
 
         Args:
-            vocabs: of each of its models.
+            vocabs: of each of its models; None: that one cannot be served. Not of all.
             on_orphaned: called when the control link ends: the supervisor is gone.
         """
         settings = start.settings
@@ -115,11 +115,15 @@ class Gateway:
         self._total = Figures()
         self._purse = Purse(settings.state_cache_bytes)
         common = self._common(start, helper_command)
+        each = list(enumerate(zip(start.models, vocabs, strict=True)))
         self.models = Catalogue(
+            [ServedModel(n, one, vocab, common) for n, (one, vocab) in each if vocab is not None],
             [
-                ServedModel(number, configure, vocab, common)
-                for number, (configure, vocab) in enumerate(zip(start.models, vocabs, strict=True))
-            ]
+                name
+                for _, (one, vocab) in each
+                if vocab is None
+                for name in (one.model_alias, *one.aliases)
+            ],
         )
         self._writer = BoardWriter(start.page, list(self.models), self._total, self._purse)
         self.keyring = Keyring(settings)
@@ -160,10 +164,12 @@ class Gateway:
         """Why a request that comes now might find no worker."""
         if any(one.dispatcher.stopping for one in self.models):
             return "the server is shutting down"
-        missing = [repr(one.name) for one in self.models if not one.dispatcher.ready()]
+        missing = [one.name for one in self.models if not one.dispatcher.ready()]
+        missing += self.models.broken[:1]
         if not missing:
             return None
-        of = f" for {', '.join(missing)}" if len(self.models) > 1 else ""
+        several = self.models.only is None
+        of = f" for {', '.join(map(repr, missing))}" if several else ""
         return f"no worker is ready{of}"
 
     @property
@@ -195,8 +201,8 @@ class Gateway:
         if settings.state_cache_bytes != before.state_cache_bytes:
             self._purse.want(settings.state_cache_bytes)
         self.keyring.adopt(settings)
-        for model, its in zip(self.models, models or [settings] * len(self.models), strict=True):
-            model.adopt(its)
+        for model in self.models:
+            model.adopt(models[model.number] if models else settings)
         self.server.adopt(self._app(settings), settings)
 
     async def run(self, link: socket.socket) -> None:
@@ -274,7 +280,12 @@ class Gateway:
         task.add_done_callback(self._tasks.discard)
 
     async def _attach(self, link: control.Link, fd: int, states_fd: int | None = None) -> None:
-        model = self.models[link.model]
+        model = next((one for one in self.models if one.number == link.model), None)
+        if model is None:  # it cannot be served
+            for one in (fd, states_fd):
+                if one is not None:
+                    os.close(one)
+            return
         try:
             await model.dispatcher.attach(fd, link.worker, link.epoch, states_fd)
         except OSError as error:

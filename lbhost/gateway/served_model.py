@@ -57,6 +57,7 @@ class ServedModel:
     ) -> None:
         """`number`: its place among the models."""
         settings: Settings = configure.settings
+        self.number = number
         self.name = configure.model_alias
         self.aliases = configure.aliases
         self.purpose = configure.purpose

@@ -26,11 +26,11 @@ from lbhost.board import (
     HostRow,
     IdentityRow,
     ProgressRow,
-    Table,
     TrafficRow,
     Wanted,
     WorkerState,
 )
+from lbhost.board_table import Table
 
 READS = 1_000_000
 

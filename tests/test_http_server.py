@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 
 from fake_worker import Script
 from http_bytes import check_refusal, post, read
-from lbhost.gateway.http import budget, descriptors, protocol
+from lbhost.gateway.http import answer_transport, budget, descriptors, protocol
 from running_gateway import CHAT, HELLO, PATIENCE_S, RunningGateway, running_gateway, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.uvloop]
@@ -245,7 +245,7 @@ async def test_a_refusal_can_be_read_by_a_client_that_sends_on_and_wants_to_clos
 
 
 async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(answer_transport, "WRITE_TIMEOUT_S", 0.2)
     flood = Script(answer=lambda _: ["x" * 8192] * 2000)
     async with running_gateway(script=flood) as g:
         reader, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=1024)
@@ -262,7 +262,7 @@ async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.Monkey
 async def test_a_client_that_reads_slowly_is_not_dropped_while_it_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr(answer_transport, "WRITE_TIMEOUT_S", 3600.0)
     long = Script(answer=lambda _: ["x" * 4_000_000] * 4)
     async with running_gateway(script=long) as g:
         reader, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=1024)
@@ -272,17 +272,19 @@ async def test_a_client_that_reads_slowly_is_not_dropped_while_it_reads(
             await until(lambda: shared, "it is connected")
             (connection,) = shared
             assert isinstance(connection, protocol.LimitedProtocol)
+            watch = connection._reading
+            assert watch is not None
             unsent = connection.transport.get_write_buffer_size
             await until(lambda: unsent() > 1 << 20, "the answer waits to be read")
             for _ in range(3):
                 waiting = unsent()
-                while unsent() > waiting - protocol.LEAST_READ_BYTES:
+                while unsent() > waiting - answer_transport.LEAST_READ_BYTES:
                     assert await reader.read(1 << 16)
-                connection._on_slow_reader()
+                watch.look()
                 assert not connection.transport.is_closing()
             before = unsent()
             await until(lambda: unsent() == before, "what the kernel holds is full again")
-            connection._on_slow_reader()
+            watch.look()
             await until(lambda: g.gateway.server.connections == 0, "it is dropped")
         finally:
             writer.close()

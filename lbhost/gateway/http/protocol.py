@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -33,23 +32,16 @@ from lbhost.errors import (
 from lbhost.gateway.api import error_shapes, replies
 from lbhost.gateway.exchange import Counter, Exchange
 from lbhost.gateway.http.access import identifying_headers
+from lbhost.gateway.http.answer_transport import AnswerTransport, ReadingWatch
 from lbhost.gateway.http.budget import BodyHold, Budget
+from lbhost.gateway.http.framing import LINE_END, Framing, trailers, without_upgrade
 from lbhost.gateway.http.hosts import Origins
 
 MAX_HEADER_FIELDS = 128
 
-WRITE_TIMEOUT_S = 30.0
-"""Within this a client that the server waits for must take some of what it has not read, or its
-connection is dropped."""
-
-LEAST_READ_BYTES = 16 * 1024
-"""So much of it, or all: whoever reads slower only holds a place."""
-
 LINGER_S = 1.0
 """How long a refused client may go on sending into the void, so that it reads the answer:
 closing at once would reset the connection under it."""
-
-_LINE_END = 2
 
 
 class Shared:
@@ -94,18 +86,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_fields = 0
         self._upgrading = False
         """The head asks for another protocol; it is read again as one that does not."""
-        self._chunk_events = 0
-        self._size_line_last = False
-        """A chunk's size line was the last thing understood: data comes now, or the end."""
-        self._after_size_line = 0
-        """Bytes since then that were no data."""
+        self._framing = Framing()
         self._hold = BodyHold(self.shared.budget)
         self._exchange: Exchange | None = None
         """Of the request that is being received or answered."""
         self._client_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
-        self._unread = 0
-        """Bytes that waited for the client when its time to read began."""
+        self._reading: ReadingWatch | None = None
+        """None before there is a transport."""
 
     @property
     def idle(self) -> bool:
@@ -120,6 +107,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._reading = ReadingWatch(self.loop, transport)
         if len(self.connections) > self.shared.limit and not self._make_room():
             self._refuse(NotReadyError("too many connections", retry_after_s=1))
         else:
@@ -131,8 +119,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._phase = Phase.OVER
         self.shared.waiting.pop(self, None)
         self._hold.release()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
+        if self._reading is not None:
+            self._reading.end()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -142,7 +130,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._phase is Phase.IDLE:
             self._enter(Phase.HEAD)
             self._arm(self._settings.header_timeout_s)
-        before, events = self._phase, self._chunk_events
+        before, events = self._phase, self._framing.events
         self._feed(data)
         if self._phase is not before:
             return
@@ -151,8 +139,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if before is Phase.HEAD:
             self._check_head(self._raw_bytes)
         elif before is Phase.BODY:
-            self._check_framing(len(data), quiet=events == self._chunk_events)
-        elif before is Phase.ANSWER and self._raw_bytes > _LINE_END:
+            self._check_framing(len(data), quiet=events == self._framing.events)
+        elif before is Phase.ANSWER and self._raw_bytes > LINE_END:
             self._ignore_the_rest()
 
     def _feed(self, data: bytes) -> None:
@@ -172,7 +160,7 @@ class LimitedProtocol(HttpToolsProtocol):
         for another protocol's bytes. Java's HttpClient asks for h2c by default."""
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
-        lines += [name + b": " + value for name, value in _without_upgrade(self.headers)]
+        lines += [name + b": " + value for name, value in without_upgrade(self.headers)]
         self._upgrading = False
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -195,7 +183,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._phase is Phase.BODY:
-            self._refuse(_trailers())
+            self._refuse(trailers())
         elif self._phase is Phase.HEAD:
             self._head_fields += 1
             if self._head_fields <= MAX_HEADER_FIELDS:
@@ -220,23 +208,20 @@ class LimitedProtocol(HttpToolsProtocol):
         self._enter(Phase.BODY)
         self._arm(min(self._settings.body_timeout_s, self._settings.request_timeout_s))
         super().on_headers_complete()
-        self.cycle.transport = _AnswerTransport(self.transport, self._lingers)
+        self.cycle.transport = AnswerTransport(self.transport, self._lingers)
 
     def _lingers(self) -> bool:
         """Whether the answer has gone out before the body was there."""
         return self._phase is Phase.BODY and bool(self.cycle.response_complete)
 
     def on_chunk_header(self) -> None:
-        """httptools': a chunk's size line is complete, the last one's of size 0 too."""
-        self._chunk_events += 1
-        self._size_line_last = True
-        self._after_size_line = 0
+        """httptools': a chunk's size line is complete."""
+        self._framing.on_size_line()
 
     def on_body(self, body: bytes) -> None:
         if self._phase is not Phase.BODY:
             return
-        self._chunk_events += 1
-        self._size_line_last = False
+        self._framing.on_data()
         room = self._hold.add(len(body))
         if self._hold.size > self._settings.max_body_bytes:
             self._refuse(self._too_large())
@@ -272,7 +257,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
         self._raw_bytes = 0
-        self._size_line_last = False
+        self._framing = Framing()
 
     def _check_head(self, size: int) -> None:
         limit = self._settings.max_header_bytes
@@ -287,19 +272,15 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._refuse(self._too_large())
 
     def _check_framing(self, size: int, *, quiet: bool) -> None:
-        """Bound what is no body: chunk sizes and their extensions, and trailers, which the
-        parser tells only when a line of them is complete.
-
-        Args:
-            size: bytes that have just been read, all of them after the head.
-            quiet: they completed no size line and held no data.
-        """
-        if self._size_line_last and quiet:
-            self._after_size_line += size
-            if self._after_size_line > _LINE_END:
-                self._refuse(_trailers())
-        elif self._raw_bytes > 2 * self._hold.size + self._settings.max_header_bytes:
-            self._refuse(InvalidRequestError("the body's chunks are mostly framing"))
+        problem = self._framing.problem(
+            size,
+            quiet=quiet,
+            read=self._raw_bytes,
+            body=self._hold.size,
+            most=self._settings.max_header_bytes,
+        )
+        if problem is not None:
+            self._refuse(problem)
 
     def _too_large(self) -> LbhostError:
         return PayloadTooLargeError(f"the body is over {self._settings.max_body_bytes} bytes")
@@ -338,25 +319,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._write_timer is None:
-            self._await_reading()
-
-    def _await_reading(self) -> None:
-        self._unread = self.transport.get_write_buffer_size()
-        self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self._on_slow_reader)
-
-    def _on_slow_reader(self) -> None:
-        self._write_timer = None
-        if self._unread - self.transport.get_write_buffer_size() < LEAST_READ_BYTES:
-            self.transport.abort()
-        else:
-            self._await_reading()
+        if self._reading is not None:
+            self._reading.begin()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+        if self._reading is not None:
+            self._reading.end()
 
     # --- refusals --------------------------------------------------------------------
 
@@ -409,38 +378,3 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._client_timer = self.loop.call_later(LINGER_S, self.transport.close)
-
-
-class _AnswerTransport(asyncio.Transport):
-    """What an answer writes to: closes the connection, unless that is to linger first.
-
-    uvicorn closes at once where the client asked for it: an upload's refusal would be lost.
-    """
-
-    def __init__(self, transport: asyncio.Transport, lingers: Callable[[], bool]) -> None:
-        super().__init__()
-        self.write = transport.write  # type: ignore[method-assign]
-        self.is_closing = transport.is_closing  # type: ignore[method-assign]
-        self._close = transport.close
-        self._lingers = lingers
-
-    def close(self) -> None:
-        if not self._lingers():
-            self._close()
-
-
-def _trailers() -> LbhostError:
-    return InvalidRequestError("trailers after a chunked body are not supported")
-
-
-def _without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers of a request that asks to be answered in the protocol it came in."""
-    kept: list[tuple[bytes, bytes]] = []
-    for name, value in headers:
-        if name == b"connection":
-            words = [word.strip() for word in value.split(b",")]
-            words = [w for w in words if w.lower() not in (b"upgrade", b"http2-settings")]
-            kept.append((name, b", ".join(words)))
-        elif name not in (b"upgrade", b"http2-settings"):
-            kept.append((name, value))
-    return kept

@@ -11,6 +11,7 @@ import uvloop
 
 from lbhost import linux
 from left_behind import Possessions
+from serving import Server
 
 os.environ["LBHOST_PROBE"] = os.environ["LBHOST_TUNED"] = os.environ["LBHOST_EMBEDDING_CACHE"] = "0"
 """No server of a test measures its box first, is as somebody tuned it, or keeps vectors in the
@@ -33,10 +34,23 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--leftovers",
-        action="store_true",
-        help="fail a test that leaves descriptors, processes, threads or settings behind",
+        "--no-leftovers",
+        action="store_false",
+        dest="leftovers",
+        help="do not fail tests that leave descriptors, processes, threads or settings behind",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """How pytest-xdist may share out the tests (scripts/test says when it does).
+
+    A file's stay together, for its fixtures' sake. All that start real servers go one after the
+    other: two at once would be on each other's cores.
+    """
+    for item in items:
+        starts_servers = getattr(item.module, "Server", None) is Server
+        group = "servers" if starts_servers else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_collection_finish() -> None:
@@ -80,7 +94,7 @@ def _ended(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module", autouse=True)
 def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
-    if not request.config.getoption("--leftovers"):
+    if not request.config.getoption("leftovers"):
         yield
         return
     before = Possessions.now()
@@ -93,7 +107,7 @@ def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[
 def _tests_leave_nothing(
     _modules_fixtures_leave_nothing: None, request: pytest.FixtureRequest
 ) -> Iterator[None]:
-    if not request.config.getoption("--leftovers"):
+    if not request.config.getoption("leftovers"):
         yield
         return
     if _KEEPING & set(request.fixturenames):

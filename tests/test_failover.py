@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,28 +27,40 @@ PROMPTS = (
 Events = list[dict[str, Any]]
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Streams]:
+    flags = (*SMALL, "--restart-budget", "20")
+    with Server(tmp_path_factory.mktemp("failover") / "run", *flags) as server:
+        yield Streams(server, 300)
+
+
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path / "run", *SMALL) as server:
-        yield server
+def shared(running: Streams) -> Streams:
+    """Streams of a server that has recovered from whatever the test before did to it."""
+    running.server.wait(
+        lambda s: [w.state for w in s.workers] == ["ready", "ready"] and s.traffic.in_flight == 0,
+        "both workers are ready and have nothing to do",
+    )
+    return running
 
 
 class Streams:
     """Greedy streams, and what they say when nobody disturbs them."""
 
     def __init__(self, server: Server, tokens: int) -> None:
-        self._server = server
+        self.server = server
         self._fields = {"max_tokens": tokens, "ignore_eos": True}
-        self._whole = {prompt: self._undisturbed(prompt) for prompt in PROMPTS}
+        asked = [server.later(self._undisturbed, prompt) for prompt in PROMPTS]
+        self._whole = {prompt: one.result() for prompt, one in zip(PROMPTS, asked, strict=True)}
 
     def _undisturbed(self, prompt: str) -> Reference:
-        answer = self._server.complete(prompt, logprobs=2, **self._fields).json()
+        answer = self.server.complete(prompt, logprobs=2, **self._fields).json()
         choice = answer["choices"][0]
         return Reference(choice["text"], margins(choice["logprobs"]))
 
     def start(self) -> list[Future[Events]]:
         """All of them at once; returns when all have begun to be computed."""
-        server = self._server
+        server = self.server
         futures = [server.later(server.stream, prompt, **self._fields) for prompt in PROMPTS]
         server.wait(
             lambda s: sum(w.slots_busy for w in s.workers) == len(PROMPTS), "all streams run"
@@ -84,35 +95,37 @@ def kill(server: Server, worker: int) -> None:
     )
 
 
-def test_streams_go_on_when_their_worker_is_killed(own: Server) -> None:
-    streams = Streams(own, 150)
-    futures = streams.start()
+def test_streams_go_on_when_their_worker_is_killed(shared: Streams) -> None:
+    server = shared.server
+    errors = server.status().traffic.errors
+    futures = shared.start()
     for worker in (0, 1, 0):
-        kill(own, worker)
-        own.wait(lambda s: sum(w.slots_busy for w in s.workers) == len(PROMPTS), "all go on")
-    streams.check(futures)
-    assert own.status().traffic.errors == 0
+        kill(server, worker)
+        server.wait(lambda s: sum(w.slots_busy for w in s.workers) == len(PROMPTS), "all go on")
+    shared.check(futures)
+    assert server.status().traffic.errors == errors
 
 
-def test_a_drain_moves_running_streams_at_once(own: Server) -> None:
-    streams = Streams(own, 400)
-    futures = streams.start()
-    busiest = max(own.status().workers, key=lambda worker: worker.slots_busy).id
-    assert own.admin.post(f"/workers/{busiest}/drain").status_code == 200
-    assert own.worker(busiest).state == "stopped"
+def test_a_drain_moves_running_streams_at_once(shared: Streams) -> None:
+    server = shared.server
+    futures = shared.start()
+    busiest = max(server.status().workers, key=lambda worker: worker.slots_busy).id
+    assert server.admin.post(f"/workers/{busiest}/drain").status_code == 200
+    assert server.worker(busiest).state == "stopped"
     assert not any(future.done() for future in futures), "it waited for an answer"
-    streams.check(futures)
-    assert 'lbhost_moved_total{reason="drain"}' in own.http.get("/metrics").text
+    shared.check(futures)
+    assert 'lbhost_moved_total{reason="drain"}' in server.http.get("/metrics").text
+    assert server.admin.post(f"/workers/{busiest}/resume").status_code == 200
 
 
-def test_a_rolling_restart_interrupts_no_stream(own: Server) -> None:
-    streams = Streams(own, 300)
-    futures = streams.start()
-    assert own.cli("restart", "all").returncode == 0
-    streams.check(futures)
+def test_a_rolling_restart_interrupts_no_stream(shared: Streams) -> None:
+    futures = shared.start()
+    assert shared.server.cli("restart", "all").returncode == 0
+    shared.check(futures)
 
 
-def test_a_request_whose_workers_crash_twice_is_not_tried_again(own: Server) -> None:
+def test_a_request_whose_workers_crash_twice_is_not_tried_again(shared: Streams) -> None:
+    own = shared.server
     asked = own.later(own.complete, "Tell me everything", max_tokens=900, ignore_eos=True)
     crashed: list[int] = []
     while len(crashed) < 2:

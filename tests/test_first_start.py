@@ -187,10 +187,6 @@ def test_the_first_start_measures_and_the_second_remembers(tmp_path: Path) -> No
         assert [len(worker.cores) for worker in server.status().workers] == [2] * wide.workers
         assert {worker.slots for worker in server.status().workers} == {8}
         assert server.complete().status_code == 200
-    with serve(cache, tmp_path / "c", "--workers", "1") as server:
-        assert [len(worker.cores) for worker in server.status().workers] == [1]
-    with serve(cache, tmp_path / "d", "--no-probe") as server:
-        assert {len(worker.cores) for worker in server.status().workers} == {1}
 
 
 @several_cores

@@ -88,7 +88,7 @@ def test_is_interrupted():
 def run_pytest(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
     """These tests with the check, in a process of their own."""
     (folder / "test_some.py").write_text(tests)
-    command = [sys.executable, "-m", "pytest", "--leftovers", "-p", "conftest", "-p", "no:randomly"]
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:randomly"]
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.run(
         command,

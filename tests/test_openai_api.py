@@ -22,21 +22,24 @@ PROMPT = "The three primary colours are"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
+    """A client that keeps its connections to a server."""
     folder = tmp_path_factory.mktemp("openai") / "run"
-    with Server(folder, "--ctx-size", "1024", "--workers", "1") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.endpoint}/v1", api_key="none", max_retries=0) as client:
+    with (
+        Server(folder, "--ctx-size", "1024", "--workers", "1") as server,
+        OpenAI(base_url=f"{server.endpoint}/v1", api_key="none", max_retries=0) as client,
+    ):
         yield client
 
 
-@pytest.fixture(scope="module")
-def model(client: OpenAI) -> str:
-    return client.models.list().data[0].id
+@pytest.fixture
+def client(shared: OpenAI) -> OpenAI:
+    return shared
+
+
+@pytest.fixture
+def model(shared: OpenAI) -> str:
+    return shared.models.list().data[0].id
 
 
 def ask(text: str) -> list[Any]:

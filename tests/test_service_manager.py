@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from pathlib import Path
+
+import pytest
 
 from lbhost.supervisor.service_manager import ServiceManager
 
@@ -50,13 +53,15 @@ def test_nobody_who_listens_is_no_error(tmp_path: Path) -> None:
         manager.alive()
 
 
-def test_who_has_handed_over_gives_no_sign_of_life(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_who_has_handed_over_gives_no_sign_of_life(tmp_path: Path, kind: str) -> None:
     """systemd takes them of the main process alone, and warns of each that another sends."""
-    address = str(tmp_path / "notify")
+    address = str(tmp_path / "notify") if kind == "path" else f"\0lbhost-test-{os.getpid()}"
+    told = address.replace("\0", "@")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
         manager.setblocking(False)
-        ours = ServiceManager({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "30000000"})
+        ours = ServiceManager({"NOTIFY_SOCKET": told, "WATCHDOG_USEC": "30000000"})
         ours.alive()
         assert heard(manager) == ["WATCHDOG=1"]
         ours.hand_over(77)

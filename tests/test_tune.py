@@ -123,32 +123,18 @@ def choose(environ: dict[str, str], path: Path) -> Tuned:
     return choice
 
 
-def serve(environ: dict[str, str], runtime_dir: Path, path: Path, *arguments: str) -> Server:
-    cache = environ["XDG_CACHE_HOME"]
-    return Server(
-        runtime_dir,
-        *("--model", str(path), "--ctx-size", "512", "--workers", "1", *arguments),
-        environ={"LBHOST_TUNED": "1", "XDG_CACHE_HOME": cache},
-    )
-
-
-def test_serve_uses_the_choice_while_the_original_is_the_same(
-    tmp_path: Path, environ: dict[str, str], original: Path
-) -> None:
+def test_serve_uses_the_choice(tmp_path: Path, environ: dict[str, str], original: Path) -> None:
     choice = choose(environ, original)
     assert choice.file is not None
-    with serve(environ, tmp_path / "a", original) as server:
+    flags = ("--model", str(original), "--ctx-size", "512", "--workers", "1")
+    own = {"LBHOST_TUNED": "1", "XDG_CACHE_HOME": environ["XDG_CACHE_HOME"]}
+    with Server(tmp_path / "run", *flags, environ=own) as server:
         log = server.log.read_text()
         assert "lbhost tune --forget" in log
         assert '"weights": "Q8_0"' in log
         assert '"flash_attention": "off"' in log
         assert server.status().model == "mine"
         assert server.complete().status_code == 200
-    with serve(environ, tmp_path / "b", original, "--no-tuned") as server:
-        assert "lbhost tune" not in server.log.read_text()
-    os.utime(original, ns=(1, 1))
-    with serve(environ, tmp_path / "c", original) as server:
-        assert "lbhost tune" not in server.log.read_text()
 
 
 def test_forgetting_is_a_command(

@@ -1,33 +1,24 @@
 """The board: one memfd page of shared truth, mapped by supervisor, gateway and workers.
 
-Owns the layout, the seqlock and the typed rows. Every table has exactly one writing
-process (named in its row's docstring); readers never block writers. It never decides
-anything and holds no request data.
-
-A row on the page is `seq:u64 | payload | crc32:u32`, padded to 64 bytes. The writer makes
-`seq` odd, writes, makes it even. The CRC makes torn reads visible on machines with weak
-memory ordering too, where Python offers no fence, and covers `seq` so that two halves of
-different writes cannot match.
-
-A reading that the machine does not offer is None, stored as NaN: never 0.
+Owns the layout and the typed rows; board_table.py has how a row is written and read. Every table
+has exactly one writing process (named in its row's docstring); readers never block writers. It
+never decides anything and holds no request data. A reading that the machine does not offer is
+None: never 0.
 """
 
 from __future__ import annotations
 
 import enum
 import fcntl
-import math
 import mmap
 import os
 import struct
-import types
-import typing
 import weakref
-import zlib
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated
 
 import msgspec
 
+from lbhost.board_table import ALIGN, R, Table
 from lbhost.errors import LbhostError
 from lbhost.model_entry import MOST_MODELS
 
@@ -276,142 +267,12 @@ class ModelRow(msgspec.Struct, frozen=True):
     error_rate: float | None = None
 
 
-R = TypeVar("R", bound=msgspec.Struct)
-
-_ALIGN = 64
 _MAGIC = 0x6C62686F73743031  # "lbhost01"
 _HEADER = struct.Struct("<QIII")
-_CRC = struct.Struct("<I")
-_TRIES = 2000
 
 
 class BoardError(LbhostError):
     """The descriptor is not a board of this version."""
-
-
-def _codec(row: type[msgspec.Struct]) -> tuple[struct.Struct, list[typing.Any]]:
-    """struct format and per-column kind, from the row type's annotations."""
-    formats: list[str] = []
-    kinds: list[typing.Any] = []
-    for name, hint in typing.get_type_hints(row, include_extras=True).items():
-        if typing.get_origin(hint) is Annotated:
-            size = hint.__metadata__[0]
-            formats.append(f"{size}s")
-            kinds.append(("text" if hint.__origin__ is str else "cpus", size))
-        elif hint is float or isinstance(hint, types.UnionType):
-            formats.append("d")
-            kinds.append("float" if hint is float else "unknowable")
-        elif hint is bool or issubclass(hint, int):
-            formats.append("q")
-            kinds.append(hint if hint is not int else "int")
-        else:
-            raise TypeError(f"{row.__name__}.{name}: no board format for {hint!r}")
-    return struct.Struct("<" + "".join(formats)), kinds
-
-
-class Table(Generic[R]):
-    """Rows of one type on the page. `write` is for the one process that owns the table."""
-
-    def __init__(self, page: memoryview, offset: int, row: type[R], rows: int) -> None:
-        self._row = row
-        self._format, kinds = _codec(row)
-        sized = [(i, *k) for i, k in enumerate(kinds) if isinstance(k, tuple)]
-        self._texts = [(i, size) for i, kind, size in sized if kind == "text"]
-        self._cpusets = [(i, size) for i, kind, size in sized if kind == "cpus"]
-        self._unknowables = [i for i, k in enumerate(kinds) if k == "unknowable"]
-        self._casts = [(i, k) for i, k in enumerate(kinds) if isinstance(k, type)]
-        self._size = self._format.size
-        self._stride = _stride(self._size)
-        self._page = page
-        # One native 8-byte load or store each. struct would write byte by byte, zeroes first,
-        # and a reader would take a row that is being written for one that never was.
-        self._seqs = page.cast("Q")
-        self._offset = offset
-        self._rows = rows
-        self._empty = row()
-
-    def __len__(self) -> int:
-        return self._rows
-
-    @staticmethod
-    def bytes_needed(row: type[msgspec.Struct], rows: int) -> int:
-        return _stride(_codec(row)[0].size) * rows
-
-    def write(self, index: int, value: R) -> None:
-        """Publish a row. Only the table's one writer may call this."""
-        at = self._at(index)
-        columns = list(msgspec.structs.astuple(value))
-        for i in self._unknowables:
-            if columns[i] is None:
-                columns[i] = math.nan
-        for i, size in self._texts:
-            columns[i] = columns[i].encode()[:size]
-        for i, size in self._cpusets:
-            columns[i] = sum(1 << cpu for cpu in columns[i]).to_bytes(size, "little")
-        payload = self._format.pack(*columns)
-        page, seqs, word = self._page, self._seqs, at // 8
-        # A writer that was killed half-way left an odd number: round up to the next odd one.
-        seq = seqs[word] | 1
-        seqs[word] = seq
-        end = at + 8 + self._size
-        page[at + 8 : end] = payload
-        _CRC.pack_into(page, end, zlib.crc32(payload, (seq + 1) & 0xFFFFFFFF))
-        seqs[word] = seq + 1
-
-    def read(self, index: int) -> R | None:
-        """A consistent copy of a row, the row type's defaults if it was never written.
-
-        None when no consistent copy could be had: its writer died in the middle of a write.
-        """
-        at = self._at(index)
-        end = at + 8 + self._size
-        page, seqs, word = self._page, self._seqs, at // 8
-        for _ in range(_TRIES):
-            seq = seqs[word]
-            if seq == 0:
-                return self._empty
-            if seq & 1:
-                os.sched_yield()
-                continue
-            copy = bytes(page[at + 8 : end + 4])
-            if seqs[word] != seq:
-                continue
-            payload = copy[:-4]
-            if zlib.crc32(payload, seq & 0xFFFFFFFF) == _CRC.unpack(copy[-4:])[0]:
-                return self._decode(payload)
-        return None
-
-    def _decode(self, payload: bytes) -> R:
-        columns = list(self._format.unpack(payload))
-        for i in self._unknowables:
-            if columns[i] != columns[i]:
-                columns[i] = None
-        for i, _ in self._texts:
-            columns[i] = columns[i].rstrip(b"\0").decode(errors="replace")
-        for i, _ in self._cpusets:
-            columns[i] = _bits(columns[i])
-        for i, cast in self._casts:
-            columns[i] = cast(columns[i])
-        return self._row(*columns)
-
-    def _at(self, index: int) -> int:
-        if not 0 <= index < self._rows:
-            raise IndexError(f"{self._row.__name__} row {index} of {self._rows}")
-        return self._offset + index * self._stride
-
-
-def _bits(mask: bytes) -> tuple[int, ...]:
-    return tuple(
-        8 * at + bit
-        for at, byte in enumerate(mask.rstrip(b"\0"))
-        if byte
-        for bit in range(8)
-        if byte >> bit & 1
-    )
-
-
-def _stride(payload: int) -> int:
-    return -(-(8 + payload + 4) // _ALIGN) * _ALIGN
 
 
 class Board:
@@ -427,7 +288,7 @@ class Board:
         size = _size(workers, cores, gpus)
         self._map = mmap.mmap(fd, size)
         page = memoryview(self._map)
-        offset = _ALIGN
+        offset = ALIGN
 
         def table(row: type[R], rows: int) -> Table[R]:
             nonlocal offset
@@ -488,4 +349,4 @@ def _size(workers: int, cores: int, gpus: int) -> int:
         (GatewayRow, 1),
         (ModelRow, MOST_MODELS),
     )
-    return _ALIGN + sum(Table.bytes_needed(row, n) for row, n in rows)
+    return ALIGN + sum(Table.bytes_needed(row, n) for row, n in rows)

@@ -48,9 +48,8 @@ from lbhost.worker.widths import Phase
 class Engine(BaseEngine[Request, Delta]):
     """See the module.
 
-    Args:
+    Args (for the others see BaseEngine):
         target_s: inter-token target; see batch.plan.
-        clock, cpu_clock, before_step, fallback_token_s, crew: see BaseEngine.
         states: saves and loads slots; without it nothing leaves this worker or comes in.
     """
 
@@ -279,7 +278,7 @@ class Engine(BaseEngine[Request, Delta]):
         text, reason = self._answering.append(slot, request, token)
         if reason is not None:
             text += request.text.finish()
-            return self._ended(request, reason, token=token, text=text, scores=scores)
+            return self._ended(request, reason, tokens=(token,), text=text, scores=scores)
         request.next_token = token.to_bytes(4, "little")
         return Delta(request.submit.request, (token,), text, None, scores, (), cached, step_s)
 
@@ -350,7 +349,7 @@ class Engine(BaseEngine[Request, Delta]):
         request: Request,
         reason: FinishReason,
         *,
-        token: int | None = None,
+        tokens: tuple[int, ...] = (),
         text: str = "",
         scores: tuple[TokenLogprob, ...] = (),
         error: str | None = None,
@@ -361,7 +360,6 @@ class Engine(BaseEngine[Request, Delta]):
         if self._requests.pop(request.key, None) is not None:
             self._leave(request, reason)
         finish = request.finish(reason, self._clock(), error=error, alone=alone)
-        tokens = () if token is None else (token,)
         return Delta(request.submit.request, tokens, text, finish, scores)
 
     def _leave(self, request: Request, reason: FinishReason) -> None:

@@ -48,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     other: two at once would be on each other's cores.
     """
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         starts_servers = getattr(item.module, "Server", None) is Server
         group = "servers" if starts_servers else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))

@@ -32,7 +32,7 @@ from lbhost.board import (
 )
 from lbhost.board_table import Table
 
-READS = 1_000_000
+READS = 300_000
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_every_flipped_bit_is_noticed(board: Board) -> None:
     assert table.read(0) == row(4)
 
 
-def test_a_million_reads_beside_a_writing_process_tear_no_row(board: Board) -> None:
+def test_reads_beside_a_writing_process_tear_no_row(board: Board) -> None:
     writer = subprocess.Popen(
         [sys.executable, "-m", "board_writer", str(board.fd), "300"],
         pass_fds=(board.fd,),
@@ -187,7 +187,7 @@ def test_a_million_reads_beside_a_writing_process_tear_no_row(board: Board) -> N
     finally:
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-    assert changes > 1000
+    assert changes > 300
     assert unreadable < READS / 1000
 
 

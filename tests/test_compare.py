@@ -337,6 +337,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.e2e
+@pytest.mark.xdist_group("servers")
 def test_a_scenario_is_measured_with_the_real_server(tmp_path: Path) -> None:
     data, svg = tmp_path / "figures.json", tmp_path / "picture.svg"
     command = [sys.executable, "-m", "benchmarks.comparison", "--quick", "--peers", "lbhost"]

@@ -30,7 +30,7 @@ SEIZE = 0x4206
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     run = tmp_path_factory.mktemp("confined") / "run"
     more = {"LBHOST_API_KEY": KEY, "AWS_SECRET_ACCESS_KEY": KEY, "HF_TOKEN": KEY}
     with Server(run, "--ctx-size", "1024", "--workers", "2", environ=more) as made:
@@ -38,13 +38,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def children(server: Server) -> dict[str, int]:
+def children(shared: Server) -> dict[str, int]:
     """One process of each kind, by title."""
     kinds = {"lbhost fork server", "lbhost worker 0", "lbhost worker 1", "lbhost gateway"}
     kinds.add("lbhost prompt helper")
 
     def all_of_them() -> dict[str, int]:
-        below = psutil.Process(server.process.pid).children(recursive=True)
+        below = psutil.Process(shared.process.pid).children(recursive=True)
         found = {process.cmdline()[0]: process.pid for process in below}
         return found if found.keys() >= kinds else {}
 
@@ -71,9 +71,9 @@ def test_no_child_knows_a_secret(children: dict[str, int]) -> None:
     "title", ["lbhost worker 0", "lbhost fork server", "lbhost prompt helper", "lbhost gateway"]
 )
 def test_no_child_gets_out(
-    server: Server, children: dict[str, int], tmp_path: Path, title: str
+    shared: Server, children: dict[str, int], tmp_path: Path, title: str
 ) -> None:
-    pid, supervisor = children[title], server.process.pid
+    pid, supervisor = children[title], shared.process.pid
     secret = tmp_path / "secret"
     secret.write_text("x")
     tried = {
@@ -117,11 +117,11 @@ def test_a_worker_cannot_cut_what_others_map(children: dict[str, int]) -> None:
         assert {call(pid, FTRUNCATE, fd, 0) for fd in memfds} == {-errno.EPERM}, title
 
 
-def test_all_of_them_serve_on(server: Server, children: dict[str, int]) -> None:
+def test_all_of_them_serve_on(shared: Server, children: dict[str, int]) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
-    answer = server.http.post(
+    answer = shared.http.post(
         "/v1/completions", json={"prompt": "So", "max_tokens": 8}, headers=headers
     )
     assert answer.status_code == 200
-    assert [w.restarts for w in server.status().workers] == [0, 0]
-    assert {w.pid for w in server.status().workers} <= set(children.values())
+    assert [w.restarts for w in shared.status().workers] == [0, 0]
+    assert {w.pid for w in shared.status().workers} <= set(children.values())

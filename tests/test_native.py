@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -248,14 +249,13 @@ async def test_slots_show_what_runs_and_no_text() -> None:
     async with running_gateway(workers=2) as g:
         for fake in g.workers:
             fake.hold()
-        body = {"prompt": "secret words", "max_tokens": 9, "stream": True}
-        async with g.client.stream("POST", "/v1/completions", json=body) as response:
-            # Neither headers nor text yet: the request is in a worker's slot and waits.
-            await until(lambda: g.served.dispatcher.in_flight == 1, "it runs")
-            page = await g.client.get("/slots")
-            for fake in g.workers:
-                fake.release()
-            await response.aread()
+        body = {"prompt": "secret words", "max_tokens": 9}
+        asked = asyncio.create_task(g.client.post("/v1/completions", json=body))
+        await until(lambda: g.served.dispatcher.in_flight == 1, "it runs")
+        page = await g.client.get("/slots")
+        for fake in g.workers:
+            fake.release()
+        assert (await asked).status_code == 200
         slots = page.json()
         assert [slot["id"] for slot in slots] == list(range(8))
         assert [slot["worker"] for slot in slots] == [0] * 4 + [1] * 4

@@ -128,10 +128,13 @@ def _once(what: str, values: Sequence[str]) -> None:
 def _content(path: Path) -> bytes:
     # Without waiting: a named pipe would never let go of who opens it.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UsageError("not a regular file")
-        content = file.read(MAX_FILE_BYTES + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:  # of a folder it would raise and keep it
+            content = file.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(fd)
     if len(content) > MAX_FILE_BYTES:
         raise UsageError(f"over {MAX_FILE_BYTES} bytes")
     return content

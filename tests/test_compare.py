@@ -309,6 +309,12 @@ def test_scenarios_and_peers_can_be_picked() -> None:
     assert (given.scenario, given.peers, given.pairs) == (["clients-1", "mix-60"], ["lbhost"], 2)
 
 
+@pytest.fixture(autouse=True)
+def _environment_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command takes PYTHONPATH out of what its children get."""
+    monkeypatch.setenv("PYTHONPATH", "")
+
+
 def test_the_list_names_every_scenario(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(SCENARIOS)

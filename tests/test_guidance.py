@@ -146,7 +146,8 @@ def test_a_bomb_ends_at_a_limit(schema: dict[str, Any]) -> None:
     error = refusal(grammar.of_schema(schema, "response_format"))
     assert error is not None
     assert error.param == "response_format"
-    assert "too" in error.message
+    # A quick machine comes to the parser's limits before the time is over.
+    assert "too " in error.message or "max is" in error.message
 
 
 def test_a_grammar_that_only_an_answer_shows_to_be_too_large_is_refused() -> None:

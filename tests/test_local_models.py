@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -246,12 +247,16 @@ def test_a_model_is_pulled_once_and_there_when_the_hub_is_gone(client: Client, h
     downloads = client.downloads
     assert client.pull("hf:me/tiny") == path
     assert client.downloads == downloads, "nothing is downloaded again"
-    client.port = 9  # nobody listens
-    refused = client.run("pull", "hf:me/tiny")
+    client.port = 9  # nobody listens, and huggingface-hub tries for half a minute
+    with ThreadPoolExecutor(3) as pool:
+        pulling = pool.submit(client.run, "pull", "hf:me/tiny")
+        specs = ("hf:me/tiny", "hf:me/tiny:tiny.gguf")
+        examined = [pool.submit(client.run, "doctor", "--model", spec) for spec in specs]
+    refused = pulling.result()
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1].startswith("lbhost: hf:me/tiny: ")
-    for spec in ("hf:me/tiny", "hf:me/tiny:tiny.gguf"):
-        said = client.run("doctor", "--model", spec)
+    for one in examined:
+        said = one.result()
         assert f"{path}: " in said.stdout + said.stderr, "found, and no model that can be read"
 
 

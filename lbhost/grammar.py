@@ -18,6 +18,15 @@ MAX_BYTES = 64 * 1024
 MAX_NESTING = 48
 """Of brackets in a grammar: compilers recurse."""
 
+MAX_NUMBER = 2**53
+"""Of a schema's numbers: llguidance keeps them as double-precision ones, and -2**63 ends it."""
+
+_CLAMPED = 2**63 - 1
+"""The highest integer that it writes: upper limits beyond it are kept all the same."""
+
+_UPPER = ("maximum", "exclusiveMaximum")
+_TELLING = ("default", "examples")
+
 ANY_OBJECT = {"type": "object"}
 
 
@@ -44,12 +53,31 @@ class Grammar(msgspec.Struct, frozen=True):
 
 
 def of_schema(schema: dict[str, Any], param: str) -> Grammar:
-    """JSON that follows a schema. Raises InvalidRequestError: too large."""
+    """JSON that follows a schema. Raises InvalidRequestError: too large, or its numbers are."""
     # Options of llguidance's that a schema could bring along; one of them ignores keywords.
     schema = {key: value for key, value in schema.items() if key != "x-guidance"}
     text = msgspec.json.encode(schema).decode()
     _check_size(text, param)
+    check_numbers(schema, param)
     return Grammar(GrammarKind.JSON_SCHEMA, text, param)
+
+
+def check_numbers(schema: Any, param: str, key: str = "") -> None:
+    """Raises InvalidRequestError: a number has more digits than answers could be held to."""
+    if isinstance(schema, dict):
+        for name, value in schema.items():
+            check_numbers(value, param, name)
+    elif isinstance(schema, list):
+        for value in schema:
+            check_numbers(value, param, key)
+    elif isinstance(schema, int | float) and abs(schema) > MAX_NUMBER and key not in _TELLING:
+        if key in _UPPER and schema >= _CLAMPED:
+            return
+        raise InvalidRequestError(
+            f"{param}: {str(schema)[:40]} (of {key!r}) has too many digits: numbers of a schema "
+            f"may be {MAX_NUMBER} at most",
+            param=param,
+        )
 
 
 def of_ours(text: str, param: str) -> Grammar:

@@ -23,7 +23,7 @@ from fake_engine import (
     submit,
 )
 from lbhost import order
-from lbhost.wire import Delta, Finish, FinishReason, Submit
+from lbhost.wire import Delta, Finish, FinishReason, Submit, pack_tokens
 from lbhost.worker.context import Decoded
 from lbhost.worker.draw import LogitsError
 from lbhost.worker.engine import Engine
@@ -302,6 +302,33 @@ def test_a_stop_string_among_forced_tokens_ends_the_answer() -> None:
         said = "".join(f"{token} " for token in expected)
         assert bench.result(1).text == said[: said.index(word)]
         assert bench.finish(1).stop == word
+
+
+def test_a_request_moves_amid_forced_tokens() -> None:
+    prompt, told = lively(9), list[int]()
+    amid = 0
+    while len(told) < 30:
+        bench = Bench(FakeContext(batch_size=64))
+        bench.submit(submit(1, prompt, 30, grammar=FORCING, done=pack_tokens(told)))
+        bench.step()
+        if bench.engine.busy:
+            amid += bench.engine.prefill_pending > 0
+            bench.engine.move(0, 1)
+            bench.run()
+            assert bench.finish(1).reason is FinishReason.MOVED
+        told += bench.result(1).tokens
+    assert told == continuation(prompt, 30, 64)
+    assert amid > 3, "what was forced was not computed when it moved"
+
+
+def test_forced_tokens_are_no_prompt_to_the_speeds() -> None:
+    bench = Bench()
+    bench.context.during_decode = lambda: setattr(bench, "now", bench.now + 1.0)
+    bench.submit(submit(1, lively(9), 30, grammar=FORCING))
+    bench.run()
+    load = bench.engine.load()
+    assert load.prompt_tokens == 9
+    assert load.speeds.prefill_tok_s == pytest.approx(9)
 
 
 def test_what_a_prompt_is_owed_is_not_paid_by_an_aborted_step() -> None:

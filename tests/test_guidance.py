@@ -113,6 +113,9 @@ def test_a_matcher_is_rebuilt_from_the_tokens_so_far(
         ({"enum": []}, "empty"),
         ({"oneOf": [{"type": "string"}, {"maxLength": 3}]}, "oneOf"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "not"),
+        ({"const": 10**50}, "digits"),
+        ({"enum": ["a", {"b": [-(2**63)]}]}, "digits"),
+        ({"type": "integer", "minimum": 1e20, "maximum": 1e21}, "digits"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_enforced_is_refused_by_name(schema: dict[str, Any], says: str) -> None:
@@ -242,7 +245,8 @@ def test_no_grammar_does_worse_than_being_refused(text: str) -> None:
 
 
 def test_key_order_and_numbers_of_a_schema_survive() -> None:
-    schema = {"type": "object", "properties": {"b": {"const": 1e300}, "a": {"const": 2**53}}}
+    limits = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1, "default": 10**30}
+    schema = {"type": "object", "properties": {"b": limits, "a": {"const": 2**53}}}
     assert json.loads(grammar.of_schema(schema, "x").text) == schema
     assert grammar.of_schema(schema, "x").text.index('"b"') < grammar.of_schema(
         schema, "x"

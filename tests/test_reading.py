@@ -111,6 +111,16 @@ CASES: list[tuple[Reading, str, list[Event]]] = [
      "\n</tool_call>\n<tool_call>now</tool_call>", WEATHER + call()),
     (reading(Z), "<tool_call>now<arg_key>a</arg_key><arg_value>null</arg_value><arg_key>b</arg_key>"
      "<arg_value>x: 1</arg_value></tool_call>", call(a=None, b="x: 1")),
+    (reading(Q), '<function=now><parameter=a>\n{"b": "</parameter>\\\\", "c": ["\\"</parameter>"]}\n'
+     '</parameter><parameter=d>"</parameter>"</parameter></function>',
+     call(a={"b": "</parameter>\\", "c": ['"</parameter>']}, d="</parameter>")),
+    (reading(Q, texts={"now": ("a",)}), '<function=now><parameter=a>{"</parameter></function>',
+     call(a='{"')),
+    (reading(Q), '<function=now><parameter=a>\n{"b\n</parameter><parameter=c>"d</parameter>\n'
+     "</function>", call(a='{"b', c='"d')),
+    (reading(Q), '<function=now><parameter=a>[\\"</parameter></function>', call(a='[\\"')),
+    (reading(Z), '<tool_call>now<arg_key>a</arg_key><arg_value>["</arg_value>"]</arg_value>'
+     "</tool_call>", call(a=["</arg_value>"])),
     (reading(Z), f"<tool_call>no<tool_call>{NOW}", [Said("<tool_call>no"), *call()]),
     (reading(Z), "<tool_call>is a tag", [Said("<tool_call>is a tag")]),
     (reading(D), f"Well.{CALLS}{CALL}function{SEP}get_weather\n```json\n" '{"city": "Rome {["}'
@@ -205,9 +215,9 @@ def test_what_stands_in_tags_is_not_looked_at_for_calls_once_more(
     spans = []
     begin = TaggedSpan.__init__
 
-    def counting(span: TaggedSpan, tags: Tags) -> None:
+    def counting(span: TaggedSpan, *how: Any) -> None:
         spans.append(span)
-        begin(span, tags)
+        begin(span, *how)
 
     monkeypatch.setattr(TaggedSpan, "__init__", counting)
     assert read(reading(family), text) == [Said(text)]

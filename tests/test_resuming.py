@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_engine import EOG, FakeContext, FakeSamplers, FakeVocab, continuation, lively, submit
+from fake_engine import (
+    EOG,
+    FORCING,
+    FakeContext,
+    FakeSamplers,
+    FakeVocab,
+    continuation,
+    lively,
+    submit,
+)
 from lbhost.wire import Delta, Finish, FinishReason, Sampling, Submit, pack_tokens
 from lbhost.worker.context import Decoded
 from lbhost.worker.draw import Draw
@@ -81,6 +90,7 @@ def finish(got: list[Delta]) -> Finish:
     cuts=st.lists(st.integers(0, 39), max_size=3),
     stop=st.lists(st.sampled_from(["a", "ab", "€", "b€", "😀", "\ufffd\ufffd", "zz"]), max_size=2),
     vocab=st.sampled_from([FakeVocab, Bytes, Whole]),
+    grammar=st.sampled_from(["", FORCING]),
 )
 def test_wherever_it_is_cut_the_answer_is_the_undisturbed_one(
     start: int,
@@ -89,10 +99,11 @@ def test_wherever_it_is_cut_the_answer_is_the_undisturbed_one(
     cuts: list[int],
     stop: list[str],
     vocab: type[FakeVocab],
+    grammar: str,
 ) -> None:
     prompt = list(range(start, start + length))
     prompt = [token % 998 + 1 for token in prompt]
-    request = submit(1, prompt, max_tokens, stop=tuple(stop))
+    request = submit(1, prompt, max_tokens, stop=tuple(stop), grammar=grammar)
     whole = deltas(engine(vocab()), request)
     end = finish(whole)
     parts: list[Delta] = []

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 import schemas
@@ -57,6 +58,26 @@ class Rig:
                 if delta.finish is not None:
                     finishes[delta.request] = delta.finish
         return [(texts[i], finishes[i]) for i in range(len(written))]
+
+
+    def moving(self, text: str, max_tokens: int) -> tuple[str, int]:
+        """What it says under a grammar if it is asked back after each step, and how often."""
+        said, done, moves = "", list[int](), 0
+        sampling = Sampling(temperature=1.0, seed=0)
+        while True:
+            submit = Submit(moves, self._prompt, max_tokens, sampling, grammar=text)
+            submit = msgspec.structs.replace(submit, done=pack_tokens(done))
+            self._engine.submit(0, submit)
+            told = self._engine.step()
+            while not told:
+                told = self._engine.step()
+            self._engine.move(0, moves)
+            for _, delta in [*told, *self._engine.take()]:
+                said += delta.text
+                done += delta.tokens
+                if delta.finish is not None and delta.finish.reason is not FinishReason.MOVED:
+                    return said, moves
+            moves += 1
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +140,14 @@ def test_what_a_grammar_forces_is_not_sampled_and_changes_nothing(
 
     assert told(jumped) == told(sampled)
     assert between - before < 0.9 * (rig.steps() - between)
+
+
+def test_an_answer_that_moves_after_each_step_is_the_same(rig: Rig) -> None:
+    for schema in schemas.varied(6, seed=4):
+        text = of_schema(schema)
+        said, moves = rig.moving(text, 60)
+        assert said == rig.answers([text], 60)[0][0]
+        assert moves
 
 
 def test_biases_that_forbid_all_that_is_allowed_are_an_error(rig: Rig) -> None:

@@ -181,6 +181,7 @@ class BaseEngine(ABC, Generic[R, M]):
         phase: Phase,
         sequences: int,
         prefill: int,
+        forced: int = 0,
     ) -> tuple[Decoded, T]:
         """Compute a batch with the crew, and learn from how long it took.
 
@@ -188,6 +189,7 @@ class BaseEngine(ABC, Generic[R, M]):
             keys: whose requests are in it.
             sequences: those of which it decodes a token.
             prefill: tokens of prompts in it.
+            forced: those of them that are no prompt's, but output that a grammar has forced.
         """
         crew = self._crew
         self._computing = keys
@@ -198,13 +200,14 @@ class BaseEngine(ABC, Generic[R, M]):
         crew.after()
         self._computing = set()
         if result is Decoded.OK:
-            if self._knows_own_speed(phase):
-                own_s = self._predict_s(sequences, prefill)
-                self._widths.observe(phase, crew.width, own_s, wall_s)
-            if crew.width == crew.own:
-                self._meter.observe(sequences, prefill, cpu_s)
+            if not forced:  # a few tokens in one go tell nothing of prompts
+                if self._knows_own_speed(phase):
+                    own_s = self._predict_s(sequences, prefill)
+                    self._widths.observe(phase, crew.width, own_s, wall_s)
+                if crew.width == crew.own:
+                    self._meter.observe(sequences, prefill, cpu_s)
             self._wide_steps += crew.width > crew.own
-            self._prompt_tokens += prefill
+            self._prompt_tokens += prefill - forced
             self._failures = 0
         self._steps += 1
         self._lent = crew.lent

@@ -162,6 +162,7 @@ class Engine(BaseEngine[Request, Delta]):
         decoding = sum(1 for entry in entries if entry.request.next_token)
         prefill = sum(len(entry.packed) // 4 for entry in entries) - decoding
         self._announce(decoding, prefill)
+        forced = sum(len(entry.packed) // 4 for entry in entries if entry.request.forced)
         fillers = self._composer.fillers(entries)
         self._composer.fill([*entries, *fillers])
         result, _ = self._measured(
@@ -170,6 +171,7 @@ class Engine(BaseEngine[Request, Delta]):
             phase=phase,
             sequences=decoding + len(fillers),
             prefill=prefill,
+            forced=forced,
         )
         for filler in fillers:
             self._cut_back(filler.slot)

@@ -70,6 +70,12 @@ class Request:
         return self.submit.prompt_logprobs and not self.submit.done
 
     @property
+    def forced(self) -> bool:
+        """Whether what is computed next are output tokens that its grammar has forced, or that an
+        abort has lost."""
+        return self.first_token_s is not None and not self.next_token
+
+    @property
     def given_tokens(self) -> int:
         return len(self.given) // 4
 

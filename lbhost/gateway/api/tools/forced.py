@@ -36,7 +36,7 @@ def calls_only(
         thinking_until: the tag that ends what the prompt makes the model think first.
 
     Raises:
-        InvalidRequestError: the tools are too large.
+        InvalidRequestError: the tools are too large, or numbers in their schemas are.
     """
     key = SYNTAX[family].key
     several = parallel and family not in (Family.LLAMA3, Family.DEEPSEEK)
@@ -59,6 +59,7 @@ def calls_only(
         lines.append(f"start: {answer}")
     lines.append(f"call: {calls}")
     for i, tool in enumerate(tools):
+        grammar.check_numbers(tool.parameters, "tools")
         if SYNTAX[family].tags is not None:
             tagged = forced_tags.rules(f"call_{i}", tool.name, tool.parameters, family)
             if tagged is not None:

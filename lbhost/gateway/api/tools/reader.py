@@ -36,7 +36,7 @@ class ToolReader:
         names: Collection[str],
         texts: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        """`names` are the functions that exist; `texts`: see TaggedSpan.events."""
+        """`names` are the functions that exist; `texts`: see TaggedSpan."""
         self._syntax = syntax
         self._names = names
         self._texts = texts or {}
@@ -119,7 +119,7 @@ class ToolReader:
                 self._bodies = blank
             elif tags is not None:
                 self._bodies = 0
-                self._span = TaggedSpan(tags)
+                self._span = TaggedSpan(tags, self._texts)
             elif named is not None and named[1] in self._names:
                 self._bodies = blank + named.end()
             else:
@@ -142,7 +142,7 @@ class ToolReader:
 
     def _read(self, body: str) -> list[Event] | None:
         if isinstance(self._span, TaggedSpan):
-            return self._span.events(self._names, self._texts)
+            return self._span.events(self._names)
         name = self._syntax.head.match(self._held.lstrip()) if self._bodies else None
         if name is None:
             return calls.from_json(body, self._names)

@@ -15,6 +15,9 @@ from lbhost.gateway.api.tools.calls import Event
 _LONGEST_TAG = 600
 """Characters of a tag with a name in it, and white space before it."""
 
+_JSON_BEGINS = ('"', "{", "[")
+_INK = re.compile(r"\S")
+
 _OTHER_WORDS = {"null": None, "None": None, "True": True, "False": False}
 
 
@@ -39,8 +42,10 @@ class Tags(msgspec.Struct, frozen=True):
 class TaggedSpan:
     """One call, from its function's name on. Fed and asked as a JsonSpan is."""
 
-    def __init__(self, tags: Tags) -> None:
+    def __init__(self, tags: Tags, texts: Mapping[str, Collection[str]]) -> None:
+        """`texts`: which arguments of which functions are texts, whatever they look like."""
         self._tags = tags
+        self._texts = texts
         self._text = ""
         self._at = 0
         """All before it is understood."""
@@ -48,6 +53,10 @@ class TaggedSpan:
         """There is no end of the value before it."""
         self._name: str | None = None
         self._key: str | None = None
+        self._json: _JsonValue | None = None
+        """Looks for the end of an argument that may be JSON; None: the next tag ends it."""
+        self._trusted = True
+        """Nothing that began as JSON was none."""
         self._values: list[tuple[str, str]] = []
         self.broken = False
         """It is no call."""
@@ -73,17 +82,11 @@ class TaggedSpan:
                 self.broken = True
                 return max(0, self._at - before)
 
-    def events(
-        self, names: Collection[str], texts: Mapping[str, Collection[str]]
-    ) -> list[Event] | None:
-        """The call; None if it is of something unknown.
-
-        Args:
-            texts: which arguments of which functions are texts, whatever they look like.
-        """
+    def events(self, names: Collection[str]) -> list[Event] | None:
+        """The call; None if it is of something unknown."""
         if self._name is None or self._name not in names:
             return None
-        plain = texts.get(self._name, ())
+        plain = self._texts.get(self._name, ())
         made = {key: value if key in plain else _read(value) for key, value in self._values}
         return calls.of(self._name, json.dumps(made, ensure_ascii=False))
 
@@ -110,17 +113,40 @@ class TaggedSpan:
     def _value(self) -> bool:
         """Whether the end of the argument is there."""
         assert self._key is not None
-        end = self._text.find(self._tags.value, self._looked)
-        if end < 0:
-            self._looked = max(self._at, len(self._text) - len(self._tags.value))
+        end = self._end_of_value()
+        if end is None:
             return False
         value = self._text[self._at : end]
         if self._tags.lines:
             value = value.removeprefix("\n").removesuffix("\n")
         self._values.append((self._key, value))
-        self._key = None
+        self._key = self._json = None
         self._at = end + len(self._tags.value)
         return True
+
+    def _end_of_value(self) -> int | None:
+        """Where the tag is that ends the argument: the first one that no string of JSON holds."""
+        tag = self._tags.value
+        if self._json is None and self._looked == self._at and self._may_be_json():
+            begins = _INK.search(self._text, self._at)
+            if begins is None:
+                return None
+            if begins[0] in _JSON_BEGINS:
+                self._json = _JsonValue(tag, self._at)
+        if self._json is not None:
+            end = self._json.end(self._text)
+            if not self._json.broken:
+                return end
+            # Once is enough: what begins as JSON again and again would be read again and again.
+            self._trusted, self._json = False, None
+        end = self._text.find(tag, self._looked)
+        if end < 0:
+            self._looked = max(self._at, len(self._text) - len(tag))
+            return None
+        return end
+
+    def _may_be_json(self) -> bool:
+        return self._trusted and self._key not in self._texts.get(self._name or "", ())
 
     def _undecided(self) -> bool:
         """Whether more text may make a tag of what is here."""
@@ -134,6 +160,44 @@ class TaggedSpan:
         else:
             begins = (self._tags.key_begins, self._tags.end)
         return any(rest.startswith(one) or one.startswith(rest) for one in begins)
+
+
+class _JsonValue:
+    """Looks for the tag that ends an argument in JSON. A string of it may hold that tag, too."""
+
+    _OUTSIDE, _INSIDE = re.compile(r'["\\]'), re.compile(r'["\\\x00-\x1f]')
+
+    def __init__(self, tag: str, at: int) -> None:
+        self._tag = tag
+        self._at = at
+        """All before it was looked at."""
+        self._in_string = False
+        self.broken = False
+        """It is no JSON: a string with a line break in it, or a backslash outside of strings."""
+
+    def end(self, text: str) -> int | None:
+        """Where the tag begins; None: it has not come. `text` only grows."""
+        while True:
+            found = (self._INSIDE if self._in_string else self._OUTSIDE).search(text, self._at)
+            stop = len(text) if found is None else found.start()
+            if not self._in_string:
+                end = text.find(self._tag, self._at, stop)
+                if end >= 0:
+                    return end
+            if found is None:
+                self._at = max(self._at, stop - len(self._tag) + 1)
+                return None
+            if found[0] == '"':
+                self._in_string = not self._in_string
+                self._at = found.end()
+            elif found[0] != "\\" or not self._in_string:
+                self.broken = True
+                return None
+            elif found.end() == len(text):  # what it escapes is still to come
+                self._at = found.start()
+                return None
+            else:
+                self._at = found.end() + 1
 
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,128}\s*")

@@ -158,6 +158,20 @@ async def test_more_work_than_can_begin_in_time_is_refused_as_soon_as_speeds_are
             assert job.error is None
 
 
+async def test_what_a_worker_has_of_a_prompt_is_no_work() -> None:
+    script = Script(speeds=(100.0, 0.001, 0.009))
+    async with bench(1, script, slots=1, queue_timeout_s=10.0) as b:
+        (fake,) = b.workers
+        await until(lambda: b.sessions.measured_speeds() == script.speeds, "its speeds are seen")
+        await over(b.submit(320, 1))
+        fake.hold()
+        jobs = [b.submit(320, 1) for _ in range(11)]  # 32 s of work if it were to be computed
+        fake.release()
+        for job in jobs:
+            await over(job)
+            assert job.error is None
+
+
 async def test_a_queue_that_will_not_be_done_in_time_is_not_joined() -> None:
     slow = TwoSecondsEach()
     async with bench(1, Script(answer=slow.answer), slots=1, queue_timeout_s=20.0, clock=slow) as b:

@@ -132,7 +132,8 @@ async def test_answers_are_what_it_says(operation: Any, fields: dict[str, Any]) 
             assert events.pop() == "data: [DONE]"
         for event in events:
             chunk = json.loads(event.rpartition("data: ")[2])
-            assert conforms(chunk, content["text/event-stream"]["x-event-data"]), chunk
+            data = content["text/event-stream"]["schema"]["properties"]["data"]
+            assert conforms(chunk, data["contentSchema"]), chunk
 
 
 QUESTIONS: list[tuple[str, dict[str, Any]]] = [

@@ -13,7 +13,7 @@ from lbhost.gateway.api.reading import AnswerReader, Reading, Thinking
 from lbhost.gateway.api.tools.calls import Arguments, CallBegun, Event, Said, Thought
 from lbhost.gateway.api.tools.families import Family, family_of
 from lbhost.gateway.api.tools.json_span import JsonSpan
-from lbhost.gateway.api.tools.tagged_span import TaggedSpan, Tags
+from lbhost.gateway.api.tools.tagged_span import TaggedSpan
 
 NAMES = ("get_weather", "now")
 TAGS = Thinking("<think>", "</think>")
@@ -111,8 +111,8 @@ CASES: list[tuple[Reading, str, list[Event]]] = [
      "\n</tool_call>\n<tool_call>now</tool_call>", WEATHER + call()),
     (reading(Z), "<tool_call>now<arg_key>a</arg_key><arg_value>null</arg_value><arg_key>b</arg_key>"
      "<arg_value>x: 1</arg_value></tool_call>", call(a=None, b="x: 1")),
-    (reading(Q), '<function=now><parameter=a>\n{"b": "</parameter>\\\\", "c": ["\\"</parameter>"]}\n'
-     '</parameter><parameter=d>"</parameter>"</parameter></function>',
+    (reading(Q), '<function=now><parameter=a>\n{"b": "</parameter>\\\\", '
+     '"c": ["\\"</parameter>"]}\n</parameter><parameter=d>"</parameter>"</parameter></function>',
      call(a={"b": "</parameter>\\", "c": ['"</parameter>']}, d="</parameter>")),
     (reading(Q, texts={"now": ("a",)}), '<function=now><parameter=a>{"</parameter></function>',
      call(a='{"')),
@@ -215,9 +215,9 @@ def test_what_stands_in_tags_is_not_looked_at_for_calls_once_more(
     spans = []
     begin = TaggedSpan.__init__
 
-    def counting(span: TaggedSpan, *how: Any) -> None:
+    def counting(span: TaggedSpan, *how: object) -> None:
         spans.append(span)
-        begin(span, *how)
+        begin(span, *how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TaggedSpan, "__init__", counting)
     assert read(reading(family), text) == [Said(text)]

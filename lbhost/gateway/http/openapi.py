@@ -123,10 +123,9 @@ def _operation(
     content: dict[str, Any] = {JSON: {"schema": answer}}
     description = "The answer."
     if chunks:
-        content[EVENTS] = {"schema": {"type": "string"}, "x-event-data": {"anyOf": chunks}}
+        content[EVENTS] = {"schema": _event(chunks)}
         description = (
-            "The answer; with `stream: true` events, each with one of x-event-data, "
-            f"ending in {one.last}, or in an error."
+            f"The answer; with `stream: true` events, ending in {one.last}, or in an error."
         )
     ok = {"description": description, "content": content}
     errors = _errors(_ERRORS, failure)
@@ -136,6 +135,17 @@ def _operation(
         "requestBody": {"required": True, "content": {JSON: {"schema": request}}},
         "responses": {"200": ok, **errors},
     }
+
+
+def _event(chunks: list[Schema]) -> Schema:
+    """One event of a stream, as makers of clients and tests read documents before OpenAPI 3.2."""
+    data = {
+        "type": "string",
+        "contentMediaType": JSON,
+        "contentSchema": {"anyOf": chunks},
+    }
+    properties = {"event": {"type": "string"}, "data": data}
+    return {"type": "object", "properties": properties, "required": ["data"]}
 
 
 def _page(page: Page, answer: Schema, failure: Schema) -> dict[str, Any]:

@@ -269,6 +269,7 @@ class Dispatcher:
         self._numbers += 1
         job = Job(self._numbers, work, arrived)
         job.expected_tokens = self._router.expected_tokens(work)
+        self.states.look(job)
         job.cost_s = self._router.busy_cost_s(job, again=again)
         since = arrived if complete is None else complete
         alone_s = self._router.lonely_cost_s(job)

@@ -175,13 +175,15 @@ class Router:
         return 1.0 / prefill, base / self._slots_each() + seq
 
     def busy_cost_s(self, job: Job, *, again: bool = False) -> float:
-        """Seconds of a worker that a job costs while all is busy.
+        """Seconds of a worker that a job costs while all is busy. What a worker or the store has of
+        its prompt costs nothing.
 
         Args:
             again: another job's prompt is the same: it is computed for both.
         """
         prompt_s, output_s = self.token_costs_s()
-        prompt = 0 if again else job.known_tokens
+        cached = max((one.cached(job) for one in self._sessions.currents()), default=0)
+        prompt = 0 if again else job.known_tokens - cached
         return prompt * prompt_s + job.expected_tokens * output_s
 
     def work_within_s(self, seconds: float) -> float | None:

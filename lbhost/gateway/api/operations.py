@@ -39,6 +39,8 @@ class Operation(msgspec.Struct, frozen=True):
     """Empty: nothing is streamed."""
     last: str = ""
     """What a stream ends with, unless with an error."""
+    fails_as_event: bool = False
+    """A stream's error is one of `chunks`, and not what an error's body is."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -77,6 +79,7 @@ OPERATIONS = (
         responses_reply.ResponseBody,
         (responses_reply.ResponseEvent,),
         "response.completed or response.incomplete",
+        fails_as_event=True,
     ),
     Operation(
         "createMessage",

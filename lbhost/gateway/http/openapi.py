@@ -57,6 +57,8 @@ _ERRORS_OF_PAGES: tuple[type[LbhostError], ...] = (
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
+DONE = "[DONE]"
+"""What some streams end with is no JSON."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -123,7 +125,8 @@ def _operation(
     content: dict[str, Any] = {JSON: {"schema": answer}}
     description = "The answer."
     if chunks:
-        content[EVENTS] = {"schema": _event(chunks)}
+        failing = [] if one.fails_as_event else [failure]
+        content[EVENTS] = {"schema": _event([*chunks, *failing], one.last)}
         description = (
             f"The answer; with `stream: true` events, ending in {one.last}, or in an error."
         )
@@ -137,13 +140,10 @@ def _operation(
     }
 
 
-def _event(chunks: list[Schema]) -> Schema:
+def _event(chunks: list[Schema], last: str) -> Schema:
     """One event of a stream, as makers of clients and tests read documents before OpenAPI 3.2."""
-    data = {
-        "type": "string",
-        "contentMediaType": JSON,
-        "contentSchema": {"anyOf": chunks},
-    }
+    chunk = {"type": "string", "contentMediaType": JSON, "contentSchema": {"anyOf": chunks}}
+    data = {"anyOf": [chunk, {"const": last}]} if last == DONE else chunk
     properties = {"event": {"type": "string"}, "data": data}
     return {"type": "object", "properties": properties, "required": ["data"]}
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import costs, engine, limit, machine, overhead, servers, serving, streams
+from benchmarks import bound, costs, engine, limit, machine, overhead, servers, serving, streams
 from benchmarks.bench import Bench, BenchError
 from benchmarks.figures import Figure, Verdict, as_data, table
 from benchmarks.peers import PeerError
@@ -27,6 +27,7 @@ from lbhost.errors import LbhostError
 
 SECTIONS: dict[str, Callable[[Bench], list[Figure]]] = {
     "engine": engine.engine,
+    "bound": bound.bound,
     "limit": limit.limit,
     "server": serving.server,
     "stock": serving.stock,

@@ -270,10 +270,12 @@ def test_check_takes_no_arguments(clone: Clone) -> None:
 # --- the gates, as a bare machine runs them --------------------------------------------------
 
 
-def ci(clone: Clone, *, check: str = "exit 0", test: str = "exit 0") -> list[str]:
-    """Runs .ci/run over stand-ins for scripts/check and scripts/test; its lines, then its code."""
+def ci(
+    clone: Clone, *, check: str = "exit 0", clients: str = "exit 0", test: str = "exit 0"
+) -> list[str]:
+    """Runs .ci/run over stand-ins for the scripts that it calls; its lines, then its code."""
     shutil.copytree(ROOT / ".ci", clone.root / ".ci")
-    for name, text in (("check", check), ("test", test)):
+    for name, text in (("check", check), ("clients", clients), ("test", test)):
         (clone.root / "scripts" / name).write_text(f"#!/bin/sh\n{text}\n")
     for tool in ("bash", "dirname", "id", "mktemp", "tee", "timeout"):
         (clone.stubs / tool).symlink_to(shutil.which(tool) or "")
@@ -307,3 +309,17 @@ def test_ci_runs_the_tests_even_when_the_checks_fail_and_fails_all_the_same(clon
     lines = ci(clone, check="exit 3", test=f"echo '{PASSED}'")
     assert "ci: scripts/check failed (3)" in lines
     assert lines[-2:] == [PASSED, "exit 3"]
+
+
+@pytest.mark.parametrize(
+    ("code", "says", "ends"), [(75, "was skipped", 0), (124, "was not judged", 0), (1, "failed", 1)]
+)
+def test_ci_judges_clients_only_where_it_could_have_them(
+    clone: Clone, code: int, says: str, ends: int
+) -> None:
+    clone.stub("tmux", "#!/bin/sh\n")
+    lines = ci(clone, clients=f"exit {code}", test=f"echo '{PASSED}'")
+    told = [line for line in lines if line.startswith("ci: ")]
+    assert len(told) == 2
+    assert all(says in line for line in told)
+    assert lines[-2:] == [PASSED, f"exit {ends}"]

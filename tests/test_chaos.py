@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from faults import episode
+from faults import episode, kills
 from faults.__main__ import main, parse, table
 from faults.answers import Answer, Reference, Verdict, open_at, parted, recoveries, verdict
 from faults.catalogue import FAULTS
@@ -155,6 +155,27 @@ def test_a_wrong_command_line_is_refused(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         parse(argv)
     assert refused.value.code == 2
+
+
+def test_answers_that_kills_disturbed_are_counted_apart_and_said_where_they_part() -> None:
+    known = {0: Reference("so it is", ((0, 3.0), (2, 2.0), (5, 0.1)))}
+    calm = [answer(sent=1.0, ended=2.0)]
+    hit = answer(worker=1, text="so it was", texts=[12.0, 13.5])
+    beside = answer(worker=0)
+    later = answer(worker=1, sent=21.0, ended=22.0)
+    found = kills.judge(calm, [hit, beside, later], known, [(12.5, 1)])
+    assert (found.kills, found.hit) == (1, 1)
+    assert found.disturbed == kills.Part(2, 1, 1, {})
+    assert (found.calm.rate, found.disturbed.rate, found.between.answers) == (1.0, 0.5, 1)
+    assert found.turned == [kills.Turned(0, 6, 0.1, "is", "was", 1)]
+    assert found.recovered_s == [1.0]
+    assert not found.broken
+    assert "margin 0.100" in kills.report(found)
+
+
+def test_a_lost_answer_under_kills_is_a_broken_promise() -> None:
+    found = kills.judge([], [answer(done=False)], {0: Reference("so it is")}, [(12.5, 1)])
+    assert found.broken == ["1 of the disturbed answers: truncated"]
 
 
 def test_faults_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import machine, stats
-from faults import episode
+from faults import episode, kills
 from faults.answers import Question, Reference, Verdict, parted
 from faults.box import Box, BoxError
 from faults.catalogue import FAULTS
@@ -47,12 +47,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--load", type=float, default=LOAD, help=f"of capacity (default {LOAD})")
     parser.add_argument("--model", default="starter", help="as lbhost serve has it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        metavar="N",
+        help="instead: kill N workers under short greedy streams, and say how many answers are "
+        "as undisturbed; Ctrl-C ends it early, with the figures so far",
+    )
     parser.add_argument("--list", action="store_true", help="name the faults and end")
     args = parser.parse_args(argv)
     if unknown := set(args.faults) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}; --list names them")
     if not 0.1 <= args.minutes <= 600:
         parser.error("--minutes: from 0.1 to 600")
+    if args.kills is not None and (args.kills < 1 or args.faults):
+        parser.error("--kills: at least 1, and no faults beside it")
     if not 0 < args.load <= 2:
         parser.error("--load: over 0, at most 2")
     return args
@@ -126,6 +135,16 @@ def table(results: list[Result]) -> str:
     )
 
 
+def many_kills(args: argparse.Namespace) -> int:
+    """Exit status as `main`'s. Raises BoxError, LbhostError."""
+    model = Path(resolve(args.model).path)
+    found = asyncio.run(kills.run(model, args.kills, random.Random(args.seed)))
+    print(kills.report(found))
+    if args.json is not None:
+        args.json.write_bytes(msgspec.json.encode(found))
+    return 1 if found.broken else 0
+
+
 def main(argv: list[str]) -> int:
     """Exit status: 0 all promises kept, 1 one was broken, 2 it could not be tried."""
     args = parse(argv)
@@ -135,6 +154,8 @@ def main(argv: list[str]) -> int:
         return 0
     say(machine.describe())
     try:
+        if args.kills is not None:
+            return many_kills(args)
         results = asyncio.run(run(args))
     except BoxError as error:
         say(f"chaos: {error}")

@@ -27,7 +27,8 @@ STATES = "states"
 DISK = "disk"
 
 
-def _kill(pid: int | None, number: signal.Signals) -> None:
+def kill(pid: int | None, number: signal.Signals) -> None:
+    """Send a signal, if there is somebody."""
     if pid is not None:
         with suppress(ProcessLookupError):  # somebody else was quicker: a supervisor, a mixed fault
             os.kill(pid, number)
@@ -39,7 +40,7 @@ async def _strike(scene: Scene, number: signal.Signals) -> None:
         if len(workers) > 1:
             worker = scene.rng.choice(workers)
             scene.struck.append((time.monotonic(), worker.id))
-            _kill(worker.pid, number)
+            kill(worker.pid, number)
         await scene.pause()
 
 
@@ -79,7 +80,7 @@ async def kill_fork_server(scene: Scene) -> None:
     while not scene.over:
         status = await scene.box.status()
         if status.template is not None and status.template.state == "ready":
-            _kill(status.template.pid, signal.SIGKILL)
+            kill(status.template.pid, signal.SIGKILL)
         await scene.pause()
 
 
@@ -88,7 +89,7 @@ async def kill_gateway(scene: Scene) -> None:
         gateway = (await scene.box.status()).gateway
         if gateway.state == "ready":
             scene.moments.append(time.monotonic())
-            _kill(gateway.pid, signal.SIGKILL)
+            kill(gateway.pid, signal.SIGKILL)
             await scene.box.until(
                 lambda status, before=gateway.pid: (  # type: ignore[misc]
                     status.gateway.state == "ready" and status.gateway.pid != before
@@ -250,7 +251,7 @@ async def fill_disk(scene: Scene) -> None:
         if len(workers) > 1:
             worker = scene.rng.choice(workers)
             scene.struck.append((time.monotonic(), worker.id))
-            _kill(worker.pid, signal.SIGKILL)
+            kill(worker.pid, signal.SIGKILL)
         await scene.pause(3.0)
         if turn % 3 == 0 and not scene.over:
             await _again(scene)
@@ -277,7 +278,7 @@ async def _again(scene: Scene, between: Callable[[], None] = lambda: None) -> No
     scene.moments.append(time.monotonic())
     away = asyncio.create_task(_note_away(scene))
     try:
-        _kill(scene.box.pid, signal.SIGTERM)
+        kill(scene.box.pid, signal.SIGTERM)
         await scene.box.killed()
         between()
         await scene.box.start()
@@ -310,7 +311,7 @@ async def end_group(scene: Scene) -> None:
         await scene.pause(1.0)
         scene.moments.append(time.monotonic())
         for pid in [scene.box.pid, *machine.tree(scene.box.pid)]:
-            _kill(pid, signal.SIGTERM)
+            kill(pid, signal.SIGTERM)
         await scene.box.killed()
         await scene.box.start()
         scene.moments.append(time.monotonic())
@@ -321,7 +322,7 @@ async def kill_supervisor(scene: Scene) -> None:
     while not scene.over:
         await scene.box.status()
         scene.moments.append(time.monotonic())
-        _kill(scene.box.pid, signal.SIGKILL)
+        kill(scene.box.pid, signal.SIGKILL)
         await scene.box.killed()
         await asyncio.sleep(ORPHANS_S)
         scene.broken += scene.box.orphans()

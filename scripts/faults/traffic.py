@@ -40,6 +40,13 @@ def questions(rng: random.Random) -> list[Question]:
     return found
 
 
+def short_questions(max_tokens: int) -> list[Question]:
+    """Those with nothing before them, and answers of one length at most."""
+    return [
+        Question(ask.format(thing), max_tokens) for thing, ask in itertools.product(_THINGS, _ASKS)
+    ]
+
+
 class Client:
     """Sends questions to one server."""
 

@@ -193,9 +193,14 @@ class Cancelled(msgspec.Struct, frozen=True, tag="cancelled"):
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):
     """Supervisor -> gateway: another one accepts on your socket now. End what you have, within
-    limit_s, and then yourself."""
+    limit_s, and then yourself. May carry the line to that one, for KV states."""
 
     limit_s: float
+
+
+class TakeStates(msgspec.Struct, frozen=True, tag="take_states"):
+    """Supervisor -> gateway: here comes what the gateway before you had computed. Carries the line
+    from it."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -229,6 +234,7 @@ Control: TypeAlias = (
     | CancelRequest
     | Cancelled
     | Retire
+    | TakeStates
     | Stop
 )
 

@@ -7,6 +7,7 @@ broken only means that something is computed again. Keeps no state.
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 from typing import TypeAlias, TypeVar
@@ -46,6 +47,14 @@ class Taken(msgspec.Struct, frozen=True, tag="taken", array_like=True):
     """Why it could not be used; empty where it was, or where the worker had as much already."""
 
 
+class Left(msgspec.Struct, frozen=True, tag="left", array_like=True):
+    """Gateway -> the gateway that takes over from it: a state of its store. Carries it."""
+
+    unused_s: float
+    """How long ago it was last of use."""
+    uses: int
+
+
 class Unable(msgspec.Struct, frozen=True, tag="unable", array_like=True):
     """Worker -> gateway: this model's states cannot be moved; none will come."""
 
@@ -63,15 +72,16 @@ FromWorker: TypeAlias = Saved | Taken | Unable | Able
 
 M = TypeVar("M")
 
-_CARRYING = (State, Saved)
+_CARRYING = (State, Saved, Left)
 """Messages that come with a descriptor."""
 
+_from_before = msgspec.msgpack.Decoder(Left)
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
 
-def send(link: socket.socket, message: ToWorker | FromWorker, fd: int | None = None) -> bool:
+def send(link: socket.socket, message: ToWorker | FromWorker | Left, fd: int | None = None) -> bool:
     """Send a message with its descriptor, which stays open here.
 
     Returns:
@@ -80,12 +90,11 @@ def send(link: socket.socket, message: ToWorker | FromWorker, fd: int | None = N
     Raises:
         ConnectionError: the other side is gone.
     """
+    with_it = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
     try:
-        socket.send_fds(
-            link,
-            [_encoder.encode(message)],
-            [] if fd is None else [fd],
-            socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT,
+        # Not socket.send_fds: it ignores its flags, and would wait.
+        link.sendmsg(
+            [_encoder.encode(message)], with_it, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
         )
     except ConnectionError:
         raise
@@ -117,6 +126,21 @@ def receive_in_gateway(link: socket.socket) -> tuple[FromWorker, int | None] | N
         WireError: not a message of ours.
     """
     return _receive(link, _from_worker)
+
+
+def receive_from_before(link: socket.socket) -> tuple[Left, int] | None:
+    """The next state of the gateway before this one, now the caller's; None at end of file.
+
+    Raises:
+        BlockingIOError: nothing there yet.
+        WireError: not a message of ours.
+    """
+    received = _receive(link, _from_before)
+    if received is None:
+        return None
+    message, fd = received
+    assert fd is not None, "a Left carries one"
+    return message, fd
 
 
 def _receive(

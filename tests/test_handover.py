@@ -88,6 +88,13 @@ def anchored(server: Server, pid: int) -> bool:
     return children.read_text().split() == [str(pid)]
 
 
+def cached(server: Server) -> int:
+    """Tokens of always the same prompt that nobody had to compute."""
+    answer = server.complete(prompt="The river and the clock. " * 30, max_tokens=1, temperature=0)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
 FIRST = "slots = 2\nqueue_size = 50\n"
 
 
@@ -214,6 +221,8 @@ def test_the_installed_lbhost_takes_over_and_the_first_process_stands_for_it(
 ) -> None:
     with Server(tmp_path / "run", "--ctx-size", "256", "--workers", "1") as server:
         first = server.process.pid
+        assert cached(server) == 0
+        server.wait(lambda status: status.states.entries > 0, "its KV state is kept")
         for _ in range(2):  # the second time the signal is passed on
             before = server.status().pid
             callers = Callers(server.endpoint)
@@ -223,6 +232,8 @@ def test_the_installed_lbhost_takes_over_and_the_first_process_stands_for_it(
                 server.wait(lambda status: status.state == "ready", "it is ready")
                 wait_for(lambda: anchored(server, server.status().pid), "the one before is gone")
             assert callers.failures == []
+            server.wait(lambda status: status.states.entries > 0, "KV states have come along")
+            assert cached(server) >= 100  # by a worker that has computed nothing of it
         pids = server.pids()
         assert first not in pids
         running = server.later(stream, server, max_tokens=20)

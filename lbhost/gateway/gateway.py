@@ -36,10 +36,14 @@ from lbhost.gateway.scheduling.lender import Lender
 from lbhost.gateway.scheduling.neighbours import Neighbours
 from lbhost.gateway.scheduling.readings import Readings, Siblings
 from lbhost.gateway.served_model import Common, ServedModel
+from lbhost.gateway.states.heritage import Bequest, Legacy
 from lbhost.gateway.states.plane import MAX_ENTRIES
 from lbhost.gateway.states.purse import Purse
 from lbhost.gateway.vector_cache import CacheCollector, VectorCache
 from lbhost.tuning import shelf
+
+GIVE_S = 2.0
+"""How long the last states may take to the gateway that takes over."""
 
 KEEP_S = 3.0
 """How long states may be written to disk at the end: less than the supervisor waits for that."""
@@ -108,6 +112,8 @@ class Gateway:
         self._on_orphaned = on_orphaned
         self._listener = start.listener
         self._link: socket.socket | None = None
+        self._bequest: Bequest | None = None
+        self._legacy: Legacy | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._page = start.page
@@ -221,6 +227,9 @@ class Gateway:
             for task in (*tasks, *self._tasks):
                 task.cancel()
             loop.remove_reader(link.fileno())
+            for line in (self._bequest, self._legacy):
+                if line is not None:
+                    line.close()
             await asyncio.gather(*(model.close() for model in self.models))
             await self.cache.close()
 
@@ -244,6 +253,11 @@ class Gateway:
         if isinstance(message, control.Link) and len(fds) in (1, 2):
             self._spawn(self._attach(message, *fds))
             return
+        if isinstance(message, control.TakeStates) and len(fds) == 1:
+            self._take_states(*fds)
+            return
+        if isinstance(message, control.Retire) and len(fds) == 1:
+            self._give_states(fds.pop())
         for fd in fds:
             os.close(fd)
         if isinstance(message, control.Leaving):
@@ -267,6 +281,20 @@ class Gateway:
                 self._spawn(self._stop(message.grace_s))
         else:
             log.get().error("unexpected control packet", kind=type(message).__name__)
+
+    def _give_states(self, fd: int) -> None:
+        """To the gateway that takes over."""
+        try:
+            self._bequest = Bequest(fd, [model.states for model in self.models])
+        except OSError as error:
+            log.get().error("line of KV states unusable", reason=str(error))
+
+    def _take_states(self, fd: int) -> None:
+        """From the gateway that this one takes over from."""
+        try:
+            self._legacy = Legacy(fd, [model.states for model in self.models])
+        except OSError as error:
+            log.get().error("line of KV states unusable", reason=str(error))
 
     def _tell(self, message: control.Control) -> None:
         """Lost where the link is full: the supervisor asks again, or says that we are silent."""
@@ -301,6 +329,10 @@ class Gateway:
                 await self.server.retire()
         except TimeoutError:
             log.get().warning("retiring took too long", cut_off=self._active)
+        if self._bequest is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GIVE_S):
+                    await self._bequest.given()
         if not self._stopping:
             self._stopping = True
             await self._stop(0.0)

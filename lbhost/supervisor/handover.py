@@ -15,6 +15,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from lbhost import control
 from lbhost.errors import ConflictError
 from lbhost.linux import die_with_parent, live_without_parent
 from lbhost.source import Source
@@ -114,12 +115,13 @@ class Handover:
         children: Children,
         manager: ServiceManager,
         events: EventLog,
-        let_go: Callable[[], None],
+        let_go: Callable[[int], None],
         wake: Callable[[], None],
     ) -> None:
         """
         Args:
-            let_go: called when another server serves: this one only ends what it has.
+            let_go: called when another server serves: this one only ends what it has. Gets the
+                line on which its gateway gives its KV states.
             wake: called when the loop has to look at this again.
         """
         self.given = False
@@ -161,26 +163,37 @@ class Handover:
             raise ConflictError("a new server is starting already")
         successor = self._successor = Successor(self._children, self._wake)
         try:
-            if self.predecessor is not None:
-                await self.predecessor.over.wait()  # three at a time would need three KV caches
-            self._events.add("info", "handover", f"{why}: starting a new server beside this one")
-            models = self._prepared.models
-            given = Inherit(
-                endpoint=self._endpoint,
-                runtime_dir=str(self._runtime.path),
-                model_path=models[0].file.path,
-                n_ctx=models[0].n_ctx,
-                contexts={made.file.path: made.n_ctx for made in models},
-            )
-            folder = self._runtime.folder
-            await successor.bring_up(source.arguments(), os.environ, given, self._listener, folder)
-        except BaseException:
+            ours, theirs = control.socketpair()  # for the gateways' KV states
+        except OSError as error:
             self._successor = None
-            successor.abandon()
-            raise
-        return await self._commit(successor)
+            raise ConflictError(f"no new server: {error.strerror}; this one goes on") from error
+        with ours:
+            try:
+                with theirs:
+                    await self._bring_up(successor, why, source, theirs.fileno())
+            except BaseException:
+                self._successor = None
+                successor.abandon()
+                raise
+            return await self._commit(successor, ours)
 
-    async def _commit(self, successor: Successor) -> str:
+    async def _bring_up(self, successor: Successor, why: str, source: Source, states: int) -> None:
+        """Raises ConflictError: it does not start."""
+        if self.predecessor is not None:
+            await self.predecessor.over.wait()  # three at a time would need three KV caches
+        self._events.add("info", "handover", f"{why}: starting a new server beside this one")
+        models = self._prepared.models
+        given = Inherit(
+            endpoint=self._endpoint,
+            runtime_dir=str(self._runtime.path),
+            model_path=models[0].file.path,
+            n_ctx=models[0].n_ctx,
+            contexts={made.file.path: made.n_ctx for made in models},
+        )
+        fds = (self._listener.fileno(), self._runtime.folder, states)
+        await successor.bring_up(source.arguments(), os.environ, given, fds)
+
+    async def _commit(self, successor: Successor, states: socket.socket) -> str:
         pid = successor.pid
         if pid is None:
             self._successor = None
@@ -189,7 +202,7 @@ class Handover:
         self._manager.hand_over(pid)
         self._runtime.hand_on()
         self.given = True
-        self._let_go()
+        self._let_go(states.fileno())
         await successor.hand_over(self._anchor())
         if before is not None:
             before.followed_by(pid)

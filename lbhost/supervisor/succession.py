@@ -24,7 +24,8 @@ LINK_VARIABLE = "LBHOST_HANDOVER_FD"
 
 
 class Inherit(msgspec.Struct, frozen=True, tag="inherit"):
-    """Old -> new, first: carries the listening socket and the runtime dir's descriptor."""
+    """Old -> new, first: carries the listening socket, the runtime dir's descriptor, and the line
+    on which its gateway will give its KV states."""
 
     endpoint: str
     runtime_dir: str
@@ -83,6 +84,8 @@ class Inheritance(msgspec.Struct, frozen=True):
     folder: int
     """The runtime dir's descriptor, which holds its lock."""
     given: Inherit
+    states: int | None = None
+    """The line from the old gateway; None: it has none to give."""
 
     @property
     def runtime_dir(self) -> Path:
@@ -133,12 +136,12 @@ def inherited(environ: MutableMapping[str, str]) -> Inheritance | None:
     except (OSError, ValueError, WireError) as error:
         raise StartupError(f"{LINK_VARIABLE} leads to no server: {error}") from error
     given, fds = packet or (None, [])
-    if not isinstance(given, Inherit) or len(fds) != 2:
+    if not isinstance(given, Inherit) or len(fds) not in (2, 3):
         raise StartupError(f"{LINK_VARIABLE}: the server before this one gives nothing")
-    listener, folder = fds
+    listener, folder, *states = fds
     made = socket.socket(fileno=listener)
     made.setblocking(False)
-    return Inheritance(link, made, folder, given)
+    return Inheritance(link, made, folder, given, *states)
 
 
 class Line(PacketLink[Message]):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -61,19 +60,19 @@ class Successor:
         arguments: Sequence[str],
         environ: Mapping[str, str],
         given: Inherit,
-        listener: socket.socket,
-        folder: int,
+        fds: Sequence[int],
     ) -> None:
         """Start it and wait until it serves.
 
         Args:
             arguments: of `serve`.
+            fds: what goes with `given`.
 
         Raises:
             ConflictError: it did not; it is gone.
         """
         try:
-            self._start(arguments, environ, given, [listener.fileno(), folder])
+            self._start(arguments, environ, given, fds)
             async with asyncio.timeout(READY_LIMIT_S):
                 while not self.serves and self._refusal is None:
                     await self._wait()

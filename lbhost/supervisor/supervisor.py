@@ -300,6 +300,9 @@ class Supervisor(Commanded):
             self.events.add("error", "server", error.message)
         self._runtime.announce(self.endpoint)
         self._handover.predecessor.took_over()
+        if self._inheritance is not None and (states := self._inheritance.states) is not None:
+            self.gateway.send(control.TakeStates(), [states])
+            os.close(states)
         self._tell_ready()
 
     def _left_alone(self) -> None:
@@ -374,12 +377,12 @@ class Supervisor(Commanded):
         await self._wait_stop(lambda: self.gateway.pid is None, grace + GATEWAY_LAST_S)
         await self._end_processes()
 
-    def _let_go(self) -> None:
-        """Another server serves: nothing new comes here."""
+    def _let_go(self, states: int) -> None:
+        """Another server serves: nothing new comes here, and KV states go there."""
         self._stop_obeying()
         self._listener.close()
         if self.gateway.state == "ready":
-            self.gateway.send(control.Retire(self._settings.request_timeout_s))
+            self.gateway.send(control.Retire(self._settings.request_timeout_s), [states])
         else:
             self.gateway.stop()  # it has nothing to end, and must not begin to accept
 

@@ -25,7 +25,8 @@ from lbhost.gateway.states.disk_thread import DiskThread
 from lbhost.gateway.states.link import StatesLink
 from lbhost.gateway.states.purse import Purse
 from lbhost.gateway.states.store import Entry, Match, Store
-from lbhost.state_link import Able, FromWorker, Saved, Taken, Unable
+from lbhost.state_file import Header
+from lbhost.state_link import Able, FromWorker, Left, Saved, Taken, Unable
 
 MAX_ENTRIES = 512
 """States; each holds a descriptor."""
@@ -100,6 +101,10 @@ class Plane:
         self.unable: str | None = None
         """Why this model's states cannot be moved; None while nobody has said so, and once
         somebody has moved one: a worker that was told to end in its test says so, too."""
+        self.identity: bytes | None = None
+        """What a state must have in common with this model's workers; None while none has said."""
+        self.heir: Callable[[Entry], None] | None = None
+        """Gets what workers save from now on."""
         purse.add(self)
 
     @property
@@ -237,6 +242,7 @@ class Plane:
             case Unable(reason):
                 self.unable = reason
             case Able(identity):
+                self.identity = identity
                 if self._disk is not None:
                     self._disk.load(identity, self.limit - self._store.bytes, self._restored)
 
@@ -251,7 +257,10 @@ class Plane:
             return
         self.counts.saved += 1
         self.unable = None
-        self._add(Entry(header.scope, header.tokens, fd, header.size, self._clock()))
+        entry = Entry(header.scope, header.tokens, fd, header.size, self._clock())
+        self._add(entry)
+        if self.heir is not None:
+            self.heir(entry)
 
     def _restored(self, kept: Kept) -> None:
         """A state has been read from disk."""
@@ -263,6 +272,29 @@ class Plane:
         used = self._clock() - ago_s
         entry = Entry(header.scope, header.tokens, kept.fd, header.size, used, file=str(kept.file))
         self._add(entry)
+
+    # --- from one gateway to the next -----------------------------------------------------
+
+    def last_used_first(self) -> list[Entry]:
+        """All states."""
+        return sorted(self._store, key=lambda entry: -entry.used)
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether it has not given way."""
+        return entry in self._store
+
+    def unused_s(self, entry: Entry) -> float:
+        """How long ago it was last of use."""
+        return max(0.0, self._clock() - entry.used)
+
+    def inherit(self, left: Left, header: Header, fd: int) -> None:
+        """Take a state over from the gateway before this one."""
+        if self._closed or self.purse.empty:
+            os.close(fd)
+            return
+        used = self._clock() - max(0.0, left.unused_s)
+        uses = max(0, left.uses)
+        self._add(Entry(header.scope, header.tokens, fd, header.size, used, uses=uses))
 
     def _add(self, entry: Entry) -> None:
         for one in self._store.add(entry):
@@ -317,7 +349,7 @@ class Plane:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                for entry in sorted(self._store, key=lambda entry: -entry.used):
+                for entry in self.last_used_first():
                     if entry not in self._store:
                         continue  # it gave way while another one was written: its fd is closed
                     if entry.file is not None:

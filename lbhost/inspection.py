@@ -85,10 +85,14 @@ def inspect(
         raise ModelDamagedError(f"{path}: not read within {WAIT_S:g} s") from error
     except OSError as error:
         raise ModelFileError(f"{path}: no process can read it: {error.strerror}") from error
-    answer = msgspec.msgpack.decode(data, type=Found | Refused)
+    try:
+        answer = msgspec.msgpack.decode(data, type=Found | Refused)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelDamagedError(f"{path}: the process that read it says nonsense") from error
+    # It may have been taken over by what it has read.
     if isinstance(answer, Found):
-        return answer.info
-    raise (ModelDamagedError if answer.damaged else ModelFileError)(answer.message)
+        return _brief(answer.info)
+    raise (ModelDamagedError if answer.damaged else ModelFileError)(_printable(answer.message))
 
 
 def _how(process: SideProcess) -> str:
@@ -158,9 +162,13 @@ def _verify(path: Path) -> None:
 
 def _brief(info: llama.ModelInfo) -> llama.ModelInfo:
     """Its texts come from the file."""
-    return msgspec.structs.replace(
-        info, name=info.name[:MAX_TEXT], architecture=info.architecture[:MAX_TEXT]
-    )
+    name, architecture = _printable(info.name), _printable(info.architecture)
+    return msgspec.structs.replace(info, name=name, architecture=architecture)
+
+
+def _printable(text: str) -> str:
+    """As it may be shown on a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text[:MAX_TEXT])
 
 
 if __name__ == "__main__":

@@ -93,9 +93,7 @@ def send(link: socket.socket, message: ToWorker | FromWorker | Left, fd: int | N
     with_it = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
     try:
         # Not socket.send_fds: it ignores its flags, and would wait.
-        link.sendmsg(
-            [_encoder.encode(message)], with_it, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-        )
+        link.sendmsg([_encoder.encode(message)], with_it, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
     except ConnectionError:
         raise
     except OSError:

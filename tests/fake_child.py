@@ -162,7 +162,7 @@ def fork(link: socket.socket, board: Board, order: control.Fork, fd: int) -> Non
 
 def worker(link: socket.socket, board: Board, order: control.Fork) -> None:
     name = f"worker-{order.worker}"
-    control.send(link, control.Hello(os.getpid()))
+    control.send(link, control.Hello(os.getppid() if mode(name) == "lies" else os.getpid()))
     with contextlib.suppress(OSError):  # a generated box has CPUs that this one has not
         os.sched_setaffinity(0, order.placement.cpus)
     misbehave(name, link)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,6 +181,45 @@ def test_what_llama_cpp_stumbles_over_ends_the_reading_process_only(
     with pytest.raises(ModelFileError, match=str(path)) as caught:
         inspection.inspect(path)
     assert caught.value.message.isprintable()
+
+
+class _TakenOver:
+    """A process that says what the file has made it say."""
+
+    said = b""
+
+    def __init__(self, *_: object) -> None:
+        self.link, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def __enter__(self) -> socket.socket:
+        self._theirs.send(self.said)
+        return self.link
+
+    def __exit__(self, *_: object) -> None:
+        self.link.close()
+        self._theirs.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (b"\xc1 nonsense", "says nonsense"),
+        (b"\x91" * 10_000, "says nonsense"),
+        (
+            msgspec.msgpack.encode(inspection.Refused("bad\x1b]52;c;cm0=\x07" + "x" * 999, True)),
+            "bad.]52;c;cm0=",
+        ),
+    ],
+)
+def test_a_reading_process_that_was_taken_over_reaches_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, said: bytes, shown: str
+) -> None:
+    monkeypatch.setattr(_TakenOver, "said", said)
+    monkeypatch.setattr(inspection, "SideProcess", _TakenOver)
+    with pytest.raises(ModelDamagedError, match=shown) as caught:
+        inspection.inspect("some.gguf")
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 1000
 
 
 def test_a_missing_file_is_not_called_damaged(tmp_path: Path) -> None:

@@ -55,6 +55,13 @@ def test_children_and_theirs_may_not() -> None:
             os.killpg(child.pid, 9)
 
 
+def test_who_has_ended_may_not() -> None:
+    """A child connects, gives the connection on, and is gone before anybody looks."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    assert not may_command(Peer(child.pid, os.geteuid()))
+
+
 def _child_of(pid: int) -> int:
     children = wait_for(lambda: psutil.Process(pid).children(), "its child")
     return int(children[0].pid)

@@ -72,6 +72,21 @@ async def test_workers_that_no_longer_fit_drain_and_come_back(
         assert running.server.status().state == "ready"
 
 
+async def test_a_process_that_is_no_child_is_not_taken_for_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is watched is killed one day: here it would be the supervisor itself."""
+    async with box(
+        tmp_path, monkeypatch, settings=Settings(restart_budget=100), modes={"worker-1": "lies"}
+    ) as running:
+        await running.until(
+            lambda: "no new child" in (running.worker(1).last_exit or ""), "it is refused"
+        )
+        assert running.worker(1).pid is None
+        running.tell("worker-1", "")
+        await running.state(1, S.READY)
+
+
 async def test_a_running_worker_is_pinned_to_its_new_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ _LOOKED_UP = (
 )
 """By libc and OpenSSL. Not all of /etc: settings and keys may be there, lbhost's own too."""
 _KERNEL = ("/proc", "/sys", "/dev/urandom", "/dev/null", "/dev/zero")
+_WIDE = ("/tmp", "/var/tmp", "/home")
 _GPU = ("/dev", "/proc")
 """CUDA opens its devices, and names its threads below /proc/self."""
 
@@ -124,10 +125,21 @@ def _programs(environ: Mapping[str, str]) -> list[tuple[str, int]]:
     folders |= {sys.prefix, sys.base_prefix, sys.exec_prefix}
     for name in ("PYTHONPATH", "LD_LIBRARY_PATH"):
         folders.update(environ.get(name, "").split(os.pathsep))
-    folders -= {"", "/", "/tmp", "/var/tmp", "/home", os.path.expanduser("~")}  # noqa: PTH111
     # Python finds a package by listing the folder that it is in: a checkout, perhaps.
     listed = (str(package.parent), landlock.READ_DIR)
-    return [*((path, landlock.READ) for path in sorted(folders)), listed]
+    return [*((path, landlock.READ) for path in _narrow(folders)), listed]
+
+
+def _narrow(folders: Iterable[str]) -> list[str]:
+    """Those that are not the home folder, everybody's, or above one of them, however written: a
+    PYTHONPATH of `.` is where the server was started."""
+    wide = [os.path.realpath(path) for path in (*_WIDE, os.path.expanduser("~"))]  # noqa: PTH111
+    real = {os.path.realpath(path) for path in folders if path}
+    return sorted(path for path in real if not any(_holds(path, one) for one in wide))
+
+
+def _holds(path: str, other: str) -> bool:
+    return Path(other).is_relative_to(path)
 
 
 def _libraries() -> set[str]:

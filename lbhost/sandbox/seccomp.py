@@ -65,6 +65,23 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "kexec_file_load": (320, 294),
     "reboot": (169, 142),
     "open_by_handle_at": (304, 265),
+    # System V's and POSIX's shared things, which belong to whoever is of this user.
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    # No watch over who opens and changes what.
+    "inotify_add_watch": (254, 27),
+    "fanotify_init": (300, 262),
     # Landlock knows no right for these: a file could be opened to other users, or made unusable.
     "chmod": (90, None),
     "fchmod": (91, 52),
@@ -99,6 +116,11 @@ _SENDING = (((44, 206), 3), ((46, 211), 2), ((307, 269), 3))
 _FAST_OPEN = 0x20000000
 """MSG_FASTOPEN: connects without `connect`, where Landlock does not look. A listening socket that
 was shut down could."""
+_CONTROL = (16, 29)
+"""ioctl, whose second argument says what."""
+_TYPING = (0x5412, 0x541C, 0x541D)
+"""TIOCSTI, TIOCLINUX and TIOCCONS: the server's output may be its user's terminal, and what is
+typed there is run by a shell that nobody confines."""
 _LIMITS = (302, 261)
 """prlimit64: a CPU limit of 0 ends another process as a signal does."""
 _CLONE, _CLONE3 = (56, 220), (435, 435)
@@ -171,6 +193,8 @@ def _by_argument(column: int) -> _Code:
     for numbers, argument in _SENDING:
         look = [(_IF_ANY_BIT, 0, 1, _FAST_OPEN), _REFUSE, _PERMIT]
         code += _if_call(numbers[column], argument, look)
+    looks = [(_IF_EQUAL, len(_TYPING) - i, 0, kind) for i, kind in enumerate(_TYPING)]
+    code += _if_call(_CONTROL[column], 1, [*looks, _PERMIT, _REFUSE])
     code += _if_call(_LIMITS[column], 0, [(_IF_EQUAL, 1, 0, 0), _REFUSE, _PERMIT])
     look = [(_IF_ANY_BIT, 0, 1, _NEW_NAMESPACES), _REFUSE, _PERMIT]
     return code + _if_call(_CLONE[column], 0, look)

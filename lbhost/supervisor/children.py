@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from lbhost import log
-from lbhost.linux import die_with_parent, ignore_stop_signals
+from lbhost.linux import die_with_parent, ignore_stop_signals, parent
 from lbhost.sandbox.calls import no_core_dumps, no_new_privileges
 
 Exited = Callable[[str, bool], None]
@@ -121,6 +121,10 @@ class Children:
         self._watched[pid] = (pidfd, watcher)
         asyncio.get_running_loop().add_reader(pidfd, self._ended, pid)
         return True
+
+    def is_new(self, pid: int) -> bool:
+        """Whether it is a child of ours that nobody watches yet."""
+        return pid not in self._watched and parent(pid) == os.getpid()
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         """Send a signal to a watched child; nothing if it is gone."""

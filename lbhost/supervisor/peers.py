@@ -44,10 +44,16 @@ def may_command(peer: Peer) -> bool:
 
 
 def is_ours(pid: int) -> bool:
-    """Whether we have made it, or what made it. We are the subreaper: nobody gets away."""
+    """Whether we have made it, or what made it. We are the subreaper: nobody gets away.
+
+    Who has ended may have been ours: its connection lives on in whoever else has it.
+    """
     ours, above = os.getpid(), pid
     for _ in range(_MOST_ANCESTORS):
-        above = parent(above) or 0
+        found = parent(above)
+        if found is None and above == pid != 0:
+            return True
+        above = found or 0
         if above == ours:
             return True
         if above <= 1:

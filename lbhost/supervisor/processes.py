@@ -165,6 +165,9 @@ class Processes:
         if worker.pid is not None:
             return
         epoch = worker.epoch
+        if not self._children.is_new(pid):  # a fork server that was taken over could have it killed
+            self._gone(worker, epoch, f"named process {pid}, which is no new child of ours")
+            return
         try:
             known = self._children.watch(pid, lambda how, _well: self._gone(worker, epoch, how))
             why = "ended at once"

@@ -19,7 +19,7 @@ from lbhost.errors import (
     NotReadyError,
     UnprocessableError,
 )
-from lbhost.gateway.scheduling import dispatcher as dispatch
+from lbhost.gateway.scheduling import readiness, reports
 from lbhost.gateway.scheduling.deltas import TextDelta
 from lbhost.gateway.scheduling.job import JobState
 from running_gateway import PATIENCE_S, until
@@ -264,7 +264,7 @@ async def test_a_worker_whose_link_is_still_on_its_way_is_waited_for() -> None:
 async def test_queued_requests_are_told_when_no_worker_will_come(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "NOT_READY_GRACE_S", 0.05)
+    monkeypatch.setattr(readiness, "NOT_READY_GRACE_S", 0.05)
     async with bench(slots=1) as b:
         (fake,) = b.workers
         fake.hold()
@@ -281,7 +281,7 @@ async def test_a_queued_request_ends_at_its_deadline(setting: str) -> None:
     async with bench(slots=1) as b:
         b.workers[0].hold()
         running = b.submit()
-        b.dispatcher._settings = msgspec.structs.replace(Settings(slots=1), **{setting: 0.05})
+        b.dispatcher.adopt(msgspec.structs.replace(Settings(slots=1), **{setting: 0.05}))
         queued = b.submit()
         await over(queued)
         assert isinstance(queued.error, DeadlineError)
@@ -304,7 +304,7 @@ async def test_a_requests_time_counts_from_its_arrival() -> None:
         with pytest.raises(DeadlineError):
             b.submit(ago_s=1000.0)
         assert (b.dispatcher.active, b.workers[0].submits) == (0, [])
-        b.dispatcher._settings = Settings(request_timeout_s=1000.2)
+        b.dispatcher.adopt(Settings(request_timeout_s=1000.2))
         b.workers[0].hold()
         late = b.submit(ago_s=1000.0)
         await over(late)
@@ -341,7 +341,7 @@ async def test_what_outlives_the_grace_ends_with_an_error() -> None:
 
 
 async def test_a_client_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "MAX_UNTAKEN", 1000)
+    monkeypatch.setattr(reports, "MAX_UNTAKEN", 1000)
     async with bench(script=Script(answer=lambda _: ["x" * 100] * 50)) as b:
         job = b.submit()
         await until(lambda: job.over, "it is cut off")
@@ -352,7 +352,7 @@ async def test_a_client_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPa
 async def test_a_plain_answer_may_be_longer_than_what_a_stream_may_leave_untaken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_UNTAKEN", 1000)
+    monkeypatch.setattr(reports, "MAX_UNTAKEN", 1000)
     async with bench(script=Script(answer=lambda _: ["x" * 100] * 50)) as b:
         job = b.submit(stream=False)
         assert await over(job) == "x" * 5000

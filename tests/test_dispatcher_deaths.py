@@ -14,8 +14,7 @@ from lbhost.errors import (
     QueryOfDeathError,
     WorkerLostError,
 )
-from lbhost.gateway.scheduling import dispatcher as dispatch
-from lbhost.gateway.scheduling import suspicion
+from lbhost.gateway.scheduling import losses, suspicion
 from lbhost.gateway.scheduling.job import Job
 from lbhost.worker.interfaces import MAX_FAILURES
 from running_gateway import until
@@ -168,10 +167,10 @@ async def test_killed_workers_say_nothing_about_requests() -> None:
 async def test_a_request_whose_workers_are_killed_again_and_again_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(losses, "MAX_ATTEMPTS", 3)
     async with bench() as b:
         job: Job | None = None
-        for epoch in range(1, dispatch.MAX_ATTEMPTS + 1):
+        for epoch in range(1, losses.MAX_ATTEMPTS + 1):
             fake = b.workers[-1] if epoch == 1 else await b.add(0, epoch=epoch)
             fake.hold()
             job = job or b.submit()
@@ -180,4 +179,4 @@ async def test_a_request_whose_workers_are_killed_again_and_again_is_given_up(
         assert job is not None
         await over(job)
         assert isinstance(job.error, WorkerLostError)
-        assert job.attempts == dispatch.MAX_ATTEMPTS
+        assert job.attempts == losses.MAX_ATTEMPTS

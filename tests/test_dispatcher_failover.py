@@ -19,7 +19,6 @@ from lbhost.board import WorkerState
 from lbhost.gateway.scheduling import moving
 from lbhost.gateway.scheduling.deltas import text_of
 from lbhost.gateway.scheduling.job import JobState
-from lbhost.gateway.scheduling.observer import GuardedObserver
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 from lbhost.gateway.states.plane import Plane
 from lbhost.gateway.states.purse import Purse
@@ -252,7 +251,7 @@ async def test_an_observer_and_a_log_that_fail_leave_no_job_and_no_slot_behind(
     failed: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
     async with bench() as b:
-        b.dispatcher._observer = GuardedObserver(Failing())
+        b.dispatcher._observer._observer = Failing()
         monkeypatch.setattr(log, "get", lambda: Failing())
         (first,) = b.workers
         first.hold()

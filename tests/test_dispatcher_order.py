@@ -14,7 +14,7 @@ from lbhost.errors import (
     DeadlineError,
     QueueFullError,
 )
-from lbhost.gateway.scheduling import dispatcher as dispatch
+from lbhost.gateway.scheduling import arrivals
 from lbhost.gateway.scheduling.job import Job, JobState
 from lbhost.gateway.scheduling.job_queue import LOOKAHEAD
 from running_gateway import until
@@ -42,7 +42,7 @@ async def test_a_long_request_is_passed_by_none_that_arrives_much_later() -> Non
         # It takes a minute, and would for ever be later than short ones that go on arriving.
         running = b.submit(10, 1, ago_s=40.0)
         short = b.submit(20, 1)
-        long = b.submit(1500, 5000, ago_s=dispatch.MAX_OVERTAKEN_S + 1.0, ignore_eos=True)
+        long = b.submit(1500, 5000, ago_s=arrivals.MAX_OVERTAKEN_S + 1.0, ignore_eos=True)
         soon = b.submit(30, 1, ago_s=10.0)
         assert (short.state, long.state) == (JobState.QUEUED, JobState.QUEUED)
         fake.release()
@@ -139,7 +139,7 @@ async def test_priority_overtakes_and_flex_gets_what_nobody_else_wants() -> None
         flex = b.submit(12, 1, rank=order.FLEX, ago_s=50.0)
         usual = b.submit(13, 1)
         priority = b.submit(14, 1, rank=order.PRIORITY)
-        old = b.submit(15, 1, ago_s=dispatch.PRIORITY_AHEAD_S + 10.0)
+        old = b.submit(15, 1, ago_s=arrivals.PRIORITY_AHEAD_S + 10.0)
         fake.release()
         for job in (*running, flex, usual, priority, old):
             await over(job)

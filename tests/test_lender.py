@@ -176,5 +176,5 @@ async def test_the_last_request_leaves_no_timer() -> None:
     async with box(1) as b:
         await over(b.submit())
         await until(lambda: b.dispatcher.in_flight == 0, "it has ended")
-        assert b.dispatcher._look is None
+        assert b.dispatcher._upkeep.rests
         await asyncio.sleep(0)

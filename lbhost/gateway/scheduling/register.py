@@ -1,0 +1,122 @@
+"""Which job is where: every change of a job's state between its submit and its end.
+
+Owns the jobs, the attempts of those that run, and their deadlines. Decides nothing; the dispatcher
+and those that hear of workers say what becomes of whom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from lbhost import order, wire
+from lbhost.errors import DeadlineError, LbhostError
+from lbhost.gateway.scheduling.admission import Admission
+from lbhost.gateway.scheduling.deadlines import Deadlines
+from lbhost.gateway.scheduling.job import Job, JobState
+from lbhost.gateway.scheduling.job_queue import JobQueue
+from lbhost.gateway.scheduling.observer import GuardedObserver
+from lbhost.gateway.scheduling.pace import Pace
+from lbhost.gateway.scheduling.router import Router
+from lbhost.gateway.scheduling.sessions import Attempt, Sessions
+
+_REQUEUED_FIRST = -1e9
+
+
+class Register:
+    """See the module."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        queue: JobQueue,
+        pace: Pace,
+        router: Router,
+        admission: Admission,
+        observer: GuardedObserver,
+        clock: Callable[[], float],
+    ) -> None:
+        """`admission` has the settings in force."""
+        self._sessions = sessions
+        self._queue = queue
+        self._pace = pace
+        self._router = router
+        self._admission = admission
+        self._observer = observer
+        self._clock = clock
+        self._deadlines = Deadlines(self._on_deadline, clock)
+        self.jobs: dict[int, Job] = {}
+        """All that have not ended, by number."""
+        self.attempts: dict[int, Attempt] = {}
+        """Of those that a worker has, by the job's number."""
+        self.idle = asyncio.Event()
+        """Whether there are none."""
+        self.idle.set()
+
+    def add(self, job: Job) -> None:
+        """A new one, which waits."""
+        self.jobs[job.number] = job
+        self.idle.clear()
+        self._enqueue(job)
+
+    def placed(self, attempts: Iterable[Attempt]) -> None:
+        """These have left the queue for a worker's slots."""
+        for attempt in attempts:
+            job = attempt.job
+            self.attempts[job.number] = attempt
+            self._deadlines.set(job, job.arrived + self._admission.settings.request_timeout_s)
+
+    def requeue(self, job: Job, *, in_place: bool = False) -> None:
+        """Back with what it has so far: to the front, or to the place that its arrival gave it."""
+        del self.attempts[job.number]
+        job.to_be_continued()
+        if job.begun:
+            job.expected_tokens = self._router.expected_tokens(job.work, job.completion_tokens)
+        job.order = job.place if in_place else job.arrived + _REQUEUED_FIRST
+        self._enqueue(job)
+
+    def drop(self, job: Job, error: LbhostError | None) -> None:
+        """End a job early, wherever it is. Its slot comes back when the worker says so."""
+        if job.state is JobState.QUEUED:
+            self._queue.remove(job)
+            self._pace.waiting(bool(self._queue), self._clock())
+        else:
+            attempt = self.attempts[job.number]
+            attempt.session.link.send(wire.encode(wire.Cancel(attempt.number)))
+        self.end(job, error=error)
+
+    def end(
+        self, job: Job, *, finish: wire.Finish | None = None, error: LbhostError | None = None
+    ) -> None:
+        """With an answer, an error, or neither: nobody wants it any more."""
+        self._deadlines.clear(job)
+        self.attempts.pop(job.number, None)
+        del self.jobs[job.number]
+        job.end(finish, error)
+        if not self.jobs:
+            self.idle.set()
+        self._observer.ended(job, self._clock())
+
+    def close(self) -> None:
+        """No deadline comes any more."""
+        self._deadlines.close()
+
+    def _enqueue(self, job: Job) -> None:
+        settings = self._admission.settings
+        job.state = JobState.QUEUED
+        job.queued = self._clock()
+        self._queue.add(job)
+        latest = job.arrived + settings.request_timeout_s
+        if job.work.rank != order.FLEX and not job.begun:
+            latest = min(latest, job.queued + settings.queue_timeout_s)
+        self._deadlines.set(job, latest)
+
+    def _on_deadline(self, job: Job) -> None:
+        waited = self._clock() - job.arrived
+        if job.state is JobState.RUNNING:
+            assert job.worker is not None
+            self._sessions.tally(job.worker).timeouts += 1
+            message = f"not done after {waited:.1f} s, which is the limit"
+        else:
+            message = f"no worker had room within {waited:.1f} s"
+        self.drop(job, DeadlineError(message, retry_after_s=self._admission.wait_s()))

@@ -226,3 +226,22 @@ def all_waited_s(pid: int) -> float | None:
         return None
     known = [wait for wait in waits if wait is not None]
     return sum(known) if known else None
+
+
+def runnable(pid: int) -> bool:
+    """Whether a thread of a process runs, or is ready to run and has no CPU, at this moment.
+
+    The kernel counts a wait (`waited_s`) only when it is over: until then this alone shows it.
+    """
+    try:
+        return any(_state(pid, thread) == b"R" for thread in threads(pid))
+    except OSError:
+        return False
+
+
+def _state(pid: int, thread: int) -> bytes:
+    """One letter; empty when the thread has just ended."""
+    with contextlib.suppress(OSError):
+        stat = Path(f"/proc/{pid}/task/{thread}/stat").read_bytes()
+        return stat.rpartition(b")")[2].split()[0]
+    return b""

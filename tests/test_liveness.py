@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
-from lbhost.linux import all_waited_s, waited_s
+from lbhost.linux import all_waited_s, runnable, waited_s
 from lbhost.supervisor.liveness import (
     Budget,
     Look,
@@ -16,7 +17,7 @@ from lbhost.supervisor.liveness import (
     quiet_budget,
     step_budget,
 )
-from serving import wait_for
+from serving import spinning, wait_for
 
 TICK = 0.25
 
@@ -144,6 +145,47 @@ def test_a_process_that_waits_for_a_cpu_is_not_hung() -> None:
         look = Look(now + n * TICK, True, (1,), 5.0, waited_s=39 * TICK)
         watch, verdict = judge(watch, look, step_budget(0.05))
     assert verdict is Verdict.HUNG
+
+
+def test_a_process_that_has_waited_for_a_cpu_all_the_time_is_not_hung() -> None:
+    """The kernel has not counted any of that yet."""
+    watch, now, verdict = None, 100.0, Verdict.FINE
+    for n in range(40):
+        look = Look(now + n * TICK, True, (1,), 5.0, waited_s=1.0, runnable=True)
+        watch, verdict = judge(watch, look, step_budget(0.05))
+        assert verdict is Verdict.FINE
+    for n in range(40, 46):
+        look = Look(now + n * TICK, True, (1,), 5.0, waited_s=1.0)
+        watch, verdict = judge(watch, look, step_budget(0.05))
+    assert verdict is Verdict.HUNG
+
+
+def test_who_is_ready_to_run_and_has_no_cpu_is_runnable() -> None:
+    script = (
+        "import os, sys\n"
+        "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
+        "print(flush=True)\n"
+        "while sys.argv[1] == 'spin': pass\n"
+        "sys.stdin.read()\n"
+    )
+    for how in ("spin", "sleep"):
+        with (
+            spinning(min(os.sched_getaffinity(0))),
+            subprocess.Popen(
+                [sys.executable, "-c", script, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as process,
+        ):
+            try:
+                assert process.stdout is not None
+                process.stdout.readline()
+                if how == "spin":
+                    assert all(runnable(process.pid) for _ in range(100))
+                else:
+                    wait_for(lambda: not runnable(process.pid), "it sleeps")
+            finally:
+                process.kill()
+        assert not runnable(process.pid)
 
 
 def test_a_thread_that_waits_for_a_cpu_counts_as_its_processs_wait() -> None:

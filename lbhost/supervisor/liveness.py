@@ -45,6 +45,9 @@ class Look(msgspec.Struct, frozen=True):
     """Time that its threads were ready to run and got no CPU, together; None if that is not known.
     Beside others a process gets little CPU or none for a while: it is slow then, not hung. Of
     several threads the main one sleeps until the last of them is through."""
+    runnable: bool = False
+    """Whether one of its threads runs or waits for a CPU now. A wait is in `waited_s` only when it
+    is over: one of 1.4 s was seen, of a process of the lowest priority beside a busy one."""
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -98,7 +101,7 @@ def judge(watch: Watch | None, look: Look, budget: Budget) -> tuple[Watch, Verdi
         return begin(look), Verdict.FINE
     now = look.now_s
     wanted_s = look.cpu_s - watch.look.cpu_s + _waited(watch.look, look)
-    computing = wanted_s > IDLE_CPU * (now - watch.look.now_s)
+    computing = look.runnable or wanted_s > IDLE_CPU * (now - watch.look.now_s)
     cpu_at = now if computing else watch.cpu_at_s
     if not look.busy or not watch.look.busy or look.progress != watch.look.progress:
         # Time without work is not time without progress: the count begins with the work.

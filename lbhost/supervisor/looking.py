@@ -6,7 +6,7 @@ Only reads; pool.py acts on the verdict.
 from __future__ import annotations
 
 from lbhost.board import ProgressRow, TrafficRow, WorkerState
-from lbhost.linux import all_waited_s, cpu_s
+from lbhost.linux import all_waited_s, cpu_s, runnable
 from lbhost.supervisor import liveness
 from lbhost.supervisor.liveness import Verdict
 from lbhost.supervisor.worker import Worker
@@ -41,6 +41,7 @@ def look(
     before = worker.watch
     stalled = busy and before is not None and before.look.progress == seen
     waited = all_waited_s(worker.pid) if stalled else None
-    found = liveness.Look(now_s, busy, seen, used, waited)
+    wanting = stalled and runnable(worker.pid)
+    found = liveness.Look(now_s, busy, seen, used, waited, wanting)
     worker.watch, verdict = liveness.judge(before, found, budget)
     return verdict

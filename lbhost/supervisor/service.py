@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from lbhost import control
-from lbhost.linux import cpu_s, waited_s
+from lbhost.linux import cpu_s, runnable, waited_s
 from lbhost.status import ProcessStatus
 from lbhost.supervisor import liveness
 from lbhost.supervisor.budget import Restarts, after_crash
@@ -154,7 +154,8 @@ class Service:
             return
         assert self.pid is not None
         waited = waited_s(self.pid) if busy else None
-        look = liveness.Look(now_s, busy, progress, used, waited)
+        wanting = busy and runnable(self.pid)
+        look = liveness.Look(now_s, busy, progress, used, waited, wanting)
         self._watch, verdict = liveness.judge(self._watch, look, budget)
         if verdict is not liveness.Verdict.FINE:
             self._watch = None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,17 +158,11 @@ class Configuration:
         """
         if dry_run:
             return "\n".join(self.look()[1].lines) or "nothing would change"
-        async with self._one:
-            try:
-                after, plan = self.look()
-                self._check(plan, after, operations)
-                if plan.keys(How.HANDOVER):
-                    why = f"reload of {', '.join(plan.keys(*How))}"
-                    return await self._hand_over(why, after, plan, gateway, hand_over)
-                return await self._change(after, plan, operations, gateway)
-            except LbhostError as error:
-                self._events.add("error", "reload", f"reload: {error.message}")
-                raise
+        async with self._looking("reload", operations) as (after, plan):
+            if plan.keys(How.HANDOVER):
+                why = f"reload of {', '.join(plan.keys(*How))}"
+                return await self._hand_over(why, after, plan, gateway, hand_over)
+            return await self._change(after, plan, operations, gateway)
 
     async def upgrade(
         self,
@@ -180,13 +175,21 @@ class Configuration:
         Raises:
             UsageError, ConflictError: see `reload`.
         """
+        async with self._looking("upgrade", operations) as (after, plan):
+            return await self._hand_over("upgrade", after, plan, gateway, hand_over)
+
+    @asynccontextmanager
+    async def _looking(
+        self, what: str, operations: Operations
+    ) -> AsyncIterator[tuple[Settings, Plan]]:
+        """The configuration as it is now, and what it takes; one at a time. What fails is told."""
         async with self._one:
             try:
                 after, plan = self.look()
                 self._check(plan, after, operations)
-                return await self._hand_over("upgrade", after, plan, gateway, hand_over)
+                yield after, plan
             except LbhostError as error:
-                self._events.add("error", "reload", f"upgrade: {error.message}")
+                self._events.add("error", "reload", f"{what}: {error.message}")
                 raise
 
     async def _hand_over(

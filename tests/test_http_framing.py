@@ -127,3 +127,53 @@ async def test_requests_that_two_servers_could_read_in_two_ways_are_refused(line
     async with running_gateway() as g:
         head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         check_refusal(await g.raw(head.encode() + lines), 400, None)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"rubbish\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_what_is_not_http_is_a_400(garbage: bytes) -> None:
+    async with running_gateway() as g:
+        check_refusal(await g.raw(garbage), 400, None)
+
+
+async def test_an_upgrade_is_answered_as_if_not_asked_for() -> None:
+    async with running_gateway(keep_alive_s=0.1) as g:
+        asked = (
+            b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+        )
+        assert read(await g.raw(asked))[0] == 200
+
+
+async def test_a_second_request_before_the_first_is_answered_is_dropped() -> None:
+    async with running_gateway() as g:
+        (fake,) = g.workers
+        fake.hold()
+        body = json.dumps(HELLO).encode()
+        both = asyncio.create_task(g.raw(post(body) + post(body)))
+        await until(lambda: fake.submits, "the worker has it")
+        fake.release()
+        status, headers, _ = read(await both)
+        assert (status, headers["connection"]) == (200, "close")
+        assert len(fake.submits) == 1
+
+
+async def test_pipelining_does_not_hide_that_a_client_has_gone() -> None:
+    async with running_gateway() as g:
+        (fake,) = g.workers
+        fake.hold()
+        body = json.dumps(HELLO).encode()
+        _, writer = await asyncio.open_connection("127.0.0.1", g.port)
+        writer.write(post(body) + post(body))
+        await until(lambda: fake.submits, "the worker has it")
+        writer.close()
+        await until(lambda: fake.cancels, "the worker is told")

@@ -168,56 +168,6 @@ async def test_clients_that_send_a_byte_at_a_time_do_not_hold_up_another() -> No
             await asyncio.gather(dripping, *answers, return_exceptions=True)
 
 
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"rubbish\r\n\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\nhost: localhost\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
-    ],
-)
-async def test_what_is_not_http_is_a_400(garbage: bytes) -> None:
-    async with running_gateway() as g:
-        check_refusal(await g.raw(garbage), 400, None)
-
-
-async def test_an_upgrade_is_answered_as_if_not_asked_for() -> None:
-    async with running_gateway(keep_alive_s=0.1) as g:
-        asked = (
-            b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
-        )
-        assert read(await g.raw(asked))[0] == 200
-
-
-async def test_a_second_request_before_the_first_is_answered_is_dropped() -> None:
-    async with running_gateway() as g:
-        (fake,) = g.workers
-        fake.hold()
-        body = json.dumps(HELLO).encode()
-        both = asyncio.create_task(g.raw(post(body) + post(body)))
-        await until(lambda: fake.submits, "the worker has it")
-        fake.release()
-        status, headers, _ = read(await both)
-        assert (status, headers["connection"]) == (200, "close")
-        assert len(fake.submits) == 1
-
-
-async def test_pipelining_does_not_hide_that_a_client_has_gone() -> None:
-    async with running_gateway() as g:
-        (fake,) = g.workers
-        fake.hold()
-        body = json.dumps(HELLO).encode()
-        _, writer = await asyncio.open_connection("127.0.0.1", g.port)
-        writer.write(post(body) + post(body))
-        await until(lambda: fake.submits, "the worker has it")
-        writer.close()
-        await until(lambda: fake.cancels, "the worker is told")
-
-
 async def test_a_refusal_before_the_body_closes_the_connection() -> None:
     async with running_gateway() as g:
         response = await g.raw(

@@ -1,6 +1,7 @@
 """One table of `[[models]]` in lbhost.toml: a model of several, and what it has of its own.
 
-What a table leaves out is as the server's settings say. `served.py` puts the two together. Pure.
+What a table leaves out is as the server's settings say; Settings.served puts the two together.
+Pure.
 """
 
 from __future__ import annotations

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from lbhost.board import WorkerState
 from lbhost.config import Settings
-from lbhost.errors import InvalidRequestError, StartupError
+from lbhost.errors import ConflictError, InvalidRequestError, StartupError
 from lbhost.source import Source
 from lbhost.status import ModelStatus
-from supervising import Box, box, refused
+from supervising import PATIENCE_S, Box, box, refused
 
 pytestmark = pytest.mark.anyio
 
@@ -133,6 +134,29 @@ async def test_a_model_that_cannot_start_leaves_the_others_serving(
         await running.state(1, S.READY)
         assert model(running, "vectors").state == "ready"
         assert model(running, "vectors").failure is None
+
+
+async def test_no_command_waits_for_a_model_that_cannot_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = {"fork_server-chat": "fail"}
+    why = "fork_server-chat was told to fail"
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        box(tmp_path, monkeypatch, models=TWO, workers=1, modes=modes) as running,
+    ):
+        said = await running.server.restart_all()
+        assert said == (f"vectors: rolling restart done: 1 workers; chat: not restarted, {why}")
+        for command in (
+            running.server.restart(0),
+            running.server.resume(0),
+            running.server.scale(2, "chat"),
+        ):
+            message = await refused(command, ConflictError)
+            assert message.endswith(f"does not start: {why}")
+        assert await running.server.scale(2, "vectors") == "vectors: 2 workers"
+        running.tell("fork_server-chat", "")
+        await running.state(0, S.READY)
 
 
 async def test_where_no_model_can_start_there_is_no_server(

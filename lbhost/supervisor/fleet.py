@@ -59,6 +59,11 @@ class Served:
         return self.failure
 
     @property
+    def unloadable(self) -> str | None:
+        """Why its workers wait for weights that cannot be loaded; None: they do not."""
+        return None if self.hopeless is None else self.failure
+
+    @property
     def state(self) -> str:
         """ready, degraded (some worker that should be up is not), starting, failed, or stopped
         (none is wanted up)."""

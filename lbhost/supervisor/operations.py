@@ -107,15 +107,20 @@ class Operations:
         """A rolling restart of every worker that is wanted up, see rolling.py; one model after the
         other.
 
-        Stops at the first that does not come up; the spare goes then too.
+        Stops at the first that does not come up; the spare goes then too. Models without a worker
+        come last, and one whose weights cannot be loaded is left out: it has nothing to restart.
 
         Raises:
             ConflictError: another one runs, nothing is wanted up, or a worker did not come up.
         """
         self.require_alone("start a rolling restart")
-        rolled = [pool for pool in self.fleet.pools if _running(pool)]
+        models = [model for model in self.fleet if _running(model.pool)]
+        models.sort(key=lambda model: model.hopeless is not None)
+        rolled = [model.pool for model in models if model.unloadable is None]
+        left = [m.pool.naming(f"not restarted, {m.unloadable}") for m in models if m.unloadable]
         if not rolled:
-            raise ConflictError("no worker is wanted up: there is nothing to restart")
+            why = "; ".join(left) or "no worker is wanted up"
+            raise ConflictError(f"{why}: there is nothing to restart")
         said = []
         try:
             for pool in rolled:
@@ -123,7 +128,7 @@ class Operations:
                 said.append(await self._restart_all(pool))
         finally:
             self._more_to_roll = False
-        return "; ".join(said)
+        return "; ".join([*said, *left])
 
     async def _restart_all(self, pool: Pool) -> str:
         members = _running(pool)
@@ -219,10 +224,12 @@ class Operations:
             ConflictError: it will not be.
         """
 
+        model = next(model for model in self.fleet if model.pool is pool)
+
         def settled() -> bool:
             up = worker.state in lifecycle.UP
             over = worker.state is _S.FAILED or not pool.wanted(worker).runs
-            return up or over or self.stopping
+            return up or over or self.stopping or model.unloadable is not None
 
         await pool.until(settled)
         if worker.state in lifecycle.UP:
@@ -233,6 +240,8 @@ class Operations:
         if want.up and not want.leaving and want.home is None:
             has = self.homes.describe()
             raise ConflictError(f"there is no core for {worker.name}: this server has {has}")
+        if want.runs and model.unloadable is not None and not self.stopping:
+            raise ConflictError(f"{worker.name} does not start: {model.unloadable}")
         raise ConflictError(f"{worker.name} was taken down before it was up")
 
     def _want(self, pool: Pool, worker: Worker, **changes: object) -> None:

@@ -440,6 +440,7 @@ class Supervisor(Commanded):
         model = self.fleet.of_service(service)
         if model is not None:
             model.failure = why
+            self._shared.changes.notify()
         alone = model is None or None not in [one.hopeless for one in self.fleet]
         if not self._announced and alone:
             self._give_up(why)

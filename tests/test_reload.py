@@ -99,6 +99,26 @@ async def test_a_configuration_that_is_no_good_changes_nothing(
         assert await running.server.reload() == "nothing has changed"
 
 
+async def test_settings_that_no_gateway_could_begin_with_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    async with box(
+        tmp_path, monkeypatch, settings=file.settings, source=file.source, workers=1
+    ) as running:
+        before = running.server.gateway.pid
+
+        def origins(count: int) -> str:
+            return f"allowed_origins = {[f'http://host-{i:034}' for i in range(count)]}"
+
+        file.write(origins(1000))
+        await running.server.reload()
+        assert running.server.gateway.pid == before, "what fits is told"
+        file.write(origins(2000))
+        message = await refused(running.server.reload(), UsageError)
+        assert "shorten allowed_hosts or allowed_origins" in message
+        assert len(running.server.desired.settings.allowed_origins) == 1000
+
+
 async def test_what_workers_are_made_with_comes_by_a_rolling_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
 ) -> None:

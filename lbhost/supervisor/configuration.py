@@ -33,6 +33,11 @@ TOLD_LIMIT_S = 30.0
 """A gateway that works takes other settings in some milliseconds; else it will have them when it
 has been started again."""
 
+_TOO_LONG = (
+    "the settings and the models' files are more than a gateway can be told at once: shorten "
+    "allowed_hosts or allowed_origins, or serve fewer models"
+)
+
 
 class Configuration:
     """See the module.
@@ -67,8 +72,8 @@ class Configuration:
         self._told = 0
         """The newest change that the gateway has in force."""
         self._one = asyncio.Lock()
-        if control.size(self.first_to_gateway()[0]) > control.MAX_PACKET:
-            raise StartupError("the models have too many files for one server: serve fewer")
+        if self._too_long(desired.settings):
+            raise StartupError(_TOO_LONG)
 
     # --- what children begin with -----------------------------------------------------------
 
@@ -77,7 +82,7 @@ class Configuration:
         made = self._prepared.models[model]
         wanted = self._desired.models[made.name]
         configure = control.Configure(
-            settings=msgspec.structs.replace(wanted.settings, api_key=None),
+            settings=_of_model(wanted.settings),
             model_path=made.file.path,
             model_alias=made.name,
             n_ctx=made.n_ctx,
@@ -90,14 +95,17 @@ class Configuration:
 
     def first_to_gateway(self) -> tuple[control.Serve, Sequence[int]]:
         """The first message to a gateway, which has the API key too."""
-        models = [self.first(i, None)[0] for i in range(len(self._prepared.models))]
         self._told = self._number
-        serve = control.Serve(self._of_gateway(), tuple(models))
+        serve = self._serve(self._desired.settings)
         return serve, (self._prepared.board.fd, self._listener.fileno())
 
-    def _of_gateway(self) -> Settings:
-        """The tables are told of as models."""
-        return msgspec.structs.replace(self._desired.settings, models=())
+    def _serve(self, settings: Settings) -> control.Serve:
+        models = [self.first(i, None)[0] for i in range(len(self._prepared.models))]
+        return control.Serve(_of_gateway(settings), tuple(models))
+
+    def _too_long(self, settings: Settings) -> bool:
+        """Whether no gateway could begin with these. It is told of a change in less."""
+        return control.size(self._serve(settings)) > control.MAX_PACKET
 
     # --- what the gateway is told later -------------------------------------------------------
 
@@ -108,11 +116,9 @@ class Configuration:
     def tell(self, gateway: Service) -> None:
         """Tell the gateway what it has not yet; again until it has answered."""
         if not self.in_force() and gateway.state == "ready":
-            models = [
-                msgspec.structs.replace(model.settings, api_key=None)
-                for model in self._desired.models.values()
-            ]
-            gateway.send(control.Reconfigure(self._number, self._of_gateway(), tuple(models)))
+            models = tuple(_of_model(model.settings) for model in self._desired.models.values())
+            settings = _of_gateway(self._desired.settings)
+            gateway.send(control.Reconfigure(self._number, settings, models))
 
     def told(self, number: int) -> None:
         """The gateway's answer."""
@@ -214,6 +220,8 @@ class Configuration:
                     "lbhost only: nothing was changed"
                 )
         exposure.check(after, self._listener)
+        if self._too_long(after):
+            raise UsageError(f"{_TOO_LONG}: nothing was changed")
         if "memory_limit" in plan.keys(How.LIVE) and not plan.keys(How.HANDOVER):
             self._check_memory_limits(after)
         operations.require_alone("reload")
@@ -278,3 +286,13 @@ class Configuration:
             raise ConflictError(
                 "the gateway does not answer; it gets the new settings as soon as it does"
             ) from None
+
+
+def _of_gateway(settings: Settings) -> Settings:
+    """The server's own; the tables are told of as models."""
+    return msgspec.structs.replace(settings, models=())
+
+
+def _of_model(settings: Settings) -> Settings:
+    """Without what only a gateway needs, and has from the server's own."""
+    return msgspec.structs.replace(settings, api_key=None, allowed_hosts="", allowed_origins="")

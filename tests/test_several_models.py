@@ -125,6 +125,30 @@ async def test_a_key_may_use_its_own_models_and_hears_of_no_others(tmp_path: Pat
         assert [card["id"] for card in listed] == [MODEL, "second"]
         assert (await g.client.get("/v1/models/vectors")).status_code == 403
         assert (await g.client.get("/props?model=vectors")).status_code == 403
+        assert "vectors" not in json.dumps(await names_in_document(g))
+        path.write_text(path.read_text().replace('["second", "gpt"]', '["elsewhere"]'))
+        g.gateway.keyring.look()
+        assert MODEL not in refusal(await g.chat(), 403)["message"]
+        assert MODEL not in json.dumps(await names_in_document(g))
+        del g.client.headers["authorization"]
+        g.workers[VECTORS].set_state(WorkerState.STOPPED)
+        await until(lambda: g.gateway.not_ready() is not None, "the gateway has seen it")
+        health = await g.client.get("/readyz")
+        assert health.status_code == 503
+        assert "vectors" not in health.text, "nobody has to show a key to ask that"
+
+
+async def test_where_nothing_generates_no_memory_is_for_states() -> None:
+    async with running_gateway(purpose=EMBEDS, state_cache="1G") as g:
+        await until(lambda: (row := g.page.gateway.read(0)) and row.heartbeat_ns, "it writes")
+        row = g.page.gateway.read(0)
+        assert row is not None
+        assert row.state_limit == 0
+
+
+async def names_in_document(g: RunningGateway) -> list[Any]:
+    schemas = (await g.client.get("/openapi.json")).json()["components"]["schemas"]
+    return [schema.get("properties", {}).get("model") for schema in schemas.values()]
 
 
 async def post(g: RunningGateway, body: bytes) -> httpx2.Response:

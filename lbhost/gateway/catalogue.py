@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from lbhost.errors import InvalidRequestError, ModelNotFoundError, NotReadyError
+from lbhost.errors import (
+    InvalidRequestError,
+    ModelNotAllowedError,
+    ModelNotFoundError,
+    NotReadyError,
+)
 from lbhost.gateway.account import Account
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt import inputs
@@ -62,8 +67,11 @@ class Catalogue(Generic[M]):
 
     def check_any(self, account: Account | None) -> None:
         """Raises ModelNotAllowedError: there is none for this API key."""
-        if account is not None and not self.allowed(account):
-            account.check_model(self._models[0].name)
+        if account is None or self.allowed(account):
+            return
+        if self.only is not None:
+            account.check_model(self.only.name)
+        raise ModelNotAllowedError("this API key may not use any model here", param="model")
 
     def named(self, name: str, account: Account | None) -> M:
         """The model of a name or an alias.

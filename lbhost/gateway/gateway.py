@@ -119,7 +119,8 @@ class Gateway:
         self._page = start.page
         self._readings = Readings(start.page, settings, siblings=siblings)
         self._total = Figures()
-        self._purse = Purse(settings.state_cache_bytes)
+        self._generates = any(one.purpose.generates for one in start.models)
+        self._purse = Purse(settings.state_cache_bytes if self._generates else 0)
         common = self._common(start, helper_command)
         each = list(enumerate(zip(start.models, vocabs, strict=True)))
         self.models = Catalogue(
@@ -204,7 +205,7 @@ class Gateway:
         log.configure(settings.log_format, settings.log_level, "gateway")
         self._readings.settings = settings
         before = self.server.settings
-        if settings.state_cache_bytes != before.state_cache_bytes:
+        if self._generates and settings.state_cache_bytes != before.state_cache_bytes:
             self._purse.want(settings.state_cache_bytes)
         self.keyring.adopt(settings)
         for model in self.models:

@@ -6,7 +6,7 @@ Every answer carries x-request-id, every error the shape of its path. Owns no st
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ from lbhost.errors import (
     NotFoundError,
     NotReadyError,
 )
+from lbhost.gateway.account import Account
 from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.endpoint import Completions
 from lbhost.gateway.api.operations import OPERATIONS, PAGES
@@ -49,6 +50,9 @@ from lbhost.gateway.vector_cache import VectorCache
 
 _json = msgspec.json.Encoder().encode
 
+_DOCUMENTS = 8
+"""Kept, of 0.1 MB each: for API keys that may use different models."""
+
 
 def build(
     *,
@@ -66,7 +70,7 @@ def build(
     Args:
         on_loopback: only this machine can reach it.
     """
-    pages = _Pages(models, door, exposition)
+    pages = _Pages(models, door, exposition, keyring)
     native = NativePages(models)
     get: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
         ("/v1/models", pages.models),
@@ -117,11 +121,19 @@ def build(
 class _Pages:
     """The endpoints that only tell."""
 
-    def __init__(self, models: Catalogue[ServedModel], door: Door, exposition: Exposition) -> None:
+    def __init__(
+        self,
+        models: Catalogue[ServedModel],
+        door: Door,
+        exposition: Exposition,
+        keyring: Keyring,
+    ) -> None:
         self._models = models
         self._door = door
+        self._keyring = keyring
         self._exposition = exposition
-        self._openapi = _json(openapi.document(OPERATIONS, PAGES, served_at(models)))
+        self._documents = {self._names(None): _document(models)}
+        """The OpenAPI document by the models that it names: making one takes 0.1 s."""
         created = int(time.time())
         self._cards = {one.name: _card(one, created) for one in models}
 
@@ -140,11 +152,22 @@ class _Pages:
         why = self._door.not_ready()
         if why is None:
             return _ok(Health())
+        if self._keyring.needed:  # whoever asks has shown none, and is told of no model
+            why = "the server is not ready"
         # An answer to what was asked, no refusal: probes are not counted.
         return error_response(NotReadyError(why, retry_after_s=1), _exchange(request))
 
-    async def openapi(self, _: Request) -> Response:
-        return Response(self._openapi, media_type="application/json")
+    async def openapi(self, request: Request) -> Response:
+        account = _exchange(request).account
+        names = self._names(account)
+        if names not in self._documents:
+            if len(self._documents) >= _DOCUMENTS:
+                self._documents.popitem()
+            self._documents[names] = _document(self._models.allowed(account))
+        return Response(self._documents[names], media_type="application/json")
+
+    def _names(self, account: Account | None) -> tuple[str, ...]:
+        return tuple(one.name for one in self._models.allowed(account))
 
     async def metrics(self, _: Request) -> Response:
         return Response(self._exposition.text(), headers={"content-type": CONTENT_TYPE})
@@ -155,7 +178,11 @@ def _card(model: ServedModel, created: int) -> ModelCard:
     return ModelCard(model.name, created, meta)
 
 
-def served_at(models: Catalogue[ServedModel]) -> dict[str, list[str]]:
+def _document(models: Iterable[ServedModel]) -> bytes:
+    return _json(openapi.document(OPERATIONS, PAGES, served_at(list(models))))
+
+
+def served_at(models: Sequence[ServedModel]) -> dict[str, list[str]]:
     """The names by which models may be asked for, by the paths that take bodies."""
     every = [name for one in models for name in one.names]
     found: dict[str, list[str]] = {}

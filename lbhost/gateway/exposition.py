@@ -30,13 +30,20 @@ class Exposition:
     Args:
         models: each with its name.
         own: of the gateway as a whole.
+        several: whether series say which model's they are.
     """
 
     def __init__(
-        self, models: Sequence[tuple[str, CollectorRegistry]], own: CollectorRegistry
+        self,
+        models: Sequence[tuple[str, CollectorRegistry]],
+        own: CollectorRegistry,
+        *,
+        several: bool,
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Merged(models, own))
+        self._registry.register(
+            _Merged(models if several else [("", one) for _, one in models], own)
+        )
         self._text = b""
         self._made = -TEXT_FRESH_S
 
@@ -55,9 +62,7 @@ class _Merged(Collector):
     def __init__(
         self, models: Sequence[tuple[str, CollectorRegistry]], own: CollectorRegistry
     ) -> None:
-        several = len(models) > 1
-        self._sources = [(name if several else "", registry) for name, registry in models]
-        self._sources.append(("", own))
+        self._sources = [*models, ("", own)]
 
     def collect(self) -> Iterator[Metric]:
         merged: dict[str, Metric] = {}

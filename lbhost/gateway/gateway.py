@@ -143,7 +143,8 @@ class Gateway:
         own.register(KeyMetrics(self.keyring))
         own.register(CacheCollector(self.cache))
         registries = [(one.name, one.counters.registry) for one in self.models]
-        self._exposition = Exposition(registries, own)
+        several = len(start.models) > 1
+        self._exposition = Exposition(registries, own, several=several)
         only = self.models.only
         counter = Answers(own, self._total) if only is None else only.traffic
         self.server = Server(self._app(settings), settings, counter)
@@ -156,7 +157,7 @@ class Gateway:
             self._readings,
             self._total,
             self._purse,
-            Neighbours(),
+            Neighbours() if len(start.models) > 1 else None,
             Lender(self._readings, enabled=settings.lend),
             states // max(1, generating),
             helper_command,

@@ -42,7 +42,8 @@ class Common(msgspec.Struct, frozen=True):
     total: Figures
     """Of all models together."""
     purse: Purse
-    neighbours: Neighbours
+    neighbours: Neighbours | None
+    """None: there is but one model."""
     lender: Lender
     most_states: int
     """That each model may keep: every one holds a descriptor."""
@@ -68,7 +69,8 @@ class ServedModel:
         self.sessions = Sessions(
             ModelReadings(common.readings, number), settings.slots, common.neighbours
         )
-        common.neighbours.add(self.sessions)
+        if common.neighbours is not None:
+            common.neighbours.add(self.sessions)
         common.lender.add(self.sessions)
         self.traffic = Recorder(self.counters, common.total)
         self.states = Plane(

@@ -44,12 +44,13 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A GET of one path."""
+    """A GET of one path. With `by_model` its query may name one of several models in `model`."""
 
     name: str
     summary: str
     path: str
     answer: Any
+    by_model: bool = False
 
 
 OPERATIONS = (
@@ -153,8 +154,8 @@ OPERATIONS = (
 )
 
 PAGES = (
-    Page("listModels", "The model that is served", "/v1/models", pages.ModelList),
+    Page("listModels", "The models that are served", "/v1/models", pages.ModelList),
     Page("health", "Whether requests are answered now", "/health", pages.Health),
-    Page("props", "The model, as llama-server tells of it", "/props", pages.Props),
-    Page("slots", "What runs, as llama-server tells of it", "/slots", list[pages.Slot]),
+    Page("props", "The model, as llama-server tells of it", "/props", pages.Props, True),
+    Page("slots", "What runs, as llama-server tells of it", "/slots", list[pages.Slot], True),
 )

@@ -150,11 +150,16 @@ def _event(chunks: list[Schema], last: str) -> Schema:
 
 def _page(page: Page, answer: Schema, failure: Schema) -> dict[str, Any]:
     ok = {"description": "The answer.", "content": {JSON: {"schema": answer}}}
-    return {
+    described: dict[str, Any] = {
         "operationId": page.name,
         "summary": page.summary,
         "responses": {"200": ok, **_errors(_ERRORS_OF_PAGES, failure)},
     }
+    if page.by_model:
+        named = {"name": "model", "in": "query", "schema": {"type": "string"}}
+        described["parameters"] = [named]
+        described["responses"] |= _errors((ModelNotFoundError,), failure)
+    return described
 
 
 def _errors(errors: Sequence[type[LbhostError]], failure: Schema) -> dict[str, Any]:

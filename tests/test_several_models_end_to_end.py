@@ -1,0 +1,202 @@
+"""One real server with two chat models and an embedding model: together under load, and through
+kills, drains and a reload."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+import tiny_bert
+from faults.answers import Reference, margins, parted
+from lbhost.status import Status, WorkerStatus
+from llama_cpp_vectors import SHARED
+from serving import PATIENCE_S, Server, finished, text_of
+
+pytestmark = pytest.mark.e2e
+
+CHATS = ("first", "second")
+VECTORS = "vectors"
+TEXTS = [f"text {i}: the cat sat on mat number {i * 7}." for i in range(20)]
+PROMPTS = ("The history of Rome begins", "Once there was a fox that")
+TOKENS = 150
+
+Events = list[dict[str, Any]]
+
+
+class Box:
+    """The server and its lbhost.toml."""
+
+    def __init__(self, server: Server, config: Path) -> None:
+        self.server = server
+        self.config = config
+        self.whole = {
+            (name, prompt): self._undisturbed(name, prompt) for name in CHATS for prompt in PROMPTS
+        }
+
+    def _undisturbed(self, model: str, prompt: str) -> Reference:
+        fields = {"model": model, "logprobs": 2, "max_tokens": TOKENS, "ignore_eos": True}
+        choice = self.server.complete(prompt, **fields).json()["choices"][0]
+        return Reference(choice["text"], margins(choice["logprobs"]))
+
+    def load(self) -> Load:
+        """A stream of each prompt on each chat model, and embeddings all the while."""
+        server, fields = self.server, {"max_tokens": TOKENS, "ignore_eos": True}
+        streams = {
+            (name, prompt): server.later(server.stream, prompt, model=name, **fields)
+            for name, prompt in self.whole
+        }
+        embedded = [server.later(self.embed, text) for text in TEXTS]
+        load = Load(self, streams, embedded)
+        server.wait(lambda s: busy(s, "first") and busy(s, "second"), "both chat models compute")
+        return load
+
+    def embed(self, given: Any) -> httpx2.Response:
+        return self.server.http.post("/v1/embeddings", json={"model": VECTORS, "input": given})
+
+
+class Load:
+    """Requests that are on their way."""
+
+    def __init__(
+        self,
+        box: Box,
+        streams: dict[tuple[str, str], Future[Events]],
+        embedded: list[Future[httpx2.Response]],
+    ) -> None:
+        self._box = box
+        self._streams = streams
+        self._embedded = embedded
+
+    def check(self) -> None:
+        """None has failed, and each stream says what it says when nobody disturbs it.
+
+        From a near-tie on it may be another text: what is computed again in one go is rounded
+        otherwise than token by token.
+        """
+        for key, future in self._streams.items():
+            events = future.result(PATIENCE_S)
+            assert finished(events), events[-2:]
+            assert {event["model"] for event in events if "model" in event} == {key[0]}
+            text, whole = text_of(events), self._box.whole[key]
+            if text != whole.text:
+                at = parted(text, whole.text)
+                assert whole.is_near_tie(at), (text[at:], whole.text[at:])
+        for one in self._embedded:
+            answer = one.result(PATIENCE_S)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["model"] == VECTORS
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    folder = tmp_path_factory.mktemp("several")
+    vectors = SHARED if SHARED.exists() else tiny_bert.write(folder / "tiny.gguf")
+    config = folder / "lbhost.toml"
+    config.write_text(
+        f"""
+ctx_size = 512
+embedding_cache = 0
+[[models]]
+name = "first"
+aliases = ["gpt"]
+path = "starter"
+workers = 2
+[[models]]
+name = "second"
+path = "starter"
+workers = 1
+[[models]]
+name = "{VECTORS}"
+path = "{vectors}"
+workers = 1
+ctx_size = 256
+"""
+    )
+    with Server(folder / "run", "--config", str(config)) as server:
+        yield Box(server, config)
+
+
+def workers_of(status: Status, model: str) -> list[WorkerStatus]:
+    return [worker for worker in status.workers if worker.model == model]
+
+
+def busy(status: Status, model: str) -> int:
+    return sum(worker.slots_busy for worker in workers_of(status, model))
+
+
+def replaced(status: Status, pid: int, model: str) -> bool:
+    """Whether the worker of that pid has a successor."""
+    found = workers_of(status, model)
+    return all(worker.state == "ready" and worker.pid not in (pid, None) for worker in found)
+
+
+def test_the_official_client_uses_each_by_its_name(box: Box) -> None:
+    with openai.OpenAI(
+        base_url=f"{box.server.endpoint}/v1", api_key="x", max_retries=0, timeout=PATIENCE_S
+    ) as client:
+        assert [one.id for one in client.models.list()] == [*CHATS, VECTORS]
+        for name in (*CHATS, "gpt"):
+            said = client.chat.completions.create(
+                model=name, messages=[{"role": "user", "content": "hello"}], max_tokens=4
+            )
+            assert said.model == {"gpt": "first"}.get(name, name)
+        vectors = client.embeddings.create(model=VECTORS, input=["hello", "hello", "world"]).data
+        assert vectors[0].embedding == vectors[1].embedding != vectors[2].embedding
+        with pytest.raises(openai.NotFoundError, match="'second'"):
+            client.embeddings.create(model="third", input="hello")
+        with pytest.raises(openai.BadRequestError, match="/v1/embeddings"):
+            client.chat.completions.create(
+                model=VECTORS, messages=[{"role": "user", "content": "hello"}]
+            )
+
+
+def test_kills_of_one_models_worker_cost_nobody_anything(box: Box) -> None:
+    load = box.load()
+    for model in CHATS:
+        (victim, *_) = workers_of(box.server.status(), model)
+        assert victim.pid is not None
+        pid = victim.pid
+        os.kill(pid, signal.SIGKILL)
+        box.server.wait(lambda s, pid=pid, of=model: replaced(s, pid, of), "it is replaced")  # type: ignore[misc]
+    load.check()
+    assert box.server.status().traffic.errors == 0
+
+
+def test_a_drain_and_a_rolling_restart_cost_nobody_anything(box: Box) -> None:
+    server = box.server
+    load = box.load()
+    victim = workers_of(server.status(), "first")[0].id
+    assert server.admin.post(f"/workers/{victim}/drain").status_code == 200
+    assert server.worker(victim).state == "stopped"
+    assert server.admin.post(f"/workers/{victim}/resume").status_code == 200
+    before = {worker.pid for worker in server.status().workers}
+    assert server.admin.post("/workers/restart").status_code == 200
+    assert not before & {worker.pid for worker in server.status().workers}
+    load.check()
+
+
+def test_a_reload_changes_the_limits_of_all_under_load(box: Box) -> None:
+    load = box.load()
+    pids = {worker.pid for worker in box.server.status().workers}
+    box.config.write_text("queue_size = 77\n" + box.config.read_text())
+    answer = box.server.cli("reload")
+    assert answer.returncode == 0, answer.stderr
+    load.check()
+    assert {worker.pid for worker in box.server.status().workers} == pids
+    text = box.server.http.get("/metrics").text
+    assert [f'lbhost_queue_limit{{model="{name}"}} 77.0' in text for name in CHATS] == [True, True]
+
+
+def test_status_tells_of_all_models(box: Box) -> None:
+    status = box.server.status()
+    assert [model.name for model in status.models] == [*CHATS, VECTORS]
+    assert [len(workers_of(status, name)) for name in (*CHATS, VECTORS)] == [2, 1, 1]
+    assert box.server.cli("status").returncode == 0

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fake_worker import FakeWorker, Script
 from lbhost import control, keys
-from lbhost.board import CoreRow, WorkerState
+from lbhost.board import CoreRow, Wanted, WorkerState
 from lbhost.gateway.prompt.intake import INLINE_BYTES
 from lbhost.purpose import GENERATES, ModelKind, Pooling, Purpose
 from running_gateway import CHAT, HELLO, MODEL, RunningGateway, running_gateway, until
@@ -236,6 +236,12 @@ async def test_series_say_whose_they_are() -> None:
         assert len(names) == len(set(names)), "a family is written once"
 
 
+async def until_status(g: RunningGateway, status: int) -> None:
+    async with asyncio.timeout(60.0):
+        while (await g.client.get("/readyz")).status_code != status:
+            await asyncio.sleep(0.01)
+
+
 async def test_ready_is_when_every_model_has_a_worker() -> None:
     async with three() as g:
         assert (await g.client.get("/readyz")).status_code == 200
@@ -246,6 +252,11 @@ async def test_ready_is_when_every_model_has_a_worker() -> None:
         assert answer.status_code == 503
         assert "'second'" in answer.json()["error"]["message"]
         assert (await said(g))[0] == MODEL, "the others serve"
+        g.workers[SECOND].set_state(WorkerState.STOPPED, Wanted.DOWN)
+        await until_status(g, 200)  # an operator wants it so
+        for fake in g.workers:
+            fake.set_state(WorkerState.STOPPED, Wanted.DOWN)
+        await until_status(g, 503)
 
 
 async def test_what_happens_to_one_model_is_nothing_to_the_others() -> None:

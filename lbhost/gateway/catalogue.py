@@ -85,11 +85,10 @@ class Catalogue(Generic[M]):
         if found is None and name in self.broken and (account is None or account.may_use(name)):
             raise NotReadyError(f"model {name!r} cannot be loaded", retry_after_s=5)
         if found is None:
-            served = ", ".join(repr(one.name) for one in self.allowed(account))
+            served = [repr(one.name) for one in self.allowed(account)]
+            there = f"; {', '.join(served)} {'are' if len(served) > 1 else 'is'}" if served else ""
             raise ModelNotFoundError(
-                f"model {name[:_LONGEST_NAME]!r} is not served here; {served} "
-                f"{'are' if ', ' in served else 'is'}",
-                param="model",
+                f"model {name[:_LONGEST_NAME]!r} is not served here{there}", param="model"
             )
         if account is not None and not _may_use(account, found):
             account.check_model(name)
@@ -115,7 +114,6 @@ class Catalogue(Generic[M]):
         suited = [one for one in some if suits(kind, one.purpose)]
         if not suited:
             raise InvalidRequestError(self._unsuited(some[0], kind, account), param="model")
-        # What suits every kind is asked of a model that chats more often than of others.
         return suited[0]
 
     def _unsuited(self, one: M, kind: Kind, account: Account | None) -> str:

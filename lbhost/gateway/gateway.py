@@ -172,13 +172,12 @@ class Gateway:
         """Why a request that comes now might find no worker."""
         if any(one.dispatcher.stopping for one in self.models):
             return "the server is shutting down"
-        missing = [one.name for one in self.models if not one.dispatcher.ready()]
+        down = [one for one in self.models if not one.dispatcher.ready()]
+        if len(down) == len(self.models):
+            return "no worker is ready"
+        missing = [one.name for one in down if not one.sessions.unwanted()]
         missing += self.models.broken[:1]
-        if not missing:
-            return None
-        several = self.models.only is None
-        of = f" for {', '.join(map(repr, missing))}" if several else ""
-        return f"no worker is ready{of}"
+        return f"no worker is ready for {', '.join(map(repr, missing))}" if missing else None
 
     @property
     def _active(self) -> int:

@@ -333,6 +333,11 @@ class Sessions:
             for _, reading in self.readings.present()
         )
 
+    def unwanted(self) -> bool:
+        """Whether there are workers, all of which an operator has taken down."""
+        present = self.readings.present()
+        return bool(present) and all(r.identity.wanted is board.Wanted.DOWN for _, r in present)
+
     @property
     def wide(self) -> bool:
         """Whether a worker is idle and stays so when the next request comes: it lends its cores."""

@@ -96,7 +96,7 @@ class Load:
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     folder = tmp_path_factory.mktemp("several")
     vectors = SHARED if SHARED.exists() else tiny_bert.write(folder / "tiny.gguf")
     config = folder / "lbhost.toml"
@@ -138,9 +138,9 @@ def replaced(status: Status, pid: int, model: str) -> bool:
     return all(worker.state == "ready" and worker.pid not in (pid, None) for worker in found)
 
 
-def test_the_official_client_uses_each_by_its_name(box: Box) -> None:
+def test_the_official_client_uses_each_by_its_name(shared: Box) -> None:
     with openai.OpenAI(
-        base_url=f"{box.server.endpoint}/v1", api_key="x", max_retries=0, timeout=PATIENCE_S
+        base_url=f"{shared.server.endpoint}/v1", api_key="x", max_retries=0, timeout=PATIENCE_S
     ) as client:
         assert [one.id for one in client.models.list()] == [*CHATS, VECTORS]
         for name in (*CHATS, "gpt"):
@@ -158,21 +158,21 @@ def test_the_official_client_uses_each_by_its_name(box: Box) -> None:
             )
 
 
-def test_kills_of_one_models_worker_cost_nobody_anything(box: Box) -> None:
-    load = box.load()
+def test_kills_of_one_models_worker_cost_nobody_anything(shared: Box) -> None:
+    load = shared.load()
     for model in CHATS:
-        (victim, *_) = workers_of(box.server.status(), model)
+        (victim, *_) = workers_of(shared.server.status(), model)
         assert victim.pid is not None
         pid = victim.pid
         os.kill(pid, signal.SIGKILL)
-        box.server.wait(lambda s, pid=pid, of=model: replaced(s, pid, of), "it is replaced")  # type: ignore[misc]
+        shared.server.wait(lambda s, pid=pid, of=model: replaced(s, pid, of), "it is replaced")  # type: ignore[misc]
     load.check()
-    assert box.server.status().traffic.errors == 0
+    assert shared.server.status().traffic.errors == 0
 
 
-def test_a_drain_and_a_rolling_restart_cost_nobody_anything(box: Box) -> None:
-    server = box.server
-    load = box.load()
+def test_a_drain_and_a_rolling_restart_cost_nobody_anything(shared: Box) -> None:
+    server = shared.server
+    load = shared.load()
     victim = workers_of(server.status(), "first")[0].id
     assert server.admin.post(f"/workers/{victim}/drain").status_code == 200
     assert server.worker(victim).state == "stopped"
@@ -183,20 +183,20 @@ def test_a_drain_and_a_rolling_restart_cost_nobody_anything(box: Box) -> None:
     load.check()
 
 
-def test_a_reload_changes_the_limits_of_all_under_load(box: Box) -> None:
-    load = box.load()
-    pids = {worker.pid for worker in box.server.status().workers}
-    box.config.write_text("queue_size = 77\n" + box.config.read_text())
-    answer = box.server.cli("reload")
+def test_a_reload_changes_the_limits_of_all_under_load(shared: Box) -> None:
+    load = shared.load()
+    pids = {worker.pid for worker in shared.server.status().workers}
+    shared.config.write_text("queue_size = 77\n" + shared.config.read_text())
+    answer = shared.server.cli("reload")
     assert answer.returncode == 0, answer.stderr
     load.check()
-    assert {worker.pid for worker in box.server.status().workers} == pids
-    text = box.server.http.get("/metrics").text
+    assert {worker.pid for worker in shared.server.status().workers} == pids
+    text = shared.server.http.get("/metrics").text
     assert [f'lbhost_queue_limit{{model="{name}"}} 77.0' in text for name in CHATS] == [True, True]
 
 
-def test_status_tells_of_all_models(box: Box) -> None:
-    status = box.server.status()
+def test_status_tells_of_all_models(shared: Box) -> None:
+    status = shared.server.status()
     assert [model.name for model in status.models] == [*CHATS, VECTORS]
     assert [len(workers_of(status, name)) for name in (*CHATS, VECTORS)] == [2, 1, 1]
-    assert box.server.cli("status").returncode == 0
+    assert shared.server.cli("status").returncode == 0

@@ -74,6 +74,11 @@ def test_every_model_is_placed_over_the_whole_box(tmp_path: Path, found: Found) 
     assert vectors.info.purpose is VECTORS
 
 
+def test_models_that_have_room_on_cores_of_their_own_get_them(tmp_path: Path, found: Found) -> None:
+    made = [entry(tmp_path, name, workers=1) for name in ("chat", "more", "vectors")]
+    assert [one.placements[0].cpus for one in find(found, *made)] == [(0,), (1,), (0,)]
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

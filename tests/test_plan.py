@@ -10,7 +10,7 @@ from lbhost.errors import UsageError
 from lbhost.machine.gpu import GpuInfo
 from lbhost.machine.topology import PhysicalCore, Topology
 from lbhost.placement.placement import Placement
-from lbhost.placement.plan import plan
+from lbhost.placement.plan import plan, spread
 from trees import Tree
 
 CARDS = [
@@ -105,3 +105,21 @@ def test_gpu_workers_share_cores_where_there_are_fewer_cores_than_cards() -> Non
 def test_plans_are_the_same_every_time(tmp_path: Path, build: Callable[[Path], Tree]) -> None:
     tree = build(tmp_path / "box")
     assert plan(tree.topology(), "auto") == plan(tree.topology(), "auto")
+
+
+def test_models_go_where_the_fewest_others_are_at_home() -> None:
+    box = plan(flat(3), "auto")
+    assert cpus(spread(box, [])) == [(0,), (1,), (2,)]
+    assert cpus(spread(box, box[:2])) == [(2,), (0,), (1,)]
+    assert cpus(spread(box, [box[0], box[0], box[1], box[2]])) == [(1,), (2,), (0,)]
+
+
+def test_a_worker_of_several_threads_avoids_the_busiest_of_its_cores() -> None:
+    wide = plan(flat(4), "auto", 2)
+    narrow = plan(flat(4), "auto")
+    assert cpus(spread(wide, narrow[:1])) == [(2, 3), (0, 1)]
+
+
+def test_gpus_are_as_they_were() -> None:
+    cards = plan(flat(4), "auto", 1, CARDS, gpu_capable=True)
+    assert spread(cards, plan(flat(4), 2)) == cards

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 from lbhost.errors import UsageError
 from lbhost.machine import cpulist
@@ -55,6 +56,17 @@ def plan(
         Placement(cpus=cpus, threads=threads_per_worker, node=_node(topology, cpus))
         for cpus in groups[:wanted]
     ]
+
+
+def spread(groups: Sequence[Placement], others: Iterable[Placement]) -> list[Placement]:
+    """The same places, those first where the fewest workers of other models are at home; among
+    equals the best first, as before. Cores are shared, but not while there are others.
+
+    Args:
+        groups: what there is, best first. others: other models' homes.
+    """
+    taken = Counter(cpu for home in others if home.gpu is None for cpu in home.cpus)
+    return sorted(groups, key=lambda one: max(taken[c] for c in one.cpus) if one.gpu is None else 0)
 
 
 def _plan_gpus(

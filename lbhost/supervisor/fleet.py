@@ -14,6 +14,7 @@ from lbhost.errors import InvalidRequestError
 from lbhost.status import ForkServerStatus, ProcessStatus
 from lbhost.supervisor import lifecycle
 from lbhost.supervisor.cores import Ledger, ledger
+from lbhost.supervisor.desired import ModelWanted
 from lbhost.supervisor.fork_servers import ForkServers
 from lbhost.supervisor.model_startup import PreparedModel
 from lbhost.supervisor.pool import Pool
@@ -127,6 +128,10 @@ class Fleet:
     def of_service(self, service: Service) -> Served | None:
         """The model whose fork server that is."""
         return next((m for m in self.models if service in m.fork_servers.all()), None)
+
+    def beside(self, pool: Pool) -> list[ModelWanted]:
+        """What is wanted of the other models."""
+        return [other.desired for other in self.pools if other is not pool]
 
     # --- all pools ------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ reconciler does that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from lbhost.machine import cpulist
 from lbhost.machine.gpu import GpuInfo
 from lbhost.machine.topology import Topology
 from lbhost.placement.placement import Placement
-from lbhost.placement.plan import plan
+from lbhost.placement.plan import plan, spread
 from lbhost.supervisor.cores import allot
 from lbhost.supervisor.desired import ModelWanted
 
@@ -81,12 +81,17 @@ class Homes:
             message = f"cannot scale to {count} workers: {why}"
             raise InvalidRequestError(message, param="workers") from error
 
-    def assign(self, model: ModelWanted) -> None:
-        """Write a home for every worker that counts, or None where there is no room."""
+    def assign(self, model: ModelWanted, others: Iterable[ModelWanted] = ()) -> None:
+        """Write a home for every worker that counts, or None where there is no room.
+
+        Args:
+            others: the other models: cores are shared, but not while there are others.
+        """
         members = model.members()
         # With fewer cores than one worker has threads, one worker has fewer threads.
         threads = max(1, min(model.settings.threads, self.topology.effective_cores))
-        room = self._plan("auto", threads)
+        taken = [want.home for one in others for want in one.members().values() if want.home]
+        room = spread(self._plan("auto", threads), taken)
         homes = allot(members, {i: want.home for i, want in members.items()}, room)
         for i, home in homes.items():
             if model.workers[i].home != home:

@@ -23,7 +23,7 @@ from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
 from lbhost.placement import memory
 from lbhost.placement.placement import Placement
-from lbhost.placement.plan import plan
+from lbhost.placement.plan import plan, spread
 from lbhost.supervisor.launcher import environment, with_huge_pages
 from lbhost.tuning import first_start, identity, remembered
 from lbhost.tuning.remembered import Start, open_shape, widened
@@ -102,7 +102,8 @@ def find(settings: Settings, box: Found, contexts: Mapping[str, int]) -> list[Pr
     for i, own in enumerate(settings.served()):
         if not several:
             return [_one(own, box, contexts)]
-        found.append(_naming(i, partial(_one, own, box, contexts)))
+        homes = [home for one in found for home in one.placements]
+        found.append(_naming(i, partial(_one, own, box, contexts, homes)))
     return found
 
 
@@ -121,7 +122,10 @@ def _key(flag: str) -> str:
     return "path" if flag == "model" else flag.replace("-", "_")
 
 
-def _one(settings: Settings, box: Found, contexts: Mapping[str, int]) -> PreparedModel:
+def _one(
+    settings: Settings, box: Found, contexts: Mapping[str, int], others: Sequence[Placement] = ()
+) -> PreparedModel:
+    """`others`: homes of other models' workers."""
     file = model.resolve(settings.model, settings.alias)
     files = identify(parts(Path(file.path)))
     if box.on_cpus:
@@ -136,13 +140,14 @@ def _one(settings: Settings, box: Found, contexts: Mapping[str, int]) -> Prepare
     if settings.ctx_size is None and file.path in contexts:
         settings = msgspec.structs.replace(settings, ctx_size=contexts[file.path])
     memory.require_trained(settings.ctx_size, info.n_ctx_train)
-    return PreparedModel(settings, file, info, _placed(settings, box), 0, files)
+    return PreparedModel(settings, file, info, _placed(settings, box, others), 0, files)
 
 
-def _placed(settings: Settings, box: Found) -> list[Placement]:
+def _placed(settings: Settings, box: Found, others: Sequence[Placement]) -> list[Placement]:
     """Every model is placed over the whole box: cores go to whoever has requests."""
-    count, threads = settings.workers, settings.threads
-    placed = plan(box.topology, count, threads, box.gpus, box.gpu_capable)[: settings.max_workers]
+    threads, gpus = settings.threads, (box.gpus, box.gpu_capable)
+    count = len(plan(box.topology, settings.workers, threads, *gpus)[: settings.max_workers])
+    placed = spread(plan(box.topology, "auto", threads, *gpus), others)[:count]
     if len(placed) < (settings.min_workers or 0):
         raise UsageError(
             f"--min-workers {settings.min_workers} is too many, at most {len(placed)} fit here"

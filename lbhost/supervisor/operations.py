@@ -204,7 +204,7 @@ class Operations:
         coming = self._ids.free(max(0, count - len(members)))
         for i in coming:
             pool.desired.workers[i] = WorkerWanted(None)
-        self.homes.assign(pool.desired)
+        self.homes.assign(pool.desired, self.fleet.beside(pool))
         made = []
         for i in coming:
             want = pool.desired.workers[i]

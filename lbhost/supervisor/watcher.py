@@ -72,7 +72,7 @@ class Watcher:
         if self._homes.look_again():
             self._sampler.adopt(self._homes.topology)
             for pool in self._fleet.pools:
-                self._homes.assign(pool.desired)
+                self._homes.assign(pool.desired, self._fleet.beside(pool))
             self._fleet.reconcile()
             if self._homes.describe() != before:
                 text = f"this server has {self._homes.describe()} now (before: {before})"

@@ -37,7 +37,7 @@ from lbhost.gateway.scheduling.neighbours import Neighbours
 from lbhost.gateway.scheduling.readings import Readings, Siblings
 from lbhost.gateway.served_model import Common, ServedModel
 from lbhost.gateway.states.heritage import Bequest, Legacy
-from lbhost.gateway.states.plane import MAX_ENTRIES
+from lbhost.gateway.states.plane import MAX_ENTRIES, Plane
 from lbhost.gateway.states.purse import Purse
 from lbhost.gateway.vector_cache import CacheCollector, VectorCache
 from lbhost.tuning import shelf
@@ -283,17 +283,22 @@ class Gateway:
         else:
             log.get().error("unexpected control packet", kind=type(message).__name__)
 
+    @property
+    def _planes(self) -> list[Plane]:
+        """Of the models that have KV states: of others no worker says what it could go on from."""
+        return [model.states for model in self.models if model.purpose.generates]
+
     def _give_states(self, fd: int) -> None:
         """To the gateway that takes over."""
         try:
-            self._bequest = Bequest(fd, [model.states for model in self.models])
+            self._bequest = Bequest(fd, self._planes)
         except OSError as error:
             log.get().error("line of KV states unusable", reason=str(error))
 
     def _take_states(self, fd: int) -> None:
         """From the gateway that this one takes over from."""
         try:
-            self._legacy = Legacy(fd, [model.states for model in self.models])
+            self._legacy = Legacy(fd, self._planes)
         except OSError as error:
             log.get().error("line of KV states unusable", reason=str(error))
 

@@ -113,6 +113,8 @@ async def _load(
             each = int(rate * seconds / (WORKERS * SLOTS))
             clients = [asyncio.create_task(_client(address, each)) for _ in range(WORKERS * SLOTS)]
             while sum(len(worker.running) for worker in workers) < len(clients):
+                for worker in workers:
+                    worker.tell()  # a silent one gets nothing more after a second
                 await asyncio.sleep(0.01)
             used = cpu_s([pid])
             began = time.monotonic()
@@ -156,7 +158,7 @@ class _Worker:
                 started_ns=1,
             ),
         )
-        self._tell()
+        self.tell()
         control.send(link, control.Link(number, 1), [theirs.fileno()])
         theirs.close()
         asyncio.get_running_loop().add_reader(self._socket, self._take)
@@ -177,7 +179,7 @@ class _Worker:
         self._done += 1
         self._steps += 1
         if self._steps % 16 == 0:
-            self._tell()
+            self.tell()
         text = f"{time.monotonic_ns()};"
         deltas: list[wire.Delta] = []
         for request, submit in list(self.running.items()):
@@ -196,7 +198,8 @@ class _Worker:
             if isinstance(message, wire.Submit):
                 self.running[message.request] = message
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """What it does, and that it is alive."""
         row = board.ProgressRow(
             epoch=1,
             heartbeat_ns=time.monotonic_ns(),

@@ -17,7 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import bound, costs, engine, limit, machine, overhead, servers, serving, streams
+from benchmarks import (
+    bookkeeping,
+    bound,
+    costs,
+    engine,
+    limit,
+    machine,
+    overhead,
+    servers,
+    serving,
+    streams,
+)
 from benchmarks.bench import Bench, BenchError
 from benchmarks.figures import Figure, Verdict, as_data, table
 from benchmarks.peers import PeerError
@@ -35,6 +46,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Figure]]] = {
     "open": serving.open_loop,
     "overhead": overhead.overhead,
     "streams": streams.streams,
+    "bookkeeping": bookkeeping.bookkeeping,
     "recovery": costs.recovery,
     "memory": costs.memory,
     "idle": costs.idle,

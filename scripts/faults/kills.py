@@ -39,7 +39,10 @@ TOKENS = 48
 LEAST_RUN_S = 1.1
 """So long a worker has been up when it is killed: one that ran for a second has no backoff."""
 BETWEEN_S = 1.0
-"""From one kill to the next at least."""
+"""From one kill to the next at least…"""
+PIECES = 3 * STREAMS
+"""…and so many pieces of text: a box that is slow, or has other work, would compute the same tokens
+again and again."""
 CALM_S = 20.0
 """With no kill, for comparison."""
 STREAMING_S = 1.0
@@ -165,7 +168,7 @@ async def run(model: Path, count: int, rng: random.Random) -> Kills:
             known = await undisturbed(client, asked)
             calm = await _load(client, known, rng, asyncio.sleep(CALM_S))
             struck: list[tuple[float, int]] = []
-            answers = await _load(client, known, rng, _strike(box, count, struck, over))
+            answers = await _load(client, known, rng, _strike(box, client, count, struck, over))
         finally:
             await client.close()
             await box.stop()
@@ -199,8 +202,9 @@ async def _load(
 
 
 async def _strike(
-    box: Box, count: int, struck: list[tuple[float, int]], over: asyncio.Event
+    box: Box, client: Client, count: int, struck: list[tuple[float, int]], over: asyncio.Event
 ) -> None:
+    heard = client.pieces
     up_since: dict[tuple[int, int], float] = {}
     while len(struck) < count and not over.is_set():
         status = await box.status()
@@ -212,8 +216,10 @@ async def _strike(
         oldest = min(status.workers, key=lambda w: up_since.get((w.id, w.epoch), now))
         since = up_since.get((oldest.id, oldest.epoch), now)
         due = not struck or now - struck[-1][0] >= BETWEEN_S
+        due = due and client.pieces - heard >= PIECES
         if all_up and due and now - since >= LEAST_RUN_S and oldest.slots_busy:
             struck.append((time.monotonic(), oldest.id))
+            heard = client.pieces
             kill(oldest.pid, signal.SIGKILL)
         await asyncio.sleep(0.1)
 

@@ -54,6 +54,8 @@ class Client:
         self.questions = asked
         limits = httpx2.Limits(max_connections=MOST_OPEN, max_keepalive_connections=16)
         self._http = httpx2.AsyncClient(base_url=endpoint, timeout=PATIENCE_S, limits=limits)
+        self.pieces = 0
+        """Of text, in all answers up to now."""
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -92,6 +94,7 @@ class Client:
                     answer.done = True
                 elif line.startswith("data: "):
                     _take(answer, msgspec.json.decode(line[6:]))
+                    self.pieces += 1
 
 
 def _take(answer: Answer, event: dict[str, Any]) -> None:

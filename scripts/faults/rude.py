@@ -46,8 +46,10 @@ async def read_nothing(host: str, port: int, _rng: random.Random, hold_s: float)
 
 async def creep(host: str, port: int, _rng: random.Random, hold_s: float) -> None:
     """Send a byte a second."""
-    _reader, writer = await asyncio.open_connection(host, port)
+    reader, writer = await asyncio.open_connection(host, port)
     for byte in _request({"prompt": "Once"})[: int(hold_s)]:
+        if reader.at_eof():
+            break  # it was told that it is too slow
         writer.write(bytes([byte]))
         await asyncio.sleep(1.0)
     writer.transport.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from faults import disk
+from lbhost.gateway import vector_cache
 from lbhost.gateway.vector_cache import FILE, VectorCache, names
 from lbhost.wire import pack_tokens
 
@@ -210,3 +213,23 @@ async def test_a_full_file_keeps_what_it_has(tmp_path: Path) -> None:
         assert (tmp_path / FILE).stat().st_size <= 1 << 18
         await keep(made, inputs(5, 9000))
         assert await found(made, inputs(5, 9000)) == 5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+async def test_a_full_disk_costs_the_cache_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector_cache, "_AGAIN_S", 0.0)
+    with disk.mounted(tmp_path / "small") as small:
+        async with cache(small, 1 << 30) as made:
+            await keep(made, inputs(20))
+            assert await found(made, inputs(20)) == 20
+            disk.fill(small, 0)
+            await keep(made, inputs(2000, 100))
+            assert await found(made, inputs(2000, 100)) == 0
+            assert made.counts.failures > 0
+            disk.empty(small)
+            await keep(made, inputs(20, 5000))
+            assert await found(made, inputs(20, 5000)) == 20
+        async with cache(small, 1 << 30) as made:
+            assert await found(made, inputs(20)) == 20

@@ -7,17 +7,35 @@ other time.
 
 from __future__ import annotations
 
+import time
+
+import httpx2
+
 from benchmarks import servers
-from benchmarks.bench import Bench
-from benchmarks.figures import Figure, at_least
+from benchmarks.bench import Bench, BenchError
+from benchmarks.figures import Figure, at_least, at_most
+from benchmarks.servers import Server
 from benchmarks.serving import SLOTS, Pairs, apply, closed
+from benchmarks.stats import spread
 
 CTX_SIZE = 512
 MOST_COST = 0.02
 """Of the throughput."""
 
+_SAVING = "lbhost_state_save_seconds_total"
+
 _EACH = 2
 """Requests of a client in a run: short ones, so that the box drifts little within a pair."""
+
+
+def saving_s(server: Server) -> float:
+    """Seconds that its workers have spent on saving, all of them together."""
+    with httpx2.Client(base_url=f"http://{server.host}:{server.port}") as client:
+        lines = client.get("/metrics").raise_for_status().text.splitlines()
+    values = [float(line.split()[-1]) for line in lines if line.startswith(_SAVING)]
+    if not values:
+        raise BenchError(f"{server.name} does not tell {_SAVING}")
+    return sum(values)
 
 
 def bookkeeping(bench: Bench) -> list[Figure]:
@@ -30,13 +48,18 @@ def bookkeeping(bench: Bench) -> list[Figure]:
         for server in both:
             apply(server, closed(bench, SLOTS), SLOTS, 600)
         pairs = Pairs([], [])
+        saving, busy_s = saving_s(keeps), 0.0
         for turn in range(bench.pairs):
             jobs = closed(bench, SLOTS * bench.scaled(_EACH))
             for place in (0, 1) if turn % 2 == 0 else (1, 0):
+                began = time.monotonic()
                 pairs[place].append(apply(both[place], jobs, SLOTS, 600))
+                busy_s += time.monotonic() - began if place == 0 else 0.0
             ours, theirs = pairs.ours[-1].tok_s, pairs.theirs[-1].tok_s
             bench.say(f"bookkeeping, pair {turn + 1}: {ours:.1f} : {theirs:.1f} tokens/s")
-        saved = servers.ask(keeps, "GET", "/status")["states"]["entries"]
+        saving = saving_s(keeps) - saving
+        status = servers.ask(keeps, "GET", "/status")
+        saved, workers = status["states"]["entries"], len(status["workers"])
     return [
         Figure(
             "bookkeeping",
@@ -45,6 +68,14 @@ def bookkeeping(bench: Bench) -> list[Figure]:
             "x",
             at_least(1 - MOST_COST),
             f"{pairs.behind('tok_s', 1, 'tokens/s')}, {saved} states kept",
+        ),
+        Figure(
+            "bookkeeping",
+            "part of the workers' time in which they save states",
+            spread([100 * saving / busy_s / workers]),
+            "%",
+            at_most(100 * MOST_COST),
+            f"{saving:.2f} s of {workers} x {busy_s:.0f} s",
         ),
         Figure(
             "bookkeeping",

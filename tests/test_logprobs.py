@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_bench import Bench
 from fake_engine import EOG, LIKELY, N_VOCAB, FakeContext, continuation, lively, next_token, submit
 from lbhost.wire import FinishReason
 from lbhost.worker import logprobs
 from lbhost.worker.context import Decoded
 from lbhost.worker.draw import LogitsError
-from test_engine import Bench
 
 LIKELY_LOGPROB = LIKELY - math.log(math.exp(LIKELY) + N_VOCAB - 1)
 OTHER_LOGPROB = -math.log(math.exp(LIKELY) + N_VOCAB - 1)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_bench import Bench
 from fake_engine import FakeContext, continuation, lively, submit
 from lbhost.wire import pack_tokens
 from lbhost.worker.sharing import Copy, Held, share
-from test_engine import Bench
 
 LONG = list(range(100, 200))
 OTHER = list(range(500, 600))

@@ -373,8 +373,6 @@ class Engine(BaseEngine[Request, Delta]):
                 return
         self._waiting.remove(request)
 
-    # --- what it is doing -------------------------------------------------------------
-
     @property
     def prefill_pending(self) -> int:
         """Prompt tokens taken in and not yet computed."""

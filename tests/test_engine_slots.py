@@ -1,0 +1,145 @@
+"""What a slot's KV keeps and lends: reuse, copies, filled tiles, gaps that decode along."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine_bench import OTHER, PROMPT, Bench
+from fake_engine import (
+    FakeContext,
+    continuation,
+    lively,
+    submit,
+)
+from lbhost.wire import FinishReason
+from lbhost.worker.context import Decoded
+
+
+def test_a_prompt_seen_before_reuses_all_but_its_last_token() -> None:
+    bench = Bench()
+    for request in (1, 2):
+        bench.submit(submit(request, PROMPT, 5))
+        bench.run()
+    assert bench.finish(2).cached_tokens == len(PROMPT) - 1
+    assert bench.result(1).tokens == bench.result(2).tokens
+
+
+def test_a_conversation_goes_on_in_its_slot() -> None:
+    bench = Bench()
+    bench.submit(submit(1, PROMPT, 5))
+    bench.run()
+    longer = PROMPT + bench.result(1).tokens[:4] + [77, 78]
+    bench.submit(submit(2, longer, 5))
+    bench.run()
+    assert bench.finish(2).cached_tokens == len(PROMPT) + 4
+    assert bench.result(2).tokens == continuation(longer, 5, 64)
+
+
+def test_memory_that_cannot_be_cut_is_computed_again() -> None:
+    context = FakeContext()
+    context.can_cut = False
+    bench = Bench(context)
+    for request in (1, 2):
+        bench.submit(submit(request, PROMPT, 5))
+        bench.run()
+    assert bench.finish(2).cached_tokens == 0
+    assert bench.result(2).tokens == bench.result(1).tokens
+
+
+def test_a_busy_slots_long_prefix_is_copied() -> None:
+    common = list(range(100, 140))
+    bench = Bench()
+    bench.submit(submit(1, [*common, 1], 20))
+    while not bench.results:
+        bench.step()
+    bench.submit(submit(2, [*common, 2], 5))
+    bench.run()
+    assert bench.context.copies == 1
+    assert bench.finish(2).cached_tokens == len(common)
+    assert bench.result(2).tokens == continuation([*common, 2], 5, 64)
+    assert bench.result(1).tokens == continuation([*common, 1], 20, 64)
+
+
+def prefilled_in_tiles(prompt: list[int], n_ctx: int, *, can_cut: bool = True) -> Bench:
+    """A bench with a tiled context, after the one step that a prompt takes."""
+    context = FakeContext(n_ctx=n_ctx, batch_size=72)
+    context.tiled, context.can_copy, context.can_cut = True, can_cut, can_cut
+    bench = Bench(context)
+    bench.submit(submit(1, prompt, 4))
+    bench.step()
+    return bench
+
+
+def test_the_last_tile_of_a_prompt_is_filled_and_the_filling_cut_off() -> None:
+    prompt = lively(60)
+    bench = prefilled_in_tiles(prompt, n_ctx=128)
+    assert bench.context.batches == [[(0, 64)]]
+    assert bench.context.kv[0] == prompt
+    bench.run()
+    assert bench.result(1).tokens == continuation(prompt, 4, 128)
+
+
+def test_a_tile_is_not_filled_beyond_the_context() -> None:
+    bench = prefilled_in_tiles(lively(60), n_ctx=63)
+    assert bench.context.batches == [[(0, 60)]]
+
+
+def test_memory_that_cannot_be_cut_gets_no_filling() -> None:
+    bench = prefilled_in_tiles(lively(60), n_ctx=128, can_cut=False)
+    assert bench.context.batches == [[(0, 60)]]
+
+
+def with_a_gap(context: FakeContext) -> Bench:
+    """Sequences that decode in slots 0 and 2; what was in slot 1 has ended."""
+    bench = Bench(context)
+    for number, (prompt, tokens) in enumerate([(PROMPT, 40), (OTHER, 1), (lively(10), 40)]):
+        bench.submit(submit(number, prompt, tokens))
+    while 1 not in {request for _, request in bench.results}:
+        bench.step()
+    bench.step()
+    context.batches.clear()
+    return bench
+
+
+def test_a_gap_between_sequences_decodes_along_and_keeps_its_tokens() -> None:
+    bench = with_a_gap(FakeContext())
+    before = list(bench.context.kv[1])
+    bench.step()
+    assert bench.context.batches == [[(0, 1), (1, 1), (2, 1)]]
+    assert bench.context.kv[1] == before
+    bench.run()
+    assert bench.result(0).tokens == continuation(PROMPT, 40, 64)
+    assert bench.result(2).tokens == continuation(lively(10), 40, 64)
+    bench.submit(submit(3, OTHER, 1))
+    bench.run()
+    assert bench.finish(3).cached_tokens == len(OTHER) - 1
+
+
+def test_a_gap_that_cannot_be_cut_again_is_left() -> None:
+    context = FakeContext()
+    context.can_copy = False
+    bench = with_a_gap(context)
+    bench.step()
+    assert context.batches == [[(0, 1), (2, 1)]]
+
+
+def test_a_gap_whose_slot_is_full_is_left() -> None:
+    bench = Bench(FakeContext(n_ctx=24))
+    long = lively(24)
+    for number, (prompt, tokens) in enumerate([(PROMPT, 14), (long, 1), (OTHER, 14)]):
+        bench.submit(submit(number, prompt, tokens))
+    while len(bench.results) < 3:
+        bench.step()
+    assert bench.finish(1).reason is FinishReason.LENGTH
+    bench.context.batches.clear()
+    bench.step()
+    assert bench.context.batches == [[(0, 1), (2, 1)]]
+
+
+@pytest.mark.parametrize("how", [Decoded.ABORTED, Decoded.FAILED])
+def test_what_decodes_along_is_forgotten_when_a_decode_goes_wrong(how: Decoded) -> None:
+    bench = with_a_gap(FakeContext())
+    before = list(bench.context.kv[1])
+    bench.context.results = [how]
+    bench.step()
+    assert bench.context.kv[1] == before

@@ -234,6 +234,7 @@ def test_the_installed_lbhost_takes_over_and_the_first_process_stands_for_it(
             assert callers.failures == []
             server.wait(lambda status: status.states.entries > 0, "KV states have come along")
             assert cached(server) >= 100  # by a worker that has computed nothing of it
+        assert "starting it again" not in server.log.read_text(), "an end as it should be"
         pids = server.pids()
         assert first not in pids
         running = server.later(stream, server, max_tokens=20)

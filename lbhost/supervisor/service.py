@@ -77,6 +77,8 @@ class Service:
         self._link: ControlLink | None = None
         self._past = Restarts()
         self._ready_at_s: float | None = None
+        self._retired = False
+        """It was told to end when it is through: that it does is no crash."""
         self._ever_ready = False
         self._complaint: str | None = None
         self._watch: liveness.Watch | None = None
@@ -108,6 +110,10 @@ class Service:
     def send(self, message: control.Control, fds: Sequence[int] = ()) -> bool:
         """Send it a message; False if it is not there to take it."""
         return self._link is not None and self._link.send(message, fds)
+
+    def retire(self, message: control.Control, fds: Sequence[int] = ()) -> None:
+        """Tell it to end when it is through with what it has."""
+        self._retired = self.send(message, fds)
 
     def ready(self) -> None:
         """It has said that it can work. Too late if it was told to end meanwhile."""
@@ -187,14 +193,14 @@ class Service:
                 1.0, lambda: self.kill() if self.pid == pid else None
             )
 
-    def _exited(self, how: str, _well: bool) -> None:
+    def _exited(self, how: str, well: bool) -> None:
         if self._link is not None:
             self._link.drain()
             self._link.close()
             self._link = None
         self.pid = None
         self.last_exit = self._complaint or how
-        if self.state == "stopping":
+        if self.state == "stopping" or (self._retired and well):
             self.state = "stopped"
             self._owner.service_down(self)
             return

@@ -382,7 +382,7 @@ class Supervisor(Commanded):
         self._stop_obeying()
         self._listener.close()
         if self.gateway.state == "ready":
-            self.gateway.send(control.Retire(self._settings.request_timeout_s), [states])
+            self.gateway.retire(control.Retire(self._settings.request_timeout_s), [states])
         else:
             self.gateway.stop()  # it has nothing to end, and must not begin to accept
 

@@ -333,6 +333,20 @@ async def test_each_model_gets_its_own_settings() -> None:
         assert g.served.queue_limit == before.queue_size
 
 
+async def test_one_that_retires_takes_other_settings_still() -> None:
+    async with three() as g:
+        g.workers[FIRST].hold()
+        waiting = asyncio.create_task(g.chat())
+        await until(lambda: g.served.dispatcher.in_flight, "it runs")
+        control.send(g.supervisor, control.Retire(60.0))
+        await until(lambda: g.gateway.closing, "it retires")
+        settings = type(g.served.settings)(queue_size=7, prompt_helpers=1, embedding_cache=0)
+        control.send(g.supervisor, control.Reconfigure(1, settings))
+        await until(lambda: g.gateway.server.settings.queue_size == 7, "they are in force")
+        g.workers[FIRST].release()
+        assert (await waiting).status_code == 200
+
+
 # --- cores -------------------------------------------------------------------------------
 
 

@@ -111,6 +111,7 @@ class Gateway:
         settings = start.settings
         self._on_orphaned = on_orphaned
         self._listener = start.listener
+        self._on_loopback = _is_loopback(start.listener)  # it is closed when it retires
         self._link: socket.socket | None = None
         self._bequest: Bequest | None = None
         self._legacy: Legacy | None = None
@@ -193,7 +194,7 @@ class Gateway:
             live=self.live,
             settings=settings,
             keyring=self.keyring,
-            on_loopback=_is_loopback(self._listener),
+            on_loopback=self._on_loopback,
         )
 
     def adopt(self, settings: Settings, models: Sequence[Settings] = ()) -> None:

@@ -362,10 +362,68 @@ def busy(picture: Status, now: float) -> Status:
         queue_depth=max(0, int(8 * math.sin(now / 23))),
         ttft_p50_s=0.18 + 0.05 * math.sin(now / 11),
         ttft_p95_s=0.42 + 0.1 * math.sin(now / 13),
+        ttft_p95_queue_s=0.2 + 0.1 * math.sin(now / 13),
+        ttft_p95_prefill_s=0.17,
+        ttft_p95_step_s=0.05,
+        next_start_s=2.4 if math.sin(now / 23) > 0.125 else None,
     )
+    cores = [
+        CoreStatus(
+            cpu=w.id,
+            idle=w.idle,
+            others=w.others,
+            worker=w.id,
+            lent_to=(w.id + 1) % len(workers) if w.slots_busy == 0 else None,
+        )
+        for w in workers
+        if w.gpu is None
+    ]
     return msgspec.structs.replace(
-        picture, workers=workers, traffic=traffic, uptime_s=picture.uptime_s + 0.5
+        picture, workers=workers, traffic=traffic, cores=cores, uptime_s=picture.uptime_s + 0.5
     )
+
+
+def busy_requests(picture: Status, now: float) -> list[RequestStatus]:
+    """Live requests as such a server has them: some run, some wait."""
+    found = []
+    for w in picture.workers:
+        for slot in range(w.slots_busy):
+            age = (now * 0.7 + slot * 3.1 + w.id * 1.3) % 12
+            prompt = 90 + 170 * slot + 40 * w.id
+            done = min(prompt, int(age * 160))
+            out = min(256, max(0, int((age - prompt / 160) * 30)))
+            found.append(
+                live_request(
+                    f"req_{w.id:02d}{slot}{int(now / 12):06d}c0ffee{slot}{w.id:02d}",
+                    key=("app", "", "batch", "evals")[slot],
+                    tier=("default", "default", "flex", "priority")[slot],
+                    state="prefill" if done < prompt else "decode",
+                    workers=[w.id],
+                    prompt_tokens=prompt,
+                    prompt_done=done,
+                    tokens_out=out,
+                    tokens_s=30.0 + slot if out > 1 else None,
+                    age_s=age,
+                    ends_in_s=max(0.2, 12 - age),
+                )
+            )
+    found += [
+        live_request(
+            f"req_q{place}deadbeef{place}",
+            key="batch",
+            state="queued",
+            workers=[],
+            prompt_tokens=300 + 211 * place,
+            prompt_done=0,
+            tokens_out=0,
+            tokens_s=None,
+            age_s=4.2 - 0.4 * place,
+            starts_in_s=1.2 + 0.9 * place,
+            ends_in_s=8.4 + 0.9 * place,
+        )
+        for place in range(picture.traffic.queue_depth)
+    ]
+    return sorted(found, key=lambda request: -request.age_s)
 
 
 async def _show(runtime_dir: Path, workers: int, still: bool, gpus: bool) -> None:
@@ -396,6 +454,7 @@ async def _show(runtime_dir: Path, workers: int, still: bool, gpus: bool) -> Non
         while True:
             if not still:
                 fake.status = busy(fake.status, time.monotonic())
+                fake.requests = busy_requests(fake.status, time.monotonic())
             await asyncio.sleep(0.5)
 
 

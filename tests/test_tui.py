@@ -244,8 +244,8 @@ async def test_80x24_holds_everything_without_scrolling_sideways(
         for text in ("54%", "83°", "1.2k", "180ms", "0/4"):
             assert text in tui.row(0)
         for name in ("idle", "others", "temp", "slots", "pend", "in/s", "out/s", "ttft", "kv"):
-            assert name in tui.lines[4]
-        for key in ("drain", "resume", "restart", "scale", "filter", "help", "quit"):
+            assert name in tui.lines[5]
+        for key in ("drain", "resume", "restart", "scale", "requests", "filter", "help", "quit"):
             assert key in tui.lines[23]
         assert not any(widget.show_horizontal_scrollbar for widget in tui.app.screen.query("*"))
         await tui.press("question_mark")

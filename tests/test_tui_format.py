@@ -16,6 +16,7 @@ from lbhost_tui.filter import Filter
 from lbhost_tui.fold import fold
 from lbhost_tui.freshness import FADES_S, GONE_S, Age, Freshness
 from lbhost_tui.history import SLOT_S, History
+from lbhost_tui.orders import ORDERS
 from lbhost_tui.paint import Parts, Role, fit, merge, spread, width_of
 
 
@@ -186,24 +187,38 @@ def test_parts_are_cut_padded_and_merged() -> None:
     assert plain(merge(parts)) == plain(parts)
 
 
+@pytest.mark.parametrize("context", keybar.Context)
 @pytest.mark.parametrize("width", [10, 20, 40, 60, 80, 100, 140, 200])
-def test_the_keys_fit_and_can_be_clicked(width: int) -> None:
-    line, spots = keybar.keys(width)
+def test_the_keys_fit_and_can_be_clicked(width: int, context: keybar.Context) -> None:
+    line, spots = keybar.keys(width, context)
     assert width_of(line) <= width
     text = plain(line)
     assert "? help" in text
-    keys = [key for key in keybar.KEYS if f"{key[0]} " in text]
-    assert len(keys) == len(keybar.KEYS) or width < 80
-    for (start, end, _), key in zip(spots, keys, strict=True):
-        assert text[start:end].startswith(key[0] + " ")
+    keys = {key[3]: key[0] for key in keybar.KEYS[context]}
+    assert len(spots) == len(keys) or width < 120
+    for start, end, action in spots:
+        assert text[start:end].startswith(keys[action] + " ")
+
+
+def test_keys_that_order_something_are_not_offered_to_those_who_only_look() -> None:
+    for context in keybar.Context:
+        _, spots = keybar.keys(200, context, readonly=True)
+        assert ORDERS.isdisjoint(action for _, _, action in spots)
 
 
 def test_the_screen_is_shared_out() -> None:
-    assert layout.plan(80, 24, 2, detail=False, log=False) == layout.Plan(None, False, False)
-    assert layout.plan(80, 24, 2, detail=False, log=True) == layout.Plan(4, False, True)
-    assert layout.plan(80, 24, 64, detail=False, log=True) == layout.Plan(12, False, True)
-    assert layout.plan(80, 24, 64, detail=True, log=True) == layout.Plan(4, True, False)
-    assert layout.plan(140, 40, 64, detail=True, log=True) == layout.Plan(19, True, True)
+    def plan(width: int, height: int, workers: int, **wish: bool) -> tuple[object, ...]:
+        one = layout.plan(width, height, workers, 1, layout.Wish(**wish))
+        return one.table, one.cores, one.requests, one.detail, one.log
+
+    assert plan(80, 24, 2) == (None, 0, 0, False, False)
+    assert plan(80, 24, 2, cores=True, log=True) == (3, 1, 0, False, True)
+    assert plan(80, 24, 64, log=True) == (11, 0, 0, False, True)
+    assert plan(80, 24, 64, detail=True, log=True) == (5, 0, 0, True, False)
+    assert plan(140, 40, 64, detail=True, log=True) == (18, 0, 0, True, True)
+    assert plan(80, 24, 2, cores=True, requests=True, log=True) == (3, 1, None, False, False)
+    assert plan(120, 40, 4, cores=True, requests=True, log=True) == (5, 1, 11, False, True)
+    assert plan(80, 14, 64, cores=True, requests=True) == (5, 0, None, False, False)
 
 
 @pytest.mark.parametrize("width", [60, 79, 84, 119, 160])
@@ -217,7 +232,7 @@ def test_details_stay_inside_their_width(width: int) -> None:
 
 def test_the_header_names_the_worst_of_the_queue() -> None:
     picture = status(1)
-    assert [plain(f) for f in header.figures(None)] == [fmt.UNKNOWN] * 9
+    assert [plain(f) for f in header.figures(None)] == [fmt.UNKNOWN] * 8
     assert plain(header.figures(picture)[6]) == "0 of 256"
     assert width_of(header.title(picture, 80)) == 80
 
@@ -250,9 +265,23 @@ def test_the_header_says_what_waits_fails_and_is_being_read() -> None:
     )
     shown = header.figures(msgspec.structs.replace(picture, traffic=reading))
     assert [plain(figure) for figure in shown][1] == "812"
-    assert shown[7] == (("41s", Role.BAD),)
-    assert shown[8] == (("25%", Role.BAD),)
-    assert [plain(f) for f in header.figures(picture)][7:] == [fmt.UNKNOWN] * 2
+    assert shown[7] == (("25%", Role.BAD),)
+    assert plain(header.figures(picture)[7]) == fmt.UNKNOWN
+    slow = msgspec.structs.replace(
+        reading,
+        ttft_p95_queue_s=0.8,
+        ttft_p95_prefill_s=0.3,
+        ttft_p95_step_s=0.04,
+        next_start_s=2.0,
+    )
+    busy = msgspec.structs.replace(picture, traffic=slow)
+    why = header.why(busy, 80)
+    assert ("41s", Role.BAD) in why
+    said = " p95 = queue 800ms + prefill 300ms + step 40ms oldest waits 41s, next 2.0s"
+    assert plain(why).split() == said.split()
+    assert "first step 40ms" in plain(header.why(busy, 120))
+    assert all(width_of(header.why(busy, width)) == width for width in (40, 80, 120, 200))
+    assert "no request yet" in plain(header.why(picture, 80))
 
 
 def test_old_figures_fade_go_and_never_outlive_their_process() -> None:

@@ -67,7 +67,8 @@ async def dashboard(
     *,
     plain: bool = False,
     stops_server: bool = False,
+    readonly: bool = False,
 ) -> AsyncIterator[Driver]:
-    app = Dashboard(fake.socket_path, plain=plain, stops_server=stops_server)
+    app = Dashboard(fake.socket_path, plain=plain, stops_server=stops_server, readonly=readonly)
     async with app.run_test(size=(width, height), notifications=True) as pilot:
         yield Driver(app, pilot)

@@ -285,6 +285,15 @@ def moment(text: str, now_s: float) -> float:
 @app.command
 def tui(
     *,
+    readonly: Annotated[
+        bool, Parameter(negative="", help="Only look: nothing can be ordered.")
+    ] = False,
+    once: Annotated[
+        bool, Parameter(negative="", help="Print the screen as text, or with --json, and end.")
+    ] = False,
+    json: Annotated[
+        bool, Parameter(name="--json", negative="", help="With --once: the status as JSON.")
+    ] = False,
     export_svg: Annotated[
         Path | None, Parameter(help="Write the screen to this file and end.", show_default=False)
     ] = None,
@@ -295,7 +304,32 @@ def tui(
             validator=Number(gte=0, lte=3600),
         ),
     ] = 0.0,
+    size: Annotated[
+        str, Parameter(help="The picture's columns and rows, between 40x10 and 400x200.")
+    ] = "120x32",
     runtime_dir: RuntimeDir = None,
 ) -> int:
     """The dashboard of a running server."""
-    return dashboard()(where(runtime_dir), export_svg=export_svg, settle_s=settle)
+    if json and not once:
+        raise UsageError("tui --json needs --once")
+    if once and export_svg is not None:
+        raise UsageError("tui takes --once or --export-svg, not both")
+    if json:
+        status(json=True, runtime_dir=runtime_dir)
+        return 0
+    return dashboard()(
+        where(runtime_dir),
+        export_svg=export_svg,
+        settle_s=settle,
+        size=_size(size),
+        once=once,
+        readonly=readonly,
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{2,3})x(\d{2,3})", text)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (40 <= size[0] <= 400 and 10 <= size[1] <= 200):
+        raise UsageError(f"--size: expected COLUMNSxROWS between 40x10 and 400x200, got {text!r}")
+    return size

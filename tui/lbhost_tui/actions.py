@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lbhost.status import Status, WorkerStatus
+from lbhost.status import RequestStatus, Status, WorkerStatus
+from lbhost_tui import format as fmt
 
 ONE_TIMEOUT_S = 660.0
 """A drain waits for requests that may run for request_timeout_s (600 by default)."""
@@ -20,10 +21,13 @@ class Action:
     name: str
     """"drain worker 1": what notifications call it."""
     path: str
-    body: Mapping[str, int] = field(default_factory=dict)
+    body: Mapping[str, int | str] = field(default_factory=dict)
+    method: str = "POST"
     timeout_s: float = ONE_TIMEOUT_S
     verb: str = ""
     """What the confirming button says."""
+    keep: str = "Cancel"
+    """What the other one says."""
     question: str = ""
     consequence: str = ""
 
@@ -103,11 +107,34 @@ def restart_all(status: Status) -> Action:
     )
 
 
+def cancel(request: RequestStatus) -> Action:
+    """End one request, wherever it is."""
+    name = request.id if len(request.id) <= 32 else request.id[:31] + "…"
+    whose = f" of {request.key}" if request.key else ""
+    if request.state == "queued":
+        how = "It waits"
+    else:
+        how = f"It has {request.tokens_out} of at most {request.max_tokens} tokens"
+    return Action(
+        name=f"cancel request {name}",
+        path=f"/requests/{request.id}",
+        method="DELETE",
+        verb="End it",
+        keep="Let it run",
+        question=f"Cancel request {name}{whose}?",
+        consequence=f"{how}; its client gets an error at once.",
+    )
+
+
 def scale(status: Status, change: int) -> Action | None:
     """One worker more or fewer, spares not counted; None below one worker."""
+    return scale_to(status, len(_counted(status)) + change)
+
+
+def scale_to(status: Status, target: int) -> Action | None:
+    """So many workers, spares not counted; None below one worker."""
     counted = _counted(status)
     now = len(counted)
-    target = now + change
     if target < 1:
         return None
     action = Action(
@@ -116,9 +143,12 @@ def scale(status: Status, change: int) -> Action | None:
         body={"workers": target},
         timeout_s=ONE_TIMEOUT_S,
     )
-    if change > 0:
+    if target >= now:
         return action
-    gone = max(worker.id for worker in counted)
+    gone = sorted(worker.id for worker in counted)[target:]
+    which = f"Worker {gone[0]} finishes its requests and is gone."
+    if len(gone) > 1:
+        which = f"Workers {fmt.cpus(gone)} finish their requests and are gone."
     return Action(
         name=action.name,
         path=action.path,
@@ -126,5 +156,5 @@ def scale(status: Status, change: int) -> Action | None:
         timeout_s=action.timeout_s,
         verb="Scale down",
         question=f"Scale down from {now} to {target} worker{'' if target == 1 else 's'}?",
-        consequence=f"Worker {gone} finishes its requests and is gone.",
+        consequence=which,
     )

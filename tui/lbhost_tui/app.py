@@ -1,65 +1,64 @@
-"""The dashboard: wires the feed to the widgets and the keys to actions.
+"""The dashboard: wires the feed to the widgets, and shares out the screen.
 
 Speaks only the admin API. What is shown is decided in the widgets, what is ordered in
-actions.py; here they meet.
+actions.py and orders.py, what is opened and closed in views.py; here they meet.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from textual import work
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
+from textual.events import DescendantFocus
+from textual.theme import Theme
 from textual.timer import Timer
 
-from lbhost.errors import ServerGoneError
-from lbhost.status import Status, WorkerStatus
-from lbhost_tui import actions, layout, notice
-from lbhost_tui.actions import Action
-from lbhost_tui.client import AdminClient, RefusedError
+from lbhost.status import RequestStatus, Status, WorkerStatus
+from lbhost_tui import layout, notice, themes
+from lbhost_tui.client import AdminClient
 from lbhost_tui.columns import Row
-from lbhost_tui.confirm import Confirm
+from lbhost_tui.cores import CoreStrip, rows
 from lbhost_tui.detail import Detail
 from lbhost_tui.eventlog import EventLog
 from lbhost_tui.feed import Feed
 from lbhost_tui.filter import Filter
 from lbhost_tui.freshness import Age, Freshness
 from lbhost_tui.header import ServerHeader
-from lbhost_tui.help import Help
 from lbhost_tui.history import History
-from lbhost_tui.keybar import KeyBar
+from lbhost_tui.keybar import Context, KeyBar
+from lbhost_tui.layout import Wish
 from lbhost_tui.messages import (
-    DetailsWanted,
     EventsArrived,
-    FilterChanged,
-    FilterDone,
     Pane,
+    RequestsArrived,
     ServerGone,
     StatusArrived,
     WorkerSelected,
 )
-from lbhost_tui.paint import ANSI, ANSI_THEME, RICH, RICH_THEME, Parts, Role
+from lbhost_tui.paint import ANSI, ANSI_THEME, RICH, RICH_THEME, Palette, Parts
+from lbhost_tui.request_table import RequestTable
+from lbhost_tui.views import Views
 from lbhost_tui.workers import WorkersTable
 
-SAID_S = 8.0
-"""How long the outcome of an order stands in the notice."""
 
-
-class Dashboard(App[int]):
+class Dashboard(Views):
     """`plain` keeps to the terminal's own 16 colours (or none).
 
     `stops_server` says that whoever runs this ends the server after it: then quitting asks.
+    `readonly`: nothing can be ordered.
     """
 
     CSS_PATH = "app.tcss"
     TITLE = "lbhost"
     ENABLE_COMMAND_PALETTE = False
+    """Textual's own; ours is opened by `:`."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("d", "drain", "drain"),
         Binding("u", "resume", "resume"),
@@ -68,62 +67,90 @@ class Dashboard(App[int]):
         Binding("plus", "scale_up", "scale up"),
         Binding("minus", "scale_down", "scale down"),
         Binding("enter", "details", "details"),
+        Binding("t", "requests", "requests"),
+        Binding("c", "cores", "cores"),
         Binding("l", "log", "log"),
+        Binding("L", "worker_log", "worker's log"),
         Binding("slash", "filter", "filter"),
+        Binding("colon,ctrl+p", "command_palette", "command"),
+        Binding("space", "pause", "pause"),
         Binding("question_mark", "help", "help"),
         Binding("escape", "close", "close"),
         Binding("q,ctrl+c", "quit", "quit"),
     ]
 
     def __init__(
-        self, socket_path: Path, *, plain: bool = False, stops_server: bool = False
+        self,
+        socket_path: Path,
+        *,
+        plain: bool = False,
+        stops_server: bool = False,
+        readonly: bool = False,
     ) -> None:
-        super().__init__(ansi_color=True if plain else None)
+        self._palette = Palette({}, ANSI.selected, ANSI.stale)
+        self._palette.become(ANSI if plain else RICH)
+        self.readonly = readonly
         self._stops_server = stops_server
+        super().__init__(ansi_color=True if plain else None)
         self.animation_level = "none"
         self.register_theme(RICH_THEME)
         self.register_theme(ANSI_THEME)
         self.theme = ANSI_THEME.name if plain else RICH_THEME.name
-        palette = ANSI if plain else RICH
-        self._palette = palette
+        self._make_widgets(self._palette)
         self._client = AdminClient(socket_path)
         self._feed = Feed(self._client, self.post_message)
-        self._header = ServerHeader(palette)
-        self._notice = notice.Notice(palette)
-        self._table = WorkersTable(palette)
-        self._detail = Detail(palette)
-        self._event_log = EventLog(palette)
-        self._panes = Horizontal(self._detail, self._event_log, id="panes")
-        self._keys = KeyBar(palette)
         self._status: Status | None = None
         self._seen_s: float | None = None
+        self._held: StatusArrived | None = None
+        """The newest picture that came while paused."""
+        self._paused = False
         self._gone: ServerGone | None = None
         self._pane_filters = {pane: Filter() for pane in Pane}
         self._said: Parts = ()
         self._said_timer: Timer | None = None
-        self._want_detail = False
-        self._want_log: bool | None = None
-        """None until the user or the first picture has decided."""
+        self._wish = Wish(cores=True)
         self._total = History()
         self._speeds: defaultdict[int, History] = defaultdict(History)
         self._freshness = Freshness()
         self._doing: dict[str, None] = {}
         self._ticker: Timer | None = None
 
+    def _make_widgets(self, palette: Palette) -> None:
+        self._header = ServerHeader(palette)
+        self._notice = notice.Notice(palette)
+        self._table = WorkersTable(palette)
+        self._cores = CoreStrip(palette)
+        self._requests = RequestTable(palette)
+        self._detail = Detail(palette)
+        self._event_log = EventLog(palette)
+        self._panes = Horizontal(self._detail, self._event_log, id="panes")
+        self._keys = KeyBar(palette, readonly=self.readonly)
+
     def compose(self) -> ComposeResult:
         """Top to bottom."""
         yield self._header
         yield self._notice
         yield self._table
+        yield self._cores
+        yield self._requests
         yield self._panes
         yield self._keys
 
     def on_mount(self) -> None:
         """Start to listen."""
-        self._ticker = self.set_interval(1.0, self._draw_notice, pause=True)
+        self._ticker = self.set_interval(1.0, self.draw_notice, pause=True)
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
         self._table.focus()
-        self._draw()
+        self.draw()
         self.run_worker(self._feed.run(), name="feed", group="feed")
+
+    def _theme_changed(self, theme: Theme) -> None:
+        self.wear(theme)
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Our own names, for themes that are not ours."""
+        theme = self.get_theme(self.theme)
+        return themes.VARIABLES if theme is None else themes.variables(theme)
 
     async def on_unmount(self) -> None:
         """Leave no connection behind."""
@@ -136,6 +163,11 @@ class Dashboard(App[int]):
         return self._client.socket_path
 
     @property
+    def client(self) -> AdminClient:
+        """The connection to it."""
+        return self._client
+
+    @property
     def status(self) -> Status | None:
         """The last picture."""
         return self._status
@@ -145,32 +177,70 @@ class Dashboard(App[int]):
         """Whether that picture is only a memory."""
         return self._gone is not None
 
+    @property
+    def live_requests(self) -> Sequence[RequestStatus]:
+        """The requests, if they are shown."""
+        return self._requests.found if self._wish.requests else ()
+
+    def selected_worker(self) -> WorkerStatus | None:
+        """The one whose details are shown and whom orders mean."""
+        workers = () if self._status is None else self._status.workers
+        return next((w for w in workers if w.id == self._table.selected), None)
+
+    def selected_request(self) -> RequestStatus | None:
+        """The one that `x` cancels; None while the table is not shown."""
+        return self._requests.selected if self._requests.display else None
+
     # --- what the feed says ---------------------------------------------------------------
 
     def on_status_arrived(self, message: StatusArrived) -> None:
         """A picture: remember its rates, show it."""
         status, now = message.status, message.at_s
-        first = self._status is None
-        self._status, self._seen_s, self._gone = status, now, None
-        if self._ticker is not None:
-            self._ticker.pause()
         self._total.add(now, status.traffic.tokens_s + status.traffic.prompt_tokens_s)
         self._freshness.note(status.workers, now)
+        self._cores.note(status, now)
         ids = {worker.id for worker in status.workers}
         for gone in self._speeds.keys() - ids:
             del self._speeds[gone]
         for worker in status.workers:
             self._speeds[worker.id].add(now, worker.tokens_s + worker.prompt_tokens_s)
-        if first and self._want_log is None and status.workers:
-            self._want_log = layout.log_fits(self.size.height, len(status.workers))
-        self._draw()
+        if self._paused:
+            self._held = message
+            return
+        first = self._status is None
+        self._status, self._seen_s, self._gone = status, now, None
+        if self._ticker is not None:
+            self._ticker.pause()
+        if first and status.workers:
+            self._wish_at_first(status)
+        self.draw()
+
+    def _wish_at_first(self, status: Status) -> None:
+        """What there is room for without its being asked for."""
+        workers, height, wish = len(status.workers), self.size.height, self._wish
+        strip = rows(len(status.cores), self.size.width)
+        log = wish.log or layout.log_fits(height, workers, strip)
+        self._show(log=log, requests=wish.requests or height >= layout.ROOMY)
+        self._feed.wake()
+
+    def unpause(self) -> None:
+        """Show what has come meanwhile."""
+        held, self._held = self._held, None
+        if held is not None:
+            self.on_status_arrived(held)
+        self.draw()
+
+    def on_requests_arrived(self, message: RequestsArrived) -> None:
+        """The live requests."""
+        if not self._paused:
+            self._requests.show(message.found, message.problem)
 
     def on_server_gone(self, message: ServerGone) -> None:
         """Keep the last picture, say how old it is, once a second."""
         self._gone = message
         if self._ticker is not None:
             self._ticker.resume()
-        self._draw()
+        self.draw()
 
     def on_events_arrived(self, message: EventsArrived) -> None:
         """Lines for the log."""
@@ -180,7 +250,7 @@ class Dashboard(App[int]):
 
     def on_resize(self) -> None:
         """Share out the height anew."""
-        self.call_after_refresh(self._draw)
+        self.call_after_refresh(self.draw)
 
     def _rows(self, status: Status, now: float) -> list[Row]:
         gpus = {gpu.index: gpu for gpu in status.gpus}
@@ -199,31 +269,40 @@ class Dashboard(App[int]):
             for worker in shown
         ]
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
+        """Everything anew; what looks the same is not sent to the terminal."""
         if not self._panes.is_mounted:
             return
         status, now = self._status, self._seen_s or 0.0
-        rows = [] if status is None else self._rows(status, now)
-        self._arrange(len(rows))
+        shown = [] if status is None else self._rows(status, now)
+        self._arrange(len(shown))
         total = self._total
         tokens = None if status is None else partial(total.cells, now)
         self._header.show(status, tokens, stale=self.stale)
-        self._table.show(rows, stale=self.stale, empty=self._empty_text())
+        self._table.show(shown, stale=self.stale, empty=self._empty_text())
+        self._cores.draw(status, now, stale=self.stale)
+        if self.stale:
+            self._requests.show(None, stale=True)
+        else:
+            self._requests.draw()
         self._draw_detail()
-        self._draw_notice()
+        self.draw_notice()
 
     def _draw_detail(self) -> None:
-        worker = self._selected()
+        worker = self.selected_worker()
         age = Age.GONE if worker is None else self._freshness.age(worker.id, self._seen_s or 0.0)
         self._detail.show(worker, self._status, age, stale=self.stale)
 
-    def _draw_notice(self) -> None:
+    def draw_notice(self) -> None:
+        """The line between header and table."""
         parts: Parts = ()
         if self._gone is not None:
             ago = None if self._seen_s is None else time.monotonic() - self._seen_s
             parts = notice.gone(ago, self._gone.reason, unreadable=self._gone.unreadable)
         elif self._status is not None:
             parts = notice.news(self._status, self._doing)
+        if self._paused:
+            parts = notice.paused(parts)
         shown = ""
         if self._status is not None:
             total = len(self._status.workers)
@@ -243,19 +322,21 @@ class Dashboard(App[int]):
         return f"starting: {self._status.model} is being loaded"
 
     def _arrange(self, workers: int) -> None:
-        plan = layout.plan(
-            self.size.width,
-            self.size.height,
-            workers,
-            detail=self._want_detail,
-            log=bool(self._want_log),
-        )
+        width, height = self.size
+        strip = 0 if self._status is None else rows(len(self._status.cores), width)
+        plan = layout.plan(width, height, workers, strip, self._wish)
         self._panes.display = plan.detail or plan.log
         self._detail.display, self._event_log.display = plan.detail, plan.log
+        alone = self._event_log.worker if plan.log else None
+        self._panes.border_title = "" if alone is None else f"events of worker {alone} alone"
         self._panes.set_class(plan.detail and plan.log, "both")
-        height = "1fr" if plan.table is None else plan.table
-        if self._table.styles.height is None or str(self._table.styles.height) != str(height):
-            self._table.styles.height = height
+        self._cores.display = bool(plan.cores)
+        self._requests.display = plan.requests != 0
+        heights = ((self._table, plan.table), (self._requests, plan.requests))
+        for widget, given in (*heights, (self._cores, plan.cores)):
+            wanted = "1fr" if given is None else given
+            if widget.styles.height is None or str(widget.styles.height) != str(wanted):
+                widget.styles.height = wanted
 
     # --- what the widgets say -------------------------------------------------------------
 
@@ -263,162 +344,11 @@ class Dashboard(App[int]):
         """Another worker's details."""
         self._draw_detail()
 
-    def on_details_wanted(self, message: DetailsWanted) -> None:
-        """A double click."""
-        self.action_details()
-
-    def on_filter_changed(self, message: FilterChanged) -> None:
-        """Filter while it is typed."""
-        self._set_filter(message.pane, message.text)
-
-    def on_filter_done(self, message: FilterDone) -> None:
-        """Back to the pane whose filter it is."""
-        self._notice.done()
-        pane = self._event_log if message.pane is Pane.LOG else self._table
-        pane.focus()
-        self._draw()
-
-    def _set_filter(self, pane: Pane, text: str) -> None:
-        self._pane_filters[pane] = Filter(text)
-        if pane is Pane.LOG:
-            self._event_log.filter(self._pane_filters[pane])
-        self._draw()
-
-    # --- keys -----------------------------------------------------------------------------
-
-    def action_details(self) -> None:
-        """Show or hide the detail pane."""
-        self._want_detail = not self._want_detail
-        self._draw()
-
-    def action_log(self) -> None:
-        """Show or hide the log; in a narrow terminal it takes the details' place."""
-        narrow = self.size.width < layout.BESIDE
-        if self._want_detail and narrow:
-            self._want_detail, self._want_log = False, True
-        else:
-            self._want_log = not self._want_log
-        if not self._want_log:
-            self._table.focus()
-        self._draw()
-
-    def action_close(self) -> None:
-        """Clear the workers' filter; without one, close the details."""
-        if self._pane_filters[Pane.WORKERS]:
-            self._set_filter(Pane.WORKERS, "")
-            return
-        self._want_detail = False
-        self._table.focus()
-        self._draw()
-
-    def action_close_log(self) -> None:
-        """Clear the log's filter; without one, close the log."""
-        if self._pane_filters[Pane.LOG]:
-            self._set_filter(Pane.LOG, "")
-        else:
-            self.action_log()
-
-    def action_filter(self) -> None:
-        """Type a filter for the pane with the focus."""
-        pane = Pane.LOG if self._event_log.has_focus else Pane.WORKERS
-        self._notice.edit(pane, self._pane_filters[pane].text)
-
-    def action_help(self) -> None:
-        """All keys."""
-        self.push_screen(Help(self._palette, stops_server=self._stops_server))
-
-    async def action_quit(self) -> None:
-        """End the dashboard; ask first where the server ends with it."""
-        self._leave()
-
-    @work(group="quit", exclusive=True)
-    async def _leave(self) -> None:
-        status = self._status
-        if self._stops_server and status is not None and self._gone is None:
-            if isinstance(self.screen, Confirm):
-                return
-            if not await self.push_screen_wait(Confirm(actions.quit_server(status))):
-                return
-        self.exit()
-
-    def action_drain(self) -> None:
-        """Drain the selected worker."""
-        status, worker = self._status, self._selected()
-        if status is not None and worker is not None:
-            self._order(actions.drain(status, worker))
-
-    def action_resume(self) -> None:
-        """Resume the selected worker."""
-        worker = self._selected()
-        if worker is not None:
-            self._order(actions.resume(worker))
-
-    def action_restart(self) -> None:
-        """Restart the selected worker."""
-        status, worker = self._status, self._selected()
-        if status is not None and worker is not None:
-            self._order(actions.restart(status, worker))
-
-    def action_restart_all(self) -> None:
-        """Restart all, one after the other."""
-        if self._status is not None:
-            self._order(actions.restart_all(self._status))
-
-    def action_scale_up(self) -> None:
-        """One worker more."""
-        self._scale(1)
-
-    def action_scale_down(self) -> None:
-        """One worker fewer."""
-        self._scale(-1)
-
-    def _scale(self, change: int) -> None:
-        if self._status is None:
-            return
-        action = actions.scale(self._status, change)
-        if action is None:
-            self._say("scale", "one worker is the least", Role.WARN)
-        else:
-            self._order(action)
-
-    def _selected(self) -> WorkerStatus | None:
-        workers = () if self._status is None else self._status.workers
-        return next((w for w in workers if w.id == self._table.selected), None)
-
-    def _say(self, name: str, text: str, role: Role) -> None:
-        """Put the outcome of an order into the notice for a while."""
-        self._said = ((f" {name}: {text}", role),)
-        if self._said_timer is not None:
-            self._said_timer.stop()
-        self._said_timer = self.set_timer(SAID_S, self._forget_said)
-        self._draw_notice()
-
-    def _forget_said(self) -> None:
-        self._said = ()
-        self._draw_notice()
-
-    # --- orders ---------------------------------------------------------------------------
-
-    @work(group="orders")
-    async def _order(self, action: Action) -> None:
-        """Ask if it stops work, have it done, say how it went. The screen goes on meanwhile."""
-        if self._gone is not None:
-            self._say(action.name, "the server is gone", Role.BAD)
-            return
-        if action.question and not await self.push_screen_wait(Confirm(action)):
-            return
-        if action.name in self._doing:
-            self._say(action.name, "already under way", Role.WARN)
-            return
-        self._doing[action.name] = None
-        self._draw_notice()
-        self._feed.wake()
-        try:
-            said = await self._client.send(action)
-            self._say(action.name, said, Role.GOOD)
-        except (RefusedError, ServerGoneError) as error:
-            self._say(action.name, error.message, Role.BAD)
-        finally:
-            del self._doing[action.name]
-            self._draw_notice()
-            self._feed.wake()
+    def on_descendant_focus(self, message: DescendantFocus) -> None:
+        """The keys at the foot are those of the pane with the focus."""
+        context = Context.WORKERS
+        if message.widget is self._event_log:
+            context = Context.LOG
+        elif message.widget is self._requests.rows:
+            context = Context.REQUESTS
+        self._keys.turn(context)

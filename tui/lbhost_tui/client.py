@@ -15,7 +15,7 @@ import httpx2
 
 from lbhost import answers
 from lbhost.errors import LbhostError, OtherVersionError, ServerGoneError
-from lbhost.status import Event, Status
+from lbhost.status import Event, Requests, Status
 from lbhost_tui.actions import Action
 
 CONNECT_TIMEOUT_S = 2.0
@@ -75,6 +75,21 @@ class AdminClient:
         except httpx2.HTTPError as error:
             raise ServerGoneError(_words(error)) from error
 
+    async def requests(self) -> Requests:
+        """`GET /requests`.
+
+        Raises:
+            RefusedError: the gateway does not answer, or the server is too old for this.
+            ServerGoneError, OtherVersionError: as status.
+        """
+        try:
+            response = await self._http.get("/requests")
+        except httpx2.HTTPError as error:
+            raise ServerGoneError(_words(error)) from error
+        if response.status_code != 200:
+            raise RefusedError(answers.refusal(response.content, response.status_code))
+        return answers.requests(response.content)
+
     async def events(self, after: int | None, backlog: int = 200) -> AsyncGenerator[Event, None]:
         """`GET /events`: past events (those after `after`, or the last `backlog`), then new ones.
 
@@ -108,7 +123,9 @@ class AdminClient:
         """
         timeout = httpx2.Timeout(STATUS_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=action.timeout_s)
         try:
-            response = await self._http.post(action.path, json=action.body, timeout=timeout)
+            response = await self._http.request(
+                action.method, action.path, json=action.body, timeout=timeout
+            )
         except httpx2.HTTPError as error:
             raise ServerGoneError(f"no answer: {_words(error)}") from error
         if response.status_code >= 300:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lbhost.status import GpuStatus, WorkerStatus
 from lbhost_tui import format as fmt
 from lbhost_tui.freshness import Age
-from lbhost_tui.paint import Part, Parts, Role
+from lbhost_tui.paint import Part, Parts, Role, hue
 
 WARM_C = 80.0
 HOT_C = 95.0
@@ -185,7 +185,7 @@ def _restarts(row: Row, width: int) -> Parts:
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column("id", "id", 0, 2, 3, lambda r, w: ((str(r.worker.id), Role.STRONG),)),
+    Column("id", "id", 0, 2, 3, lambda r, w: ((str(r.worker.id), hue(r.worker.id)),)),
     Column("state", "state", 1, 10, 10, _state, right=False),
     Column("core", "core", 4, 4, 11, lambda r, w: ((place(r.worker), Role.TEXT),)),
     Column("idle", "idle", 3, 6, 13, _idle),

@@ -34,7 +34,7 @@ class Confirm(ModalScreen[bool]):
             yield Static(self._action.question, id="question", markup=False)
             yield Static(self._action.consequence, id="consequence", markup=False)
             with Horizontal(id="buttons"):
-                yield Button("Cancel", id="cancel", compact=True)
+                yield Button(self._action.keep, id="cancel", compact=True)
                 yield Button(self._action.verb, id="go", compact=True)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import ClassVar
@@ -36,19 +37,29 @@ def lines_of(event: Event, width: int) -> list[Parts]:
         (who.ljust(_WHO), Role.DIM),
     )
     indent = 12 + _WHO
-    # Whatever a message holds, it must not move the cursor.
-    message = "".join(c if c.isprintable() else " " for c in event.message)
-    message = message.removeprefix(f"{who}: ")
+    message = printable(event.message).removeprefix(f"{who}: ")
     wrapped = textwrap.wrap(message, max(16, width - indent)) or [""]
     first: Parts = (*head, (wrapped[0], role))
     return [first, *(((" " * indent, Role.TEXT), (more, role)) for more in wrapped[1:])]
+
+
+def _plain(event: Event) -> str:
+    at = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(event.time))
+    return f"{at} {event.level} {event.kind} {printable(event.message)}"
+
+
+def printable(message: str) -> str:
+    """Whatever a message holds, it must not move the cursor."""
+    return "".join(c if c.isprintable() else " " for c in message)
 
 
 class EventLog(ScrollView, Painted, can_focus=True):
     """The pane. It follows the newest event unless scrolled up."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "app.close_log", "close", show=False)
+        Binding("escape", "app.close_log", "close", show=False),
+        Binding("y", "app.copy_log", "copy", show=False),
+        Binding("w", "app.save_log", "save", show=False),
     ]
 
     def __init__(self, palette: Palette) -> None:
@@ -56,6 +67,8 @@ class EventLog(ScrollView, Painted, can_focus=True):
         self.set_palette(palette)
         self._events: deque[Event] = deque(maxlen=LIMIT)
         self._filter = Filter()
+        self.worker: int | None = None
+        """Whose events alone are shown; None: everybody's."""
         self._lines: list[Parts] = []
         self._width = 0
         self._follow = True
@@ -65,6 +78,23 @@ class EventLog(ScrollView, Painted, can_focus=True):
     def text(self) -> str:
         """What the pane holds, without colours."""
         return "\n".join("".join(text for text, _ in line) for line in self._lines)
+
+    @property
+    def plain(self) -> str:
+        """What is shown, a line an event, for files and other programs."""
+        return "".join(f"{_plain(event)}\n" for event in self._shown())
+
+    def only(self, worker: int | None) -> None:
+        """Show only this worker's events; None: all."""
+        self.worker = worker
+        self._rebuild()
+
+    def _shown(self) -> list[Event]:
+        return [
+            event
+            for event in fold(self._events)
+            if self._filter.event(event) and self.worker in (None, event.worker)
+        ]
 
     def add(self, events: Iterable[Event]) -> None:
         """Append events, oldest first."""
@@ -88,8 +118,7 @@ class EventLog(ScrollView, Painted, can_focus=True):
         if not self._width:
             return
         width = self._width - 1
-        shown = [event for event in fold(self._events) if self._filter.event(event)]
-        self._lines = [line for event in shown for line in lines_of(event, width)]
+        self._lines = [line for event in self._shown() for line in lines_of(event, width)]
         self.virtual_size = Size(self._width, len(self._lines))
         self._keep_up()
         self.refresh()
@@ -110,6 +139,9 @@ class EventLog(ScrollView, Painted, can_focus=True):
         if at < len(self._lines):
             return self.paint(fit(self._lines[at], width))
         if at == 0:
-            text = " nothing matches the filter" if self._events else " no events yet"
+            text = " no events yet"
+            if self._events:
+                alone = "" if self.worker is None else f" of worker {self.worker}"
+                text = f" no event{alone} matches" if self._filter else f" no event{alone} yet"
             return self.paint(fit(((text, Role.DIM),), width))
         return self.paint(fit((), width))

@@ -1,4 +1,4 @@
-"""Writes the dashboard's screen as an SVG file that needs nothing else."""
+"""The dashboard's screen without a terminal: as an SVG file that needs nothing else, or as text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 SIZE = (120, 32)
 FIRST_TIMEOUT_S = 10.0
+SETTLES_S = 0.3
+"""After the first status, for the requests and events that come next."""
 
 _FONT_FACES = re.compile(r"@font-face\s*\{[^}]*\}\s*")
 _TEXT = re.compile(
@@ -55,23 +57,22 @@ async def picture(
     path: Path,
     *,
     settle_s: float = 0.0,
-    first_s: float = FIRST_TIMEOUT_S,
+    first_s: float | None = None,
+    size: tuple[int, int] = SIZE,
 ) -> str | None:
     """Run the dashboard without a terminal and write its screen to `path`.
 
     Args:
         settle_s: for so long the sparklines may fill before.
-        first_s: for so long a server is looked for.
+        first_s: for so long a server is looked for; None: FIRST_TIMEOUT_S.
+        size: columns and rows.
 
     Returns what went wrong, or None.
     """
-    async with dashboard.run_test(headless=True, size=SIZE) as pilot:
-        try:
-            async with asyncio.timeout(first_s):
-                while dashboard.status is None:
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            return f"no server answers on {dashboard.socket_path}; start one with `lbhost serve`"
+    async with dashboard.run_test(headless=True, size=size) as pilot:
+        problem = await _first(dashboard, first_s)
+        if problem is not None:
+            return problem
         dashboard.action_details()  # the picture has room for them
         await asyncio.sleep(settle_s)
         await pilot.pause()
@@ -80,4 +81,29 @@ async def picture(
         path.write_text(standalone(svg), encoding="utf-8")
     except OSError as error:
         return f"cannot write {path}: {error.strerror}"
+    return None
+
+
+async def text(
+    dashboard: Dashboard, size: tuple[int, int], *, first_s: float | None = None
+) -> tuple[str, str | None]:
+    """The first picture of the screen as plain text, and what went wrong, or None."""
+    async with dashboard.run_test(headless=True, size=size) as pilot:
+        problem = await _first(dashboard, first_s)
+        if problem is not None:
+            return "", problem
+        await pilot.pause(SETTLES_S)
+        strips = dashboard.screen._compositor.render_strips()
+        lines = ["".join(segment.text for segment in strip).rstrip() for strip in strips]
+    return "\n".join(lines).rstrip() + "\n", None
+
+
+async def _first(dashboard: Dashboard, first_s: float | None) -> str | None:
+    """Wait for a server's first answer; what is wrong, if none comes."""
+    try:
+        async with asyncio.timeout(FIRST_TIMEOUT_S if first_s is None else first_s):
+            while dashboard.status is None:
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        return f"no server answers on {dashboard.socket_path}; start one with `lbhost serve`"
     return None

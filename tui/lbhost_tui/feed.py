@@ -17,8 +17,8 @@ from textual.message import Message
 from lbhost.errors import OtherVersionError, ServerGoneError
 from lbhost.status import Event, Status
 from lbhost_tui import cancelled_reads
-from lbhost_tui.client import AdminClient
-from lbhost_tui.messages import EventsArrived, ServerGone, StatusArrived
+from lbhost_tui.client import AdminClient, RefusedError
+from lbhost_tui.messages import EventsArrived, RequestsArrived, ServerGone, StatusArrived
 
 BUSY_S = 0.5
 QUIET_S = 1.0
@@ -59,6 +59,8 @@ class Feed:
         self._server_pid: int | None = None
         self._uptime_s = 0.0
         self._last_seq: int | None = None
+        self.requests_wanted = False
+        """Whether the live requests are asked for, too."""
 
     def wake(self) -> None:
         """Ask for a picture soon: something has happened."""
@@ -89,10 +91,18 @@ class Feed:
             self._meet(status)
             self._up.set()
             self._post(StatusArrived(status, time.monotonic()))
+            if self.requests_wanted:
+                await self._ask_requests()
             cpu_s, now_s = now_s, time.process_time()
             # Capped, so that the first big drawing does not slow down what follows.
             cost_s += (min(now_s - cpu_s, CPU_SHARE * SLOWEST_S) - cost_s) / 4
             await self._pause(started, pace(status, cost_s))
+
+    async def _ask_requests(self) -> None:
+        try:
+            self._post(RequestsArrived(await self._client.requests()))
+        except (RefusedError, ServerGoneError, OtherVersionError) as error:
+            self._post(RequestsArrived(None, error.message))
 
     def _meet(self, status: Status) -> None:
         """Notice a new server: its events count from 1 again.

@@ -6,7 +6,7 @@ is looked for, without regard to case, in what the screen says about the thing.
 
 from __future__ import annotations
 
-from lbhost.status import Event, WorkerStatus
+from lbhost.status import Event, RequestStatus, WorkerStatus
 
 
 class Filter:
@@ -25,6 +25,16 @@ class Filter:
         text = f"worker {worker.state} {worker.wanted} {place} {worker.last_exit or ''}".lower()
         numbers = {str(number) for number in (worker.id, *worker.cores, worker.pid)}
         return all(word in numbers if word.isdecimal() else word in text for word in self._words)
+
+    def request(self, request: RequestStatus) -> bool:
+        """Whether this request is shown. A number means one of its workers."""
+        who = request.key or "no key"
+        text = f"{request.id} {request.model} {who} {request.tier} {request.state}".lower()
+        numbers = {str(number) for number in request.workers}
+        return all(
+            word in numbers or word in request.id.lower() if word.isdecimal() else word in text
+            for word in self._words
+        )
 
     def event(self, event: Event) -> bool:
         """Whether this event is shown."""

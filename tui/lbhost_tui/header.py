@@ -17,16 +17,17 @@ Cells = Callable[[int], Sequence[float | None]]
 
 FIGURES = (
     ("req/s", 7),
-    ("in/s", 7),
-    ("out/s", 7),
+    ("prefill/s", 11),
+    ("decode/s", 10),
     ("ttft p50", 10),
     ("p95", 7),
     ("running", 9),
     ("queue", 13),
-    ("oldest", 8),
     ("failing", 9),
 )
-"""Each figure's name and the cells that it takes, at least; 77 in all."""
+"""Each figure's name and the cells that it takes, at least; 76 in all."""
+BAR = 16
+"""Cells of the bar that shows what the p95 was spent on, where there is room for it."""
 SPACED = 110
 """From this width on, the figures stand further apart."""
 
@@ -74,9 +75,51 @@ def figures(status: Status | None) -> tuple[Parts, ...]:
         (fmt.latency(traffic.ttft_p95_s), traffic.ttft_p95_s),
         (str(traffic.in_flight), traffic.in_flight),
     )
-    waits: Parts = ((fmt.latency(traffic.oldest_wait_s), _waiting(traffic.oldest_wait_s)),)
     failing: Parts = ((fmt.percent(traffic.error_rate), _failing(traffic.error_rate)),)
-    return (*(((text, _weight(value)),) for text, value in plain), queue, waits, failing)
+    return (*(((text, _weight(value)),) for text, value in plain), queue, failing)
+
+
+def why(status: Status | None, width: int) -> Parts:
+    """What slowness comes of: what the p95 was spent on, and how long the queue makes wait."""
+    if status is None:
+        return ()
+    traffic = status.traffic
+    spent = (traffic.ttft_p95_queue_s, traffic.ttft_p95_prefill_s, traffic.ttft_p95_step_s)
+    waits: Parts = ()
+    if traffic.oldest_wait_s is not None:
+        oldest = traffic.oldest_wait_s
+        waits = (("oldest waits ", Role.DIM), (fmt.latency(oldest), _waiting(oldest)))
+        if traffic.next_start_s is not None:
+            waits += ((", next ", Role.DIM), (fmt.latency(traffic.next_start_s), Role.TEXT))
+        waits += ((" ", Role.TEXT),)
+    left: Parts = ()
+    for bar, names in ((BAR, _SPENT), (0, _SPENT), (0, _SPENT_SHORT)):
+        left = _split(spent, bar, names)
+        if width_of(left) + width_of(waits) < width:
+            break
+    return spread(left, waits, width)
+
+
+_SPENT = (("queue", Role.WARN), ("prefill", Role.BUSY), ("first step", Role.GOOD))
+_SPENT_SHORT = (("queue", Role.WARN), ("prefill", Role.BUSY), ("step", Role.GOOD))
+
+
+def _split(spent: Sequence[float | None], bar: int, names: Sequence[tuple[str, Role]]) -> Parts:
+    """The parts of the p95 by name, after a bar of so many cells."""
+    known = [seconds for seconds in spent if seconds is not None]
+    if len(known) < len(spent) or sum(known) <= 0:
+        return ((" p95 of the last minute: no request yet", Role.DIM),)
+    parts: list[tuple[str, Role]] = [(" p95 = ", Role.DIM)]
+    if bar:
+        cells = [fmt.filled(seconds / sum(known), bar) for seconds in known]
+        cells[cells.index(max(cells))] += bar - sum(cells)
+        marks = zip(cells, "╍━─", names, strict=True)
+        parts += [(sign * count, role) for count, sign, (_, role) in marks if count]
+        parts.append(("  ", Role.TEXT))
+    for at, (seconds, (name, role)) in enumerate(zip(known, names, strict=True)):
+        parts += [(" + " if at else "", Role.DIM), (f"{name} ", role)]
+        parts.append((fmt.latency(seconds), Role.TEXT))
+    return tuple(parts)
 
 
 def _weight(value: float | None) -> Role:
@@ -94,7 +137,7 @@ def _failing(rate: float | None) -> Role:
 
 
 class ServerHeader(Vertical):
-    """Three lines: title, the figures' names, the figures. Each figure redraws by itself."""
+    """Title, the figures' names, the figures, and why. Each figure redraws by itself."""
 
     def __init__(self, palette: Palette) -> None:
         super().__init__(id="header")
@@ -102,6 +145,7 @@ class ServerHeader(Vertical):
         self._title = Lines(palette, name="title")
         self._figures = [Lines(palette, classes="figure") for _ in FIGURES]
         self._spark = Lines(palette, name="total")
+        self._why = Lines(palette, name="why")
         self._last: tuple[Status | None, Cells | None, bool] = (None, None, False)
 
     def compose(self) -> ComposeResult:
@@ -110,6 +154,7 @@ class ServerHeader(Vertical):
         with Horizontal(id="figures"):
             yield from self._figures
             yield self._spark
+        yield self._why
 
     def on_mount(self) -> None:
         """Show that nothing is known yet."""
@@ -133,6 +178,7 @@ class ServerHeader(Vertical):
                 line.styles.width = least + spaced
             pad = (" ", Role.TEXT)
             line.show([(pad, (name, Role.TITLE)), (pad, *value)], stale=stale)
+        self._why.show([why(status, self.size.width)], stale=stale)
         width = min(60, self._spark.size.width - 1)
         if tokens is None or width < 10:
             self._spark.show([])

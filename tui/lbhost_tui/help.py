@@ -15,33 +15,37 @@ from lbhost_tui.line import Lines
 from lbhost_tui.paint import Palette, Parts, Role
 
 KEYS = (
-    ("↑ ↓", "select a worker (also j k, page up/down, home, end)"),
+    ("↑ ↓", "select a line (also j k, home, end); tab: the next pane"),
     ("enter", "details of the selected worker, or close them"),
-    ("d", "drain: finish its requests, then stop and stay down"),
-    ("u", "resume: withdraw a drain, or start it again"),
+    ("d  u", "drain: finish its requests, then stop; resume: start it again"),
     ("r  R", "restart this one; all, one after the other"),
     ("+  -", "one worker more; one fewer"),
-    ("l", "event log: show or hide (tab, then ↑ ↓ to scroll)"),
-    ("/", "filter this pane, the workers or the log: words, or a number"),
-    ("esc", "clear this pane's filter; without one, close the pane"),
+    ("t", "live requests: x cancels one, s sorts, S the other way round"),
+    ("c  l", "what each core does; event log (there: y copy, w save)"),
+    ("L", "the selected worker's events alone"),
+    ("/  :", "filter this pane: words, or a number; type a command"),
+    ("space", "stand still, or go on; esc: clear the filter, close the pane"),
 )
+ORDER_KEYS = frozenset({"d  u", "r  R", "+  -"})
+"""Not there with --readonly."""
 QUIT = "quit; the server goes on"
 QUIT_AND_STOP = "quit, which stops this server, too; asks first"
 COLUMNS = (
     ("idle", "free part of its core", "others", "taken by other programs"),
     ("slots", "running, of all", "pend", "prompt tokens still to read"),
-    ("in/s", "prompt tokens a second", "out/s", "answers' tokens a second"),
+    ("in/s", "prefill: prompt tokens/s", "out/s", "decode: answers' tokens/s"),
     ("ttft", "time to first token", "kv", "how full its KV cache is"),
-    ("mem", "resident memory", "rst", "restarts so far"),
+    ("cores", "━ ours ╍ others' ─ idle", "0→w1", "core 0 is lent to worker 1"),
 )
 WIDTH = 72
 
 
-def lines(*, stops_server: bool) -> list[Parts]:
+def lines(*, stops_server: bool, readonly: bool = False) -> list[Parts]:
     """The text, for 80 columns and 24 lines."""
     last = QUIT_AND_STOP if stops_server else QUIT
+    keys = [key for key in KEYS if not (readonly and key[0] in ORDER_KEYS)]
     out: list[Parts] = [((" keys", Role.TITLE),)]
-    out += [((f" {key:<7}", Role.KEY), (text, Role.TEXT)) for key, text in (*KEYS, ("q", last))]
+    out += [((f" {key:<7}", Role.KEY), (text, Role.TEXT)) for key, text in (*keys, ("q", last))]
     head = f"   {UNKNOWN} is a reading that does not exist, or of long ago"
     out += [(), ((" columns", Role.TITLE), (head, Role.DIM))]
     for left, meaning, right, other in COLUMNS:
@@ -54,7 +58,10 @@ def lines(*, stops_server: bool) -> list[Parts]:
             )
         )
     out.append(
-        ((f" {'header':<9}", Role.TITLE), ("ttft and failing: of the last minute", Role.DIM))
+        (
+            (f" {'header':<9}", Role.TITLE),
+            ("ttft, failing: of the last minute; p95 = what it was spent on", Role.DIM),
+        )
     )
     names = [name for name in STATES if name != "degraded"]
     for start in range(0, len(names), 4):
@@ -69,8 +76,9 @@ class Help(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,q,question_mark,enter", "dismiss", "close")]
 
-    def __init__(self, palette: Palette, *, stops_server: bool) -> None:
+    def __init__(self, palette: Palette, *, stops_server: bool, readonly: bool = False) -> None:
         super().__init__()
+        self._readonly = readonly
         self._stops_server = stops_server
         self._lines = Lines(palette, name="help-lines")
 
@@ -81,6 +89,6 @@ class Help(ModalScreen[None]):
 
     def on_mount(self) -> None:
         """Fill it."""
-        text = lines(stops_server=self._stops_server)
+        text = lines(stops_server=self._stops_server, readonly=self._readonly)
         self._lines.styles.height = len(text)
         self._lines.show(text)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from textual.message import Message
 
-from lbhost.status import Event, Status
+from lbhost.status import Event, Requests, Status
 
 
 class Pane(enum.Enum):
     """What has a filter of its own; the value is its name on the screen."""
 
     WORKERS = "workers"
+    REQUESTS = "requests"
     LOG = "log"
 
 
@@ -28,6 +29,18 @@ class StatusArrived(Message):
     def can_replace(self, message: Message) -> bool:
         """Only the newest picture matters when several wait."""
         return isinstance(message, StatusArrived)
+
+
+@dataclass
+class RequestsArrived(Message):
+    """A fresh list of the live requests, or why there is none."""
+
+    found: Requests | None
+    problem: str = ""
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest one matters."""
+        return isinstance(message, RequestsArrived)
 
 
 @dataclass

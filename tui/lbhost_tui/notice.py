@@ -31,6 +31,12 @@ def gone(seen_ago_s: float | None, reason: str, *, unreadable: bool = False) -> 
     return ((text, Role.BAD), (f"  {reason}", Role.DIM))
 
 
+def paused(parts: Parts) -> Parts:
+    """The screen stands still; what is said beside that is as of then."""
+    still: Parts = ((" paused", Role.WARN), (", space goes on", Role.DIM))
+    return (*still, ("  · ", Role.DIM), *parts) if parts else still
+
+
 def news(status: Status, doing: Iterable[str]) -> Parts:
     """What is going on, most important first; empty when all is well."""
     parts: list[tuple[str, Role]] = []
@@ -82,9 +88,7 @@ class FilterInput(Input):
     ]
 
     def __init__(self) -> None:
-        super().__init__(
-            placeholder="words to look for, or a worker, core or pid number", id="filter"
-        )
+        super().__init__(placeholder="words to look for, or a number", id="filter")
         self.pane = Pane.WORKERS
         """Whose filter is edited."""
         self.cursor_blink = False  # a blinking cursor would be work on a still screen

@@ -33,19 +33,40 @@ class Role(enum.Enum):
     BAR = "bar"
     TRACK = "track"
     SPARK = "spark"
+    HUE0 = "hue0"
+    HUE1 = "hue1"
+    HUE2 = "hue2"
+    HUE3 = "hue3"
+    HUE4 = "hue4"
+    HUE5 = "hue5"
+
+
+_HUES = (Role.HUE0, Role.HUE1, Role.HUE2, Role.HUE3, Role.HUE4, Role.HUE5)
+
+
+def hue(worker: int) -> Role:
+    """The colour that a worker has wherever it is shown."""
+    return _HUES[worker % len(_HUES)]
 
 
 Part: TypeAlias = tuple[str, Role]
 Parts: TypeAlias = tuple[Part, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Palette:
-    """A style for each role, and what happens to a selected or outdated line."""
+    """A style for each role, and what happens to a selected or outdated line.
+
+    All widgets of a screen share one, so that another theme is another content of it.
+    """
 
     styles: Mapping[Role, Style]
     selected: Style
     stale: Style
+
+    def become(self, other: Palette) -> None:
+        """Look like the other from now on."""
+        self.styles, self.selected, self.stale = other.styles, other.selected, other.stale
 
 
 def _rgb(**roles: str) -> dict[Role, Style]:
@@ -66,6 +87,12 @@ RICH = Palette(
         bar="#7fa6c4",
         track="#36424e",
         spark="#7fa6c4",
+        hue0="#7fa6c4",
+        hue1="#a992c9",
+        hue2="#6fb3a5",
+        hue3="#c98fae",
+        hue4="#a3b86c",
+        hue5="#8f9fd0",
     ),
     selected=Style.parse("on #2a2e33"),
     stale=Style.parse("not bold #566370"),
@@ -86,6 +113,12 @@ ANSI = Palette(
         bar="cyan",
         track="dim default",
         spark="cyan",
+        hue0="cyan",
+        hue1="magenta",
+        hue2="blue",
+        hue3="green",
+        hue4="bright_cyan",
+        hue5="bright_magenta",
     ),
     selected=Style.parse("bold"),
     stale=Style.parse("not bold dim default"),

@@ -29,6 +29,7 @@ from lbhost.status import (
     Event,
     GpuStatus,
     HostStatus,
+    ModelStatus,
     ProcessStatus,
     Requests,
     RequestStatus,
@@ -99,6 +100,37 @@ def live_request(name: str, **changes: Any) -> RequestStatus:
         ends_in_s=3.1,
         answers=1,
         stream=True,
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def model(name: str, **changes: Any) -> ModelStatus:
+    """One of several models, quiet."""
+    plain = ModelStatus(
+        name=name,
+        aliases=[],
+        kind="chat",
+        path=f"/models/{name}.gguf",
+        state="ready",
+        failure=None,
+        ctx_size=2048,
+        slots=4,
+        workers=2,
+        workers_up=2,
+        min_workers=None,
+        max_workers=None,
+        requests=0,
+        errors=0,
+        rejected=0,
+        in_flight=0,
+        queue_depth=0,
+        requests_s=0.0,
+        tokens_s=0.0,
+        prompt_tokens_s=0.0,
+        ttft_p50_s=None,
+        ttft_p95_s=None,
+        oldest_wait_s=None,
+        error_rate=None,
     )
     return msgspec.structs.replace(plain, **changes)
 

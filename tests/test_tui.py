@@ -316,8 +316,8 @@ async def test_a_still_server_draws_nothing(
     fake: FakeAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lbhost_tui.history.SLOT_S", 1e9)  # else the sparklines grow
-    async with dashboard(fake) as tui:
-        await tui.sees("● ready")
+    async with dashboard(fake, 120, 50) as tui:
+        await tui.sees("● ready", "no request waits or runs")
         drawn: list[object] = []
         polls = fake.polls
         monkeypatch.setattr(tui.app, "_display", lambda screen, what: drawn.append(what))

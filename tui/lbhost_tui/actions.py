@@ -40,15 +40,18 @@ def _busy(worker: WorkerStatus) -> int:
     return max(worker.in_flight, worker.slots_busy)
 
 
-def _counted(status: Status) -> list[WorkerStatus]:
-    """The workers less the spare that a rolling restart has started."""
-    return [worker for worker in status.workers if not worker.spare]
+def _counted(status: Status, model: str | None = None) -> list[WorkerStatus]:
+    """The workers, or one model's, less the spare that a rolling restart has started."""
+    return [w for w in status.workers if not w.spare and model in (None, w.model)]
 
 
 def _last_one(status: Status, worker: WorkerStatus) -> str:
     """A warning when no other worker would be left for new requests."""
-    others = [w for w in status.workers if w.id != worker.id and w.state == "ready"]
-    return "" if others else " No other worker is ready: new requests will wait."
+    same = [w for w in status.workers if w.id != worker.id and w.model == worker.model]
+    if any(w.state == "ready" for w in same):
+        return ""
+    whose = f" of {worker.model}" if len(status.models) > 1 else ""
+    return f" No other worker{whose} is ready: new requests will wait."
 
 
 def drain(status: Status, worker: WorkerStatus) -> Action:
@@ -126,22 +129,27 @@ def cancel(request: RequestStatus) -> Action:
     )
 
 
-def scale(status: Status, change: int) -> Action | None:
+def scale(status: Status, change: int, model: str | None = None) -> Action | None:
     """One worker more or fewer, spares not counted; None below one worker."""
-    return scale_to(status, len(_counted(status)) + change)
+    return scale_to(status, len(_counted(status, model)) + change, model)
 
 
-def scale_to(status: Status, target: int) -> Action | None:
-    """So many workers, spares not counted; None below one worker."""
-    counted = _counted(status)
+def scale_to(status: Status, target: int, model: str | None = None) -> Action | None:
+    """So many workers, of a model where there are several; spares do not count.
+
+    None below one worker.
+    """
+    counted = _counted(status, model)
     now = len(counted)
     if target < 1:
         return None
+    many = f"{target} worker{'' if target == 1 else 's'}"
+    whose = "" if model is None else f"{model} "
+    body: dict[str, int | str] = {"workers": target}
+    if model is not None:
+        body["model"] = model
     action = Action(
-        name=f"scale to {target} worker{'' if target == 1 else 's'}",
-        path="/scale",
-        body={"workers": target},
-        timeout_s=ONE_TIMEOUT_S,
+        name=f"scale {whose}to {many}", path="/scale", body=body, timeout_s=ONE_TIMEOUT_S
     )
     if target >= now:
         return action
@@ -155,6 +163,6 @@ def scale_to(status: Status, target: int) -> Action | None:
         body=action.body,
         timeout_s=action.timeout_s,
         verb="Scale down",
-        question=f"Scale down from {now} to {target} worker{'' if target == 1 else 's'}?",
+        question=f"Scale {whose}down from {now} to {many}?",
         consequence=which,
     )

@@ -42,8 +42,10 @@ from lbhost_tui.messages import (
     StatusArrived,
     WorkerSelected,
 )
+from lbhost_tui.models import grouped, named
 from lbhost_tui.paint import ANSI, ANSI_THEME, RICH, RICH_THEME, Palette, Parts
 from lbhost_tui.request_table import RequestTable
+from lbhost_tui.surface import entitle
 from lbhost_tui.views import Views
 from lbhost_tui.workers import WorkersTable
 
@@ -217,7 +219,8 @@ class Dashboard(Views):
 
     def _wish_at_first(self, status: Status) -> None:
         """What there is room for without its being asked for."""
-        workers, height, wish = len(status.workers), self.size.height, self._wish
+        height, wish = self.size.height, self._wish
+        workers = len(list(grouped(status, self._rows(status, 0.0))))
         strip = rows(len(status.cores), self.size.width)
         log = wish.log or layout.log_fits(height, workers, strip)
         self._show(log=log, requests=wish.requests or height >= layout.ROOMY)
@@ -274,7 +277,7 @@ class Dashboard(Views):
         if not self._panes.is_mounted:
             return
         status, now = self._status, self._seen_s or 0.0
-        shown = [] if status is None else self._rows(status, now)
+        shown = [] if status is None else list(grouped(status, self._rows(status, now)))
         self._arrange(len(shown))
         total = self._total
         tokens = None if status is None else partial(total.cells, now)
@@ -319,7 +322,7 @@ class Dashboard(Views):
             return f"waiting for a server on\n{where}\n\nstart one with: lbhost serve"
         if self._pane_filters[Pane.WORKERS] and self._status.workers:
             return f"no worker matches “{self._pane_filters[Pane.WORKERS].text}”"
-        return f"starting: {self._status.model} is being loaded"
+        return f"starting: {named(self._status)} is being loaded"
 
     def _arrange(self, workers: int) -> None:
         width, height = self.size
@@ -328,7 +331,7 @@ class Dashboard(Views):
         self._panes.display = plan.detail or plan.log
         self._detail.display, self._event_log.display = plan.detail, plan.log
         alone = self._event_log.worker if plan.log else None
-        self._panes.border_title = "" if alone is None else f"events of worker {alone} alone"
+        entitle(self._panes, "" if alone is None else f"events of worker {alone} alone")
         self._panes.set_class(plan.detail and plan.log, "both")
         self._cores.display = bool(plan.cores)
         self._requests.display = plan.requests != 0

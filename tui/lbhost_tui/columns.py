@@ -214,11 +214,12 @@ COLUMNS: tuple[Column, ...] = (
 
 @dataclass(frozen=True)
 class Placed:
-    """A column that is shown: `gap` blanks, then `width` cells."""
+    """A column that is shown: `gap` blanks, then `width` cells, from cell `at` on."""
 
     column: Column
     width: int
     gap: int
+    at: int
 
 
 def place_columns(width: int, core_width: int) -> tuple[Placed, ...]:
@@ -254,4 +255,9 @@ def place_columns(width: int, core_width: int) -> tuple[Placed, ...]:
     for most in (12, 15, 20, 30, 60):
         if most - widths.get("spark", most) <= left:
             grow("spark", most)
-    return tuple(Placed(column, widths[column.key], gap) for column in chosen)
+    placed: list[Placed] = []
+    at = 0
+    for column in chosen:
+        placed.append(Placed(column, widths[column.key], gap, at))
+        at += widths[column.key] + gap
+    return tuple(placed)

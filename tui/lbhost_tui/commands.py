@@ -26,7 +26,7 @@ class Command:
     run: Callable[[], object]
 
 
-_SCALE = re.compile(r"scale\s+(\d{1,4})")
+_SCALE = re.compile(r"scale (?:(\S+) )?(\d{1,4})")
 
 _SHOWN = (
     ("requests", "show or hide the live requests", "requests"),
@@ -78,7 +78,11 @@ class Commands(Provider):
         status, found = self.dashboard.status, _SCALE.fullmatch(query)
         if status is None or found is None or self.dashboard.readonly:
             return
-        action = actions.scale_to(status, int(found[1]))
+        names = {model.name.lower(): model.name for model in status.models}
+        name = None if found[1] is None else names.get(found[1])
+        if (name is None) is (len(names) > 1):
+            return  # which one is meant has to be said where there are several, and only there
+        action = actions.scale_to(status, int(found[2]), name)
         if action is not None:
             yield self._order(query, action)
 
@@ -103,9 +107,12 @@ class Commands(Provider):
             if worker.state in ("stopped", "failed", "draining", "stopping", "backoff"):
                 yield self._order(f"resume {worker.id}", actions.resume(worker))
         yield self._order("restart all", actions.restart_all(status))
-        for change in (1, -1):
-            action = actions.scale(status, change)
-            if action is not None:
-                yield self._order(f"scale {action.body['workers']}", action)
+        several = len(status.models) > 1
+        for name in [model.name for model in status.models] if several else [None]:
+            for change in (1, -1):
+                action = actions.scale(status, change, name)
+                if action is not None:
+                    whose = "" if name is None else f"{name} "
+                    yield self._order(f"scale {whose}{action.body['workers']}", action)
         for request in self.dashboard.live_requests:
             yield self._order(f"cancel {request.id}", actions.cancel(request))

@@ -22,7 +22,8 @@ class Filter:
     def worker(self, worker: WorkerStatus) -> bool:
         """Whether this worker is shown."""
         place = f"gpu{worker.gpu}" if worker.gpu is not None else "cpu"
-        text = f"worker {worker.state} {worker.wanted} {place} {worker.last_exit or ''}".lower()
+        facts = (worker.state, worker.wanted, place, worker.model, worker.last_exit or "")
+        text = f"worker {' '.join(facts)}".lower()
         numbers = {str(number) for number in (worker.id, *worker.cores, worker.pid)}
         return all(word in numbers if word.isdecimal() else word in text for word in self._words)
 

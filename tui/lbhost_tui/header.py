@@ -11,6 +11,7 @@ from lbhost.status import Status
 from lbhost_tui import columns
 from lbhost_tui import format as fmt
 from lbhost_tui.line import Lines
+from lbhost_tui.models import named
 from lbhost_tui.paint import Palette, Parts, Role, fit, join, spread, width_of
 
 Cells = Callable[[int], Sequence[float | None]]
@@ -40,8 +41,8 @@ def title(status: Status | None, width: int) -> Parts:
     state = columns.state(status.state)
     where: Parts = ((status.endpoint, Role.TEXT),)
     up: Parts = (("up ", Role.DIM), (fmt.span(status.uptime_s), Role.TEXT))
-    model: Parts = ((" " + status.model, Role.STRONG),)
-    if status.kind != "chat":
+    model: Parts = ((" " + named(status), Role.STRONG),)
+    if status.kind != "chat" and len(status.models) < 2:
         model = (*model, (f" {status.kind}", Role.DIM))
     for left, right in (
         ((*brand, *model), join((state, where, up), 3)),

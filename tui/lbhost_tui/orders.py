@@ -104,7 +104,9 @@ class Orders(App[int]):
     def _scale(self, change: int) -> None:
         if self.status is None:
             return
-        action = actions.scale(self.status, change)
+        worker = self.selected_worker()
+        several = len(self.status.models) > 1 and worker is not None
+        action = actions.scale(self.status, change, worker.model if several and worker else None)
         if action is None:
             self.say("scale", "one worker is the least", Role.WARN)
         else:

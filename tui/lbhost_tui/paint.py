@@ -181,6 +181,21 @@ def fit(parts: Parts, width: int, *, right: bool = False) -> Parts:
     return fit(tuple(kept), width, right=right) if width > 0 else ()
 
 
+def crop(parts: Parts, start: int, width: int) -> Parts:
+    """`width` cells of the line, from cell `start` on; blanks where it has ended."""
+    out: list[Part] = []
+    at = 0
+    for text, role in parts:
+        kept = ""
+        for char in text:
+            inside = max(0, min(at + cell_len(char), start + width) - max(at, start))
+            kept += char if inside == cell_len(char) else " " * inside
+            at += cell_len(char)
+        if kept:
+            out.append((kept, role))
+    return fit(tuple(out), width)
+
+
 def spread(left: Parts, right: Parts, width: int) -> Parts:
     """`left` at the left edge and `right` at the right one; `right` is kept whole."""
     room = width - width_of(right)

@@ -20,7 +20,7 @@ from lbhost_tui.filter import Filter
 from lbhost_tui.line import Lines
 from lbhost_tui.paint import Palette, Parts, Role, fit
 from lbhost_tui.request_columns import PlacedColumn, Sorting, line, place, summary, titles
-from lbhost_tui.surface import Painted
+from lbhost_tui.surface import Painted, entitle
 
 
 class RequestRows(ScrollView, Painted, can_focus=True):
@@ -173,7 +173,7 @@ class RequestTable(Vertical):
         at = next((y for y, one in enumerate(self._shown) if one.id == self._selected), -1)
         if at < 0 and self._shown:
             at, self._selected = 0, self._shown[0].id
-        self.border_title = summary(self._found.requests, len(self._shown), self._found.total)
+        entitle(self, summary(self._found.requests, len(self._shown), self._found.total))
         self._head.show([titles(self._placed, self._sorting)], stale=self._stale)
         empty = self._problem or (
             "no request matches the filter" if self._found.requests else "no request waits or runs"

@@ -9,6 +9,12 @@ from textual.widget import Widget
 from lbhost_tui.paint import Palette, Parts, strip
 
 
+def entitle(widget: Widget, title: str) -> None:
+    """Put a title into a widget's upper line. Textual would draw it anew at every setting."""
+    if (widget.border_title or "") != title:
+        widget.border_title = title
+
+
 class Painted(Widget):
     """A widget whose lines are `Parts`. Give it its palette with `set_palette` first."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from textual import events
 from textual.app import ComposeResult
@@ -23,8 +23,11 @@ from textual.widgets import Static
 from lbhost_tui.columns import COLUMNS, Column, Placed, Row, place, place_columns
 from lbhost_tui.line import Lines
 from lbhost_tui.messages import DetailsWanted, WorkerSelected
-from lbhost_tui.paint import Palette, Parts, Role, fit
+from lbhost_tui.models import Heading
+from lbhost_tui.paint import Palette, Parts, Role, crop, fit
 from lbhost_tui.surface import Painted
+
+Line: TypeAlias = Row | Heading
 
 MARGIN = 1
 """Blank cells at the right, where a scrollbar appears when there is one."""
@@ -45,10 +48,11 @@ class ColumnView(Painted):
         self.set_palette(palette)
         self.column = column
         self._placed: Placed | None = None
-        self._rows: Sequence[Row] = ()
+        self._rows: Sequence[Line] = ()
         self._drawn: dict[int, Parts] = {}
         """What stands in the lines that were in sight at the last `show`."""
         self._selected = -1
+        self._table_width = 0
         self._stale = False
 
     def place(self, placed: Placed | None) -> None:
@@ -58,8 +62,11 @@ class ColumnView(Painted):
         if placed is not None:
             self.styles.width = placed.width + placed.gap
 
-    def show(self, rows: Sequence[Row], window: range, selected: int, stale: bool) -> None:
-        """Show these rows; of those in sight, draw what changed again."""
+    def show(
+        self, rows: Sequence[Line], window: range, selected: int, width: int, *, stale: bool
+    ) -> None:
+        """Show these rows of a table so wide; of those in sight, draw what changed again."""
+        self._table_width = width
         placed = self._placed
         if placed is None:
             return
@@ -75,7 +82,9 @@ class ColumnView(Painted):
             if cell != drawn.get(y) or y in moved:
                 self.refresh(Region(0, y, placed.width + placed.gap, 1))
 
-    def _cell(self, row: Row, placed: Placed) -> Parts:
+    def _cell(self, row: Line, placed: Placed) -> Parts:
+        if isinstance(row, Heading):
+            return crop(row.line(self._table_width), placed.at, placed.width + placed.gap)
         parts = fit(self.column.cell(row, placed.width), placed.width, right=self.column.right)
         return ((" " * placed.gap, Role.TEXT), *parts)
 
@@ -114,7 +123,7 @@ class WorkersTable(Widget, can_focus=True):
         self._scroll = VerticalScroll(id="rows", can_focus=False)
         self._columns = Horizontal(id="columns")
         self._empty = Static(id="empty", markup=False)
-        self._rows: list[Row] = []
+        self._rows: list[Line] = []
         self._selected: int | None = None
         self._stale = False
         self._placed: tuple[Placed, ...] = ()
@@ -136,7 +145,7 @@ class WorkersTable(Widget, can_focus=True):
         """The columns that are shown."""
         return self._placed
 
-    def show(self, rows: Sequence[Row], *, stale: bool, empty: str) -> None:
+    def show(self, rows: Sequence[Line], *, stale: bool, empty: str) -> None:
         """Show these workers, or the line `empty` when there are none."""
         count = len(self._rows)
         self._rows, self._stale = list(rows), stale
@@ -146,7 +155,7 @@ class WorkersTable(Widget, can_focus=True):
         self._empty.display = not rows
         if not rows:
             self._empty.update(empty)
-        ids = [row.worker.id for row in rows]
+        ids = [row.worker.id for row in rows if isinstance(row, Row)]
         if self._selected not in ids:
             below = [i for i in ids if self._selected is not None and i <= self._selected]
             self._select(below[-1] if below else ids[0] if ids else None)
@@ -164,7 +173,8 @@ class WorkersTable(Widget, can_focus=True):
         width = self.size.width - MARGIN
         if width <= 0:
             return
-        cores = max((len(place(row.worker)) for row in self._rows), default=0)
+        workers = [row.worker for row in self._rows if isinstance(row, Row)]
+        cores = max(map(len, map(place, workers)), default=0)
         placed = place_columns(width, cores)
         if placed != self._placed:
             self._placed = placed
@@ -172,8 +182,9 @@ class WorkersTable(Widget, can_focus=True):
         at = self._line_of(self._selected)
         top = int(self._scroll.scroll_offset.y)
         window = range(top, min(len(self._rows), top + max(1, self.size.height)))
+        used = sum(one.width + one.gap for one in placed)
         for view in self._views:
-            view.show(self._rows, window, at, self._stale)
+            view.show(self._rows, window, at, used, stale=self._stale)
         self._head.show([self._titles()], stale=self._stale)
 
     def _place(self) -> None:
@@ -190,18 +201,29 @@ class WorkersTable(Widget, can_focus=True):
         return tuple(parts)
 
     def _line_of(self, worker: int | None) -> int:
-        return next((y for y, row in enumerate(self._rows) if row.worker.id == worker), -1)
+        for y, row in enumerate(self._rows):
+            if isinstance(row, Row) and row.worker.id == worker:
+                return y
+        return -1
 
     def _select(self, worker: int | None) -> None:
         if worker != self._selected:
             self._selected = worker
             self.post_message(WorkerSelected(worker))
 
-    def _go(self, line: int) -> None:
-        if not self._rows:
-            return
+    def _go(self, line: int, step: int = 1) -> None:
+        """Select this line, or the next worker's in the direction of `step`."""
         line = max(0, min(len(self._rows) - 1, line))
-        self._select(self._rows[line].worker.id)
+        lines = [y for y, row in enumerate(self._rows) if isinstance(row, Row)]
+        if not lines:
+            return
+        if line not in lines:
+            ahead = [y for y in lines if (y > line) is (step > 0)]
+            # Beyond the last one there is no next: it stays where it was, at the edge.
+            line = (ahead or lines[-1:])[0] if step > 0 else (ahead or lines[:1])[-1]
+        row = self._rows[line]
+        assert isinstance(row, Row)
+        self._select(row.worker.id)
         self._draw()
         height = self._scroll.size.height
         top = self._scroll.scroll_offset.y
@@ -212,15 +234,15 @@ class WorkersTable(Widget, can_focus=True):
 
     def action_move(self, by: int) -> None:
         """Select the line above or below."""
-        self._go(self._line_of(self._selected) + by)
+        self._go(self._line_of(self._selected) + by, by)
 
     def action_page(self, by: int) -> None:
         """Move by a screenful."""
-        self._go(self._line_of(self._selected) + by * max(1, self._scroll.size.height - 1))
+        self._go(self._line_of(self._selected) + by * max(1, self._scroll.size.height - 1), by)
 
     def action_edge(self, to: int) -> None:
         """Select the first or the last worker."""
-        self._go(0 if to < 0 else len(self._rows) - 1)
+        self._go(0 if to < 0 else len(self._rows) - 1, -to)
 
     def on_column_view_clicked(self, message: ColumnView.Clicked) -> None:
         """Select a line; a second click on it opens the details."""

@@ -1,0 +1,106 @@
+"""The dashboard of a server with several models: a line for each above its workers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fake_admin import FakeAdmin, model, status, worker
+from lbhost.status import Status
+from lbhost_tui import actions, models
+from lbhost_tui.paint import Parts, Role, crop, width_of
+from tui_driver import dashboard
+
+pytestmark = pytest.mark.anyio
+
+
+def plain(parts: Parts) -> str:
+    return "".join(text for text, _ in parts)
+
+
+def picture() -> Status:
+    workers = [worker(number, model="chat" if number < 2 else "vectors") for number in range(3)]
+    served = [
+        model(
+            "chat", queue_depth=3, oldest_wait_s=41.0, tokens_s=88.0, min_workers=1, max_workers=4
+        ),
+        model("vectors", kind="embedding", workers=1, workers_up=1),
+        model("broken", state="failed", workers_up=0, failure="the file is gone"),
+    ]
+    return msgspec.structs.replace(status(3), workers=workers, models=served)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeAdmin]:
+    with tempfile.TemporaryDirectory(prefix="lbhost-") as name:
+        async with FakeAdmin(Path(name) / "admin.sock", picture()) as server:
+            yield server
+
+
+@pytest.mark.parametrize("width", [30, 60, 100, 160])
+def test_a_models_line_says_the_worst_first_and_fits(width: int) -> None:
+    chat, _, broken = picture().models
+    line = models.Heading(chat).line(width)
+    assert width_of(line) == width
+    assert "chat" in plain(line)
+    assert width < 60 or "queue 3, oldest 41s" in plain(line)
+    assert width < 100 or "up 2/2 (1 to 4)" in plain(line)
+    assert "the file" in plain(models.Heading(broken).line(width))
+
+
+def test_a_line_is_cut_into_the_columns_it_stands_across() -> None:
+    line: Parts = (("ab", Role.TEXT), ("模型cd", Role.STRONG))
+    assert "".join(plain(crop(line, at, 3)) for at in (0, 3, 6)) == "ab  型cd "
+    assert width_of(crop(line, 6, 5)) == 5
+    assert plain(crop(line, 40, 2)) == "  "
+
+
+def test_scaling_means_one_model() -> None:
+    fewer = actions.scale(picture(), -1, "chat")
+    assert fewer is not None
+    assert fewer.body == {"workers": 1, "model": "chat"}
+    assert fewer.question == "Scale chat down from 2 to 1 worker?"
+    assert "Worker 1 finishes" in fewer.consequence
+    assert actions.scale(picture(), -1, "vectors") is None
+    last = actions.drain(picture(), picture().workers[2])
+    assert "No other worker of vectors is ready" in last.consequence
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+async def test_workers_stand_under_their_models(fake: FakeAdmin, width: int) -> None:
+    async with dashboard(fake, width, 40) as tui:
+        await tui.sees("3 models: chat, vectors, broken", "the file is gone", "97%")
+        places = [
+            next(y for y, line in enumerate(tui.lines) if line.startswith(word))
+            if isinstance(word, str)
+            else tui.lines.index(tui.row(word))
+            for word in (" chat ", 0, 1, " vectors embedding ", 2, " broken ")
+        ]
+        assert places == list(range(places[0], places[0] + 6))
+
+
+async def test_the_selection_skips_the_models_lines(fake: FakeAdmin) -> None:
+    async with dashboard(fake, 120, 40) as tui:
+        await tui.until(lambda: tui.row(0).startswith("▸"))
+        await tui.press("down", "down")
+        await tui.until(lambda: tui.row(2).startswith("▸"))
+        await tui.press("down")
+        await tui.press("up")
+        await tui.until(lambda: tui.row(1).startswith("▸"))
+        await tui.press("home", "up")
+        await tui.until(lambda: tui.row(0).startswith("▸"))
+        await tui.press("end", "plus")
+        await tui.until(lambda: fake.orders == [("/scale", {"workers": 2, "model": "vectors"})])
+
+
+async def test_a_command_names_the_model(fake: FakeAdmin) -> None:
+    async with dashboard(fake, 120, 40) as tui:
+        await tui.sees("● ready")
+        await tui.press("colon", *"scale", "space", *"chat", "space", "5")
+        await tui.until(lambda: "scale chat 5" in "\n".join(tui.lines[4:]))
+        await tui.press("enter")
+        await tui.until(lambda: fake.orders == [("/scale", {"workers": 5, "model": "chat"})])

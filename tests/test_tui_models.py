@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import msgspec
 import pytest
 
 from fake_admin import FakeAdmin, model, status, worker
-from lbhost.status import Status
-from lbhost_tui import actions, models
+from lbhost.status import Event, Status
+from lbhost_tui import actions, eventlog, models
+from lbhost_tui.fold import fold
 from lbhost_tui.paint import Parts, Role, crop, width_of
 from tui_driver import dashboard
 
@@ -57,6 +59,25 @@ def test_a_line_is_cut_into_the_columns_it_stands_across() -> None:
     assert "".join(plain(crop(line, at, 3)) for at in (0, 3, 6)) == "ab  型cd "
     assert width_of(crop(line, 6, 5)) == 5
     assert plain(crop(line, 40, 2)) == "  "
+
+
+def test_a_restart_is_one_line_with_several_models_too() -> None:
+    names = ("ready", "draining", "stopping", "stopped", "starting", "ready")
+    story = [
+        Event(
+            seq=place,
+            time=place / 10,
+            level="info",
+            kind="worker_state",
+            worker=3,
+            message=f"worker 3 (chat (small)): {before} -> {after}",
+        )
+        for place, (before, after) in enumerate(itertools.pairwise(names))
+    ]
+    (line,) = fold(story)
+    assert line.message == "restarted, 0.4 s"
+    shown = plain(eventlog.lines_of(story[0], 80)[0])
+    assert "worker 3  ready -> draining" in shown
 
 
 def test_scaling_means_one_model() -> None:

@@ -16,7 +16,7 @@ from textual.strip import Strip
 from lbhost.status import Event
 from lbhost_tui import format as fmt
 from lbhost_tui.filter import Filter
-from lbhost_tui.fold import fold
+from lbhost_tui.fold import fold, without_name
 from lbhost_tui.paint import Palette, Part, Parts, Role, fit
 from lbhost_tui.surface import Painted
 
@@ -37,7 +37,7 @@ def lines_of(event: Event, width: int) -> list[Parts]:
         (who.ljust(_WHO), Role.DIM),
     )
     indent = 12 + _WHO
-    message = printable(event.message).removeprefix(f"{who}: ")
+    message = printable(event.message if event.worker is None else without_name(event.message))
     wrapped = textwrap.wrap(message, max(16, width - indent)) or [""]
     first: Parts = (*head, (wrapped[0], role))
     return [first, *(((" " * indent, Role.TEXT), (more, role)) for more in wrapped[1:])]

@@ -6,12 +6,15 @@ line stands for all; when it is over, one line says how long the worker was away
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
 from lbhost.status import Event
+
+_NAME = re.compile(r"^worker \d+(?: \(.{1,200}?\))?: ")
 
 AWAY = ("draining", "stopping", "stopped")
 
@@ -62,6 +65,14 @@ def fold(events: Iterable[Event]) -> list[Event]:
 
 
 def state_of(event: Event) -> str:
-    """The state that a worker_state event ends in: "worker 1: draining -> stopping (note)"."""
-    text = event.message.partition(" (")[0]
+    """The state that a worker_state event ends in: "worker 1: draining -> stopping (note)".
+
+    Of several models the name stands there as well: "worker 1 (chat): …".
+    """
+    text = without_name(event.message).partition(" (")[0]
     return text.rpartition("-> ")[2].rpartition(": ")[2].strip().partition(" ")[0]
+
+
+def without_name(message: str) -> str:
+    """A message about a worker without the worker's name before it."""
+    return _NAME.sub("", message, count=1)

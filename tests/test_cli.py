@@ -53,6 +53,10 @@ def one_line(err: str) -> str:
         (["serve", "--prot", "1"], "did you mean --port"),
         (["serve", "--port", "70000"], "--port: expected int <= 65535, got '70000'"),
         (["serve", "--port"], "--port"),
+        (["tui", "--json"], "tui --json needs --once"),
+        (["tui", "--once", "--export-svg", "a.svg"], "not both"),
+        (["tui", "--export-svg", "a.svg", "--size", "10x10"], "--size: expected COLUMNSxROWS"),
+        (["cancel"], "REQUEST"),
         (["serve", "--workers", "0"], "--workers: "),
         (["serve", "--policy", "best"], "cost, round-robin"),
         (["serve", "--config", "/nowhere.toml"], "no such configuration file"),
@@ -261,6 +265,14 @@ async def test_the_commands_do_what_they_say(
         assert code == 1
         assert "no live request has the id 'req_2'" in one_line(err)
         assert running.kinds("operator") == ["request req_1 is ended"]
+        running.tell("gateway", "deaf")
+        code, _, err = await lbhost(where, "requests")
+        assert code == 1
+        assert "the gateway did not answer within 2 s" in one_line(err)
+        running.tell("gateway", "")
+        code, out, _ = await lbhost(where, "tui", "--once", "--json")
+        assert code == 0
+        assert json.loads(out)["state"] == "ready"
 
         assert await lbhost(where, "drain", "0", "--timeout", "5") == (
             *(0, "worker 0 is drained and stopped\n", ""),

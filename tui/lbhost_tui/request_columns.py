@@ -90,7 +90,7 @@ COLUMNS: tuple[RequestColumn, ...] = (
     RequestColumn("key", "key", 7, 8, 16, lambda r, w: _or_none(r.key), right=False),
     RequestColumn("tier", "tier", 9, 8, 8, lambda r, w: ((r.tier, Role.DIM),), right=False),
     RequestColumn("state", "state", 1, 9, 9, _state, right=False),
-    RequestColumn("on", "on", 5, 2, 5, _workers),
+    RequestColumn("on", "on", 5, 3, 5, _workers),
     RequestColumn("prompt", "prompt", 4, 11, 30, _prompt),
     RequestColumn("out", "out", 3, 9, 9, _output),
     RequestColumn("speed", "tok/s", 6, 5, 5, _speed),

@@ -106,33 +106,34 @@ def live_request(name: str, **changes: Any) -> RequestStatus:
 
 def model(name: str, **changes: Any) -> ModelStatus:
     """One of several models, quiet."""
-    plain = ModelStatus(
-        name=name,
-        aliases=[],
-        kind="chat",
-        path=f"/models/{name}.gguf",
-        state="ready",
-        failure=None,
-        ctx_size=2048,
-        slots=4,
-        workers=2,
-        workers_up=2,
-        min_workers=None,
-        max_workers=None,
-        requests=0,
-        errors=0,
-        rejected=0,
-        in_flight=0,
-        queue_depth=0,
-        requests_s=0.0,
-        tokens_s=0.0,
-        prompt_tokens_s=0.0,
-        ttft_p50_s=None,
-        ttft_p95_s=None,
-        oldest_wait_s=None,
-        error_rate=None,
-    )
-    return msgspec.structs.replace(plain, **changes)
+    plain: dict[str, Any] = {
+        "name": name,
+        "aliases": [],
+        "kind": "chat",
+        "path": f"/models/{name}.gguf",
+        "state": "ready",
+        "failure": None,
+        "ctx_size": 2048,
+        "slots": 4,
+        "workers": 2,
+        "workers_up": 2,
+        "min_workers": None,
+        "max_workers": None,
+        "requests": 0,
+        "errors": 0,
+        "rejected": 0,
+        "in_flight": 0,
+        "queue_depth": 0,
+        "requests_s": 0.0,
+        "tokens_s": 0.0,
+        "prompt_tokens_s": 0.0,
+        "ttft_p50_s": None,
+        "ttft_p95_s": None,
+        "oldest_wait_s": None,
+        "error_rate": None,
+        "scaling": "fixed",
+    }
+    return msgspec.convert({**plain, **changes}, ModelStatus)
 
 
 def status(workers: int = 2, **changes: Any) -> Status:

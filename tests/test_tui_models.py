@@ -91,6 +91,17 @@ def test_scaling_means_one_model() -> None:
     assert "No other worker of vectors is ready" in last.consequence
 
 
+async def test_a_model_that_sleeps_says_so(fake: FakeAdmin) -> None:
+    one = model("chat", state="sleeping", workers=0, workers_up=0)
+    fake.status = msgspec.structs.replace(status(0), model="chat", models=[one])
+    async with dashboard(fake, 80, 24) as tui:
+        await tui.sees("chat sleeps; its next request wakes it")
+        chat, vectors, _ = picture().models
+        asleep = msgspec.structs.replace(vectors, state="sleeping", workers=0, workers_up=0)
+        fake.status = msgspec.structs.replace(picture(), models=[chat, asleep])
+        await tui.sees("vectors embedding ◦ sleeping")
+
+
 @pytest.mark.parametrize("width", [80, 120, 200])
 async def test_workers_stand_under_their_models(fake: FakeAdmin, width: int) -> None:
     async with dashboard(fake, width, 40) as tui:

@@ -322,6 +322,8 @@ class Dashboard(Views):
             return f"waiting for a server on\n{where}\n\nstart one with: lbhost serve"
         if self._pane_filters[Pane.WORKERS] and self._status.workers:
             return f"no worker matches “{self._pane_filters[Pane.WORKERS].text}”"
+        if any(model.state == "sleeping" for model in self._status.models):
+            return f"{self._status.model} sleeps; its next request wakes it"
         return f"starting: {named(self._status)} is being loaded"
 
     def _arrange(self, workers: int) -> None:

@@ -23,8 +23,9 @@ STATES: Mapping[str, tuple[str, Role]] = {
     "backoff": ("◍", Role.BAD),
     "failed": ("✕", Role.BAD),
     "degraded": ("◐", Role.WARN),
+    "sleeping": ("◦", Role.DIM),
 }
-"""Every state's sign and role; the word always stands beside it."""
+"""Every state's sign and role; the word always stands beside it. The last two are no worker's."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def lines(*, stops_server: bool, readonly: bool = False) -> list[Parts]:
             ("ttft, failing: of the last minute; p95 = what it was spent on", Role.DIM),
         )
     )
-    names = [name for name in STATES if name != "degraded"]
+    names = [name for name in STATES if name not in ("degraded", "sleeping")]
     for start in range(0, len(names), 4):
         row = names[start : start + 4]
         title = (f" {'states' if not start else '':<9}", Role.TITLE)

@@ -265,6 +265,19 @@ class ModelRow(msgspec.Struct, frozen=True):
     ttft_p95_s: float | None = None
     oldest_wait_s: float | None = None
     error_rate: float | None = None
+    work_s: float = 0.0
+    """What all requests that have come since the gateway started take, in seconds of a worker that
+    has all its slots taken: as predicted, and put right when they end."""
+    backlog_s: float = 0.0
+    """The same of those that wait."""
+
+
+class ScaleRow(msgspec.Struct, frozen=True):
+    """What the gateway has to know of a model's scaling. Writer: supervisor. The row index is the
+    model's number."""
+
+    asleep: bool = False
+    """It has no workers, on purpose: the first request brings one."""
 
 
 _MAGIC = 0x6C62686F73743031  # "lbhost01"
@@ -304,6 +317,7 @@ class Board:
         self.host = table(HostRow, 1)
         self.gateway = table(GatewayRow, 1)
         self.models = table(ModelRow, MOST_MODELS)
+        self.scale = table(ScaleRow, MOST_MODELS)
 
     @classmethod
     def create(cls, *, workers: int, cores: int, gpus: int) -> Board:
@@ -348,5 +362,6 @@ def _size(workers: int, cores: int, gpus: int) -> int:
         (HostRow, 1),
         (GatewayRow, 1),
         (ModelRow, MOST_MODELS),
+        (ScaleRow, MOST_MODELS),
     )
     return ALIGN + sum(Table.bytes_needed(row, n) for row, n in rows)

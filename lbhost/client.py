@@ -92,7 +92,7 @@ class AdminClient:
         """One after the other, without losing capacity."""
         return self._command("/workers/restart", {}, wait)
 
-    def scale(self, workers: int, model: str | None = None, *, wait: bool = True) -> str:
+    def scale(self, workers: int | str, model: str | None = None, *, wait: bool = True) -> str:
         """So many workers, of this model where there are several."""
         of = {} if model is None else {"model": model}
         return self._command("/scale", {"workers": workers, **of}, wait)

@@ -139,9 +139,30 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         ),
     ] = "auto"
     min_workers: Annotated[
-        Annotated[int, Meta(ge=0, le=1024)] | None, says("Least workers that there may be.")
+        Annotated[int, Meta(ge=0, le=1024)] | None,
+        says(
+            "With this or max_workers there are as many workers as the load needs, and at least so "
+            "many. Default: 1, or 0 with idle_timeout."
+        ),
     ] = None
-    max_workers: Annotated[Count | None, says("Most workers that there may be.")] = None
+    max_workers: Annotated[
+        Count | None,
+        says(
+            "And at most so many; default: what workers says. A number there is how many there are "
+            "at the start."
+        ),
+    ] = None
+    idle_timeout_s: Annotated[
+        float,
+        Meta(ge=0, le=30 * 86400),
+        says(
+            "A model without a request for so long sleeps, unless min_workers is over 0: its "
+            "workers go, and the next request brings one. 0: it never does."
+        ),
+    ] = 0.0
+    idle_unload: Annotated[
+        bool, says("A model that sleeps gives its weights up, too; waking it loads them again.")
+    ] = False
     threads_per_worker: Annotated[
         Annotated[int, Meta(ge=1, le=256)] | None,
         says(
@@ -321,6 +342,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         if self.memory_limit == "none":
             return None
         return size("memory_limit", str(self.memory_limit), "'none' or ")
+
+    @property
+    def autoscaled(self) -> bool:
+        """Whether the load says how many workers there are."""
+        bounds = (self.min_workers, self.max_workers)
+        return bounds != (None, None) or self.idle_timeout_s > 0
+
+    @property
+    def least_workers(self) -> int:
+        """Fewest workers; 0: the model may sleep."""
+        if self.min_workers is None:
+            return 0 if self.idle_timeout_s > 0 else 1
+        return self.min_workers
 
     def served(self) -> tuple[Settings, ...]:
         """One effective Settings for each model that is served: these, with what its table of

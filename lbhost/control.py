@@ -129,6 +129,14 @@ class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
     epoch: int
 
 
+class Wake(msgspec.Struct, frozen=True, tag="wake"):
+    """Gateway -> supervisor: a request has come for a model that sleeps. Told again as long as one
+    waits."""
+
+    model: int
+    """Which of Serve's models."""
+
+
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
     """Supervisor -> gateway: a worker's process has ended, or was found hung."""
 
@@ -226,6 +234,7 @@ Control: TypeAlias = (
     | Drained
     | Resume
     | Leaving
+    | Wake
     | Ended
     | Reconfigure
     | Reconfigured

@@ -35,6 +35,8 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     workers: Count | str | None = None
     min_workers: Annotated[int, Meta(ge=0, le=1024)] | None = None
     max_workers: Count | None = None
+    idle_timeout_s: Annotated[float, Meta(ge=0, le=30 * 86400)] | None = None
+    idle_unload: bool | None = None
     threads_per_worker: Annotated[int, Meta(ge=1, le=256)] | None = None
     slots: Annotated[int, Meta(ge=1, le=64)] | None = None
     ctx_size: Annotated[int, Meta(ge=64, le=1_048_576)] | None = None

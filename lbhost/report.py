@@ -105,6 +105,10 @@ def status_view(status: Status) -> Group:
     lines += _states(status.states)
     if status.rolling is not None:
         lines.append(Text(f"rolling restart: {status.rolling}"))
+    if not several:
+        lines += [
+            Text(f"{told[0].upper()}{told[1:]}") for told in map(_scaling, status.models) if told
+        ]
     if several:
         for model in status.models:
             of_model = [worker for worker in status.workers if worker.model == model.name]
@@ -127,11 +131,19 @@ def _model_line(model: ModelStatus) -> Text:
     """What there is to say of one of several models."""
     line = Text(f"{model.name[:24]} ({model.kind})  ")
     line.append(model.state, _STATE_STYLES.get(model.state, ""))
-    line.append(f"  {model.workers_up}/{model.workers} workers")
+    scaling = _scaling(model)
+    line.append(f"  {model.workers_up}/{model.workers} workers{scaling and f' ({scaling})'}")
     return line.append(
         f", queue {model.queue_depth}, in flight {model.in_flight}, "
         f"{model.prompt_tokens_s:.0f} in/s, {model.tokens_s:.1f} out/s"
     )
+
+
+def _scaling(model: ModelStatus) -> str:
+    """Who says how many workers it has, where that is not fixed."""
+    asleep = "sleeps until a request comes, " if model.state == "sleeping" else ""
+    told = {"auto": f"{asleep}scaled by its load", "pinned": "pinned until `lbhost scale auto`"}
+    return told.get(model.scaling, "")
 
 
 def _cells(worker: WorkerStatus) -> tuple[Text, ...]:

@@ -158,8 +158,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """chat, embedding or rerank."""
     path: str
     state: str
-    """ready, degraded (some worker that should be up is not), starting, stopped (none is wanted up)
-    or failed."""
+    """ready, degraded (some worker that should be up is not), starting, sleeping (its next request
+    wakes it), stopped (none is wanted up) or failed."""
     failure: str | None
     """Why it has no worker and will have none by itself; null: it has one, or may have."""
     ctx_size: int
@@ -169,6 +169,9 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     workers_up: int
     min_workers: int | None
     max_workers: int | None
+    scaling: str = "fixed"
+    """fixed, auto (the load says how many workers there are), or pinned (it did, until an operator
+    said how many)."""
     requests: int
     errors: int
     rejected: int
@@ -278,7 +281,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """info, warning or error."""
     kind: str
     """worker_state, worker_exit, health_kill, gateway, fork_server, operator, rolling, reload,
-    handover, server."""
+    handover, autoscale, server."""
     worker: int | None
     message: str
     """One line for a person."""

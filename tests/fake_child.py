@@ -18,11 +18,19 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from lbhost import control
 from lbhost.board import Board, GatewayRow, ModelRow, ProgressRow
 from lbhost.status import RequestStatus
 
 TICK_S = float(os.environ.get("FAKE_TICK_S", "0.02"))
+
+
+def load(model: int) -> ModelRow | None:
+    """What the gateway says of a model: the fields in a file "load-N"."""
+    text = mode(f"load-{model}")
+    return msgspec.json.decode(text, type=ModelRow) if text else None
 
 
 def mode(name: str) -> str:
@@ -95,6 +103,7 @@ def misbehave(name: str, link: socket.socket) -> None:
 
 def gateway(link: socket.socket) -> None:
     board, serve = configured(link)
+    assert isinstance(serve, control.Serve)
     misbehave("gateway", link)
     control.send(link, control.Ready())
     links = 0
@@ -124,8 +133,12 @@ def gateway(link: socket.socket) -> None:
                 queue_limit=limit,
             ),
         )
-        for model, count in of_model.items():
-            board.models.write(model, ModelRow(heartbeat_ns=time.monotonic_ns(), in_flight=count))
+        for model in range(len(serve.models)):
+            row = load(model) or ModelRow(in_flight=of_model[model])
+            row = msgspec.structs.replace(row, heartbeat_ns=time.monotonic_ns())
+            board.models.write(model, row)
+            if mode(f"wake-{model}"):
+                control.send(link, control.Wake(model))
 
 
 def fork_server(link: socket.socket) -> None:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 import msgspec
@@ -84,7 +85,7 @@ class Noted:
     async def restart_all(self) -> str:
         return await self._do("restart_all")
 
-    async def scale(self, workers: int, model: str | None = None) -> str:
+    async def scale(self, workers: int | Literal["auto"], model: str | None = None) -> str:
         return await self._do("scale", workers, model)
 
     async def requests(self, limit: int) -> Requests:
@@ -154,6 +155,7 @@ async def test_status_has_the_promised_shape(tmp_path: Path) -> None:
         ("/workers/restart", b"{}", ("restart_all",)),
         ("/scale", b'{"workers": 4}', ("scale", 4, None)),
         ("/scale", b'{"workers": 4, "model": "m"}', ("scale", 4, "m")),
+        ("/scale", b'{"workers": "auto"}', ("scale", "auto", None)),
     ],
 )
 async def test_commands_are_carried_out_and_waited_for(

@@ -177,3 +177,13 @@ def test_sizes_are_bytes_or_have_a_unit_and_nothing_else() -> None:
     for given in ("auto", "much", "-1"):
         assert "embedding_cache is a size such as 512M" in refusal({"embedding_cache": given})
     assert "state_cache is 'auto' or a size" in refusal({"state_cache": "much"})
+
+
+def test_bounds_or_an_idle_timeout_let_the_load_say_how_many_workers_there_are() -> None:
+    fixed, bounded = Settings(workers=2), Settings(max_workers=4)
+    sleeper, awake = Settings(idle_timeout_s=60), Settings(idle_timeout_s=60, min_workers=1)
+    assert not fixed.autoscaled
+    assert [one.autoscaled for one in (bounded, sleeper, awake)] == [True] * 3
+    assert [one.least_workers for one in (bounded, sleeper, awake)] == [1, 0, 1]
+    assert config.load({"idle_timeout_s": "90"}, {}).idle_timeout_s == 90.0
+    assert "--idle-timeout" in refusal({"idle_timeout_s": "-1"})

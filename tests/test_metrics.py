@@ -250,6 +250,7 @@ class Watched:
         self.queue_depth = 0
         self.oldest_wait_s: float | None = None
         self.next_start_s: float | None = None
+        self.work_s = self.backlog_s = 0.0
 
     def ns(self) -> int:
         return int(self.now * 1e9)
@@ -294,6 +295,16 @@ async def test_a_prompt_shows_while_it_is_computed_and_no_longer(figures: Watche
     figures.in_flight = 0
     row = figures.later(10)
     assert (row.prompt_tokens_s, figures.worker().prompt_tokens_s) == (0.0, 0.0)
+
+
+async def test_a_models_row_says_what_came_for_it_and_what_waits(figures: Watched) -> None:
+    figures.in_flight, figures.queue_depth, figures.oldest_wait_s = 2, 3, 1.5
+    figures.work_s, figures.backlog_s = 40.0, 7.5
+    figures.later(1)
+    row = figures.page.models.read(0)
+    assert row is not None
+    assert (row.in_flight, row.queue_depth, row.oldest_wait_s) == (2, 3, 1.5)
+    assert (row.work_s, row.backlog_s) == (40.0, 7.5)
 
 
 async def test_a_restarted_worker_counts_its_prompt_tokens_anew(figures: Watched) -> None:

@@ -80,6 +80,26 @@ def test_models_that_have_room_on_cores_of_their_own_get_them(tmp_path: Path, fo
 
 
 @pytest.mark.parametrize(
+    ("values", "most", "first"),
+    [
+        ({}, 2, 2),
+        ({"workers": 1}, 1, 1),
+        ({"max_workers": 2}, 2, 1),
+        ({"max_workers": 9}, 2, 1),
+        ({"workers": 1, "max_workers": 2}, 2, 1),
+        ({"min_workers": 2}, 2, 2),
+        ({"idle_timeout_s": 60.0}, 2, 1),
+        ({"idle_timeout_s": 60.0, "workers": 1}, 1, 1),
+    ],
+)
+def test_memory_is_for_as_many_workers_as_there_may_be_and_the_least_begin(
+    tmp_path: Path, found: Found, values: dict[str, Any], most: int, first: int
+) -> None:
+    (made,) = find(found, entry(tmp_path, "m", **values))
+    assert (len(made.placements), made.workers) == (most, first)
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"path": "/nowhere/x.gguf"}, "models[1]: model /nowhere/x.gguf does not exist"),

@@ -210,4 +210,4 @@ async def test_limits_on_workers_hold_for_operators_too(
         for count in (1, 4):
             message = await refused(running.server.scale(count), InvalidRequestError)
             assert message.endswith("min_workers and max_workers allow from 2 to 3")
-        assert await running.server.scale(3) == "3 workers"
+        assert await running.server.scale(3) == "3 workers, until `lbhost scale auto`"

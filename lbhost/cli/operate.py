@@ -37,6 +37,12 @@ ALL_EVENTS = 1000
 """The server keeps so many."""
 
 
+def _count(_kind: object, workers: int | str) -> None:
+    """Raises ValueError: no number of workers."""
+    if isinstance(workers, int):
+        Number(gte=1, lte=1024)(int, workers)
+
+
 def _command(runtime_dir: str | None, act: Callable[[AdminClient], str]) -> None:
     with AdminClient(where(runtime_dir)) as client:
         print(act(client))
@@ -165,7 +171,12 @@ def restart(
 @app.command
 def scale(
     workers: Annotated[
-        int, Parameter(help="How many workers there are to be.", validator=Number(gte=1, lte=1024))
+        int | Literal["auto"],
+        Parameter(
+            help="How many workers there are to be; auto: as many as the load needs, again, where "
+            "min_workers or max_workers was set.",
+            validator=_count,
+        ),
     ],
     /,
     *,

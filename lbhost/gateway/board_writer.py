@@ -174,6 +174,8 @@ class BoardWriter:
             ttft_p95_s=p95,
             oldest_wait_s=load.oldest_wait_s,
             error_rate=figures.failures.at(now),
+            work_s=load.work_s,
+            backlog_s=load.backlog_s,
         )
 
     def _write_workers(self, now: float) -> None:

@@ -160,6 +160,7 @@ class Gateway:
             self._purse,
             Neighbours() if len(start.models) > 1 else None,
             Lender(self._readings, enabled=settings.lend),
+            self._wake,
             states // max(1, generating),
             helper_command,
         )
@@ -302,6 +303,10 @@ class Gateway:
             self._legacy = Legacy(fd, self._planes)
         except OSError as error:
             log.get().error("line of KV states unusable", reason=str(error))
+
+    def _wake(self, model: int) -> None:
+        if self._link is not None:
+            self._tell(control.Wake(model))
 
     def _tell(self, message: control.Control) -> None:
         """Lost where the link is full: the supervisor asks again, or says that we are silent."""

@@ -7,7 +7,8 @@ Owns the model's vocabulary, helpers, queue, sessions, KV states and metrics. Wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from lbhost.gateway.scheduling.lender import Lender
 from lbhost.gateway.scheduling.neighbours import Neighbours
 from lbhost.gateway.scheduling.readings import ModelReadings, Readings
 from lbhost.gateway.scheduling.sessions import Sessions
+from lbhost.gateway.scheduling.sleep import Sleep
 from lbhost.gateway.states.collector import StatesCollector
 from lbhost.gateway.states.disk import Disk
 from lbhost.gateway.states.disk_thread import DiskThread
@@ -45,6 +47,8 @@ class Common(msgspec.Struct, frozen=True):
     neighbours: Neighbours | None
     """None: there is but one model."""
     lender: Lender
+    wake: Callable[[int], None]
+    """Tells the supervisor that a request has come for a model that sleeps, by its number."""
     most_states: int
     """That each model may keep: every one holds a descriptor."""
     helper_command: Sequence[str] = helper_process.COMMAND
@@ -67,7 +71,10 @@ class ServedModel:
         self.vector_identity = vector_cache.identity(configure)
         self.counters = Metrics()
         self.sessions = Sessions(
-            ModelReadings(common.readings, number), settings.slots, common.neighbours
+            ModelReadings(common.readings, number),
+            settings.slots,
+            common.neighbours,
+            Sleep(partial(common.readings.asleep, number), partial(common.wake, number)),
         )
         if common.neighbours is not None:
             common.neighbours.add(self.sessions)

@@ -10,7 +10,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Coroutine
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 import uvicorn
@@ -56,7 +56,8 @@ class DrainBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ScaleBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """POST /scale."""
 
-    workers: Annotated[int, Meta(ge=1, le=1024)]
+    workers: Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"]
+    """auto: as many as the load needs, between min_workers and max_workers."""
     model: str | None = None
     """Of which model; null: of the only one."""
 
@@ -82,7 +83,9 @@ class Commands(Protocol):
     def resume(self, worker: int) -> Coroutine[Any, Any, str]: ...
     def restart(self, worker: int) -> Coroutine[Any, Any, str]: ...
     def restart_all(self) -> Coroutine[Any, Any, str]: ...
-    def scale(self, workers: int, model: str | None) -> Coroutine[Any, Any, str]: ...
+    def scale(
+        self, workers: int | Literal["auto"], model: str | None
+    ) -> Coroutine[Any, Any, str]: ...
     def requests(self, limit: int) -> Coroutine[Any, Any, Requests]: ...
     def cancel(self, request: str) -> Coroutine[Any, Any, str]: ...
     def reload(self, *, dry_run: bool) -> Coroutine[Any, Any, str]: ...

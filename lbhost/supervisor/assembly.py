@@ -33,6 +33,7 @@ from lbhost.status import (
 )
 from lbhost.supervisor import lifecycle
 from lbhost.supervisor.cores import Ledger
+from lbhost.supervisor.desired import ModelWanted
 from lbhost.supervisor.fleet import Fleet, Served
 from lbhost.supervisor.worker import Worker, wanted
 
@@ -82,6 +83,7 @@ class Assembly:
             workers_up=len(up),
             min_workers=desired.settings.min_workers,
             max_workers=desired.settings.max_workers,
+            scaling=_scaling(desired),
             requests=row.requests,
             errors=row.errors,
             rejected=row.rejected,
@@ -285,6 +287,12 @@ class Assembly:
 
     def _gpu(self, index: int | None) -> GpuRow | None:
         return None if index is None else self._board.gpus.read(index)
+
+
+def _scaling(desired: ModelWanted) -> str:
+    if not desired.settings.autoscaled:
+        return "fixed"
+    return "pinned" if desired.pinned else "auto"
 
 
 def _fresh(row: GatewayRow | None) -> bool:

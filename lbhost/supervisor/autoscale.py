@@ -217,10 +217,6 @@ class Autoscaler:
     def __init__(self) -> None:
         self._models: dict[str, _Model] = {}
 
-    def forget(self) -> None:
-        """Nothing that was seen counts any more: the figures have a gap."""
-        self._models.clear()
-
     def decide(self, looks: Mapping[str, Look], cores: int, now_s: float) -> dict[str, Decision]:
         """What changes: the models that are to have another number of workers from now on.
 

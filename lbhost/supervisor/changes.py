@@ -44,6 +44,8 @@ HOW: dict[str, How] = {
     "workers": How.SCALING,
     "min_workers": How.HANDOVER,
     "max_workers": How.HANDOVER,
+    "idle_timeout_s": How.LIVE,
+    "idle_unload": How.LIVE,
     "threads_per_worker": How.HANDOVER,
     "probe": How.HANDOVER,
     "tuned": How.HANDOVER,

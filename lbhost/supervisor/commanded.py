@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Literal
 
 from lbhost import __version__
 from lbhost.errors import ConflictError
@@ -76,7 +77,7 @@ class Commanded:
             return "stopping"
         if not self._announced:
             return "starting"
-        whole = all(model.state in {"ready", "stopped"} for model in self.fleet)
+        whole = all(model.state in {"ready", "sleeping", "stopped"} for model in self.fleet)
         return "ready" if whole and self.gateway.state == "ready" else "degraded"
 
     async def drain(self, worker: int, timeout_s: float | None) -> str:
@@ -95,8 +96,10 @@ class Commanded:
         """See Operations.restart_all."""
         return await self.operations.restart_all()
 
-    async def scale(self, workers: int, model: str | None = None) -> str:
-        """See Operations.scale."""
+    async def scale(self, workers: int | Literal["auto"], model: str | None = None) -> str:
+        """See Operations.scale and scale_auto."""
+        if workers == "auto":
+            return await self.operations.scale_auto(model)
         return await self.operations.scale(workers, model)
 
     async def requests(self, limit: int) -> Requests:

@@ -259,10 +259,10 @@ class Configuration:
         scalings = self._scalings(after)
         self._bring(after, keys, gateway)
         self.asked = msgspec.structs.replace(after, **{key: getattr(before, key) for key in slow})
-        if plan.keys(How.ROLLING):
+        if plan.keys(How.ROLLING) and operations.runs:
             await operations.restart_all()
         for model, count in scalings.items():
-            await operations.scale(count, model)
+            await operations.scale(count, model, pin=False)
         self.asked = after
         await self._until_in_force(operations)
         return f"in force: {', '.join(keys)}"

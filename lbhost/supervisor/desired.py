@@ -66,6 +66,15 @@ class ModelWanted:
     """Whether it is one of several, so that a worker's name says whose it is."""
     workers: dict[int, WorkerWanted] = field(default_factory=dict)
     rolling: Rolling | None = None
+    asleep: bool = False
+    """It has no workers until a request comes."""
+    pinned: bool = False
+    """An operator has said how many workers it has: the autoscaler lets it be."""
+
+    @property
+    def autoscaled(self) -> bool:
+        """Whether the load says how many workers it has."""
+        return self.settings.autoscaled and not self.pinned
 
     @property
     def name(self) -> str:

@@ -66,8 +66,10 @@ class Served:
 
     @property
     def state(self) -> str:
-        """ready, degraded (some worker that should be up is not), starting, failed, or stopped
-        (none is wanted up)."""
+        """ready, degraded (some worker that should be up is not), starting, failed, sleeping, or
+        stopped (none is wanted up)."""
+        if self.pool.desired.asleep:
+            return "sleeping"
         members = self.pool.desired.members()
         states = [self.pool.workers[i].state for i, want in members.items() if want.up]
         up = sum(state in lifecycle.UP for state in states)

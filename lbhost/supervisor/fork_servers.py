@@ -55,6 +55,10 @@ class ForkServers:
         """A node's."""
         return self._services.get(node)
 
+    def nodes(self) -> set[int | None]:
+        """Where there is one."""
+        return set(self._services)
+
     def all(self) -> list[Service]:
         """All of them, the first one first."""
         return list(self._services.values())

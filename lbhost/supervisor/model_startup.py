@@ -61,10 +61,19 @@ class PreparedModel(msgspec.Struct, frozen=True):
     file: model.ModelFile
     info: llama.ModelInfo
     placements: Sequence[Placement]
+    """Of as many workers as it may have."""
     n_ctx: int
     """Tokens per slot."""
     weights: tuple[FilePart, ...] = ()
     """The model's files; whatever is loaded later must be these."""
+
+    @property
+    def workers(self) -> int:
+        """How many it has at the start."""
+        settings = self.settings
+        if isinstance(settings.workers, int):
+            return settings.workers
+        return max(1, settings.least_workers) if settings.autoscaled else len(self.placements)
 
     @property
     def name(self) -> str:
@@ -102,7 +111,7 @@ def find(settings: Settings, box: Found, contexts: Mapping[str, int]) -> list[Pr
     for i, own in enumerate(settings.served()):
         if not several:
             return [_one(own, box, contexts)]
-        homes = [home for one in found for home in one.placements]
+        homes = [home for one in found for home in one.placements[: one.workers]]
         found.append(_naming(i, partial(_one, own, box, contexts, homes)))
     return found
 
@@ -146,8 +155,11 @@ def _one(
 def _placed(settings: Settings, box: Found, others: Sequence[Placement]) -> list[Placement]:
     """Every model is placed over the whole box: cores go to whoever has requests."""
     threads, gpus = settings.threads, (box.gpus, box.gpu_capable)
-    count = len(plan(box.topology, settings.workers, threads, *gpus)[: settings.max_workers])
-    placed = spread(plan(box.topology, "auto", threads, *gpus), others)[:count]
+    most = len(plan(box.topology, settings.workers, threads, *gpus))
+    room = plan(box.topology, "auto", threads, *gpus)
+    if settings.max_workers is not None:
+        most = min(settings.max_workers, len(room))
+    placed = spread(room, others)[:most]
     if len(placed) < (settings.min_workers or 0):
         raise UsageError(
             f"--min-workers {settings.min_workers} is too many, at most {len(placed)} fit here"

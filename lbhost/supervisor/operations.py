@@ -31,7 +31,7 @@ class Operations:
         self.changes = shared.changes
         self.stopping = False
         self._ids = shared.ids
-        self._scaling = False
+        self._scaling: Pool | None = None
         self._more_to_roll = False
 
     @property
@@ -41,6 +41,11 @@ class Operations:
             if pool.desired.rolling is not None:
                 return pool.naming(pool.step().text)
         return "the next model" if self._more_to_roll else None
+
+    @property
+    def runs(self) -> bool:
+        """Whether any worker is wanted up: not where all models sleep."""
+        return any(_running(pool) for pool in self.fleet.pools)
 
     # --- one worker -----------------------------------------------------------------------
 
@@ -168,11 +173,12 @@ class Operations:
         self.events.add("error", "rolling", message)
         raise ConflictError(message)
 
-    async def scale(self, count: int, model: str | None = None) -> str:
+    async def scale(self, count: int, model: str | None = None, *, pin: bool = True) -> str:
         """So many workers: new ids, or the highest ids drained and removed. A spare is none.
 
         Args:
             model: of which model; None: of the only one.
+            pin: that stays so, where the load said how many there are.
 
         Raises:
             ConflictError: a rolling restart or another scaling runs, or a new worker failed.
@@ -182,13 +188,36 @@ class Operations:
         self.check_scale(model, count)
         pool = self.fleet.named(model).pool
         text = f"{count} worker{'' if count == 1 else 's'}"
-        self.events.add("info", "operator", pool.naming(f"scale to {count} workers"))
-        self._scaling = True
+        until = ""
+        if pin and pool.desired.settings.autoscaled:
+            pool.desired.pinned, until = True, ", until `lbhost scale auto`"
+        self.events.add("info", "operator", pool.naming(f"scale to {count} workers{until}"))
+        self._scaling = pool
         try:
-            await self._scale(pool, count)
+            leaving, coming = self.set_workers(pool, count)
+            await pool.until(lambda: all(pool.lost(worker) for worker in leaving))
+            for worker in coming:
+                await self.until_up(pool, worker)
         finally:
-            self._scaling = False
-        return pool.naming(text)
+            self._scaling = None
+        return pool.naming(text + until)
+
+    async def scale_auto(self, model: str | None = None) -> str:
+        """The load says how many workers there are, from now on.
+
+        Raises:
+            ConflictError: nothing says between which numbers.
+            InvalidRequestError: there is no such model.
+        """
+        pool = self.fleet.named(model).pool
+        if not pool.desired.settings.autoscaled:
+            raise ConflictError(
+                "the number of workers is fixed: set min_workers or max_workers, and reload"
+            )
+        pool.desired.pinned = False
+        text = pool.naming("the load says how many workers there are")
+        self.events.add("info", "operator", text)
+        return text
 
     def check_scale(self, model: str | None, count: int) -> None:
         """Raises InvalidRequestError, ConflictError: so many do not fit here."""
@@ -196,11 +225,20 @@ class Operations:
         self.homes.check(served.pool.desired, count)
         served.room(count - len(served.pool.desired.members()))
 
-    async def _scale(self, pool: Pool, count: int) -> None:
+    def scales(self, pool: Pool) -> bool:
+        """Whether an operator's scaling of these workers is under way."""
+        return self._scaling is pool
+
+    def set_workers(self, pool: Pool, count: int) -> tuple[list[Worker], list[Worker]]:
+        """Want so many; `check_scale` has found room for them. Those that go, and those that come.
+
+        Who comes is at home where the fewest other models' workers are.
+        """
         members = list(pool.desired.members())
         leaving = [pool.workers[i] for i in members[count:]]
         for worker in leaving:
             pool.want(worker, leaving=True, down_by_s=None)
+        pool.desired.asleep = count == 0
         coming = self._ids.free(max(0, count - len(members)))
         for i in coming:
             pool.desired.workers[i] = WorkerWanted(None)
@@ -211,9 +249,7 @@ class Operations:
             assert want.home is not None, "check() has found room for it"
             made.append(pool.add(i, want.home, want))
         pool.reconcile()
-        await pool.until(lambda: all(pool.lost(worker) for worker in leaving))
-        for worker in made:
-            await self.until_up(pool, worker)
+        return leaving, made
 
     # --- conditions -----------------------------------------------------------------------
 
@@ -267,7 +303,7 @@ class Operations:
             raise ConflictError("the server is stopping")
         if self.rolling is not None:
             raise ConflictError(f"cannot {what} while a rolling restart runs ({self.rolling})")
-        if self._scaling:
+        if self._scaling is not None:
             raise ConflictError(f"cannot {what} while the server is being scaled")
 
     def _operator(self, worker: Worker, what: str) -> None:

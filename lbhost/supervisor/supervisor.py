@@ -26,6 +26,7 @@ from lbhost.status import Status
 from lbhost.supervisor.admin import Admin
 from lbhost.supervisor.admin_socket import AdminSocket
 from lbhost.supervisor.assembly import Assembly
+from lbhost.supervisor.autoscaling import Autoscaling
 from lbhost.supervisor.children import Children
 from lbhost.supervisor.commanded import Commanded
 from lbhost.supervisor.configuration import Configuration
@@ -136,6 +137,7 @@ class Supervisor(Commanded):
         self._shared = Shared(board, ids, self.homes, self._children, self.events)
         self.fleet = Fleet([self._model(i, one) for i, one in enumerate(made.models)])
         self.operations = Operations(self.fleet, self._shared)
+        self._autoscaling = Autoscaling(self.fleet, self.operations, self._shared)
         self._watcher = Watcher(
             board, made.sampler, self.fleet, self.homes, self.gateway, self.events
         )
@@ -216,7 +218,11 @@ class Supervisor(Commanded):
         if self._inheritance is None:
             self.gateway.start()
         for model in self.fleet:
-            for placement in model.made.placements:
+            made = model.made
+            if made.workers < len(made.placements):
+                self.operations.set_workers(model.pool, made.workers)
+                continue
+            for placement in made.placements:
                 (worker,) = self._shared.ids.free(1)
                 model.pool.add(worker, placement, WorkerWanted(placement))
         self.fleet.reconcile()
@@ -256,6 +262,8 @@ class Supervisor(Commanded):
                 self._watcher.look_at_box()
                 await self._admin_socket.look_again()
             self._check_start()
+            if self._announced:
+                self._autoscaling.look(now)
             due = now + INTERVAL_S
             await asyncio.sleep(INTERVAL_S)
 
@@ -425,6 +433,8 @@ class Supervisor(Commanded):
         elif isinstance(message, control.Reconfigured) and service is self.gateway:
             self.configuration.told(message.number)
             self._shared.changes.notify()
+        elif isinstance(message, control.Wake) and service is self.gateway:
+            self._autoscaling.wake(message.model)
         self.fleet.reconcile()
 
     def service_down(self, service: Service) -> None:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from random import Random
 
-from lbhost import wire
+from lbhost import order, wire
 from lbhost.config import Settings
 from lbhost.errors import (
     DeadlineError,
@@ -143,8 +143,23 @@ class Dispatcher:
         return self._admission.next_start_s()
 
     @property
+    def work_s(self) -> float:
+        """See Register.work_s."""
+        return self._register.work_s
+
+    @property
+    def backlog_s(self) -> float:
+        """The part of it that waits."""
+        return self._queue.cost_s(order.FLEX)
+
+    @property
     def in_flight(self) -> int:
         return self._sessions.in_flight
+
+    @property
+    def asleep(self) -> bool:
+        """Whether its model has no workers until a request comes."""
+        return self._sessions.sleep.asleep()
 
     @property
     def workers(self) -> int:
@@ -195,8 +210,8 @@ class Dispatcher:
     # --- the HTTP side ---------------------------------------------------------------
 
     def ready(self) -> bool:
-        """Whether a request that comes now would find a worker."""
-        return not self.stopping and self._readiness.outlook() is Outlook.OPEN
+        """Whether a request that comes now would find a worker, or wake one."""
+        return not self.stopping and (self._readiness.outlook() is Outlook.OPEN or self.asleep)
 
     def check_open(self, preparing: int = 0, client: str = "", own_preparing: int = 0) -> None:
         """Refuse early what `submit` would refuse.
@@ -295,6 +310,7 @@ class Dispatcher:
             self._send(attempt)
         self._mover.settle()
         if self._queue:
+            self._sessions.sleep.look(self._clock())
             self._give_up_hopeless()
         if self._queue:
             self._poll = asyncio.get_running_loop().call_later(POLL_S, self._pump)

@@ -123,6 +123,8 @@ class Job:
         """Output tokens still to come, by what is known of such requests."""
         self.cost_s = 0.0
         """Seconds of a busy worker that it is believed to take, of those that it waits for."""
+        self.booked_s = 0.0
+        """What its model's work is believed to be more because of it; see Register.work_s."""
         self.output_cost_s = 0.0
         """What its client is charged for an output token; see fairness.py."""
         self.state = JobState.QUEUED

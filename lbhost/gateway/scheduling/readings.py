@@ -111,6 +111,11 @@ class Readings:
         host = self._board.host.read(0)
         return None if host is None else host.quota_cpus
 
+    def asleep(self, model: int = 0) -> bool:
+        """Whether a model has no workers until a request comes for it."""
+        row = self._board.scale.read(model)
+        return row is not None and row.asleep
+
     def _hardware_of(self, identity: board.IdentityRow, now: int) -> _Hardware:
         key = identity.cpus if identity.gpu < 0 else identity.gpu
         kept = self._hardware.get(key)

@@ -49,6 +49,9 @@ class Register:
         """All that have not ended, by number."""
         self.attempts: dict[int, Attempt] = {}
         """Of those that a worker has, by the job's number."""
+        self.work_s = 0.0
+        """What all that has come takes, in seconds of a worker that has all its slots taken: as
+        predicted when it came, put right when it ends."""
         self.idle = asyncio.Event()
         """Whether there are none."""
         self.idle.set()
@@ -56,6 +59,8 @@ class Register:
     def add(self, job: Job) -> None:
         """A new one, which waits."""
         self.jobs[job.number] = job
+        job.booked_s = job.cost_s
+        self.work_s += job.booked_s
         self.idle.clear()
         self._enqueue(job)
 
@@ -92,6 +97,7 @@ class Register:
         self._deadlines.clear(job)
         self.attempts.pop(job.number, None)
         del self.jobs[job.number]
+        self.work_s += self._router.spent_s(job) - job.booked_s
         job.end(finish, error)
         if not self.jobs:
             self.idle.set()

@@ -186,6 +186,13 @@ class Router:
         prompt = 0 if again else job.known_tokens - cached
         return prompt * prompt_s + job.expected_tokens * output_s
 
+    def spent_s(self, job: Job) -> float:
+        """Seconds of a worker that a job has cost, by the same reckoning."""
+        prompt_s, output_s = self.token_costs_s()
+        begun = job.first_token is not None or job.vectors
+        prompt = job.work.prompt_tokens - (job.cached_tokens or 0) if begun else 0
+        return prompt * prompt_s + job.completion_tokens * output_s
+
     def work_within_s(self, seconds: float) -> float | None:
         """Seconds of a worker that all have in so many; None where no speeds were measured."""
         if self._sessions.measured_speeds() is None:

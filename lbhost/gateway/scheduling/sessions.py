@@ -18,6 +18,7 @@ from lbhost.gateway.scheduling.moving import Reason
 from lbhost.gateway.scheduling.neighbours import Neighbours
 from lbhost.gateway.scheduling.prefix_index import PrefixIndex
 from lbhost.gateway.scheduling.readings import WorkerReading, WorkerReadings
+from lbhost.gateway.scheduling.sleep import Sleep
 from lbhost.gateway.scheduling.worker_link import WorkerLink
 
 STALE_NS = 1_000_000_000
@@ -228,7 +229,8 @@ class Outlook(enum.Enum):
     OPEN = "open"
     """Some worker takes requests."""
     SOON = "soon"
-    """None does, but one is about to: it drains, rests, or its link is on its way."""
+    """None does, but one is about to: it drains, rests, or its link is on its way; or the model
+    sleeps, and a request wakes it."""
     CLOSED = "closed"
     """None is expected any moment: it starts, backs off, failed, or nobody wants one."""
 
@@ -240,9 +242,19 @@ class Sessions:
     """All sessions. At most one per worker gets new requests; older ones finish theirs."""
 
     def __init__(
-        self, readings: WorkerReadings, slots: int, neighbours: Neighbours | None = None
+        self,
+        readings: WorkerReadings,
+        slots: int,
+        neighbours: Neighbours | None = None,
+        sleep: Sleep | None = None,
     ) -> None:
-        """`neighbours`: other models' workers; None: there are none."""
+        """Of one model.
+
+        Args:
+            neighbours: other models' workers; None: there are none.
+            sleep: None: it never sleeps.
+        """
+        self.sleep = sleep or Sleep()
         self.readings = readings
         self.changes = 0
         """Counts the processes that came and went."""
@@ -322,12 +334,14 @@ class Sessions:
     def outlook(self, now_ns: int) -> Outlook:
         if any(self._usable(now_ns)):
             return Outlook.OPEN
+        if self.sleep.asleep():
+            return Outlook.SOON
         states = [reading.identity.state for _, reading in self.readings.present()]
         return Outlook.CLOSED if _ABOUT_TO.isdisjoint(states) else Outlook.SOON
 
     def expected(self) -> bool:
         """Whether any worker may still come up without the operator."""
-        return any(
+        return self.sleep.asleep() or any(
             reading.identity.wanted is board.Wanted.UP
             and reading.identity.state is not board.WorkerState.FAILED
             for _, reading in self.readings.present()

@@ -84,6 +84,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Worker or gateway -> supervisor: open for work."""
 
+    refused: dict[int, str] = {}
+    """Of a gateway: models, by their places in Serve, that it cannot serve, and why."""
+
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """Fork server, worker or gateway -> supervisor, before it exits: why it cannot work."""

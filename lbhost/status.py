@@ -161,7 +161,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """ready, degraded (some worker that should be up is not), starting, sleeping (its next request
     wakes it), stopped (none is wanted up) or failed."""
     failure: str | None
-    """Why it has no worker and will have none by itself; null: it has one, or may have."""
+    """Why it has no worker and will have none by itself, or why the gateway cannot serve it; null:
+    all is well, or may be yet."""
     ctx_size: int
     slots: int
     workers: int

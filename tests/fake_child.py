@@ -105,7 +105,7 @@ def gateway(link: socket.socket) -> None:
     board, serve = configured(link)
     assert isinstance(serve, control.Serve)
     misbehave("gateway", link)
-    control.send(link, control.Ready())
+    control.send(link, control.Ready({1: "another file"} if mode("gateway") == "refuse" else {}))
     links = 0
     of_model: Counter[int] = Counter()
     limit = serve.settings.queue_size

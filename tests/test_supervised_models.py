@@ -159,6 +159,30 @@ async def test_no_command_waits_for_a_model_that_cannot_be_loaded(
         await running.state(0, S.READY)
 
 
+async def another_gateway(running: Box, gone: set[int | None]) -> None:
+    gateway = running.server.gateway
+    await running.until(
+        lambda: gateway.pid not in gone and gateway.state == "ready", "there is another gateway"
+    )
+
+
+async def test_a_model_that_the_gateway_cannot_serve_is_not_called_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch, models=TWO, workers=1) as running:
+        for mode, state, failure in (("refuse", "failed", "another file"), ("", "ready", None)):
+            running.tell("gateway", mode)
+            gone = {None, running.server.gateway.pid}
+            running.kill(running.server.gateway.pid)
+            await another_gateway(running, gone)
+            vectors = model(running, "vectors")
+            assert (vectors.state, vectors.failure, vectors.workers_up) == (state, failure, 1)
+            assert model(running, "chat").state == "ready"
+            assert running.server.status().state == ("degraded" if mode else "ready")
+        told = "the gateway cannot serve vectors: another file"
+        assert running.kinds("gateway").count(told) == 1
+
+
 async def test_where_no_model_can_start_there_is_no_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,27 +46,27 @@ def main() -> int:
     # Before it reads a byte of anybody else's.
     keys_file, writes = settings.keys_file, _written(start)
     profiles.gateway(model_files, os.environ, keys_file=keys_file, writes=writes)
-    vocabs, problems = _vocabs(start)
+    vocabs, refused = _vocabs(start)
     if all(vocab is None for vocab in vocabs):
-        control.send(link, control.Failed(problems[0]))
+        control.send(link, control.Failed(refused[0]))
         return 1
-    uvloop.run(_serve(link, start, vocabs))
+    uvloop.run(_serve(link, start, vocabs, refused))
     return 0
 
 
-def _vocabs(start: Start) -> tuple[list[Vocab | None], list[str]]:
+def _vocabs(start: Start) -> tuple[list[Vocab | None], dict[int, str]]:
     """Each model's, and why some are missing: the others are served all the same."""
     found: list[Vocab | None] = []
-    problems: list[str] = []
-    for model in start.models:
+    refused: dict[int, str] = {}
+    for number, model in enumerate(start.models):
         try:
             with unchanged(model.weights):
                 found.append(Vocab.load(model.model_path))
         except ModelFileError as error:
             found.append(None)
-            problems.append(error.message)
+            refused[number] = error.message
             log.get().error("cannot serve a model", model=model.model_alias, reason=error.message)
-    return found, problems
+    return found, refused
 
 
 def _written(start: Start) -> list[Path]:
@@ -85,9 +85,11 @@ def _written(start: Start) -> list[Path]:
     return sorted(folders)
 
 
-async def _serve(link: socket.socket, start: Start, vocabs: list[Vocab | None]) -> None:
+async def _serve(
+    link: socket.socket, start: Start, vocabs: list[Vocab | None], refused: dict[int, str]
+) -> None:
     siblings = topology.discover(Roots.from_environ(os.environ)).siblings
-    gateway = Gateway(start, vocabs, siblings=siblings, on_orphaned=_die)
+    gateway = Gateway(start, vocabs, refused, siblings=siblings, on_orphaned=_die)
     gc.collect()
     gc.freeze()
     await gateway.run(link)

@@ -97,6 +97,7 @@ class Gateway:
         self,
         start: Start,
         vocabs: Sequence[Vocabulary | None],
+        refused: dict[int, str] | None = None,
         *,
         siblings: Siblings = lambda cpus: (),
         on_orphaned: Callable[[], None],
@@ -106,10 +107,12 @@ class Gateway:
 
         Args:
             vocabs: of each of its models; None: that one cannot be served. Not of all.
+            refused: why not, by the models' numbers; for the supervisor.
             on_orphaned: called when the control link ends: the supervisor is gone.
         """
         settings = start.settings
         self._on_orphaned = on_orphaned
+        self._refused = refused or {}
         self._listener = start.listener
         self._on_loopback = _is_loopback(start.listener)  # it is closed when it retires
         self._link: socket.socket | None = None
@@ -222,7 +225,7 @@ class Gateway:
         loop.add_reader(link.fileno(), self._on_control)
         tasks = [asyncio.create_task(work()) for work in (self._write_board, self._watch_keys)]
         try:
-            control.send(link, control.Ready())
+            control.send(link, control.Ready(self._refused))
             for model in self.models:
                 model.helpers.open()
             await self.server.serve(sockets=[self._listener])

@@ -76,7 +76,7 @@ class Assembly:
             kind=made.info.purpose.kind.value,
             path=made.file.path,
             state=model.state,
-            failure=model.hopeless,
+            failure=model.hopeless or model.refused,
             ctx_size=made.n_ctx,
             slots=desired.slots,
             workers=len(members),

@@ -35,6 +35,8 @@ class Served:
     room: Room
     failure: str | None = None
     """Why its weights could not be loaded; None: they could, or nobody knows yet."""
+    refused: str | None = None
+    """Why the gateway cannot serve it, whatever workers there are; None: it can."""
 
     @property
     def name(self) -> str:
@@ -75,6 +77,8 @@ class Served:
         up = sum(state in lifecycle.UP for state in states)
         if not states:
             return "stopped"
+        if self.refused is not None:
+            return "failed"
         if up:
             return "ready" if up == len(states) else "degraded"
         return "starting" if self.hopeless is None else "failed"

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from lbhost import __version__, control, log
@@ -430,12 +430,21 @@ class Supervisor(Commanded):
             self.events.add("info", "fork_server", text)
         elif isinstance(message, control.Ready) and service is self.gateway:
             service.ready()
+            self._refusals(message.refused)
         elif isinstance(message, control.Reconfigured) and service is self.gateway:
             self.configuration.told(message.number)
             self._shared.changes.notify()
         elif isinstance(message, control.Wake) and service is self.gateway:
             self._autoscaling.wake(message.model)
         self.fleet.reconcile()
+
+    def _refusals(self, refused: Mapping[int, str]) -> None:
+        """What a gateway that has just started cannot serve."""
+        for number, model in enumerate(self.fleet):
+            model.refused = refused.get(number)
+            if model.refused is not None:
+                why = f"the gateway cannot serve {model.name}: {model.refused}"
+                self.events.add("error", "gateway", why)
 
     def service_down(self, service: Service) -> None:
         """The loop may be waiting for that, and whoever has asked it something."""

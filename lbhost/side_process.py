@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from types import TracebackType
 
-from lbhost.linux import die_with_parent, stop_signals_held
+from lbhost.linux import die_with_parent, ignore_stop_signals, stop_signals_held
 from lbhost.sandbox.calls import no_core_dumps, no_new_privileges
 
 
@@ -66,6 +66,7 @@ class SideProcess:
     def _spawn(self, fd: int, mask: set[int]) -> subprocess.Popen[bytes]:
         def in_child() -> None:
             die_with_parent()
+            ignore_stop_signals()  # those that go to every process are ours to act on, too
             no_new_privileges()
             no_core_dumps()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

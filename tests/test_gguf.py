@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
 import socket
 import struct
 import subprocess
@@ -20,6 +22,9 @@ from lbhost import gguf, inspection
 from lbhost.errors import ModelDamagedError, ModelFileError
 from lbhost.llamacpp import ggml
 from lbhost.model import resolve
+from lbhost.purpose import KindChoice, PoolingChoice
+from lbhost.sandbox.environment import scrubbed
+from lbhost.side_process import SideProcess
 
 STARTER = Path(resolve("starter").path)
 
@@ -220,6 +225,19 @@ def test_a_reading_process_that_was_taken_over_reaches_no_terminal(
         inspection.inspect("some.gguf")
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 1000
+
+
+def test_signals_to_every_process_do_not_end_the_one_that_reads_the_model(tmp_path: Path) -> None:
+    process = SideProcess(inspection.MODULE, scrubbed(os.environ))
+    with process as link:
+        link.settimeout(60.0)
+        reader = process._process
+        assert reader is not None
+        for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            reader.send_signal(number)
+        asked = inspection.Ask(str(tmp_path / "none.gguf"), KindChoice.AUTO, PoolingChoice.AUTO)
+        link.send(msgspec.msgpack.encode(asked))
+        assert b"no such model file" in link.recv(inspection.MAX_PACKET)
 
 
 def test_a_missing_file_is_not_called_damaged(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from lbhost.placement.plan import plan
 from lbhost.sandbox import environment
 from lbhost.source import Source
 from lbhost.status import Status
-from lbhost.supervisor import launcher, listener, peers, supervisor
+from lbhost.supervisor import building, launcher, listener, peers
 from lbhost.supervisor.model_startup import PreparedModel
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.startup import Prepared
@@ -141,8 +141,8 @@ async def box(
     settings = settings or Settings(shutdown_grace_s=5)
     folder = tmp_path / "fake"
     folder.mkdir()
-    monkeypatch.setattr(supervisor, "FORK_SERVER_MODULE", "fake_fork_server")
-    monkeypatch.setattr(supervisor, "GATEWAY_MODULE", "fake_gateway")
+    monkeypatch.setattr(building, "FORK_SERVER_MODULE", "fake_fork_server")
+    monkeypatch.setattr(building, "GATEWAY_MODULE", "fake_gateway")
     monkeypatch.setattr(launcher, "WORKER_MODULE", "fake_gpu_worker")
     monkeypatch.setattr(environment, "KEPT", environment.KEPT | {"FAKE_DIR", "FAKE_TICK_S"})
     monkeypatch.setenv("FAKE_DIR", str(folder))

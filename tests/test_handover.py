@@ -122,6 +122,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, P
     )
     with server:
         yield server, config
+    said = server.log.read_text()  # of all servers that have been
+    assert "Traceback" not in said
+    assert "gateway ended: exit code 0" not in said, "who has retired is not missed"
 
 
 def test_a_key_and_limits_change_under_streams_and_open_connections(

@@ -44,7 +44,7 @@ def file(tmp_path: Path) -> File:
 
 
 def queue_limit(running: Box) -> int:
-    row: Any = running.server._board.gateway.read(0)
+    row: Any = running.server.prepared.board.gateway.read(0)
     assert isinstance(row, GatewayRow)
     return row.queue_limit
 

@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from lbhost import __version__, control, log
 from lbhost.config import Settings
@@ -23,25 +22,21 @@ from lbhost.machine.sampler import INTERVAL_S
 from lbhost.sandbox import profiles
 from lbhost.source import Source
 from lbhost.status import Status
+from lbhost.supervisor import building
 from lbhost.supervisor.admin import Admin
 from lbhost.supervisor.admin_socket import AdminSocket
 from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.autoscaling import Autoscaling
+from lbhost.supervisor.building import Builder
 from lbhost.supervisor.children import Children
 from lbhost.supervisor.commanded import Commanded
 from lbhost.supervisor.configuration import Configuration
 from lbhost.supervisor.desired import WorkerWanted
 from lbhost.supervisor.events import EventLog
-from lbhost.supervisor.fleet import Fleet, Served
-from lbhost.supervisor.fork_servers import ForkServers
 from lbhost.supervisor.handover import Handover
-from lbhost.supervisor.homes import REREAD_S, Homes
-from lbhost.supervisor.launcher import First, Launcher, environment, with_huge_pages
-from lbhost.supervisor.model_startup import PreparedModel
+from lbhost.supervisor.homes import REREAD_S
 from lbhost.supervisor.operations import Operations
-from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.questions import Questions
-from lbhost.supervisor.room import Room
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.service_manager import ServiceManager
@@ -50,10 +45,6 @@ from lbhost.supervisor.signals import Signals
 from lbhost.supervisor.startup import Prepared, wanted
 from lbhost.supervisor.succession import Inheritance
 from lbhost.supervisor.watcher import Watcher
-from lbhost.supervisor.worker_ids import WorkerIds
-
-FORK_SERVER_MODULE = "lbhost.worker.fork_server"
-GATEWAY_MODULE = "lbhost.gateway"
 
 LATE_S = 1.0
 """A tick that comes so late (a suspended laptop, a paused VM) judges nobody."""
@@ -90,7 +81,6 @@ class Supervisor(Commanded):
         self.prepared = prepared
         self.endpoint = endpoint
         self.events = EventLog()
-        self._board = prepared.board
         self._runtime = runtime
         self._listener = listener
         self._announce = announce
@@ -102,7 +92,6 @@ class Supervisor(Commanded):
         self._serves = asyncio.Event()
         self._stopping = False
         self._failure: StartupError | None = None
-        self._env = environment(os.environ)
         self._manager = ServiceManager(os.environ)
         self._assembly = Assembly(prepared.settings, prepared.board)
         self.desired = wanted(prepared)
@@ -126,29 +115,19 @@ class Supervisor(Commanded):
         self._build()
 
     def _build(self) -> None:
-        made, board = self.prepared, self._board
-        self.gateway = self._service(
-            "gateway", GATEWAY_MODULE, self._env, self.configuration.first_to_gateway
-        )
+        made = self.prepared
+        self.homes = building.homes(made)
+        ids = building.ids(made)
+        self._shared = Shared(made.board, ids, self.homes, self._children, self.events)
+        builder = Builder(self, self._shared, self.desired, self.configuration, os.environ)
+        self.gateway = builder.gateway()
         self.questions = Questions(self.gateway.send)
-        cores = len(board.cores)
-        self.homes = Homes(made.topology, made.reread, made.gpus, made.gpu_capable, cores)
-        ids = WorkerIds(len(board.identity))
-        self._shared = Shared(board, ids, self.homes, self._children, self.events)
-        self.fleet = Fleet([self._model(i, one) for i, one in enumerate(made.models)])
+        self.fleet = builder.fleet(made.models, self.gateway)
         self.operations = Operations(self.fleet, self._shared)
         self._autoscaling = Autoscaling(self.fleet, self.operations, self._shared)
         self._watcher = Watcher(
-            board, made.sampler, self.fleet, self.homes, self.gateway, self.events
+            made.board, made.sampler, self.fleet, self.homes, self.gateway, self.events
         )
-
-    def _model(self, number: int, made: PreparedModel) -> Served:
-        first = partial(self.configuration.first, number)
-        fork_servers = ForkServers(partial(self._fork_server, made.name, first))
-        launcher = Launcher(fork_servers, self.gateway, self._children, first, number)
-        pool = Pool(self.desired.models[made.name], launcher, self._shared)
-        room = Room(self._board, self._shared.ids, fork_servers, made.worker_bytes)
-        return Served(made, pool, fork_servers, room)
 
     @property
     def _settings(self) -> Settings:
@@ -159,24 +138,6 @@ class Supervisor(Commanded):
         self._assembly.settings = settings
         for service in (self.gateway, *self.fleet.fork_servers()):
             service.window_s = settings.restart_window_s
-
-    def _fork_server(self, model: str, first: First, node: int | None) -> Service:
-        env = with_huge_pages(self._env)
-        label = "fork server" if node is None else f"fork server of node {node}"
-        if len(self.prepared.models) > 1:
-            label += f" ({model})"
-        return self._service("fork_server", FORK_SERVER_MODULE, env, lambda: first(node), label)
-
-    def _service(
-        self,
-        name: str,
-        module: str,
-        env: dict[str, str],
-        first: Callable[[], tuple[control.Control, Sequence[int]]],
-        label: str | None = None,
-    ) -> Service:
-        window_s = self._settings.restart_window_s
-        return Service(name, module, env, first, self, self._children, self.events, window_s, label)
 
     # --- the loop -------------------------------------------------------------------------
 

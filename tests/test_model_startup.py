@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lbhost.model_entry import ModelEntry
 from lbhost.purpose import KindChoice, ModelKind, Pooling, PoolingChoice, Purpose
 from lbhost.supervisor import model_startup
 from lbhost.supervisor.model_startup import EMBEDDING_SLOTS, Found, PreparedModel
+from lbhost.supervisor.succession import Context
 from supervising import INFO, write_box
 
 GIB = 1 << 30
@@ -50,10 +51,10 @@ def entry(tmp_path: Path, name: str, **values: Any) -> ModelEntry:
 
 
 def find(
-    box: Found, *entries: ModelEntry, contexts: Mapping[str, int] | None = None, **settings: Any
+    box: Found, *entries: ModelEntry, contexts: Sequence[Context] = (), **settings: Any
 ) -> list[PreparedModel]:
     made = Settings(models=entries, probe=False, **settings)
-    return model_startup.find(made, box, contexts or {})
+    return model_startup.find(made, box, contexts)
 
 
 def refusal(box: Found, *entries: ModelEntry) -> str:
@@ -102,7 +103,7 @@ def test_memory_is_for_as_many_workers_as_there_may_be_and_the_least_begin(
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"path": "/nowhere/x.gguf"}, "models[1]: model /nowhere/x.gguf does not exist"),
+        ({"path": "/nowhere/x.gguf"}, "models[1].path: model /nowhere/x.gguf does not exist"),
         ({"workers": 3}, "models[1].workers: 3 is too many, at most 2 fit here: the machine has"),
         ({"threads_per_worker": 3}, "models[1].threads_per_worker: 3 is more than this process"),
         ({"min_workers": 3}, "models[1].min_workers: 3 is too many, at most 2 fit here"),
@@ -122,15 +123,23 @@ def test_a_file_of_another_kind_is_refused_by_its_table(tmp_path: Path) -> None:
     box = box_of_two(tmp_path)
     wrong = ModelEntry(name="b", path=str(path), kind=KindChoice.CHAT)
     message = refusal(box, wrong)
-    assert message.startswith("models[0]: ")
+    assert message.startswith(f"models[0].kind: {path}: ")
     assert message.endswith("does not generate text left to right")
     assert find(box, ModelEntry(name="b", path=str(path)))[0].info.purpose.kind == "embedding"
 
 
 def test_the_contexts_of_a_server_before_are_kept(tmp_path: Path, found: Found) -> None:
     chat = entry(tmp_path, "chat")
-    (made,) = find(found, chat, contexts={chat.path: 512})
-    assert made.settings.ctx_size == 512
+    twin = msgspec.structs.replace(chat, name="twin")
+    before = [Context("twin", chat.path, 512), Context("chat", chat.path, 256)]
+    assert [made.settings.ctx_size for made in find(found, chat, twin, contexts=before)] == [
+        256,
+        512,
+    ]
+    (renamed,) = find(found, msgspec.structs.replace(chat, name="new"), contexts=before)
+    assert renamed.settings.ctx_size == 512
+    (other,) = find(found, entry(tmp_path, "other"), contexts=before)
+    assert other.settings.ctx_size is None
 
 
 def with_contexts(models: list[PreparedModel], available: int) -> list[int]:

@@ -25,6 +25,7 @@ from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service_manager import ServiceManager
 from lbhost.supervisor.startup import Prepared
 from lbhost.supervisor.succession import (
+    Context,
     Done,
     Inherit,
     Inheritance,
@@ -188,7 +189,7 @@ class Handover:
             runtime_dir=str(self._runtime.path),
             model_path=models[0].file.path,
             n_ctx=models[0].n_ctx,
-            contexts={made.file.path: made.n_ctx for made in models},
+            contexts=tuple(Context(m.name, m.file.path, m.n_ctx) for m in models),
         )
         fds = (self._listener.fileno(), self._runtime.folder, states)
         await successor.bring_up(source.arguments(), os.environ, given, fds)

@@ -25,7 +25,7 @@ from lbhost.supervisor import listener as listening
 from lbhost.supervisor.early import EarlySignals
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.startup import prepare
-from lbhost.supervisor.succession import Inheritance, Refused
+from lbhost.supervisor.succession import Context, Inheritance, Refused
 from lbhost.supervisor.supervisor import Supervisor
 
 
@@ -53,12 +53,13 @@ def serve(
         with _listener(settings, inheritance) as listener:
             exposure.check(settings, listener)
             if inheritance is None:
-                endpoint, contexts = listening.url(listener, settings.host), {}
+                endpoint = listening.url(listener, settings.host)
+                contexts: tuple[Context, ...] = ()
                 runtime.announce(endpoint)
             else:
                 given = inheritance.given
                 endpoint = given.endpoint
-                contexts = given.contexts or {given.model_path: given.n_ctx}
+                contexts = given.contexts or (Context("", given.model_path, given.n_ctx),)
             prepared = prepare(settings, environ, contexts)
             become_subreaper()
             try:

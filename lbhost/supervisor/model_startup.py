@@ -16,7 +16,7 @@ import msgspec
 from lbhost import inspection, llama, log, model
 from lbhost.board import Board
 from lbhost.config import Settings
-from lbhost.errors import LbhostError, UsageError
+from lbhost.errors import LbhostError, ModelFileError, UsageError
 from lbhost.machine.gpu import GpuInfo
 from lbhost.machine.hostload import available_bytes
 from lbhost.machine.topology import Topology
@@ -24,7 +24,9 @@ from lbhost.machine.tree import Roots
 from lbhost.placement import memory
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan, spread
+from lbhost.purpose import KindChoice
 from lbhost.supervisor.launcher import environment, with_huge_pages
+from lbhost.supervisor.succession import Context
 from lbhost.tuning import first_start, identity, remembered
 from lbhost.tuning.remembered import Start, open_shape, widened
 from lbhost.tuning.shapes import candidates
@@ -66,6 +68,8 @@ class PreparedModel(msgspec.Struct, frozen=True):
     """Tokens per slot."""
     weights: tuple[FilePart, ...] = ()
     """The model's files; whatever is loaded later must be these."""
+    table: int | None = None
+    """The number of its table of `models`; None: there is none."""
 
     @property
     def workers(self) -> int:
@@ -97,33 +101,43 @@ class PreparedModel(msgspec.Struct, frozen=True):
         )
 
 
-def find(settings: Settings, box: Found, contexts: Mapping[str, int]) -> list[PreparedModel]:
+def find(settings: Settings, box: Found, contexts: Sequence[Context]) -> list[PreparedModel]:
     """Every model that these settings serve; `n_ctx` has yet to be settled.
 
     Args:
-        contexts: tokens per slot by a model's path, where another server has it run: as many here.
+        contexts: how another server has them run: with as many tokens per slot here.
 
     Raises:
         StartupError, UsageError: one is not there, not what it is served as, or does not fit.
     """
-    several = bool(settings.models)
     found: list[PreparedModel] = []
     for i, own in enumerate(settings.served()):
-        if not several:
-            return [_one(own, box, contexts)]
+        table = i if settings.models else None
+        file = _naming(table, "path", partial(model.resolve, own.model, own.alias))
+        key = "path" if own.kind is KindChoice.AUTO else "kind"
         homes = [home for one in found for home in one.placements[: one.workers]]
-        found.append(_naming(i, partial(_one, own, box, contexts, homes)))
+        made = _naming(table, key, partial(_one, own, file, box, contexts, homes))
+        found.append(msgspec.structs.replace(made, table=table))
     return found
 
 
-def _naming(index: int, make: Callable[[], T]) -> T:
-    """What is made, or its refusal, with the table it is of and keys instead of flags."""
+def _naming(table: int | None, key: str, make: Callable[[], T]) -> T:
+    """What is made, or its refusal, with the table it is of and keys instead of flags.
+
+    Args:
+        table: its number; None: there are none.
+        key: what is to blame if the file is no good.
+    """
     try:
         return make()
     except LbhostError as error:
+        if table is None:
+            raise
         text = re.sub(r"^--([a-z-]+) ", lambda flag: f".{_key(flag[1])}: ", error.message)
         text = re.sub(r"--([a-z-]+)", lambda flag: _key(flag[1]), text)
-        error.message = f"models[{index}]{'' if text.startswith('.') else ': '}{text}"
+        if not text.startswith("."):
+            text = f".{key}: {text}" if isinstance(error, ModelFileError) else f": {text}"
+        error.message = f"models[{table}]{text}"
         raise
 
 
@@ -132,10 +146,13 @@ def _key(flag: str) -> str:
 
 
 def _one(
-    settings: Settings, box: Found, contexts: Mapping[str, int], others: Sequence[Placement] = ()
+    settings: Settings,
+    file: model.ModelFile,
+    box: Found,
+    contexts: Sequence[Context],
+    others: Sequence[Placement],
 ) -> PreparedModel:
     """`others`: homes of other models' workers."""
-    file = model.resolve(settings.model, settings.alias)
     files = identify(parts(Path(file.path)))
     if box.on_cpus:
         start = _as_tuned(Start(file, files, settings), box)
@@ -146,10 +163,17 @@ def _one(
         settings = msgspec.structs.replace(settings, slots=max(settings.slots, EMBEDDING_SLOTS))
     elif box.on_cpus:
         settings = _shaped(settings, box, info, files)
-    if settings.ctx_size is None and file.path in contexts:
-        settings = msgspec.structs.replace(settings, ctx_size=contexts[file.path])
+    if settings.ctx_size is None:
+        settings = msgspec.structs.replace(settings, ctx_size=_before(file, contexts))
     memory.require_trained(settings.ctx_size, info.n_ctx_train)
     return PreparedModel(settings, file, info, _placed(settings, box, others), 0, files)
+
+
+def _before(file: model.ModelFile, contexts: Sequence[Context]) -> int | None:
+    """Tokens per slot that this file has been served with; by this name, if by several."""
+    same = [context for context in contexts if context.path == file.path]
+    same.sort(key=lambda context: context.name != file.alias)
+    return same[0].n_ctx if same else None
 
 
 def _placed(settings: Settings, box: Found, others: Sequence[Placement]) -> list[Placement]:
@@ -236,9 +260,8 @@ def with_contexts(models: Sequence[PreparedModel], board: Board) -> list[Prepare
 
 def require_within(models: Sequence[PreparedModel], limits: Sequence[int | None]) -> None:
     """Raises StartupError if a model's workers would be over their limit from their start."""
-    for i, (made, limit) in enumerate(zip(models, limits, strict=True)):
-        check = partial(_require_within, made, limit)
-        check() if len(models) == 1 else _naming(i, check)
+    for made, limit in zip(models, limits, strict=True):
+        _naming(made.table, "path", partial(_require_within, made, limit))
 
 
 def _held(made: PreparedModel, shared: memory.Budget) -> memory.Held:

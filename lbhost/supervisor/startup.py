@@ -25,6 +25,7 @@ from lbhost.machine.tree import Roots
 from lbhost.supervisor import model_startup
 from lbhost.supervisor.desired import Desired, ModelWanted
 from lbhost.supervisor.model_startup import Found, PreparedModel
+from lbhost.supervisor.succession import Context
 
 LEAST_CAPACITY = 64
 SPARE_FACTOR = 4
@@ -50,13 +51,13 @@ class Prepared(msgspec.Struct, frozen=True):
 
 
 def prepare(
-    settings: Settings, environ: Mapping[str, str], contexts: Mapping[str, int] | None = None
+    settings: Settings, environ: Mapping[str, str], contexts: Sequence[Context] = ()
 ) -> Prepared:
     """Find the models, look at the box, and decide what will run.
 
     Args:
-        contexts: by a model's path, the tokens per slot that another server has it run with: as
-            many here, though that one's memory is not free yet.
+        contexts: how another server has them run: with as many tokens here, though that one's
+            memory is not free yet.
 
     Raises:
         StartupError, UsageError
@@ -70,7 +71,7 @@ def prepare(
         log.get().warning("NVIDIA's driver does not answer: its cards are left out")
     box = topology.discover(roots)
     capable, gpus = llama.supports_gpu(), gpu.visible(reader.gpus, environ)
-    found = model_startup.find(settings, Found(environ, roots, box, gpus, capable), contexts or {})
+    found = model_startup.find(settings, Found(environ, roots, box, gpus, capable), contexts)
     raise_file_limit(settings.max_connections)
     workers = sum(len(made.placements) for made in found)
     capacity = max(LEAST_CAPACITY, SPARE_FACTOR * workers)

@@ -23,6 +23,15 @@ LINK_VARIABLE = "LBHOST_HANDOVER_FD"
 """Names the new server's end of the line in its environment."""
 
 
+class Context(msgspec.Struct, frozen=True):
+    """How a model is served."""
+
+    name: str
+    path: str
+    n_ctx: int
+    """Tokens per slot."""
+
+
 class Inherit(msgspec.Struct, frozen=True, tag="inherit"):
     """Old -> new, first: carries the listening socket, the runtime dir's descriptor, and the line
     on which its gateway will give its KV states."""
@@ -32,8 +41,8 @@ class Inherit(msgspec.Struct, frozen=True, tag="inherit"):
     model_path: str
     n_ctx: int
     """Tokens per slot that model_path has been served with."""
-    contexts: dict[str, int] = {}
-    """The same of every model, by its path."""
+    contexts: tuple[Context, ...] = ()
+    """The same of every model."""
 
 
 class Serving(msgspec.Struct, frozen=True, tag="serving"):

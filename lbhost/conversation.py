@@ -29,11 +29,29 @@ _NOT_OURS = (msgspec.DecodeError, ValueError, LookupError, TypeError, AttributeE
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+def _talks(card: Any) -> bool:
+    """Whether a model of /v1/models answers messages: what does anything else says so."""
+    return bool((card.get("meta") or {}).get("kind", "chat") == "chat")
+
+
 class Conversation:
     """What was said, and the server that answers. A context manager."""
 
-    def __init__(self, url: str, *, key: str | None = None, system: str | None = None) -> None:
-        """`url` is the server's, with or without /v1; `key` its API key."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        system: str | None = None,
+        model: str | None = None,
+    ) -> None:
+        """
+        Args:
+            url: the server's, with or without /v1.
+            key: its API key.
+            model: who is to answer; None: whom the server chooses.
+        """
+        self._model = model
         self._url = url.rstrip("/").removesuffix("/v1")
         self.forgotten = 0
         """Of the oldest messages, so many went because the model's context has no room for all."""
@@ -53,7 +71,9 @@ class Conversation:
         self._http.close()
 
     def model(self) -> str:
-        """The served model's name. Raises LbhostError."""
+        """The name of the model that answers. Raises LbhostError."""
+        if self._model is not None:
+            return self._model
         try:
             answer = self._http.get(f"{self._url}/v1/models")
         except (httpx2.TransportError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
@@ -61,7 +81,8 @@ class Conversation:
         if answer.status_code != 200:
             raise _refused(answer)
         try:
-            return str(answer.json()["data"][0]["id"])
+            cards = answer.json()["data"]
+            return str(next((card for card in cards if _talks(card)), cards[0])["id"])
         except _NOT_OURS as error:
             raise LbhostError(f"{self._url}/v1/models names no model; is it an lbhost?") from error
 
@@ -112,7 +133,9 @@ class Conversation:
         return True
 
     def _stream(self) -> Iterator[str]:
-        body = {"messages": self._messages, "stream": True}
+        body: dict[str, object] = {"messages": self._messages, "stream": True}
+        if self._model is not None:
+            body["model"] = self._model
         with self._http.stream("POST", f"{self._url}/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
                 answer.read()

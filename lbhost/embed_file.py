@@ -200,7 +200,9 @@ class VectorFile:
 class Embedder:
     """The server, and the requests to it. A context manager."""
 
-    def __init__(self, url: str, *, key: str | None = None) -> None:
+    def __init__(self, url: str, *, key: str | None = None, model: str | None = None) -> None:
+        """`model`: whose vectors; None: of the first that makes any."""
+        self._body = {} if model is None else {"model": model}
         self._url = url.rstrip("/").removesuffix("/v1")
         self._http = httpx2.Client(
             headers={"authorization": f"Bearer {key}"} if key else {},
@@ -253,6 +255,7 @@ class Embedder:
     def _ask(self, some: list[Text], *, numbers: bool) -> tuple[list[list[float]], int]:
         """The vectors of some texts, and how many the server had. `numbers`: they are wanted."""
         body = {
+            **self._body,
             "input": [text.text for text in some],
             "encoding_format": "float" if numbers else "base64",
         }

@@ -211,7 +211,7 @@ def banner(status: Status) -> str:
     where = ", ".join(f"gpu {w.gpu}" if w.gpu is not None else _cpus(w.cores) for w in workers)
     kind = "GPU" if workers and workers[0].gpu is not None else "CPU"
     first = workers[0] if workers else status.workers[0]
-    count = f"{len(workers)} worker{'' if len(workers) == 1 else 's'}"
+    count = _count(len(workers))
     json = "-H 'content-type: application/json'"
     path, body = _TRY.get(status.kind, _TRY["chat"])
     if len(status.models) > 1:
@@ -219,7 +219,7 @@ def banner(status: Status) -> str:
         served = [
             f"lbhost {status.version} serves {len(status.models)} models",
             *(
-                f"  {model.name:{names}}  {model.kind}, {model.workers_up} workers, "
+                f"  {model.name:{names}}  {model.kind}, {_count(model.workers_up)}, "
                 f"{model.slots} slots of {model.ctx_size} tokens each"
                 if model.failure is None
                 else f"  {model.name:{names}}  not served: {model.failure}"
@@ -241,6 +241,10 @@ def banner(status: Status) -> str:
             f"      -d '{body}'",
         ]
     )
+
+
+def _count(workers: int) -> str:
+    return f"{workers} worker{'' if workers == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

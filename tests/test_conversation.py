@@ -21,8 +21,10 @@ def test_only_line_ends_end_a_line() -> None:
         assert list(event_lines([data[:cut], data[cut:]])) == expected
 
 
-def talking_to(answer: Callable[[httpx2.Request], httpx2.Response]) -> Conversation:
-    conversation = Conversation("http://there", key="schlüssel")
+def talking_to(
+    answer: Callable[[httpx2.Request], httpx2.Response], model: str | None = None
+) -> Conversation:
+    conversation = Conversation("http://there", key="schlüssel", model=model)
     conversation._http = httpx2.Client(
         transport=httpx2.MockTransport(answer), headers=conversation._http.headers
     )
@@ -89,3 +91,22 @@ def test_what_no_longer_fits_the_context_is_forgotten_from_its_beginning(
     said = capsys.readouterr()
     assert said.out == "yes\nyes\n"
     assert "2 of the oldest messages were forgotten" in said.err
+
+
+def test_of_several_models_one_that_talks_is_named_and_who_is_asked_for_is_asked() -> None:
+    cards = [{"id": "vectors", "meta": {"kind": "embedding"}}, {"id": "chat", "meta": {}}]
+    asked: list[object] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.method == "GET":
+            return httpx2.Response(200, json={"data": cards})
+        asked.append(json.loads(request.content).get("model"))
+        return httpx2.Response(200, content=b"data: [DONE]\n\n")
+
+    with talking_to(answer) as conversation:
+        assert conversation.model() == "chat"
+        list(conversation.ask("hi"))
+    with talking_to(answer, model="other") as conversation:
+        assert conversation.model() == "other"
+        list(conversation.ask("hi"))
+    assert asked == [None, "other"]

@@ -84,6 +84,14 @@ async def test_what_was_cut_off_goes_on_after_the_last_whole_line(
             assert out.read_bytes() == whole
 
 
+async def test_a_model_may_be_named(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async with running_gateway(purpose=EMBEDS) as g:
+        assert await command(g, str(file), "--model", "toy") == 0
+        capfd.readouterr()
+        assert await command(g, str(file), "--model", "other") == 1
+        assert "'other' is not served here" in capfd.readouterr().err
+
+
 async def test_ctrl_c_keeps_whole_lines(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "vectors.jsonl"
 

@@ -142,6 +142,14 @@ def test_the_command_lists_them(home: Path, capsys: pytest.CaptureFixture[str]) 
     assert specs == ["starter", "hf:me/tiny-GGUF:tiny.gguf"]
 
 
+def test_what_a_server_has_is_marked(home: Path) -> None:
+    path = hub_file(home, "me/tiny-GGUF", "tiny.gguf")
+    (one,) = found(home).values()
+    (marked,) = local_models.marked([one], {"a": str(path.resolve()), "b": one.path, "c": "/x"})
+    assert marked.served == ("a", "b")
+    assert local_models.marked([one], {}) == [one]
+
+
 # --- the hub's own client against a hub on the loopback ----------------------------------------
 
 

@@ -37,6 +37,10 @@ def embed(
         str | None,
         Parameter(help="The server; default: the one on the runtime dir.", show_default=False),
     ] = None,
+    model: Annotated[
+        str | None,
+        Parameter(help="Whose vectors, where there are several.", show_default=False),
+    ] = None,
     runtime_dir: RuntimeDir = None,
 ) -> int:
     """Have a running server embed the texts of a file: its cache then knows them.
@@ -69,7 +73,7 @@ def embed(
     try:
         with (
             bar,
-            embed_file.Embedder(where, key=key) as embedder,
+            embed_file.Embedder(where, key=key, model=model) as embedder,
             nullcontext() if out is None else embed_file.VectorFile(out) as vectors,
         ):
             size = file.stat().st_size if file.is_file() else None

@@ -25,6 +25,10 @@ def chat(
     system: Annotated[
         str | None, Parameter(help="What the model is told first.", show_default=False)
     ] = None,
+    model: Annotated[
+        str | None,
+        Parameter(help="Who answers, where there are several.", show_default=False),
+    ] = None,
     runtime_dir: RuntimeDir = None,
 ) -> None:
     """Talk with the model in this terminal.
@@ -38,7 +42,7 @@ def chat(
     if system is not None and not _is_text(system):
         raise UsageError("--system: the text is not UTF-8")
     key = config.load({}, os.environ).api_key
-    with Conversation(url, key=key, system=system) as conversation:
+    with Conversation(url, key=key, system=system, model=model) as conversation:
         talk(conversation, interactive=sys.stdin.isatty())
 
 

@@ -22,7 +22,9 @@ from lbhost.weights import identify, parts
 
 
 def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
-    """Look at everything that `serve` would look at; takes about a second."""
+    """Look at everything that `serve` would look at; takes about a second. Of several models the
+    first one stands for all."""
+    settings = settings.served()[0]
     facts = problem = None
     try:
         file = model.resolve(settings.model, settings.alias)

@@ -82,6 +82,22 @@ async def test_an_idle_model_sleeps_and_wakes_from_the_weights_it_kept(
         assert told[1] == "wakes, workers 0 -> 1: a request has come"
 
 
+async def test_no_request_waits_for_a_model_that_is_taken_down_while_it_wakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(idle_timeout_s=0.3, shutdown_grace_s=5)
+    async with box(tmp_path, monkeypatch, settings=settings, modes=modes()) as running:
+        await asleep(running)
+        running.tell("worker-0", "mute")
+        load(running, requests=2, in_flight=1)
+        running.tell("wake-0", "now")
+        await running.until(lambda: running.server.fleet.workers, "it wakes")
+        running.tell("wake-0", "")
+        assert told_asleep(running)
+        await running.server.drain(0, None)
+        await running.until(lambda: not told_asleep(running), "nobody is told to wait")
+
+
 async def test_a_model_that_unloads_loads_its_weights_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

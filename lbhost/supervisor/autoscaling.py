@@ -155,6 +155,8 @@ def _autoscaled(model: Served) -> bool:
 
 
 def _settled(model: Served) -> bool:
-    """Whether a worker has come up, or none will."""
+    """Whether a worker has come up, or none will, or an operator has taken all down."""
+    members = model.pool.desired.members().values()
+    down = bool(members) and not any(want.up for want in members)
     up = any(worker.state in lifecycle.UP for worker in model.pool.workers.values())
-    return up or model.hopeless is not None
+    return up or down or model.hopeless is not None

@@ -192,3 +192,15 @@ async def test_a_gateway_that_does_not_answer_is_said_where_they_would_stand(
         await tui.sees("the gateway did not answer within 2 s")
         fake.refusal = None
         await tui.sees("no request waits or runs")
+
+
+@pytest.mark.anyio
+async def test_the_selection_passes_requests_of_one_id(fake: FakeAdmin) -> None:
+    ids = ("req_one", "req_same", "req_same", "req_last")
+    fake.requests = [live_request(name, age_s=9.0 - at) for at, name in enumerate(ids)]
+    async with dashboard(fake, 100, 30) as tui:
+        await tui.sees("● ready")
+        await tui.press("t")
+        await tui.sees("req_last")
+        await tui.press("home", "down", "down", "down")
+        await tui.until(lambda: any("▸req_last" in line for line in tui.lines))

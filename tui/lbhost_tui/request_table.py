@@ -122,6 +122,8 @@ class RequestTable(Vertical):
         self._filter = Filter()
         self._sorting = Sorting()
         self._selected: str | None = None
+        self._at = 0
+        """The selected line: an id is the client's, and several requests may have it."""
         self._problem = ""
         self._stale = False
         self._placed: tuple[PlacedColumn, ...] = ()
@@ -170,9 +172,11 @@ class RequestTable(Vertical):
         self._placed = place(width)
         passed = [one for one in self._found.requests if self._filter.request(one)]
         self._shown = self._sorting.sorted(passed)
-        at = next((y for y, one in enumerate(self._shown) if one.id == self._selected), -1)
+        same = [y for y, one in enumerate(self._shown) if one.id == self._selected]
+        at = min(same, key=lambda y: abs(y - self._at), default=-1)
         if at < 0 and self._shown:
             at, self._selected = 0, self._shown[0].id
+        self._at = at
         entitle(self, summary(self._found.requests, len(self._shown), self._found.total))
         self._head.show([titles(self._placed, self._sorting)], stale=self._stale)
         empty = self._problem or (
@@ -185,6 +189,6 @@ class RequestTable(Vertical):
         """Another one is selected."""
         message.stop()
         if message.line < len(self._shown):
-            self._selected = self._shown[message.line].id
+            self._selected, self._at = self._shown[message.line].id, message.line
             self.draw()
             self.rows.go(message.line)

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
 
 from lbhost import linux
 from left_behind import Possessions
@@ -16,6 +17,12 @@ from serving import Server
 os.environ["LBHOST_PROBE"] = os.environ["LBHOST_TUNED"] = os.environ["LBHOST_EMBEDDING_CACHE"] = "0"
 """No server of a test measures its box first, is as somebody tuned it, or keeps vectors in the
 user's cache, but those that say so."""
+
+# The machines that run the tests are shared: a slow example says nothing of the code.
+settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("patient")
 
 _FAILED = pytest.StashKey[bool]()
 _KEEPING = {"shared", "forks", "fuzzed"}

@@ -14,12 +14,14 @@ import pytest
 
 from faults import episode, kills
 from faults.__main__ import main, parse, table
-from faults.answers import Answer, Reference, Verdict, open_at, parted, recoveries, verdict
+from faults.answers import Answer, Choice, Reference, Verdict, open_at, parted, recoveries, verdict
 from faults.catalogue import FAULTS
 from faults.clock import Clock, compiler
 from faults.scene import Scene
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
+CHOICES = (Choice(0, 3.0, "it"), Choice(2, 2.0, " be"), Choice(5, 0.1, " was"))
+"""Of "so it is": three tokens."""
 
 
 def answer(**more: Any) -> Answer:
@@ -57,9 +59,18 @@ def test_every_answer_has_one_verdict(fields: dict[str, Any], expected: Verdict)
 
 
 def test_another_text_from_a_near_tie_on_is_told_apart() -> None:
-    reference = Reference("so it is", ((0, 3.0), (2, 2.0), (5, 0.1)))
+    reference = Reference("so it is", CHOICES)
     assert verdict(answer(text="so it was"), reference) is Verdict.NEAR_TIE
     assert verdict(answer(text="so be it"), reference) is Verdict.DIFFERENT
+
+
+def test_a_text_leaves_another_one_at_the_token_that_was_replaced() -> None:
+    """Which begins before the first character that differs where both tokens begin alike."""
+    near, far = Choice(0, 0.1, "rivers"), Choice(0, 2.0, "rivers")
+    for first, tie in ((near, True), (far, False)):
+        reference = Reference("river, and", (first, Choice(5, 4.0, "."), Choice(6, 5.0)))
+        assert reference.is_near_tie("rivers flow") is tie
+        assert not reference.is_near_tie("river. No")
 
 
 def test_texts_part_where_they_differ() -> None:
@@ -158,7 +169,7 @@ def test_a_wrong_command_line_is_refused(argv: list[str]) -> None:
 
 
 def test_answers_that_kills_disturbed_are_counted_apart_and_said_where_they_part() -> None:
-    known = {0: Reference("so it is", ((0, 3.0), (2, 2.0), (5, 0.1)))}
+    known = {0: Reference("so it is", CHOICES)}
     calm = [answer(sent=1.0, ended=2.0)]
     hit = answer(worker=1, text="so it was", texts=[12.0, 13.5])
     beside = answer(worker=0)

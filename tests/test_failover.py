@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from faults.answers import Reference, margins, parted
+from faults.answers import Reference, choices, parted
 from serving import Server, finished, text_of
 
 pytestmark = pytest.mark.e2e
@@ -56,7 +56,7 @@ class Streams:
     def _undisturbed(self, prompt: str) -> Reference:
         answer = self.server.complete(prompt, logprobs=2, **self._fields).json()
         choice = answer["choices"][0]
-        return Reference(choice["text"], margins(choice["logprobs"]))
+        return Reference(choice["text"], choices(choice["logprobs"]))
 
     def start(self) -> list[Future[Events]]:
         """All of them at once; returns when all have begun to be computed."""
@@ -79,7 +79,7 @@ class Streams:
             text, whole = text_of(events), self._whole[prompt]
             if text != whole.text:
                 at = parted(text, whole.text)
-                assert whole.is_near_tie(at), (text[at:], whole.text[at:])
+                assert whole.is_near_tie(text), (text[at:], whole.text[at:])
 
 
 def kill(server: Server, worker: int) -> None:

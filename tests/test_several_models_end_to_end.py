@@ -15,7 +15,7 @@ import openai
 import pytest
 
 import tiny_bert
-from faults.answers import Reference, margins, parted
+from faults.answers import Reference, choices, parted
 from lbhost.status import Status, WorkerStatus
 from llama_cpp_vectors import SHARED
 from serving import PATIENCE_S, Server, finished, text_of
@@ -44,7 +44,7 @@ class Box:
     def _undisturbed(self, model: str, prompt: str) -> Reference:
         fields = {"model": model, "logprobs": 2, "max_tokens": TOKENS, "ignore_eos": True}
         choice = self.server.complete(prompt, **fields).json()["choices"][0]
-        return Reference(choice["text"], margins(choice["logprobs"]))
+        return Reference(choice["text"], choices(choice["logprobs"]))
 
     def load(self) -> Load:
         """A stream of each prompt on each chat model, and embeddings all the while."""
@@ -88,7 +88,7 @@ class Load:
             text, whole = text_of(events), self._box.whole[key]
             if text != whole.text:
                 at = parted(text, whole.text)
-                assert whole.is_near_tie(at), (text[at:], whole.text[at:])
+                assert whole.is_near_tie(text), (text[at:], whole.text[at:])
         for one in self._embedded:
             answer = one.result(PATIENCE_S)
             assert answer.status_code == 200, answer.text

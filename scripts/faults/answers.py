@@ -39,8 +39,19 @@ class Answer(msgspec.Struct, kw_only=True):
     cut: bool = False
     """The connection broke: the client knows that something is missing."""
     ended: float = 0.0
-    margins: tuple[tuple[int, float], ...] = ()
+    choices: tuple[Choice, ...] = ()
     """As Reference has them, where they were asked for."""
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """A greedy answer's token."""
+
+    begins: int
+    """Where in the text."""
+    margin: float
+    """By how much it was more likely than the next best, in log-probability."""
+    second: str = ""
+    """The next best one's text."""
 
 
 NEAR_TIE = 0.25
@@ -52,21 +63,34 @@ class Reference(msgspec.Struct, frozen=True):
     """An undisturbed greedy answer."""
 
     text: str
-    margins: tuple[tuple[int, float], ...] = ()
-    """Of each token: where in the text it begins, and by how much it was more likely than the
-    next best."""
+    choices: tuple[Choice, ...] = ()
 
-    def is_near_tie(self, at: int) -> bool:
-        """Whether the token at this character might as well have been another one."""
-        before = [margin for begins, margin in self.margins if begins <= at]
-        return bool(before) and before[-1] < NEAR_TIE
+    def margin(self, other: str) -> float:
+        """Of the token at which another text leaves this one; infinite where nothing is known.
+
+        Two tokens' texts may begin alike (" river", " rivers"): the token that another one took the
+        place of then stands before the first character that differs.
+        """
+        at = parted(other, self.text)
+        before = [choice for choice in self.choices if choice.begins <= at]
+        for choice in before[:-1]:
+            taken = other.startswith(choice.second, choice.begins)
+            if taken and choice.begins + len(choice.second) > at:
+                return choice.margin
+        return before[-1].margin if before else math.inf
+
+    def is_near_tie(self, other: str) -> bool:
+        """Whether another text leaves this one where the token might as well have been another."""
+        return self.margin(other) < NEAR_TIE
 
 
-def margins(scores: dict[str, Any]) -> tuple[tuple[int, float], ...]:
-    """See Reference. `scores`: the `logprobs` of a text completion that was asked for two."""
-    ranked = [sorted(top.values(), reverse=True) for top in scores["top_logprobs"]]
+def choices(scores: dict[str, Any]) -> tuple[Choice, ...]:
+    """A Reference's. `scores`: the `logprobs` of a text completion that was asked for two."""
+    ranked = [sorted(top.items(), key=lambda one: -one[1]) for top in scores["top_logprobs"]]
     return tuple(
-        (offset, best[0] - best[1] if len(best) > 1 else math.inf)
+        Choice(offset, best[0][1] - best[1][1], best[1][0])
+        if len(best) > 1
+        else Choice(offset, math.inf)
         for offset, best in zip(scores["text_offset"], ranked, strict=True)
     )
 
@@ -96,8 +120,7 @@ def verdict(answer: Answer, reference: Reference) -> Verdict:
         return Verdict.TRUNCATED
     if answer.text == reference.text:
         return Verdict.COMPLETED
-    tie = reference.is_near_tie(parted(answer.text, reference.text))
-    return Verdict.NEAR_TIE if tie else Verdict.DIFFERENT
+    return Verdict.NEAR_TIE if reference.is_near_tie(answer.text) else Verdict.DIFFERENT
 
 
 def parted(text: str, reference: str) -> int:

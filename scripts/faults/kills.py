@@ -103,23 +103,16 @@ def part(answers: Sequence[Answer], known: dict[int, Reference]) -> Part:
 
 def turned(answers: Sequence[Answer], known: dict[int, Reference]) -> list[Turned]:
     """Where answers parted from the undisturbed ones, most frequent first."""
-    places: Counter[tuple[int, int, str]] = Counter()
+    places: Counter[tuple[int, int, float, str]] = Counter()
     for answer in answers:
         reference = known[answer.question]
         if verdict(answer, reference) in (Verdict.NEAR_TIE, Verdict.DIFFERENT):
-            at = parted(answer.text, reference.text)
-            places[answer.question, at, answer.text[at : at + 24]] += 1
+            at, margin = parted(answer.text, reference.text), reference.margin(answer.text)
+            places[answer.question, at, margin, answer.text[at : at + 24]] += 1
     return [
-        Turned(
-            question, at, margin_at(known[question], at), known[question].text[at : at + 24], new, n
-        )
-        for (question, at, new), n in places.most_common()
+        Turned(question, at, margin, known[question].text[at : at + 24], new, n)
+        for (question, at, margin, new), n in places.most_common()
     ]
-
-
-def margin_at(reference: Reference, at: int) -> float:
-    """Of the token that holds this character; infinite where nothing is known."""
-    return next((m for begins, m in reversed(reference.margins) if begins <= at), float("inf"))
 
 
 def judge(
@@ -180,7 +173,7 @@ async def undisturbed(client: Client, asked: Sequence[Question]) -> dict[int, Re
     alone = [
         await client.ask(i, stream=False, logprobs=2, ignore_eos=True) for i in range(len(asked))
     ]
-    return {a.question: Reference(a.text, a.margins) for a in alone if a.done}
+    return {a.question: Reference(a.text, a.choices) for a in alone if a.done}
 
 
 async def _load(

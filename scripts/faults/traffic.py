@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from faults.answers import Answer, Question, Reference, margins
+from faults.answers import Answer, Question, Reference, choices
 
 MOST_OPEN = 256
 PATIENCE_S = 120.0
@@ -106,7 +106,7 @@ def _take(answer: Answer, event: dict[str, Any]) -> None:
             answer.texts.append(time.monotonic())
         answer.finish = choice["finish_reason"] or answer.finish
         if choice.get("logprobs") is not None:
-            answer.margins = margins(choice["logprobs"])
+            answer.choices = choices(choice["logprobs"])
 
 
 class Traffic:
@@ -172,7 +172,7 @@ async def references(client: Client) -> dict[int, Reference]:
     alone = [await client.ask(number, stream=False, logprobs=2) for number in numbers]
     among = await asyncio.gather(*(client.ask(number, stream=True) for number in numbers))
     return {
-        one.question: Reference(one.text, one.margins)
+        one.question: Reference(one.text, one.choices)
         for one, other in zip(alone, among, strict=True)
         if one.done and other.done and one.text == other.text
     }

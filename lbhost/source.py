@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from lbhost import config
+from lbhost import config, setting_sources
 from lbhost.config import Settings
 from lbhost.errors import UsageError
 
@@ -29,7 +29,7 @@ class Source(msgspec.Struct, frozen=True):
 
     def load(self) -> Settings:
         """The settings as they are now. Raises UsageError."""
-        return config.load(self.flags, self.environ, self.file)
+        return setting_sources.load(self.flags, self.environ, self.file)
 
     def load_again(self) -> Settings:
         """As `load`, for a running server: it never waits for who writes into a pipe.

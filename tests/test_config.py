@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lbhost import config
+from lbhost import config, setting_sources
 from lbhost.config import LogFormat, Policy, Settings
 from lbhost.errors import UsageError
 
@@ -23,7 +23,7 @@ def refusal(
     file: Path | None = None,
 ) -> str:
     with pytest.raises(UsageError) as caught:
-        config.load(flags or {}, environ or {}, file)
+        setting_sources.load(flags or {}, environ or {}, file)
     assert "\n" not in caught.value.message
     return caught.value.message
 
@@ -31,28 +31,30 @@ def refusal(
 def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path: Path) -> None:
     file = write(tmp_path, "port = 1\nslots = 2\nqueue_size = 3\n")
     environ = {"LBHOST_PORT": "10", "LBHOST_SLOTS": "20", "HOME": "/"}
-    settings = config.load({"port": "100"}, environ, file)
+    settings = setting_sources.load({"port": "100"}, environ, file)
     assert (settings.port, settings.slots, settings.queue_size) == (100, 20, 3)
     assert settings.host == "127.0.0.1"
 
 
 def test_without_sources_the_defaults_hold() -> None:
-    assert config.load({}, {}) == Settings()
+    assert setting_sources.load({}, {}) == Settings()
 
 
 def test_the_environment_names_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, 'policy = "idle-cpu"\nlog_format = "json"\n')
-    settings = config.load({}, {"LBHOST_CONFIG": str(file)})
+    settings = setting_sources.load({}, {"LBHOST_CONFIG": str(file)})
     assert settings.policy is Policy.IDLE_CPU
     assert settings.log_format is LogFormat.JSON
 
 
 def test_texts_become_numbers() -> None:
-    settings = config.load({"shutdown_grace_s": "2.5", "ctx_size": "512", "workers": "3"}, {})
+    settings = setting_sources.load(
+        {"shutdown_grace_s": "2.5", "ctx_size": "512", "workers": "3"}, {}
+    )
     assert settings.shutdown_grace_s == 2.5
     assert settings.ctx_size == 512
     assert settings.workers == 3
-    assert config.load({"workers": "auto"}, {}).workers == "auto"
+    assert setting_sources.load({"workers": "auto"}, {}).workers == "auto"
 
 
 def test_unknown_keys_are_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
@@ -121,8 +123,8 @@ SERVICE_LINKS = {
 
 
 def test_what_kubernetes_says_of_a_service_called_lbhost_is_no_setting() -> None:
-    assert config.load({}, SERVICE_LINKS) == Settings()
-    assert config.load({"port": "9000"}, SERVICE_LINKS).port == 9000
+    assert setting_sources.load({}, SERVICE_LINKS) == Settings()
+    assert setting_sources.load({"port": "9000"}, SERVICE_LINKS).port == 9000
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_what_only_resembles_kubernetes_is_refused(name: str, value: str) -> Non
 
 def test_settings_must_fit_together() -> None:
     assert "hot_c" in refusal({"hot_c": "60"})
-    assert config.load({"warm_c": "50", "hot_c": "60"}, {}).hot_c == 60
+    assert setting_sources.load({"warm_c": "50", "hot_c": "60"}, {}).hot_c == 60
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
@@ -171,9 +173,9 @@ def test_the_default_runtime_dir_is_one_per_user() -> None:
 
 def test_sizes_are_bytes_or_have_a_unit_and_nothing_else() -> None:
     assert Settings().embedding_cache_bytes == 1 << 30
-    settings = config.load({"embedding_cache": "64M"}, {"LBHOST_STATE_CACHE": "2K"})
+    settings = setting_sources.load({"embedding_cache": "64M"}, {"LBHOST_STATE_CACHE": "2K"})
     assert (settings.embedding_cache_bytes, settings.state_cache_bytes) == (64 << 20, 2048)
-    assert config.load({"embedding_cache": "0"}, {}).embedding_cache_bytes == 0
+    assert setting_sources.load({"embedding_cache": "0"}, {}).embedding_cache_bytes == 0
     for given in ("auto", "much", "-1"):
         assert "embedding_cache is a size such as 512M" in refusal({"embedding_cache": given})
     assert "state_cache is 'auto' or a size" in refusal({"state_cache": "much"})
@@ -185,5 +187,5 @@ def test_bounds_or_an_idle_timeout_let_the_load_say_how_many_workers_there_are()
     assert not fixed.autoscaled
     assert [one.autoscaled for one in (bounded, sleeper, awake)] == [True] * 3
     assert [one.least_workers for one in (bounded, sleeper, awake)] == [1, 0, 1]
-    assert config.load({"idle_timeout_s": "90"}, {}).idle_timeout_s == 90.0
+    assert setting_sources.load({"idle_timeout_s": "90"}, {}).idle_timeout_s == 90.0
     assert "--idle-timeout" in refusal({"idle_timeout_s": "-1"})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from lbhost import config
+from lbhost import config, setting_sources
 from lbhost.config import Settings
 from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.keyring import scope_of
@@ -120,7 +120,7 @@ async def test_a_body_must_be_said_to_be_json() -> None:
 def test_names_are_a_list_or_a_text_with_commas(tmp_path: Path) -> None:
     file = tmp_path / "lbhost.toml"
     file.write_text('allowed_hosts = ["a.example", "B.example:80"]\n')
-    settings = config.load({"allowed_origins": "https://A.example/, *"}, {}, file)
+    settings = setting_sources.load({"allowed_origins": "https://A.example/, *"}, {}, file)
     assert config.words(settings.allowed_hosts) == {"a.example", "b.example:80"}
     assert config.words(settings.allowed_origins) == {"https://a.example", "*"}
 

@@ -7,10 +7,11 @@ import os
 
 import pytest
 
-from lbhost.config import Settings, load
+from lbhost.config import Settings
 from lbhost.errors import StartupError, UsageError
 from lbhost.linux import anonymous_bytes
 from lbhost.placement.memory import WORKER_BYTES, require_within
+from lbhost.setting_sources import load
 from lbhost.supervisor.memory_limit import HASTE, OVER_S, MemoryLimit, Used, Verdict
 
 LIMIT = 1000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lbhost import config
+from lbhost import setting_sources
 from lbhost.config import Settings
 from lbhost.errors import UsageError
 from lbhost.model_entry import MOST_MODELS
@@ -38,7 +38,7 @@ def write(tmp_path: Path, text: str) -> Path:
 def refusal(tmp_path: Path, text: str, flags: dict[str, object] | None = None) -> str:
     path = write(tmp_path, text)
     with pytest.raises(UsageError) as caught:
-        config.load(flags or {}, {}, path)
+        setting_sources.load(flags or {}, {}, path)
     assert "\n" not in caught.value.message
     return caught.value.message.replace(f"{path}", "FILE")
 
@@ -50,7 +50,7 @@ def tables(*more: str, first: str = "") -> str:
 
 
 def test_each_model_has_the_servers_settings_and_its_own(tmp_path: Path) -> None:
-    settings = config.load({"nice": "7"}, {}, write(tmp_path, TWO))
+    settings = setting_sources.load({"nice": "7"}, {}, write(tmp_path, TWO))
     chat, vectors = settings.served()
     assert (chat.alias, chat.model, chat.slots, chat.workers) == ("chat", "starter", 6, 2)
     assert (vectors.alias, vectors.model, vectors.slots) == ("vectors", "/m/minilm.gguf", 8)
@@ -110,4 +110,4 @@ def test_what_each_table_says_for_itself_is_no_flag_beside_them(tmp_path: Path, 
 
 def test_tables_come_from_a_file_only() -> None:
     with pytest.raises(UsageError, match="LBHOST_MODELS: unknown key"):
-        config.load({}, {"LBHOST_MODELS": "x"})
+        setting_sources.load({}, {"LBHOST_MODELS": "x"})

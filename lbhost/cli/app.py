@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from lbhost import __version__, config
+from lbhost import __version__, config, setting_sources
 from lbhost.errors import LbhostError
 
 app = App(
@@ -39,7 +39,7 @@ DASHBOARDS = "lbhost.dashboard"
 def where(given: str | None) -> Path:
     """The runtime dir that a command is about."""
     flags = {} if given is None else {"runtime_dir": given}
-    settings = config.load(flags, os.environ)
+    settings = setting_sources.load(flags, os.environ)
     return Path(settings.runtime_dir or config.default_runtime_dir(os.environ))
 
 

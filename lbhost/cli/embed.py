@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lbhost import config
+from lbhost import setting_sources
 from lbhost.cli.app import RuntimeDir, app
 from lbhost.cli.talk import server_url
 
@@ -54,7 +54,7 @@ def embed(
 
     json_lines = form == "jsonl" or (form == "auto" and file.suffix in JSON_ENDINGS)
     given = embed_file.texts(file, field=field, json_lines=json_lines)
-    key = config.load({}, os.environ).api_key
+    key = setting_sources.load({}, os.environ).api_key
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -12,7 +12,7 @@ import cyclopts
 from cyclopts import Parameter
 from rich.table import Table
 
-from lbhost import config, keys
+from lbhost import keys, setting_sources
 from lbhost.cli.app import ConfigFile, app, console
 from lbhost.errors import LbhostError, UsageError
 
@@ -68,7 +68,7 @@ def _limit(value: int | None) -> str:
 
 def _path(keys_file: str | None, file: str | None) -> Path:
     flags = {} if keys_file is None else {"keys_file": keys_file}
-    settings = config.load(flags, os.environ, Path(file) if file else None)
+    settings = setting_sources.load(flags, os.environ, Path(file) if file else None)
     if settings.keys_file is None:
         raise UsageError("which keys file? --keys-file, LBHOST_KEYS_FILE or --config says it")
     return Path(settings.keys_file)

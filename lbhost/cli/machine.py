@@ -14,7 +14,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lbhost import config, report
+from lbhost import report, setting_sources
 from lbhost.cli.app import AsJson, ConfigFile, RuntimeDir, app, console, where
 from lbhost.client import AdminClient
 from lbhost.errors import LbhostError
@@ -47,7 +47,7 @@ def tune(
     from lbhost.tuning import command, table, tuned
 
     flags = {} if model is None else {"model": model}
-    settings = config.load(flags, os.environ, Path(file) if file else None)
+    settings = setting_sources.load(flags, os.environ, Path(file) if file else None)
     if forget:
         count = command.forget(settings, os.environ)
         print("forgotten" if count else "nothing was chosen for this model")
@@ -128,7 +128,7 @@ def doctor(
 
     given = {"model": model, "runtime_dir": runtime_dir}
     flags = {key: value for key, value in given.items() if value is not None}
-    settings = config.load(flags, os.environ, Path(file) if file else None)
+    settings = setting_sources.load(flags, os.environ, Path(file) if file else None)
     found = checkup.examine(settings, os.environ)
     print(checkup.as_json(found) if json else checkup.as_text(found).rstrip())
     return 0 if found.ok else 1

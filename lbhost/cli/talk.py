@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from lbhost import config
+from lbhost import setting_sources
 from lbhost.cli.app import RuntimeDir, app, where
 from lbhost.client import AdminClient
 from lbhost.errors import UsageError
@@ -41,7 +41,7 @@ def chat(
     url = server_url(url, runtime_dir)
     if system is not None and not _is_text(system):
         raise UsageError("--system: the text is not UTF-8")
-    key = config.load({}, os.environ).api_key
+    key = setting_sources.load({}, os.environ).api_key
     with Conversation(url, key=key, system=system, model=model) as conversation:
         talk(conversation, interactive=sys.stdin.isatty())
 

@@ -13,7 +13,7 @@ from lbhost.config import Settings
 from lbhost.errors import ConflictError
 from lbhost.model_entry import ModelEntry
 from lbhost.status import ModelStatus
-from lbhost.supervisor import autoscaling
+from lbhost.supervisor import autoscale, autoscaling
 from supervising import Box, box, refused
 
 pytestmark = pytest.mark.anyio
@@ -59,6 +59,12 @@ async def up(running: Box, count: int, number: int = 0) -> None:
     )
 
 
+async def ticks(running: Box) -> None:
+    """A second passes: some ticks."""
+    since_s = running.server.status().uptime_s
+    await running.until(lambda: running.server.status().uptime_s > since_s + 1, "ticks have passed")
+
+
 async def test_an_idle_model_sleeps_and_wakes_from_the_weights_it_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +102,83 @@ async def test_no_request_waits_for_a_model_that_is_taken_down_while_it_wakes(
         assert told_asleep(running)
         await running.server.drain(0, None)
         await running.until(lambda: not told_asleep(running), "nobody is told to wait")
+
+
+async def test_a_retiring_server_wakes_a_model_for_a_request_that_it_still_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(idle_timeout_s=0.3, shutdown_grace_s=5)
+    async with box(tmp_path, monkeypatch, settings=settings, modes=modes()) as running:
+        await asleep(running)
+        running.server.operations.stopping = True
+        running.tell("wake-0", "now")
+        await up(running, 1)
+
+
+async def test_what_an_operator_has_taken_down_stays_so_and_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoscale, "COOLDOWN_S", 0.3)
+    settings = Settings(max_workers=3, min_workers=0, idle_timeout_s=3600, shutdown_grace_s=5)
+    async with box(tmp_path, monkeypatch, settings=settings, workers=3, modes=modes()) as running:
+        server = running.server
+        load(running, **FLOOD)
+        await up(running, 3)
+        await server.drain(0, None)
+        load(running, requests=9)
+        await running.until(lambda: model(running).workers == 2, "one goes that was up")
+        pool = server.fleet.models[0].pool
+        assert [(i, want.up) for i, want in pool.desired.members().items()] == [
+            (0, False),
+            (1, True),
+        ]
+        await server.drain(1, None)
+        pool.desired.settings = msgspec.structs.replace(settings, idle_timeout_s=0.2)
+        seen = running.kinds("autoscale")
+        await ticks(running)
+        assert running.kinds("autoscale") == seen
+
+
+async def test_a_model_sleeps_beside_a_worker_that_is_taken_down_until_that_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(min_workers=0, idle_timeout_s=1.0, idle_unload=True, shutdown_grace_s=5)
+    async with box(tmp_path, monkeypatch, settings=settings, modes=modes()) as running:
+        load(running, **FLOOD)
+        await up(running, 2)
+        await running.server.drain(0, None)
+        load(running)
+        await running.until(lambda: told_asleep(running), "it sleeps")
+        await running.until(lambda: not running.server.fleet.fork_servers(), "it unloads")
+        await running.until(lambda: list(running.server.fleet.workers) == [0], "it stays")
+        assert (await running.server.resume(0)) == "worker 0 is up"
+        await running.until(lambda: not told_asleep(running), "the gateway knows")
+
+
+async def test_a_reload_says_how_many_workers_there_may_be_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(workers=1, min_workers=1, shutdown_grace_s=5)
+    async with box(tmp_path, monkeypatch, settings=settings, workers=1, modes=modes()) as running:
+        pool = running.server.fleet.models[0].pool
+        pool.desired.settings = msgspec.structs.replace(settings, workers=2)
+        load(running, **FLOOD)
+        await up(running, 2)
+
+
+async def test_a_gateway_that_was_silent_is_not_taken_to_have_got_all_its_work_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"requests": 900, "work_s": 5000.0, "in_flight": 2}
+    started = {"load-0": msgspec.json.encode(figures).decode()}
+    settings = Settings(max_workers=2, shutdown_grace_s=5)
+    async with box(tmp_path, monkeypatch, settings=settings, modes=started) as running:
+        await ticks(running)
+        fresh_ns = autoscaling.FRESH_NS
+        for heard_ns in (0, fresh_ns):
+            monkeypatch.setattr(autoscaling, "FRESH_NS", heard_ns)
+            await ticks(running)
+        assert running.kinds("autoscale") == []
 
 
 async def test_a_model_that_unloads_loads_its_weights_again(

@@ -77,7 +77,7 @@ class Look(msgspec.Struct, frozen=True):
 
     bounds: Bounds
     workers: int
-    """Wanted now."""
+    """Wanted up now."""
     requests: int
     """That have come since the gateway started."""
     work_s: float
@@ -119,8 +119,9 @@ class _Model:
         self.cooldown_s = COOLDOWN_S
         self._requests, self._work_s = look.requests, look.work_s
         self._at_s = now_s
+        self._had = look.workers
         self._busy_s = now_s
-        """When there was last anything to do."""
+        """When there was last anything to do, or it got a worker."""
         self._enough_s = now_s
         """Since when fewer workers would do, and how many of them."""
         self._fewer = 0
@@ -135,8 +136,9 @@ class _Model:
         if requests < 0:  # another gateway counts from 0
             requests, work_s = look.requests, look.work_s
         self._at_s, self._requests, self._work_s = now_s, look.requests, look.work_s
-        if requests or look.in_flight or look.queued:
+        if requests or look.in_flight or look.queued or look.workers > self._had:
             self._busy_s = now_s
+        self._had = look.workers
         if passed <= 0:
             return
         taken = (look.in_flight + look.queued) / look.slots
@@ -181,7 +183,7 @@ class _Model:
             judged: whether that says something about the cooldown.
         """
         self.changed_s = self._enough_s = now_s
-        self._fewer = 0
+        self._fewer, self._had = 0, workers
         if now_s - self._mistake_s >= CALM_S:
             self.cooldown_s = max(COOLDOWN_S, self.cooldown_s / 2)
             self._mistake_s = now_s

@@ -39,6 +39,8 @@ class Autoscaling:
         self._scaler = Autoscaler()
         self._woken: set[int] = set()
         """Models for which a request has come that the board does not tell of yet."""
+        self._rows: dict[int, ModelRow] = {}
+        """What the gateway last said: its counters go on where it was silent for a while."""
         self._full_until_s: dict[str, float] = {}
         self._refused: dict[str, str] = {}
         """Why there was no room, as last told."""
@@ -53,8 +55,10 @@ class Autoscaling:
             self.look(time.monotonic())
 
     def look(self, now_s: float) -> None:
-        """Decide for all models, and have it done."""
-        if not self._operations.stopping and any(map(_autoscaled, self._fleet)):
+        """Decide for all models, and have it done. At the end, only for who is waited for: requests
+        that a retiring gateway has are served to their end."""
+        due = self._woken or not self._operations.stopping
+        if due and any(map(_autoscaled, self._fleet)):
             self._decide(now_s)
         self._woken.clear()
         self.tell()
@@ -82,13 +86,16 @@ class Autoscaling:
             self._do(self._fleet.named(name), decision, now_s)
 
     def _look(self, number: int, model: Served, now_s: float) -> Look:
-        row = self._board.models.read(number) or ModelRow()
+        row = self._board.models.read(number)
         woken = number in self._woken
-        known = woken or time.monotonic_ns() - row.heartbeat_ns <= FRESH_NS
-        if not known:  # the gateway is away, or cannot serve it: what it has stays
-            row = ModelRow()
+        if row is not None and time.monotonic_ns() - row.heartbeat_ns <= FRESH_NS:
+            known, self._rows[number] = True, row
+        else:  # the gateway is away, or cannot serve it: what it has stays
+            known, row = woken, self._rows.get(number, ModelRow())
+        if self._operations.stopping:
+            known = woken
         pool = model.pool
-        has = len(pool.desired.members())
+        has = _up(model)
         on_gpu = any(placement.gpu is not None for placement in model.made.placements)
         return Look(
             bounds=self._bounds(model, has, now_s, known=known),
@@ -104,12 +111,15 @@ class Autoscaling:
         )
 
     def _bounds(self, model: Served, has: int, now_s: float, *, known: bool) -> Bounds:
-        settings, most = model.pool.desired.settings, len(model.made.placements)
+        desired = model.pool.desired
+        settings, down = desired.settings, _down(model)
+        most = max(1, _most(model) - down)
         if now_s < self._full_until_s.get(model.name, 0.0):
             most = max(1, has)
         busy = self._operations.rolling is not None and has > 0
         scales = self._operations.scales(model.pool)
-        fixed = not (known and _autoscaled(model)) or busy or scales
+        taken_down = down > 0 and has == 0 and not desired.asleep  # by an operator, all of it
+        fixed = not (known and _autoscaled(model)) or busy or scales or taken_down
         least = min(settings.least_workers, most)
         return Bounds(least, most, settings.idle_timeout_s, fixed=fixed)
 
@@ -123,8 +133,7 @@ class Autoscaling:
         return max(LEAST_SHARE, sum(left) / len(left)) if left else 1.0
 
     def _do(self, model: Served, decision: Decision, now_s: float) -> None:
-        pool = model.pool
-        has = len(pool.desired.members())
+        pool, has = model.pool, _up(model)
         if decision.workers > has and not self._has_room(model, decision.workers, now_s):
             return
         text = f"workers {has} -> {decision.workers}: {decision.reason}"
@@ -133,12 +142,12 @@ class Autoscaling:
         self._events.add("info", "autoscale", pool.naming(text))
         pool.desired.asleep = decision.workers == 0
         self.tell()  # before the last worker goes, so that no request is turned away
-        self._operations.set_workers(pool, decision.workers)
+        self._operations.set_workers(pool, decision.workers, of_those_up=True)
 
     def _has_room(self, model: Served, count: int, now_s: float) -> bool:
         """Whether so many workers fit here; why not is told once."""
         try:
-            self._operations.check_scale(model.name, count)
+            self._operations.check_scale(model.name, count + _down(model))
         except LbhostError as error:
             self._full_until_s[model.name] = now_s + NO_ROOM_S
             if self._refused.get(model.name) != error.message:
@@ -152,6 +161,24 @@ class Autoscaling:
 
 def _autoscaled(model: Served) -> bool:
     return model.pool.desired.autoscaled
+
+
+def _up(model: Served) -> int:
+    """Workers that are wanted up. Those that an operator has taken down count for nothing, and
+    stay as they are."""
+    return sum(want.up for want in model.pool.desired.members().values())
+
+
+def _down(model: Served) -> int:
+    return len(model.pool.desired.members()) - _up(model)
+
+
+def _most(model: Served) -> int:
+    """Workers that it may have: a reload may have said another number than the start did."""
+    settings = model.pool.desired.settings
+    if settings.max_workers is None and isinstance(settings.workers, int):
+        return settings.workers
+    return len(model.made.placements)
 
 
 def _settled(model: Served) -> bool:

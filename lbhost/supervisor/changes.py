@@ -138,6 +138,8 @@ def _how(key: str, before: Settings, after: Settings) -> How:
     values = getattr(before, key), getattr(after, key)
     if key == "workers" and "auto" in values:
         return How.HANDOVER  # what `auto` means is found, maybe measured, at a start
+    if key == "idle_timeout_s" and 0 in values:
+        return How.HANDOVER  # it may decide who says how many workers there are: found at a start
     if key == "state_cache" and 0 in (before.state_cache_bytes, after.state_cache_bytes):
         return How.HANDOVER  # workers without a store have no links for states
     if key == "keys_file" and _folder(after) not in (None, _folder(before)):

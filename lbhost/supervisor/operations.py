@@ -80,6 +80,7 @@ class Operations:
         self._operator(worker, "resume")
         again = worker.state in {_S.STOPPED, _S.BACKOFF, _S.FAILED}
         pool.reset_crashes(worker)
+        pool.desired.asleep = False
         self._want(pool, worker, up=True, down_by_s=None, epoch=worker.epoch + again)
         await self.until_up(pool, worker)
         return f"{worker.name} is up"
@@ -229,12 +230,18 @@ class Operations:
         """Whether an operator's scaling of these workers is under way."""
         return self._scaling is pool
 
-    def set_workers(self, pool: Pool, count: int) -> tuple[list[Worker], list[Worker]]:
+    def set_workers(
+        self, pool: Pool, count: int, *, of_those_up: bool = False
+    ) -> tuple[list[Worker], list[Worker]]:
         """Want so many; `check_scale` has found room for them. Those that go, and those that come.
 
         Who comes is at home where the fewest other models' workers are.
+
+        Args:
+            of_those_up: the others, which an operator has taken down, do not count and stay.
         """
-        members = list(pool.desired.members())
+        wanted = pool.desired.members().items()
+        members = [i for i, want in wanted if want.up or not of_those_up]
         leaving = [pool.workers[i] for i in members[count:]]
         for worker in leaving:
             pool.want(worker, leaving=True, down_by_s=None)

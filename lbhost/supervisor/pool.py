@@ -100,8 +100,9 @@ class Pool(Roster):
         wanted = [want for want in self.desired.workers.values() if not want.leaving]
         at_home = {want.home.node for want in wanted if want.home and want.home.gpu is None}
         running = {w.home.node for w in wanted if w.runs and w.home and w.home.gpu is None}
-        if self.desired.asleep and not self.desired.settings.idle_unload:
-            at_home |= self._launcher.fork_servers.nodes()
+        if self.desired.asleep:
+            unload = self.desired.settings.idle_unload
+            at_home = set() if unload else at_home | self._launcher.fork_servers.nodes()
         self._launcher.fork_servers.ensure(running, at_home)
 
     def _set_timer(self) -> None:

@@ -95,6 +95,15 @@ def test_no_folder_that_holds_everything_is_opened_however_it_is_written(
     assert not {path for path in granted if home.is_relative_to(path)}
 
 
+def test_a_home_below_usr_leaves_the_systems_programs_readable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/usr/sbin")
+    granted = {path for path, _ in profiles._programs({})}
+    assert "/usr" in granted
+    assert "/usr/sbin" not in granted
+
+
 def test_the_kernels_offer_is_complete_or_says_what_is_missing() -> None:
     found = profiles.offered()
     assert found.landlock == landlock.abi()

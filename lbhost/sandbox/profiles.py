@@ -121,13 +121,15 @@ def _programs(environ: Mapping[str, str]) -> list[tuple[str, int]]:
     """Python's modules and all libraries."""
     packages = {p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")}
     package = Path(lbhost.__file__).parent
-    folders = {*_SYSTEM, *packages, *_libraries(), site.getusersitepackages(), str(package)}
+    folders = {*packages, *_libraries(), site.getusersitepackages(), str(package)}
     folders |= {sys.prefix, sys.base_prefix, sys.exec_prefix}
     for name in ("PYTHONPATH", "LD_LIBRARY_PATH"):
         folders.update(environ.get(name, "").split(os.pathsep))
     # Python finds a package by listing the folder that it is in: a checkout, perhaps.
     listed = (str(package.parent), landlock.READ_DIR)
-    return [*((path, landlock.READ) for path in _narrow(folders)), listed]
+    # The system's whatever the home folder is: some accounts have theirs below /usr.
+    readable = sorted({*_SYSTEM, *_narrow(folders)})
+    return [*((path, landlock.READ) for path in readable), listed]
 
 
 def _narrow(folders: Iterable[str]) -> list[str]:

@@ -95,6 +95,20 @@ async def test_space_holds_the_picture_until_it_is_pressed_again(fake: FakeAdmin
         await tui.until(lambda: " 11%" in tui.row(0) and "paused" not in tui.text)
 
 
+async def test_a_server_that_ended_while_the_picture_was_held_is_not_shown_as_there(
+    fake: FakeAdmin,
+) -> None:
+    async with dashboard(fake) as tui:
+        await tui.sees("● ready")
+        await tui.press("space")
+        polls = fake.polls
+        await tui.until(lambda: fake.polls > polls + 1 and tui.app._held is not None)
+        await fake.stop()
+        await tui.until(lambda: tui.app.stale)
+        tui.app.unpause()
+        assert tui.app.stale
+
+
 async def test_those_who_only_look_can_order_nothing(folder: Path, fake: FakeAdmin) -> None:
     async with dashboard(fake, readonly=True) as tui:
         await tui.sees("● ready", "l log", "q quit")

@@ -207,7 +207,7 @@ class Dashboard(Views):
         for worker in status.workers:
             self._speeds[worker.id].add(now, worker.tokens_s + worker.prompt_tokens_s)
         if self._paused:
-            self._held = message
+            self._held, self._gone = message, None
             return
         first = self._status is None
         self._status, self._seen_s, self._gone = status, now, None
@@ -229,8 +229,11 @@ class Dashboard(Views):
     def unpause(self) -> None:
         """Show what has come meanwhile."""
         held, self._held = self._held, None
+        gone = self._gone  # since the newest picture
         if held is not None:
             self.on_status_arrived(held)
+        if gone is not None:
+            self.on_server_gone(gone)
         self.draw()
 
     def on_requests_arrived(self, message: RequestsArrived) -> None:

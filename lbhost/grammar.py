@@ -26,6 +26,15 @@ _CLAMPED = 2**63 - 1
 
 _UPPER = ("maximum", "exclusiveMaximum")
 _TELLING = ("default", "examples")
+"""Keywords that bind no answer, whatever is in them."""
+
+_BELOW = {
+    **dict.fromkeys(
+        ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"), "names"
+    ),
+    **dict.fromkeys(("enum", "const"), "value"),
+}
+"""Keywords below which keys are none: names of the schema's own, or parts of an answer."""
 
 ANY_OBJECT = {"type": "object"}
 
@@ -62,15 +71,24 @@ def of_schema(schema: dict[str, Any], param: str) -> Grammar:
     return Grammar(GrammarKind.JSON_SCHEMA, text, param)
 
 
-def check_numbers(schema: Any, param: str, key: str = "") -> None:
-    """Raises InvalidRequestError: a number has more digits than answers could be held to."""
+def check_numbers(schema: Any, param: str, key: str = "", *, kind: str = "schema") -> None:
+    """Raises InvalidRequestError: a number has more digits than answers could be held to.
+
+    Args:
+        key: what it is the value of. kind: a "schema", "names" of schemas, or a "value".
+    """
     if isinstance(schema, dict):
         for name, value in schema.items():
-            check_numbers(value, param, name)
+            below = "schema" if kind == "names" else kind
+            if kind == "schema":
+                if name in _TELLING:
+                    continue
+                below = _BELOW.get(name, kind)
+            check_numbers(value, param, name, kind=below)
     elif isinstance(schema, list):
         for value in schema:
-            check_numbers(value, param, key)
-    elif isinstance(schema, int | float) and abs(schema) > MAX_NUMBER and key not in _TELLING:
+            check_numbers(value, param, key, kind=kind)
+    elif isinstance(schema, int | float) and abs(schema) > MAX_NUMBER:
         if key in _UPPER and schema >= _CLAMPED:
             return
         raise InvalidRequestError(

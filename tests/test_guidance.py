@@ -244,6 +244,19 @@ def test_no_grammar_does_worse_than_being_refused(text: str) -> None:
         assert error is None or "\n" not in error.message
 
 
+def test_only_numbers_that_bind_an_answer_have_to_be_short() -> None:
+    example = {"examples": [{"id": 10**18}], "default": {"id": [10**18]}}
+    assert json.loads(grammar.of_schema(example, "x").text) == example
+    binds = {"const": 10**18}
+    for schema in (
+        {"properties": {"default": binds}},
+        {"properties": {"properties": binds, "default": {}}},
+        {"enum": [{"default": {"id": 10**18}}]},
+    ):
+        with pytest.raises(InvalidRequestError, match="too many digits"):
+            grammar.of_schema(schema, "x")
+
+
 def test_key_order_and_numbers_of_a_schema_survive() -> None:
     limits = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1, "default": 10**30}
     schema = {"type": "object", "properties": {"b": limits, "a": {"const": 2**53}}}

@@ -79,7 +79,7 @@ class Look(msgspec.Struct, frozen=True):
     workers: int
     """Wanted up now."""
     requests: int
-    """That have come since the gateway started."""
+    """That have ended since the gateway started, refused ones too."""
     work_s: float
     """What they take, in seconds of a worker."""
     backlog_s: float

@@ -158,6 +158,18 @@ async def test_more_work_than_can_begin_in_time_is_refused_as_soon_as_speeds_are
             assert job.error is None
 
 
+async def test_what_a_worker_has_of_a_prompt_takes_no_time() -> None:
+    script = Script(speeds=(100.0, 0.001, 0.001))
+    async with bench(1, script, slots=1, request_timeout_s=10.0) as b:
+        await until(lambda: b.sessions.measured_speeds() == script.speeds, "its speeds are seen")
+        await over(b.submit(3200, 1))
+        for _ in range(prospects.LEAST_SEEN):
+            b.sessions.accuracy(0).completion.add(1.0, 1.0)
+        again = b.submit(3200, 1)  # 32 s if it were to be computed
+        await over(again)
+        assert again.error is None
+
+
 async def test_what_a_worker_has_of_a_prompt_is_no_work() -> None:
     script = Script(speeds=(100.0, 0.001, 0.009))
     async with bench(1, script, slots=1, queue_timeout_s=10.0) as b:

@@ -112,7 +112,7 @@ class Admission:
         """Refuse what cannot be done in time, by predictions that have proved good here.
 
         Args:
-            alone_s: what the job takes on an idle worker.
+            alone_s: what the job takes on an idle worker, less what there is of its prompt.
 
         Raises TooLateError, TooSlowError.
         """

@@ -32,7 +32,8 @@ class Arrivals:
     def job(
         self, work: Work, arrived: float, complete: float | None, *, again: bool
     ) -> tuple[Job, float]:
-        """A job that has not been queued yet, and the seconds that it takes on an idle worker.
+        """A job that has not been queued yet, and the seconds that it takes at the least: on an
+        idle worker, with what there is of its prompt.
 
         Args: see Dispatcher.submit.
         """
@@ -42,9 +43,8 @@ class Arrivals:
         self._look(job)
         job.cost_s = self._router.busy_cost_s(job, again=again)
         since = arrived if complete is None else complete
-        alone_s = self._router.lonely_cost_s(job)
-        job.order = since + min(alone_s, MAX_OVERTAKEN_S)
+        job.order = since + min(self._router.lonely_cost_s(job), MAX_OVERTAKEN_S)
         if work.rank == order.PRIORITY:
             job.order -= PRIORITY_AHEAD_S
         job.place = job.order
-        return job, alone_s
+        return job, self._router.lonely_cost_s(job, self._router.cached(job))

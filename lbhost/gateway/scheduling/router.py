@@ -182,9 +182,12 @@ class Router:
             again: another job's prompt is the same: it is computed for both.
         """
         prompt_s, output_s = self.token_costs_s()
-        cached = max((one.cached(job) for one in self._sessions.currents()), default=0)
-        prompt = 0 if again else job.known_tokens - cached
+        prompt = 0 if again else job.known_tokens - self.cached(job)
         return prompt * prompt_s + job.expected_tokens * output_s
+
+    def cached(self, job: Job) -> int:
+        """Tokens of its prompt that the worker which has most of them need not compute."""
+        return max((one.cached(job) for one in self._sessions.currents()), default=0)
 
     def spent_s(self, job: Job) -> float:
         """Seconds of a worker that a job has cost, by the same reckoning."""
@@ -199,9 +202,9 @@ class Router:
             return None
         return seconds * (self._sessions.capacity or 1)
 
-    def lonely_cost_s(self, job: Job) -> float:
-        """Seconds that an idle, undisturbed worker would take."""
-        idle = policy.WorkerView(worker=0, epoch=0, slots=1, in_flight=0)
+    def lonely_cost_s(self, job: Job, cached: int = 0) -> float:
+        """Seconds that an idle, undisturbed worker would take that has so many of its tokens."""
+        idle = policy.WorkerView(worker=0, epoch=0, slots=1, in_flight=0, cached=cached)
         return policy.predict(_need(job), idle, self._sessions.speeds())
 
     def place_every_s(self) -> float:

@@ -213,6 +213,14 @@ def test_a_model_that_wakes_gets_a_core_of_one_that_has_just_got_it() -> None:
     assert (box.workers("a"), box.workers("b")) == (1, 1)
 
 
+def test_requests_that_were_refused_keep_no_model_awake() -> None:
+    box = Box(a=Bounds(0, 8, sleep_after_s=10.0))
+    for number in range(math.ceil(11 / TICK_S)):
+        box.set("a", requests=number)
+        box.passes(TICK_S)
+    assert box.workers("a") == 0
+
+
 def test_a_new_gateway_that_counts_from_nothing_is_no_negative_work() -> None:
     box = Box(a=Bounds(1, 8))
     box.passes(300, a=2.0)

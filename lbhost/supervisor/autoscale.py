@@ -79,7 +79,8 @@ class Look(msgspec.Struct, frozen=True):
     workers: int
     """Wanted up now."""
     requests: int
-    """That have ended since the gateway started, refused ones too."""
+    """That have ended since the gateway started, refused ones too, for which nobody need be awake:
+    they only tell one gateway from the next."""
     work_s: float
     """What they take, in seconds of a worker."""
     backlog_s: float
@@ -136,7 +137,7 @@ class _Model:
         if requests < 0:  # another gateway counts from 0
             requests, work_s = look.requests, look.work_s
         self._at_s, self._requests, self._work_s = now_s, look.requests, look.work_s
-        if requests or look.in_flight or look.queued or look.workers > self._had:
+        if work_s or look.in_flight or look.queued or look.workers > self._had:
             self._busy_s = now_s
         self._had = look.workers
         if passed <= 0:

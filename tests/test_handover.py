@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from lbhost.client import AdminClient
 from serving import PATIENCE_S, Server, alive, wait_for
 
 KEY = "the-first-key"
@@ -163,9 +164,11 @@ def test_another_shape_takes_over_without_a_lost_request(shared: tuple[Server, P
     begin(server, config)
     before = server.status()
     callers = Callers(server.endpoint)
-    with callers.calling():
+    with callers.calling(), AdminClient(server.runtime_dir) as admin:
         running = server.later(stream, server)
         server.wait(lambda status: sum(w.slots_busy for w in status.workers) >= 1, "it runs")
+        following = admin.events(backlog=1, follow=True)
+        next(following)
         config.write_text(f"slots = 3\nalias = 'other'\napi_key = '{KEY}'\n")
         done = server.cli("reload")
         assert done.returncode == 0, done.stderr
@@ -183,6 +186,8 @@ def test_another_shape_takes_over_without_a_lost_request(shared: tuple[Server, P
             "a connection of the new one",
         )
         events = running.result(PATIENCE_S)
+        told = [event.message for event in following]
+        assert any("has taken over" in message for message in told), "why the events end"
         assert events[-1] == {"done": True}
         assert events[-2]["choices"][0]["finish_reason"] == "length"
         wait_for(lambda: anchored(server, after.pid), "the old server has ended what it had")
@@ -226,7 +231,8 @@ def test_the_installed_lbhost_takes_over_and_the_first_process_stands_for_it(
         first = server.process.pid
         assert cached(server) == 0
         server.wait(lambda status: status.states.entries > 0, "its KV state is kept")
-        for _ in range(2):  # the second time the signal is passed on
+        # The second time the signal is passed on; the third one's server before has ended, too.
+        for _ in range(3):
             before = server.status().pid
             callers = Callers(server.endpoint)
             with callers.calling():
@@ -251,10 +257,11 @@ def test_the_installed_lbhost_takes_over_and_the_first_process_stands_for_it(
 
 def test_what_takes_over_dies_with_the_process_that_stands_for_it(tmp_path: Path) -> None:
     with Server(tmp_path / "run", "--ctx-size", "256", "--workers", "1") as server:
-        assert server.cli("upgrade").returncode == 0
-        pids = server.pids()
-        assert server.process.pid not in pids
-        wait_for(lambda: anchored(server, server.status().pid), "the first has ended what it had")
+        for _ in range(2):  # the second one's parent is the server before it for a while
+            assert server.cli("upgrade").returncode == 0
+            pids = server.pids()
+            assert server.process.pid not in pids
+            wait_for(lambda: anchored(server, server.status().pid), "the one before is gone")
         server.process.kill()
         server.process.wait(PATIENCE_S)
         wait_for(lambda: not any(alive(pid) for pid in pids), "all are gone")

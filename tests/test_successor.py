@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
+from lbhost import control
+from lbhost.supervisor import handover
 from lbhost.supervisor.children import Children
-from lbhost.supervisor.succession import Next, Serving
+from lbhost.supervisor.handover import Predecessor
+from lbhost.supervisor.succession import Line, Message, Next, Serving, TakeOver
 from lbhost.supervisor.successor import Successor
+
+PATIENCE_S = 60.0
 
 
 class Watched:
@@ -52,3 +60,41 @@ def test_a_third_server_that_is_gone_already_is_the_end() -> None:
     successor = second(children, ends)
     successor._ended("SIGKILL", False)
     assert (successor.pid, successor.well, len(ends)) == (None, False, 1)
+
+
+@pytest.mark.anyio
+async def test_the_first_server_is_told_of_every_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line to it goes along: the server before the one that tells has ended long ago."""
+    monkeypatch.setattr(handover, "live_without_parent", lambda: None)  # we are no server
+    told, lines, servers = list[Message](), list[Line](), list[Predecessor]()
+    anchor: socket.socket | None = None
+    for pid in (3, 4, 5):
+        ours, theirs = control.socketpair()
+        lines.append(Line(ours, told.append))
+        servers.append(Predecessor(theirs, lambda: None, lambda: None, anchor))
+        lines[-1].send(TakeOver(os.getpid()))
+        async with asyncio.timeout(PATIENCE_S):
+            while not servers[-1].taken:
+                await asyncio.sleep(0)
+        (fd,) = servers[-1].line_to_anchor()
+        anchor = socket.socket(fileno=os.dup(fd))
+        servers[-1].followed_by(pid)
+        servers[-1].close()
+        for line in lines[1:]:
+            line.close()
+    async with asyncio.timeout(PATIENCE_S):
+        while len(told) < 3:
+            await asyncio.sleep(0)
+    assert told == [Next(3), Next(4), Next(5)]
+    assert anchor is not None
+    anchor.close()
+    lines[0].close()
+
+
+@pytest.mark.anyio
+async def test_without_a_process_that_stays_no_line_leads_there() -> None:
+    ours, theirs = control.socketpair()
+    with ours:
+        server = Predecessor(theirs, lambda: None, lambda: None)
+        assert server.line_to_anchor() == ()
+        server.close()

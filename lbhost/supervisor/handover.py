@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import Callable
 
@@ -44,12 +45,17 @@ class Predecessor:
     """The server before this one."""
 
     def __init__(
-        self, link: socket.socket, take: Callable[[], None], lost: Callable[[], None]
+        self,
+        link: socket.socket,
+        take: Callable[[], None],
+        lost: Callable[[], None],
+        anchor: socket.socket | None = None,
     ) -> None:
         """
         Args:
             take: called when everything is ours.
             lost: called if it ends before that.
+            anchor: the line to the process that stays, where that is not the server before us.
         """
         self.anchor = 0
         """See TakeOver."""
@@ -60,6 +66,10 @@ class Predecessor:
         self.taken = False
         """Whether everything is ours."""
         self._line = Line(link, self._message, self._end)
+        self._to_anchor: Line | None = None
+        """The server before us had it from the one before, and so on: it outlives them."""
+        if anchor is not None:
+            self._to_anchor = Line(anchor, lambda _: None, self._anchor_gone)
 
     def serving(self) -> None:
         """Requests are answered here."""
@@ -74,12 +84,19 @@ class Predecessor:
         self._line.send(Refused(message))
 
     def followed_by(self, pid: int) -> None:
-        """Another one has taken over from us."""
-        self._line.send(Next(pid))
+        """Another one has taken over from us: tell the process that stays, whom it stands for."""
+        (self._to_anchor or self._line).send(Next(pid))
+
+    def line_to_anchor(self) -> tuple[int, ...]:
+        """The descriptor that the server after us needs for that; none where nobody stays."""
+        fd = (self._to_anchor or self._line).fileno()
+        return (fd,) if self.anchor and fd >= 0 else ()
 
     def close(self) -> None:
-        """Let go of the line."""
+        """Let go of the lines."""
         self._line.close()
+        if self._to_anchor is not None:
+            self._to_anchor.close()
 
     def _message(self, message: Message) -> None:
         match message:
@@ -96,6 +113,12 @@ class Predecessor:
             self._hold_on()
         else:
             self._lost()
+
+    def _anchor_gone(self) -> None:
+        """It stays as long as we do, so that it was killed: what die_with_parent does where it is
+        our parent, and what it cannot do while the server before us still is."""
+        if self.taken:
+            signal.raise_signal(signal.SIGKILL)
 
     def _hold_on(self) -> None:
         """Die with the anchor once that is our parent, and with nobody else."""
@@ -145,7 +168,7 @@ class Handover:
         self, inheritance: Inheritance, take: Callable[[], None], lost: Callable[[], None]
     ) -> None:
         """This server is to take over. See Predecessor."""
-        self.predecessor = Predecessor(inheritance.link, take, lost)
+        self.predecessor = Predecessor(inheritance.link, take, lost, inheritance.anchor)
 
     @property
     def waits(self) -> bool:
@@ -180,8 +203,9 @@ class Handover:
 
     async def _bring_up(self, successor: Successor, why: str, source: Source, states: int) -> None:
         """Raises ConflictError: it does not start."""
-        if self.predecessor is not None:
-            await self.predecessor.over.wait()  # three at a time would need three KV caches
+        before = self.predecessor
+        if before is not None:
+            await before.over.wait()  # three at a time would need three KV caches
         self._events.add("info", "handover", f"{why}: starting a new server beside this one")
         models = self._prepared.models
         given = Inherit(
@@ -191,7 +215,8 @@ class Handover:
             n_ctx=models[0].n_ctx,
             contexts=tuple(Context(m.name, m.file.path, m.n_ctx) for m in models),
         )
-        fds = (self._listener.fileno(), self._runtime.folder, states)
+        to_anchor = () if before is None else before.line_to_anchor()
+        fds = (self._listener.fileno(), self._runtime.folder, states, *to_anchor)
         await successor.bring_up(source.arguments(), os.environ, given, fds)
 
     async def _commit(self, successor: Successor, states: socket.socket) -> str:

@@ -46,6 +46,10 @@ class PacketLink(Generic[M]):
         self._open = True
         asyncio.get_running_loop().add_reader(end.fileno(), self._readable)
 
+    def fileno(self) -> int:
+        """Of our end; -1 once that is closed."""
+        return self._socket.fileno()
+
     def drain(self) -> None:
         """Take what a process that has ended left in the link: its last words."""
         self._readable()

@@ -33,8 +33,9 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class Inherit(msgspec.Struct, frozen=True, tag="inherit"):
-    """Old -> new, first: carries the listening socket, the runtime dir's descriptor, and the line
-    on which its gateway will give its KV states."""
+    """Old -> new, first: carries the listening socket, the runtime dir's descriptor, the line on
+    which its gateway will give its KV states, and the line to the process that stays (see
+    TakeOver) where that is another one than the old server."""
 
     endpoint: str
     runtime_dir: str
@@ -68,7 +69,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class Next(msgspec.Struct, frozen=True, tag="next"):
-    """New -> old, much later: this one has taken over from me."""
+    """New -> the process that stays, much later: this one has taken over from me."""
 
     pid: int
 
@@ -95,6 +96,8 @@ class Inheritance(msgspec.Struct, frozen=True):
     given: Inherit
     states: int | None = None
     """The line from the old gateway; None: it has none to give."""
+    anchor: socket.socket | None = None
+    """The line to the process that stays; None: `link` leads there, or nobody stays."""
 
     @property
     def runtime_dir(self) -> Path:
@@ -145,12 +148,14 @@ def inherited(environ: MutableMapping[str, str]) -> Inheritance | None:
     except (OSError, ValueError, WireError) as error:
         raise StartupError(f"{LINK_VARIABLE} leads to no server: {error}") from error
     given, fds = packet or (None, [])
-    if not isinstance(given, Inherit) or len(fds) not in (2, 3):
+    if not isinstance(given, Inherit) or len(fds) not in (2, 3, 4):
         raise StartupError(f"{LINK_VARIABLE}: the server before this one gives nothing")
-    listener, folder, *states = fds
+    listener, folder, *others = fds
+    states, anchor = (*others, None, None)[:2]
     made = socket.socket(fileno=listener)
     made.setblocking(False)
-    return Inheritance(link, made, folder, given, *states)
+    line = None if anchor is None else socket.socket(fileno=anchor)
+    return Inheritance(link, made, folder, given, states, line)
 
 
 class Line(PacketLink[Message]):

@@ -337,6 +337,7 @@ class Supervisor(Commanded):
 
     async def _retire(self) -> None:
         """Another server has taken over: end what began here, within any request's time."""
+        self.events.close()  # who follows them has been told, and looks at the other one now
         await self._admin_socket.stop()
         limit_s, grace = self._settings.request_timeout_s, self._settings.shutdown_grace_s
         with contextlib.suppress(TimeoutError):

@@ -182,6 +182,9 @@ async def test_requests_are_listed_up_to_a_limit_and_cancelled_by_their_id(tmp_p
     ("method", "path", "body", "status", "code"),
     [
         ("GET", "/nothing", b"", 404, "not_found"),
+        ("POST", "/scale/", b'{"workers": 2}', 404, "not_found"),
+        ("DELETE", "/requests/", b"", 404, "request_not_found"),
+        ("DELETE", "/requests/..%2fx", b"", 404, "request_not_found"),
         ("POST", "/workers/x/drain", b"", 404, "worker_not_found"),
         ("POST", "/workers/-1/drain", b"", 404, "worker_not_found"),
         ("POST", "/workers/99999999999999999999/drain", b"", 404, "worker_not_found"),

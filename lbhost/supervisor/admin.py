@@ -169,7 +169,7 @@ class Admin:
                 Route("/status", self._status, methods=["GET"]),
                 Route("/events", self._events, methods=["GET"]),
                 Route("/requests", self._requests, methods=["GET"]),
-                Route("/requests/{id}", self._cancel, methods=["DELETE"]),
+                Route("/requests/{id:path}", self._cancel, methods=["DELETE"]),
                 Route("/workers/restart", self._restart_all, methods=["POST"]),
                 Route("/workers/{id}/drain", self._drain, methods=["POST"]),
                 Route("/workers/{id}/resume", self._resume, methods=["POST"]),
@@ -185,6 +185,8 @@ class Admin:
                 Exception: _our_bug,
             },
         )
+        # An answer without words: a command at such a path would be lost without a sign.
+        self.app.router.redirect_slashes = False
 
     async def _status(self, _request: Request) -> Response:
         return _json(self._commands.status())

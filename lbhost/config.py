@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from lbhost.model_entry import ModelEntry
 from lbhost.purpose import KindChoice, PoolingChoice
-from lbhost.setting_values import Count, Names, Seconds, names, says, size
+from lbhost.setting_values import Count, Names, Seconds, names, require_name, says, size
 
 
 class Policy(enum.StrEnum):
@@ -383,6 +383,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         if not isinstance(self.workers, str) and not least <= self.workers <= most:
             within = f"from min_workers to max_workers ({least} to {most})"
             raise ValueError(f"workers ({self.workers}) must be {within}")
+        for name in (self.alias or "", *names(self.aliases)):
+            require_name(name, "alias" if name == self.alias else "aliases")
         self.served()
         warm_c = DEFAULT_WARM_C if self.warm_c is None else self.warm_c
         hot_c = DEFAULT_HOT_C if self.hot_c is None else self.hot_c

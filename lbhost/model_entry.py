@@ -6,7 +6,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
@@ -14,11 +14,10 @@ from msgspec import Meta
 
 from lbhost.errors import UsageError
 from lbhost.purpose import KindChoice, PoolingChoice
-from lbhost.setting_values import Count, Names, checked, names
+from lbhost.setting_values import LONGEST_NAME, Count, Names, checked, names, require_name
 
 MOST_MODELS = 16
 """That one server serves."""
-LONGEST_NAME = 256
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,12 +50,13 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 _HINTS = get_type_hints(ModelEntry, include_extras=True)
 
 
-def entries(tables: object, where: str) -> tuple[ModelEntry, ...]:
+def entries(tables: object, where: str, servers: Container[str] = ()) -> tuple[ModelEntry, ...]:
     """The tables as they are meant.
 
     Args:
         tables: what the file has under `models`.
         where: the file, for refusals.
+        servers: keys of the whole server, which end up in a table when they are written below it.
 
     Raises:
         UsageError: one line naming table, key and reason.
@@ -65,17 +65,28 @@ def entries(tables: object, where: str) -> tuple[ModelEntry, ...]:
         raise UsageError(f"{where}: models: expected tables, each under a line [[models]]")
     if not 1 <= len(tables) <= MOST_MODELS:
         raise UsageError(f"{where}: models: expected 1 to {MOST_MODELS}, got {len(tables)}")
-    found = tuple(_entry(table, f"{where}: models[{i}]") for i, table in enumerate(tables))
+    found = tuple(_entry(table, f"{where}: models[{i}]", servers) for i, table in enumerate(tables))
     _require_different(found, where)
     return found
 
 
-def _entry(table: dict[str, Any], where: str) -> ModelEntry:
+def _entry(table: dict[str, Any], where: str, servers: Container[str]) -> ModelEntry:
     for key in ("name", "path"):
         if key not in table:
             raise UsageError(f"{where}.{key}: missing")
-    values = {k: checked(k, value, _HINTS, f"{where}.{k}") for k, value in table.items()}
-    return ModelEntry(**values)
+    for key in table:
+        if key not in _HINTS and key in servers:
+            raise UsageError(
+                f"{where}.{key}: is the whole server's: write it above the first [[models]]"
+            )
+    entry = ModelEntry(**{k: checked(k, v, _HINTS, f"{where}.{k}") for k, v in table.items()})
+    try:
+        require_name(entry.name, f"{where}.name")
+        for alias in entry.names[1:]:
+            require_name(alias, f"{where}.aliases")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return entry
 
 
 def _require_different(found: Sequence[ModelEntry], where: str) -> None:

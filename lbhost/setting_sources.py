@@ -51,7 +51,7 @@ def load(
     for key, value in values.items():
         values[key] = checked(key, value, hints, origin[key], secret=key in SECRET)
     if tables is not None:
-        values["models"] = entries(tables, str(config_file))
+        values["models"] = entries(tables, str(config_file), set(hints) - set(OF_ONE_MODEL))
         if both := next((key for key in OF_ONE_MODEL if key in values), None):
             raise UsageError(
                 f"{origin[both]}: [[models]] of {config_file} names the models: leave this out"

@@ -37,6 +37,24 @@ def names(given: Names) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in listed if word.strip()))
 
 
+LONGEST_NAME = 256
+"""Of a model, in characters."""
+
+
+def require_name(name: str, what: str) -> None:
+    """Raises ValueError unless a model may be called so: a name is shown in terminals and logs, and
+    clients have to be able to write it."""
+    if not name.isprintable() or name != name.strip() or len(name) > LONGEST_NAME:
+        may = f"printable characters, at most {LONGEST_NAME}, no spaces around them"
+        raise ValueError(f"{what}: expected {may}, got {shown(name)}")
+
+
+def shown(value: object) -> str:
+    """The value as a refusal shows it: not all of a very long one."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+
+
 def size(key: str, text: str, other: str = "") -> int:
     """ "512M" is 512 MiB. Raises ValueError; `other` is what else the setting may be."""
     found = re.fullmatch(r"(\d{1,15})\s*([kmgt]?)(i?b)?", text.strip().lower())
@@ -73,7 +91,7 @@ def checked(
         return msgspec.convert(value, hints[key], strict=False)
     except msgspec.ValidationError as error:
         reason = _reason(key, hints[key], error)
-        got = "got something else (not shown: it is a secret)" if secret else f"got {value!r}"
+        got = "got something else (not shown: it is a secret)" if secret else f"got {shown(value)}"
         raise UsageError(f"{where}: {reason}, {got}") from None
 
 

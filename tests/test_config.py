@@ -142,6 +142,13 @@ def test_what_only_resembles_kubernetes_is_refused(name: str, value: str) -> Non
     assert refusal(environ={name: value}).startswith(name)
 
 
+@pytest.mark.parametrize("key", ["alias", "aliases"])
+def test_a_name_that_a_terminal_would_obey_is_none(key: str) -> None:
+    with pytest.raises(UsageError, match=f"{key}: expected printable") as caught:
+        setting_sources.load({key: "red\x1b[31m"}, {})
+    assert "\x1b" not in caught.value.message
+
+
 def test_settings_must_fit_together() -> None:
     assert "hot_c" in refusal({"hot_c": "60"})
     assert setting_sources.load({"warm_c": "50", "hot_c": "60"}, {}).hot_c == 60

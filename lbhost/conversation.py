@@ -23,6 +23,9 @@ SILENCE_S = 60.0
 
 PROMPT = "> "
 
+SAMPLING = {"temperature": 0.7, "top_p": 0.9}
+"""OpenAI's defaults leave a small model every token there is, and it soon talks nonsense."""
+
 _NOT_OURS = (msgspec.DecodeError, ValueError, LookupError, TypeError, AttributeError)
 """What reading another server's answer may raise."""
 
@@ -133,7 +136,7 @@ class Conversation:
         return True
 
     def _stream(self) -> Iterator[str]:
-        body: dict[str, object] = {"messages": self._messages, "stream": True}
+        body: dict[str, object] = {"messages": self._messages, "stream": True, **SAMPLING}
         if self._model is not None:
             body["model"] = self._model
         with self._http.stream("POST", f"{self._url}/v1/chat/completions", json=body) as answer:

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from lbhost.client import event_lines
-from lbhost.conversation import Conversation, talk
+from lbhost.conversation import SAMPLING, Conversation, talk
 from lbhost.errors import LbhostError
 
 
@@ -68,7 +68,9 @@ def test_what_no_longer_fits_the_context_is_forgotten_from_its_beginning(
     asked: list[list[str]] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
-        texts = [message["content"] for message in json.loads(request.content)["messages"]]
+        body = json.loads(request.content)
+        assert SAMPLING.items() <= body.items()
+        texts = [message["content"] for message in body["messages"]]
         asked.append(texts)
         if len(texts) > 3 or "long" in texts:
             error = {"message": "too many tokens", "code": "context_length_exceeded"}

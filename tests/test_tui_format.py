@@ -318,7 +318,7 @@ RESTART = ("ready", "draining", "stopping", "stopped", "starting", "ready")
 def test_a_restart_is_one_line_in_the_log() -> None:
     asked = event(kind="operator", message="restart worker 1")
     folded = fold([asked, *states(1, *RESTART)])
-    assert [line.message for line in folded] == ["restart worker 1", "restarted, 0.4 s"]
+    assert [line.message for line in folded] == ["restart worker 1", "up again after 0.4 s"]
 
 
 def test_a_rolling_restart_is_a_line_a_worker() -> None:
@@ -328,8 +328,8 @@ def test_a_rolling_restart_is_a_line_a_worker() -> None:
     folded = fold([begin, turn[0], *states(0, *RESTART), turn[1], *states(1, *RESTART), done])
     assert [(line.worker, line.message) for line in folded] == [
         (None, begin.message),
-        (0, "restarted, 0.4 s"),
-        (1, "restarted, 0.4 s"),
+        (0, "up again after 0.4 s"),
+        (1, "up again after 0.4 s"),
         (None, done.message),
     ]
 

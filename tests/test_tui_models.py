@@ -75,7 +75,7 @@ def test_a_restart_is_one_line_with_several_models_too() -> None:
         for place, (before, after) in enumerate(itertools.pairwise(names))
     ]
     (line,) = fold(story)
-    assert line.message == "restarted, 0.4 s"
+    assert line.message == "up again after 0.4 s"
     shown = plain(eventlog.lines_of(story[0], 80)[0])
     assert "worker 3  ready -> draining" in shown
 

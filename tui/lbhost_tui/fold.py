@@ -56,7 +56,7 @@ def fold(events: Iterable[Event]) -> list[Event]:
         if state == "ready":
             del chains[worker]
             if chain.starting:
-                took = f"restarted, {max(0.0, event.time - chain.left_s):.1f} s"
+                took = f"up again after {max(0.0, event.time - chain.left_s):.1f} s"
                 event = msgspec.structs.replace(event, message=took)
                 if worker in steps:
                     out[steps.pop(worker)] = None

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import Server
-
 from lbhost.status import Status
+from serving import Server
 
 pytestmark = pytest.mark.e2e
 

@@ -108,12 +108,7 @@ def receive_in_worker(link: socket.socket) -> tuple[State, int] | None:
         BlockingIOError: nothing there yet.
         WireError: not a message of ours.
     """
-    received = _receive(link, _to_worker)
-    if received is None:
-        return None
-    message, fd = received
-    assert fd is not None, "a State carries one"
-    return message, fd
+    return _receive_carried(link, _to_worker)
 
 
 def receive_in_gateway(link: socket.socket) -> tuple[FromWorker, int | None] | None:
@@ -133,11 +128,18 @@ def receive_from_before(link: socket.socket) -> tuple[Left, int] | None:
         BlockingIOError: nothing there yet.
         WireError: not a message of ours.
     """
-    received = _receive(link, _from_before)
+    return _receive_carried(link, _from_before)
+
+
+def _receive_carried(
+    link: socket.socket, decoder: msgspec.msgpack.Decoder[M]
+) -> tuple[M, int] | None:
+    """The same of messages that all come with a descriptor."""
+    received = _receive(link, decoder)
     if received is None:
         return None
     message, fd = received
-    assert fd is not None, "a Left carries one"
+    assert fd is not None, "_CARRYING has its kind"
     return message, fd
 
 

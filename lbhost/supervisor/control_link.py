@@ -1,4 +1,4 @@
-"""One control link as the supervisor's loop sees it; see packet_link.py."""
+"""One control link as the supervisor's loop sees it; see message_link.py."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import socket
 from collections.abc import Callable, Sequence
 
 from lbhost import control, log
-from lbhost.supervisor.packet_link import PacketLink
+from lbhost.supervisor.message_link import MessageLink
 
 
-class ControlLink(PacketLink[control.Control]):
+class ControlLink(MessageLink[control.Control]):
     """The supervisor's end. `on_message` gets each packet, `on_end` is called once at its end."""
 
     def __init__(

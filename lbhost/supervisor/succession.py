@@ -17,7 +17,7 @@ import msgspec
 
 from lbhost import control
 from lbhost.errors import StartupError, WireError
-from lbhost.supervisor.packet_link import PacketLink
+from lbhost.supervisor.message_link import MessageLink
 
 LINK_VARIABLE = "LBHOST_HANDOVER_FD"
 """Names the new server's end of the line in its environment."""
@@ -158,7 +158,7 @@ def inherited(environ: MutableMapping[str, str]) -> Inheritance | None:
     return Inheritance(link, made, folder, given, states, line)
 
 
-class Line(PacketLink[Message]):
+class Line(MessageLink[Message]):
     """One end as a loop sees it. `on_message` gets each message, `on_end` is called once."""
 
     def __init__(

@@ -16,9 +16,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from lbhost import log, state_file, state_link
-from lbhost.errors import StateError, WireError
+from lbhost.errors import StateError
 from lbhost.gateway.states.plane import Plane
 from lbhost.gateway.states.store import Entry
+from lbhost.packet_link import PacketLink
 from lbhost.state_link import Left
 
 _AGAIN_S = 0.005
@@ -88,11 +89,12 @@ class Legacy:
     def __init__(self, fd: int, planes: Sequence[Plane]) -> None:
         """Raises OSError if the descriptor is no socket."""
         self._socket = socket.socket(fileno=fd)
-        self._socket.setblocking(False)
         self._planes = planes
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + _KNOWN_LIMIT_S
         self._later: asyncio.TimerHandle | None = None
+        self._link: PacketLink[tuple[Left, int]] | None = None
+        """None: nothing is read yet."""
         self.open = True
         self.taken = self.refused = 0
         self._begin()
@@ -104,8 +106,7 @@ class Legacy:
         self.open = False
         if self._later is not None:
             self._later.cancel()
-        self._loop.remove_reader(self._socket.fileno())
-        self._socket.close()
+        (self._link or self._socket).close()
         log.get().info("KV states taken over", states=self.taken, refused=self.refused)
 
     def _begin(self) -> None:
@@ -115,21 +116,13 @@ class Legacy:
             self._later = self._loop.call_later(_AGAIN_S, self._begin)
             return
         self._later = None
-        self._loop.add_reader(self._socket.fileno(), self._read)
-
-    def _read(self) -> None:
-        while self.open:
-            try:
-                packet = state_link.receive_from_before(self._socket)
-            except BlockingIOError:
-                return
-            except (OSError, WireError) as error:
-                log.get().error("line of KV states broken", reason=str(error))
-                packet = None
-            if packet is None:
-                self.close()
-                return
-            self._take(*packet)
+        self._link = PacketLink(
+            self._socket,
+            state_link.receive_from_before,
+            lambda packet: self._take(*packet),
+            self.close,
+            lambda error: log.get().error("line of KV states broken", reason=str(error)),
+        )
 
     def _take(self, left: Left, fd: int) -> None:
         try:

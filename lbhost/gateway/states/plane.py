@@ -133,7 +133,7 @@ class Plane:
         states = self._links.pop(link, None)
         if states is None:
             return
-        states.read()
+        states.drain()
         states.close()
         blamed = self._blamed[link.worker, link.epoch] = list(self._sent.pop(link).values())
         for entry in blamed:
@@ -160,7 +160,7 @@ class Plane:
         """Take in what a worker has sent up to now."""
         states = self._links.get(link)
         if states is not None:
-            states.read()
+            states.drain()
 
     def close(self) -> None:
         """Let go of everything in memory."""

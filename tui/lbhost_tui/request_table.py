@@ -20,19 +20,14 @@ from lbhost_tui.filter import Filter
 from lbhost_tui.line import Lines
 from lbhost_tui.paint import Palette, Parts, Role, fit
 from lbhost_tui.request_columns import PlacedColumn, Sorting, line, place, summary, titles
-from lbhost_tui.surface import Painted, entitle
+from lbhost_tui.surface import MOVES, Painted, entitle
 
 
 class RequestRows(ScrollView, Painted, can_focus=True):
     """The lines. Only those that changed are drawn again."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "up", show=False),
-        Binding("down,j", "move(1)", "down", show=False),
-        Binding("pageup", "page(-1)", "page up", show=False),
-        Binding("pagedown", "page(1)", "page down", show=False),
-        Binding("home,g", "edge(-1)", "first", show=False),
-        Binding("end,G", "edge(1)", "last", show=False),
+        *MOVES,
         Binding("x,delete", "app.cancel_request", "cancel", show=False),
         Binding("s", "app.sort_requests", "sort", show=False),
         Binding("S", "app.turn_requests", "the other way round", show=False),

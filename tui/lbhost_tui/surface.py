@@ -1,12 +1,24 @@
-"""What all painted widgets stand on: a palette, and their own background, worked out once."""
+"""What all painted widgets stand on: a palette, their own background, worked out once, and the keys
+that tables have alike."""
 
 from __future__ import annotations
 
 from rich.style import Style
+from textual.binding import Binding
 from textual.strip import Strip
 from textual.widget import Widget
 
 from lbhost_tui.paint import Palette, Parts, strip
+
+MOVES = (
+    Binding("up,k", "move(-1)", "up", show=False),
+    Binding("down,j", "move(1)", "down", show=False),
+    Binding("pageup", "page(-1)", "page up", show=False),
+    Binding("pagedown", "page(1)", "page down", show=False),
+    Binding("home,g", "edge(-1)", "first", show=False),
+    Binding("end,G", "edge(1)", "last", show=False),
+)
+"""The keys of a table whose lines are selected; it has the actions."""
 
 
 def entitle(widget: Widget, title: str) -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar, TypeAlias
 
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.geometry import Region
 from textual.message import Message
@@ -25,7 +25,7 @@ from lbhost_tui.line import Lines
 from lbhost_tui.messages import DetailsWanted, WorkerSelected
 from lbhost_tui.models import Heading
 from lbhost_tui.paint import Palette, Parts, Role, crop, fit
-from lbhost_tui.surface import Painted
+from lbhost_tui.surface import MOVES, Painted
 
 Line: TypeAlias = Row | Heading
 
@@ -107,12 +107,7 @@ class WorkersTable(Widget, can_focus=True):
     """The table with its selection. The selection follows the worker, not the line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "up", show=False),
-        Binding("down,j", "move(1)", "down", show=False),
-        Binding("pageup", "page(-1)", "page up", show=False),
-        Binding("pagedown", "page(1)", "page down", show=False),
-        Binding("home,g", "edge(-1)", "first", show=False),
-        Binding("end,G", "edge(1)", "last", show=False),
+        *MOVES,
     ]
 
     def __init__(self, palette: Palette) -> None:

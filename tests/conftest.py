@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Generator, Iterator
+import tempfile
+from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
 
 import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
+from fake_admin import FakeAdmin
 from lbhost import linux
 from left_behind import Possessions
 from serving import Server
@@ -37,6 +40,20 @@ _told: set[str] = set()
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
     """The supervisor and the TUI run on asyncio's own loop, the gateway on uvloop."""
     return "asyncio", {"use_uvloop": request.node.get_closest_marker("uvloop") is not None}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for a unix socket."""
+    with tempfile.TemporaryDirectory(prefix="lbhost-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def fake(folder: Path) -> AsyncIterator[FakeAdmin]:
+    """What a dashboard or client talks with, instead of a server."""
+    async with FakeAdmin(folder / "admin.sock") as server:
+        yield server
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from faults.answers import Reference, choices, parted
-from serving import Server, finished, text_of
+from greedy import check_stream, undisturbed
+from serving import Server
 
 pytestmark = pytest.mark.e2e
 
@@ -50,13 +50,8 @@ class Streams:
     def __init__(self, server: Server, tokens: int) -> None:
         self.server = server
         self._fields = {"max_tokens": tokens, "ignore_eos": True}
-        asked = [server.later(self._undisturbed, prompt) for prompt in PROMPTS]
+        asked = [server.later(undisturbed, server, prompt, **self._fields) for prompt in PROMPTS]
         self._whole = {prompt: one.result() for prompt, one in zip(PROMPTS, asked, strict=True)}
-
-    def _undisturbed(self, prompt: str) -> Reference:
-        answer = self.server.complete(prompt, logprobs=2, **self._fields).json()
-        choice = answer["choices"][0]
-        return Reference(choice["text"], choices(choice["logprobs"]))
 
     def start(self) -> list[Future[Events]]:
         """All of them at once; returns when all have begun to be computed."""
@@ -68,18 +63,9 @@ class Streams:
         return futures
 
     def check(self, futures: list[Future[Events]]) -> None:
-        """All have ended as they should, with the text of the undisturbed ones.
-
-        From a near-tie on it may be another one: what is computed again in one go is rounded
-        otherwise than token by token.
-        """
+        """All have ended as they should, with the text of the undisturbed ones; see greedy.py."""
         for prompt, future in zip(PROMPTS, futures, strict=True):
-            events = future.result()
-            assert finished(events), events[-2:]
-            text, whole = text_of(events), self._whole[prompt]
-            if text != whole.text:
-                at = parted(text, whole.text)
-                assert whole.is_near_tie(text), (text[at:], whole.text[at:])
+            check_stream(future.result(), self._whole[prompt])
 
 
 def kill(server: Server, worker: int) -> None:

@@ -15,10 +15,10 @@ import openai
 import pytest
 
 import tiny_bert
-from faults.answers import Reference, choices, parted
+from greedy import check_stream, undisturbed
 from lbhost.status import Status, WorkerStatus
 from llama_cpp_vectors import SHARED
-from serving import PATIENCE_S, Server, finished, text_of
+from serving import PATIENCE_S, Server
 
 pytestmark = pytest.mark.e2e
 
@@ -37,14 +37,12 @@ class Box:
     def __init__(self, server: Server, config: Path) -> None:
         self.server = server
         self.config = config
+        fields = {"max_tokens": TOKENS, "ignore_eos": True}
         self.whole = {
-            (name, prompt): self._undisturbed(name, prompt) for name in CHATS for prompt in PROMPTS
+            (name, prompt): undisturbed(server, prompt, model=name, **fields)
+            for name in CHATS
+            for prompt in PROMPTS
         }
-
-    def _undisturbed(self, model: str, prompt: str) -> Reference:
-        fields = {"model": model, "logprobs": 2, "max_tokens": TOKENS, "ignore_eos": True}
-        choice = self.server.complete(prompt, **fields).json()["choices"][0]
-        return Reference(choice["text"], choices(choice["logprobs"]))
 
     def load(self) -> Load:
         """A stream of each prompt on each chat model, and embeddings all the while."""
@@ -76,19 +74,11 @@ class Load:
         self._embedded = embedded
 
     def check(self) -> None:
-        """None has failed, and each stream says what it says when nobody disturbs it.
-
-        From a near-tie on it may be another text: what is computed again in one go is rounded
-        otherwise than token by token.
-        """
+        """None has failed, and each stream says what it says when nobody disturbs it."""
         for key, future in self._streams.items():
             events = future.result(PATIENCE_S)
-            assert finished(events), events[-2:]
+            check_stream(events, self._box.whole[key])
             assert {event["model"] for event in events if "model" in event} == {key[0]}
-            text, whole = text_of(events), self._box.whole[key]
-            if text != whole.text:
-                at = parted(text, whole.text)
-                assert whole.is_near_tie(text), (text[at:], whole.text[at:])
         for one in self._embedded:
             answer = one.result(PATIENCE_S)
             assert answer.status_code == 200, answer.text

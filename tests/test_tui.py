@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,19 +19,6 @@ from lbhost_tui.help import lines as help_lines
 from tui_driver import dashboard
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for a unix socket."""
-    with tempfile.TemporaryDirectory(prefix="lbhost-") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-async def fake(folder: Path) -> AsyncIterator[FakeAdmin]:
-    async with FakeAdmin(folder / "admin.sock") as server:
-        yield server
 
 
 async def test_the_first_picture_fills_header_and_table(fake: FakeAdmin) -> None:

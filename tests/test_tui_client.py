@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,16 +26,8 @@ M = TypeVar("M", bound=Message)
 
 
 @pytest.fixture
-def socket_path() -> Iterator[Path]:
-    """A path short enough for a unix socket."""
-    with tempfile.TemporaryDirectory(prefix="lbhost-") as folder:
-        yield Path(folder) / "admin.sock"
-
-
-@pytest.fixture
-async def fake(socket_path: Path) -> AsyncIterator[FakeAdmin]:
-    async with FakeAdmin(socket_path) as server:
-        yield server
+def socket_path(folder: Path) -> Path:
+    return folder / "admin.sock"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -37,10 +36,9 @@ def picture() -> Status:
 
 
 @pytest.fixture
-async def fake() -> AsyncIterator[FakeAdmin]:
-    with tempfile.TemporaryDirectory(prefix="lbhost-") as name:
-        async with FakeAdmin(Path(name) / "admin.sock", picture()) as server:
-            yield server
+async def fake(folder: Path) -> AsyncIterator[FakeAdmin]:
+    async with FakeAdmin(folder / "admin.sock", picture()) as server:
+        yield server
 
 
 @pytest.mark.parametrize("width", [30, 60, 100, 160])

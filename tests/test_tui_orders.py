@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-
 import pytest
 from textual.widgets import Button
 
@@ -15,19 +11,6 @@ from lbhost_tui.confirm import Confirm
 from tui_driver import dashboard
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for a unix socket."""
-    with tempfile.TemporaryDirectory(prefix="lbhost-") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-async def fake(folder: Path) -> AsyncIterator[FakeAdmin]:
-    async with FakeAdmin(folder / "admin.sock") as server:
-        yield server
 
 
 async def test_drain_asks_first_and_stands_on_cancel(fake: FakeAdmin) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-
 import pytest
 from textual.widgets import Button
 
@@ -92,17 +88,9 @@ def test_the_filter_looks_at_what_the_line_says(text: str, left: list[str]) -> N
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for a unix socket."""
-    with tempfile.TemporaryDirectory(prefix="lbhost-") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-async def fake(folder: Path) -> AsyncIterator[FakeAdmin]:
-    async with FakeAdmin(folder / "admin.sock") as server:
-        server.requests = list(REQUESTS)
-        yield server
+def fake(fake: FakeAdmin) -> FakeAdmin:
+    fake.requests = list(REQUESTS)
+    return fake
 
 
 @pytest.mark.anyio

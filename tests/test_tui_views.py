@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +16,6 @@ from lbhost_tui.paint import Role
 from tui_driver import Driver, dashboard
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short enough for a unix socket."""
-    with tempfile.TemporaryDirectory(prefix="lbhost-") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-async def fake(folder: Path) -> AsyncIterator[FakeAdmin]:
-    async with FakeAdmin(folder / "admin.sock") as server:
-        yield server
 
 
 async def command(tui: Driver, text: str) -> None:

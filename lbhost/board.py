@@ -50,6 +50,10 @@ MOST_CPUS = 8192
 CpuSet = Annotated[tuple[int, ...], MOST_CPUS // 8]
 """CPU numbers, ascending; on the page a bit each, so that no list is too long."""
 
+MOST_STEP_TIMES = 16
+StepTimes = Annotated[tuple[float, ...], 4 * MOST_STEP_TIMES]
+"""Seconds of a decode step of 1, 2, … sequences."""
+
 
 class IdentityRow(msgspec.Struct, frozen=True):
     """Who a worker is. Writer: supervisor."""
@@ -99,7 +103,9 @@ class ProgressRow(msgspec.Struct, frozen=True):
     """EWMA of prefill speed, tokens/s of the worker's own CPU time."""
     step_base_s: float | None = None
     step_seq_s: float | None = None
-    """A decode step of n sequences takes about step_base_s + n * step_seq_s of CPU time."""
+    """A decode step of n sequences takes about step_base_s + n * step_seq_s of CPU time…"""
+    steps_s: StepTimes = ()
+    """…and more exactly this for the first numbers of them: see worker/step_times.py."""
     rss_bytes: int = 0
     tokens_out: int = 0
     prompt_tokens: int = 0

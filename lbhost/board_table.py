@@ -6,7 +6,8 @@ memory ordering too, where Python offers no fence, and covers `seq` so that two 
 different writes cannot match.
 
 Columns follow the row type's annotations: numbers, enums, `float | None` (NaN on the page),
-`Annotated[str, BYTES]` for text, `Annotated[tuple[int, ...], BYTES]` for a set of small numbers.
+`Annotated[str, BYTES]` for text, `Annotated[tuple[int, ...], BYTES]` for a set of small numbers,
+`Annotated[tuple[float, ...], BYTES]` for a list of numbers, single precision, cut to what fits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import struct
 import types
 import typing
 import zlib
+from array import array
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
@@ -27,7 +29,10 @@ ALIGN = 64
 """Bytes; a cache line."""
 
 _CRC = struct.Struct("<I")
+_SIZED = {str: "text", tuple[int, ...]: "cpus", tuple[float, ...]: "floats"}
 _TRIES = 2000
+_NO_NUMBER = b"\xff"
+"""Four of them are a NaN."""
 
 
 def _codec(row: type[msgspec.Struct]) -> tuple[struct.Struct, list[typing.Any]]:
@@ -38,7 +43,7 @@ def _codec(row: type[msgspec.Struct]) -> tuple[struct.Struct, list[typing.Any]]:
         if typing.get_origin(hint) is Annotated:
             size = hint.__metadata__[0]
             formats.append(f"{size}s")
-            kinds.append(("text" if hint.__origin__ is str else "cpus", size))
+            kinds.append((_SIZED[hint.__origin__], size))
         elif hint is float or isinstance(hint, types.UnionType):
             formats.append("d")
             kinds.append("float" if hint is float else "unknowable")
@@ -59,6 +64,7 @@ class Table(Generic[R]):
         sized = [(i, *k) for i, k in enumerate(kinds) if isinstance(k, tuple)]
         self._texts = [(i, size) for i, kind, size in sized if kind == "text"]
         self._cpusets = [(i, size) for i, kind, size in sized if kind == "cpus"]
+        self._floats = [(i, size) for i, kind, size in sized if kind == "floats"]
         self._unknowables = [i for i, k in enumerate(kinds) if k == "unknowable"]
         self._casts = [(i, k) for i, k in enumerate(kinds) if isinstance(k, type)]
         self._size = self._format.size
@@ -89,6 +95,8 @@ class Table(Generic[R]):
             columns[i] = columns[i].encode()[:size]
         for i, size in self._cpusets:
             columns[i] = sum(1 << cpu for cpu in columns[i]).to_bytes(size, "little")
+        for i, size in self._floats:
+            columns[i] = array("f", columns[i][: size // 4]).tobytes().ljust(size, _NO_NUMBER)
         payload = self._format.pack(*columns)
         page, seqs, word = self._page, self._seqs, at // 8
         # A writer that was killed half-way left an odd number: round up to the next odd one.
@@ -131,6 +139,8 @@ class Table(Generic[R]):
             columns[i] = columns[i].rstrip(b"\0").decode(errors="replace")
         for i, _ in self._cpusets:
             columns[i] = _bits(columns[i])
+        for i, _ in self._floats:
+            columns[i] = tuple(x for x in array("f", columns[i]) if x == x)
         for i, cast in self._casts:
             columns[i] = cast(columns[i])
         return self._row(*columns)

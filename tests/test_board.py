@@ -99,8 +99,11 @@ def test_long_texts_are_cut_and_never_break_a_character(board: Board) -> None:
 @given(
     numbers=st.lists(st.integers(0, (1 << 63) - 1), min_size=9, max_size=9),
     reals=st.lists(st.none() | st.floats(allow_nan=False), min_size=3, max_size=3),
+    steps_s=st.lists(st.floats(width=32, allow_nan=False), max_size=16),
 )
-def test_any_row_survives_the_page(numbers: list[int], reals: list[float | None]) -> None:
+def test_any_row_survives_the_page(
+    numbers: list[int], reals: list[float | None], steps_s: list[float]
+) -> None:
     board = Board.create(workers=1, cores=1, gpus=0)
     written = ProgressRow(
         epoch=numbers[0],
@@ -115,6 +118,7 @@ def test_any_row_survives_the_page(numbers: list[int], reals: list[float | None]
         prefill_tok_s=reals[0],
         step_base_s=reals[1],
         step_seq_s=reals[2],
+        steps_s=tuple(steps_s),
     )
     board.progress.write(0, written)
     assert board.progress.read(0) == written

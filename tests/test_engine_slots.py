@@ -1,4 +1,4 @@
-"""What a slot's KV keeps and lends: reuse, copies, filled tiles, gaps that decode along."""
+"""What a slot's KV keeps and lends: reuse, copies, filled tiles, what decodes along."""
 
 from __future__ import annotations
 
@@ -143,3 +143,33 @@ def test_what_decodes_along_is_forgotten_when_a_decode_goes_wrong(how: Decoded) 
     bench.context.results = [how]
     bench.step()
     assert bench.context.kv[1] == before
+
+
+SEVEN_ROWS_S, EIGHT_ROWS_S = 0.034, 0.025
+
+
+def test_a_row_that_makes_steps_faster_decodes_along_and_is_forgotten() -> None:
+    context = FakeContext(slots=8)
+    bench = Bench(context)
+
+    def compute() -> None:
+        bench.now += EIGHT_ROWS_S if len(context.batches[-1]) == 8 else SEVEN_ROWS_S
+
+    context.during_decode = compute
+    for number in range(7):
+        bench.submit(submit(number, lively(10, number), 24))
+    bench.run()
+    for number in range(7):
+        assert bench.result(number).tokens == continuation(lively(10, number), 24, 64)
+    assert [sum(count for _, count in batch) for batch in context.batches[-10:]] == [8] * 10
+    assert context.kv[7] == []
+
+
+def test_nothing_decodes_along_in_memory_that_cannot_be_cut() -> None:
+    context = FakeContext(slots=4)
+    context.can_copy = False
+    bench = Bench(context)
+    for number in range(3):
+        bench.submit(submit(number, lively(10, number), 24))
+    bench.run()
+    assert max(len(batch) for batch in context.batches) == 3

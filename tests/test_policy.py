@@ -74,6 +74,25 @@ def test_company_slows_both_prefill_and_decode() -> None:
     assert predict(SHORT, view(in_flight=2), ASSUMED_SPEEDS) == pytest.approx(expected)
 
 
+def test_steps_take_what_was_measured_for_their_sequences() -> None:
+    steps_s = (0.005, 0.012, 0.017, 0.016, 0.024)
+    told = msgspec.structs.replace(view(in_flight=3), steps_s=steps_s)
+    assert predict(SHORT, told, ASSUMED_SPEEDS) == pytest.approx(
+        128 / 500 + (128 / 64 + 1) * 0.017 + 64 * 0.016
+    )
+    beyond = msgspec.structs.replace(view(in_flight=5, slots=8), steps_s=steps_s)
+    assert predict(SHORT, beyond, ASSUMED_SPEEDS) == pytest.approx(
+        128 / 500 + (128 / 64 + 1) * 0.024 + 64 * (0.002 + 6 * 0.006)
+    )
+
+
+def test_a_block_of_rows_is_filled_before_another_is_begun() -> None:
+    steps_s = (0.005, 0.012, 0.017, 0.016, 0.024, 0.025, 0.025, 0.025)
+    three, four = view(0, in_flight=3, slots=8), view(1, in_flight=4, slots=8)
+    views = [msgspec.structs.replace(one, steps_s=steps_s) for one in (three, four)]
+    assert picks(Policy.COST, views) == {0}
+
+
 def test_half_a_core_takes_twice_as_long() -> None:
     whole = predict(SHORT, view(), ASSUMED_SPEEDS)
     assert predict(SHORT, view(share=0.5), ASSUMED_SPEEDS) == pytest.approx(2 * whole)

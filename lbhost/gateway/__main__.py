@@ -20,7 +20,7 @@ from lbhost.errors import LbhostError, ModelFileError
 from lbhost.gateway.gateway import Gateway, Start, receive_start
 from lbhost.linux import ignore_stop_signals, oom_score
 from lbhost.llama import Vocab
-from lbhost.machine import topology
+from lbhost.machine import niceness, topology
 from lbhost.machine.tree import Roots
 from lbhost.sandbox import profiles
 from lbhost.tuning import shelf
@@ -88,8 +88,15 @@ def _written(start: Start) -> list[Path]:
 async def _serve(
     link: socket.socket, start: Start, vocabs: list[Vocab | None], refused: dict[int, str]
 ) -> None:
-    siblings = topology.discover(Roots.from_environ(os.environ)).siblings
-    gateway = Gateway(start, vocabs, refused, siblings=siblings, on_orphaned=_die)
+    roots = Roots.from_environ(os.environ)
+    gateway = Gateway(
+        start,
+        vocabs,
+        refused,
+        siblings=topology.discover(roots).siblings,
+        nice_counts=niceness.counts(roots),
+        on_orphaned=_die,
+    )
     gc.collect()
     gc.freeze()
     await gateway.run(link)

@@ -100,6 +100,7 @@ class Gateway:
         refused: dict[int, str] | None = None,
         *,
         siblings: Siblings = lambda cpus: (),
+        nice_counts: bool = True,
         on_orphaned: Callable[[], None],
         helper_command: Sequence[str] = helper_process.COMMAND,
     ) -> None:
@@ -108,6 +109,7 @@ class Gateway:
         Args:
             vocabs: of each of its models; None: that one cannot be served. Not of all.
             refused: why not, by the models' numbers; for the supervisor.
+            siblings, nice_counts: see Readings.
             on_orphaned: called when the control link ends: the supervisor is gone.
         """
         settings = start.settings
@@ -121,7 +123,9 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._page = start.page
-        self._readings = Readings(start.page, settings, siblings=siblings)
+        self._readings = Readings(
+            start.page, settings, siblings=siblings, nice_counts=nice_counts
+        )
         self._total = Figures()
         self._generates = any(one.purpose.generates for one in start.models)
         self._purse = Purse(settings.state_cache_bytes if self._generates else 0)

@@ -25,6 +25,8 @@ class Hierarchy(msgspec.Struct, frozen=True):
 
     v2: bool = True
     folders: tuple[Path, ...] = ()
+    path: str = "/"
+    """Of its own group, as /proc/self/cgroup names it."""
 
 
 class Cgroup(msgspec.Struct, frozen=True):
@@ -43,6 +45,12 @@ class Cgroup(msgspec.Struct, frozen=True):
         """The folders that set a CPU quota: those whose cpu.stat counts throttling."""
         v2 = self.cpu.v2
         return tuple(folder for folder in self.cpu.folders if _quota(folder, v2) is not None)
+
+    def shares_cpu(self) -> bool:
+        """Whether the kernel weighs this group as a whole against its neighbours."""
+        if not self.cpu.v2:
+            return self.cpu.path != "/"
+        return any((folder / "cpu.weight").is_file() for folder in self.cpu.folders)  # no root's
 
     def cpus(self) -> frozenset[int] | None:
         """CPUs that the group may use; None if it does not say."""
@@ -79,7 +87,7 @@ def locate(roots: Roots) -> Cgroup:
         for v2, name in ((False, controller), (True, "")):
             if name in mounts and name in paths:
                 root, mount = mounts[name]
-                return Hierarchy(v2, _upwards(mount, root, paths[name]))
+                return Hierarchy(v2, _upwards(mount, root, paths[name]), paths[name])
         return Hierarchy()
 
     return Cgroup(hierarchy("cpu"), hierarchy("cpuset"), hierarchy("memory"))

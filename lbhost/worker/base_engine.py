@@ -45,6 +45,7 @@ class BaseEngine(ABC, Generic[R, M]):
         crew: the worker's threads; without one nothing can be lent.
         fallback_token_s: a token's expected time while nothing is measured.
         tiled: whether attention is computed in tiles.
+        slots: sequences that it decodes at once, at most.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class BaseEngine(ABC, Generic[R, M]):
         fallback_token_s: float = 0.01,
         crew: Crew | None = None,
         tiled: bool = False,
+        slots: int = 0,
     ) -> None:
         self._clock = clock
         self._cpu_clock = cpu_clock
@@ -63,7 +65,7 @@ class BaseEngine(ABC, Generic[R, M]):
         self._fallback_token_s = fallback_token_s
         self._crew = crew or Crew(1, lambda _: None)
         self._widths = Widths(self._crew.own)
-        self._meter = SpeedMeter(tiled=tiled)
+        self._meter = SpeedMeter(tiled=tiled, slots=slots)
         self._requests: dict[Key, R] = {}
         self._computing: set[Key] = set()
         self._out: list[tuple[int, M]] = []

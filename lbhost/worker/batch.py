@@ -49,7 +49,9 @@ class Speeds(msgspec.Struct, frozen=True):
     prefill_tok_s: float | None = None
     step_base_s: float | None = None
     step_seq_s: float | None = None
-    """A decode step of n sequences takes step_base_s + n * step_seq_s."""
+    """A decode step of n sequences takes step_base_s + n * step_seq_s…"""
+    steps_s: tuple[float, ...] = ()
+    """…and more exactly this for n = 1, 2, …: see step_times.py."""
     chunk_tok_s: float | None = None
     """A chunk takes chunk_work / chunk_tok_s beside the step's decodes; prefill_tok_s is what the
     chunks of late came to, whatever their sizes."""
@@ -64,6 +66,8 @@ class Speeds(msgspec.Struct, frozen=True):
             return 0.0
         if self.step_base_s is None or self.step_seq_s is None:
             return None
+        if sequences <= len(self.steps_s):
+            return self.steps_s[sequences - 1]
         return self.step_base_s + sequences * self.step_seq_s
 
     def chunk_s(self, tokens: int) -> float | None:
@@ -90,6 +94,7 @@ class Speeds(msgspec.Struct, frozen=True):
             None if self.prefill_tok_s is None else self.prefill_tok_s * prefill,
             None if base_s is None else base_s / decode,
             None if seq_s is None else seq_s / decode,
+            tuple([seconds / decode for seconds in self.steps_s]),
             None if self.chunk_tok_s is None else self.chunk_tok_s * prefill,
             self.chunk_base,
             self.loose,

@@ -5,7 +5,7 @@ Which prompts get how much is decided in batch.py. Owns no slot; the engine's ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lbhost.order import Overtaken, Prompt
 from lbhost.worker.batch import Speeds, gaps, padding, plan
@@ -77,9 +77,22 @@ class Composer:
                 entries.append(Entry(slot, packed, last, every, filling, request=request))
         return entries
 
-    def fillers(self, entries: Sequence[Entry]) -> list[Part]:
-        """What decodes along in the gaps between these and is forgotten; see batch.gaps."""
-        free = [self._slots[index] for index in gaps([entry.slot.index for entry in entries])]
+    def fillers(
+        self, entries: Sequence[Entry], rows: Callable[[int, int], int] | None
+    ) -> list[Part]:
+        """What decodes along beside these and is forgotten: in the gaps between them (see
+        batch.gaps), and where more rows are sooner computed.
+
+        Args:
+            rows: how many rows to compute for so many sequences of so many slots; None: as many.
+        """
+        taken = [entry.slot.index for entry in entries]
+        between = gaps(taken)
+        row = sorted([*taken, *between])
+        beside = []
+        if rows is not None and row[-1] - row[0] + 1 == len(row):
+            beside = _beside(row, rows(len(row), len(self._slots)), len(self._slots))
+        free = [self._slots[index] for index in (*between, *beside)]
         if not (free and self._context.can_copy):
             return []
         tokens = sum(len(entry.packed) // 4 + entry.padding for entry in entries) + len(free)
@@ -109,3 +122,9 @@ class Composer:
         tokens = padding(count, decoding)
         fits = len(slot.tokens) // 4 + count + tokens <= context.n_ctx
         return tokens if fits else 0
+
+
+def _beside(row: Sequence[int], wanted: int, slots: int) -> list[int]:
+    """Slots that make a row of neighbours so many: those after it, then those before it."""
+    more = [*range(row[-1] + 1, slots), *range(row[0] - 1, -1, -1)]
+    return more[: wanted - len(row)]

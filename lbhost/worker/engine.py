@@ -74,6 +74,7 @@ class Engine(BaseEngine[Request, Delta]):
             fallback_token_s=fallback_token_s,
             crew=crew,
             tiled=context.tiled,
+            slots=context.slots,
         )
         self._context = context
         self._samplers = samplers
@@ -163,7 +164,7 @@ class Engine(BaseEngine[Request, Delta]):
         prefill = sum(len(entry.packed) // 4 for entry in entries) - decoding
         self._announce(decoding, prefill)
         forced = sum(len(entry.packed) // 4 for entry in entries if entry.request.forced)
-        fillers = self._composer.fillers(entries)
+        fillers = self._composer.fillers(entries, self._meter.times.rows if decoding else None)
         self._composer.fill([*entries, *fillers])
         result, _ = self._measured(
             lambda: (self._context.decode(), None),

@@ -292,6 +292,7 @@ class Loop:
             prefill_tok_s=speeds.prefill_tok_s,
             step_base_s=speeds.step_base_s,
             step_seq_s=speeds.step_seq_s,
+            steps_s=speeds.steps_s,
             rss_bytes=self._rss,
             tokens_out=load.tokens_out,
             prompt_tokens=load.prompt_tokens,

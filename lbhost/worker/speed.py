@@ -10,7 +10,9 @@ import math
 
 import msgspec
 
+from lbhost.board import MOST_STEP_TIMES
 from lbhost.worker.batch import MIN_CHUNK, NEARLY_A_TILE, TILE, Speeds
+from lbhost.worker.step_times import BASE_SHARE, StepTimes
 
 _DECAY = 0.95
 """Weight of the past, a decode step: a box becomes slower or faster within a second."""
@@ -21,10 +23,6 @@ what comes out is noise."""
 
 _PREFILL_HALF = 256
 """Prompt tokens that give the newest measurement a weight of one half."""
-
-_BASE_SHARE = 0.3
-"""Of a one-sequence step, what does not grow with more sequences. Used until steps of
-different sizes were seen: on a CPU core a batch of 8 decodes 1.2 to 1.5 times faster than 1."""
 
 _LEAST_SPREAD = 0.05
 """Variance of the number of sequences under which nothing can be said of one more."""
@@ -54,9 +52,14 @@ class SpeedMeter:
 
     Args:
         tiled: whether attention is computed in tiles.
+        slots: sequences that there can be; up to so many, steps are told one by one.
     """
 
-    def __init__(self, *, tiled: bool = False) -> None:
+    def __init__(self, *, tiled: bool = False, slots: int = 0) -> None:
+        self._slots = slots
+        self._told = min(slots, MOST_STEP_TIMES)
+        self.times = StepTimes()
+        """Of decode steps."""
         self._prefill_tok_s: float | None = None
         self._recent = _Steps(_DECAY)
         self._many = _Steps(_SLOPE_DECAY)
@@ -79,6 +82,7 @@ class SpeedMeter:
         if prefill == 0:
             self._recent.observe(decoding, cpu_s)
             self._many.observe(decoding, cpu_s)
+            self.times.observe(decoding, cpu_s)
         else:
             self._observe_prefill(decoding, prefill, cpu_s)
         base_s, seq_s = self._fit()
@@ -87,6 +91,7 @@ class SpeedMeter:
             prefill_tok_s=self._prefill_tok_s,
             step_base_s=base_s,
             step_seq_s=seq_s,
+            steps_s=self.times.table(self._told, self._slots),
         )
 
     def _observe_prefill(self, decoding: int, prefill: int, cpu_s: float) -> None:
@@ -136,7 +141,7 @@ class SpeedMeter:
         mean_n, mean_s = self._recent.means()
         seq_s = self._many.slope()
         if seq_s is None:
-            seq_s = mean_s / (mean_n + _BASE_SHARE / (1 - _BASE_SHARE))
+            seq_s = mean_s / (mean_n + BASE_SHARE / (1 - BASE_SHARE))
         seq_s = min(seq_s, mean_s / mean_n)
         return max(0.0, mean_s - mean_n * seq_s), seq_s
 

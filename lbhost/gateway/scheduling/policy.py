@@ -7,14 +7,15 @@ that are READY with a fresh heartbeat come in.
 The prediction, for worker w with A requests in flight and a request of n prompt tokens (h of
 them cached in w) and m expected output tokens (design, section 5):
 
-    step(k) = step_base + k * step_seq                          seconds of a decode step
+    step(k)                                                     seconds of a decode step of k
     todo    = n - h and the prompts that w computes before or beside it, by lbhost/order.py
     ttft    = (todo / prefill_speed + (todo / CHUNK + 1) * step(A)) / share
     e2e     = ttft + m * step(A + 1) / share
 
-The second term of ttft is the decoding that rides along with every chunk of prefill. All but
-`todo` is known before the request is, and linear in its tokens: a view works that part out
-when it is made (`costs`), so that a choice costs little.
+A step of k sequences takes what the worker has measured for so many, or step_base + k * step_seq
+where it has told no more. The second term of ttft is the decoding that rides along with every
+chunk of prefill. All but `todo` is known before the request is, and linear in its tokens: a view
+works that part out when it is made (`costs`), so that a choice costs little.
 
 Two things hold of the default policy, whatever the readings:
 
@@ -92,6 +93,8 @@ class WorkerView(msgspec.Struct, frozen=True):
     """Tokens of this request's prompt that the worker probably has in its KV cache; not all."""
     speeds: Speeds | None = None
     """None until the worker has measured its own."""
+    steps_s: tuple[float, ...] = ()
+    """Seconds of a decode step of 1, 2, … sequences, as far as it has told them."""
     share: float = 1.0
     """What the hardware leaves to it, over 0 and at most 1; see placement/share.py."""
     idle: float | None = None
@@ -120,8 +123,8 @@ class WorkerView(msgspec.Struct, frozen=True):
         else:
             speed, base, seq = self.speeds
             weight = self.penalty / self.share
-            step = base + active * seq
-            output_s = (step + seq) * weight * self.output_factor
+            step = self._step_s(active, base, seq)
+            output_s = self._step_s(active + 1, base, seq) * weight * self.output_factor
             weight *= self.ttft_factor
             if active:
                 token_s = (1.0 / speed + step / CHUNK) * weight
@@ -132,6 +135,11 @@ class WorkerView(msgspec.Struct, frozen=True):
         vacant = not active and self.share >= UNDISTURBED and self.penalty <= TRUSTED
         msgspec.structs.force_setattr(self, "vacant", vacant)
         msgspec.structs.force_setattr(self, "costs", costs)
+
+    def _step_s(self, sequences: int, base_s: float, seq_s: float) -> float:
+        if 0 < sequences <= len(self.steps_s):
+            return self.steps_s[sequences - 1]
+        return base_s + sequences * seq_s
 
 
 class Need(msgspec.Struct, frozen=True):

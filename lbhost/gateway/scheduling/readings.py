@@ -61,11 +61,14 @@ class Readings:
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         siblings: Siblings = lambda cpus: (),
+        nice_counts: bool = True,
     ) -> None:
+        """`nice_counts`: whether the workers' niceness counts beside other programs."""
         self._board = page
         self.settings = settings
         self._clock_ns = clock_ns
         self._siblings = siblings
+        self._nice_counts = nice_counts
         self._workers: dict[int, tuple[int, WorkerReading]] = {}
         self._hardware: dict[tuple[int, ...] | int, tuple[int, _Hardware]] = {}
         self.rows = len(page.identity)
@@ -142,7 +145,7 @@ class Readings:
                 host=self._board.host.read(0),
                 gpu=gpu,
                 siblings=[self._core(n) for n in self._siblings(cpus)],
-                nice=self.settings.nice,
+                nice=self.settings.nice if self._nice_counts else 0,
                 warm_c=self.settings.warm_c,
                 hot_c=self.settings.hot_c,
             ),

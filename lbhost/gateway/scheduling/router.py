@@ -171,8 +171,8 @@ class Router:
 
     def token_costs_s(self) -> tuple[float, float]:
         """Seconds of a worker that a prompt token and an output token cost while all is busy."""
-        prefill, base, seq = self._sessions.speeds()
-        return 1.0 / prefill, base / self._slots_each() + seq
+        slots = self._slots_each()
+        return 1.0 / self._sessions.speeds()[0], self._sessions.step_s(slots) / slots
 
     def busy_cost_s(self, job: Job, *, again: bool = False) -> float:
         """Seconds of a worker that a job costs while all is busy. What a worker or the store has of
@@ -216,9 +216,9 @@ class Router:
         each_s = self._usual_prompt * prompt_s + self._usual_tokens * output_s
         return each_s / (self._sessions.capacity or 1)
 
-    def _slots_each(self) -> float:
+    def _slots_each(self) -> int:
         """Of a worker, on average."""
-        return max(1.0, self._sessions.slots / max(1, self._sessions.workers))
+        return max(1, round(self._sessions.slots / max(1, self._sessions.workers)))
 
 
 def _need(job: Job) -> policy.Need:

@@ -215,6 +215,7 @@ class Session:
             if all(rank == order.DEFAULT for rank, _ in left)
             else tuple(r for r, _ in left),
             speeds=_speeds(progress) if progress.epoch == self.epoch else None,
+            steps_s=progress.steps_s if progress.epoch == self.epoch else (),
             share=reading.share * self.part,
             idle=reading.idle,
             penalty=policy.penalty(self.error_rate.at(now), ready_for_s),
@@ -378,13 +379,22 @@ class Sessions:
 
     def measured_speeds(self) -> policy.Speeds | None:
         """The first measured ones; None where no worker knows its own yet."""
+        found = self._measured()
+        return None if found is None else _speeds(found)
+
+    def step_s(self, sequences: int) -> float:
+        """Seconds of a decode step of so many, by the same worker."""
+        found = self._measured()
+        if found is not None and 0 < sequences <= len(found.steps_s):
+            return found.steps_s[sequences - 1]
+        _, base_s, seq_s = self.speeds()
+        return base_s + sequences * seq_s
+
+    def _measured(self) -> board.ProgressRow | None:
         for worker in self._current:
             reading = self.readings.worker(worker)
-            if reading is None:
-                continue
-            speeds = _speeds(reading.progress)
-            if speeds is not None:
-                return speeds
+            if reading is not None and _speeds(reading.progress) is not None:
+                return reading.progress
         return None
 
     def all(self) -> list[Session]:

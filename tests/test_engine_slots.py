@@ -161,7 +161,9 @@ def test_a_row_that_makes_steps_faster_decodes_along_and_is_forgotten() -> None:
     bench.run()
     for number in range(7):
         assert bench.result(number).tokens == continuation(lively(10, number), 24, 64)
-    assert [sum(count for _, count in batch) for batch in context.batches[-10:]] == [8] * 10
+    rows = [len(batch) for batch in context.batches if all(count == 1 for _, count in batch)]
+    assert rows.count(7) == 1  # the first: what it takes must be known
+    assert rows.count(8) > 15
     assert context.kv[7] == []
 
 

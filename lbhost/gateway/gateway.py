@@ -123,9 +123,7 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._page = start.page
-        self._readings = Readings(
-            start.page, settings, siblings=siblings, nice_counts=nice_counts
-        )
+        self._readings = Readings(start.page, settings, siblings=siblings, nice_counts=nice_counts)
         self._total = Figures()
         self._generates = any(one.purpose.generates for one in start.models)
         self._purse = Purse(settings.state_cache_bytes if self._generates else 0)

@@ -49,9 +49,7 @@ class Speeds(msgspec.Struct, frozen=True):
     prefill_tok_s: float | None = None
     step_base_s: float | None = None
     step_seq_s: float | None = None
-    """A decode step of n sequences takes step_base_s + n * step_seq_s…"""
-    steps_s: tuple[float, ...] = ()
-    """…and more exactly this for n = 1, 2, …: see step_times.py."""
+    """A decode step of n sequences takes step_base_s + n * step_seq_s, where `steps_s` ends."""
     chunk_tok_s: float | None = None
     """A chunk takes chunk_work / chunk_tok_s beside the step's decodes; prefill_tok_s is what the
     chunks of late came to, whatever their sizes."""
@@ -59,6 +57,8 @@ class Speeds(msgspec.Struct, frozen=True):
     """Tokens that could be computed in the time that a chunk costs as such."""
     loose: float | None = None
     """A token outside of tiles takes as long as so many in one; None: there are no tiles."""
+    steps_s: tuple[float, ...] = ()
+    """Seconds of a decode step of 1, 2, … sequences; see step_times.py."""
 
     def decode_s(self, sequences: int) -> float | None:
         """Seconds of a step that decodes so many sequences."""
@@ -94,10 +94,10 @@ class Speeds(msgspec.Struct, frozen=True):
             None if self.prefill_tok_s is None else self.prefill_tok_s * prefill,
             None if base_s is None else base_s / decode,
             None if seq_s is None else seq_s / decode,
-            tuple([seconds / decode for seconds in self.steps_s]),
             None if self.chunk_tok_s is None else self.chunk_tok_s * prefill,
             self.chunk_base,
             self.loose,
+            tuple([seconds / decode for seconds in self.steps_s]),
         )
 
 

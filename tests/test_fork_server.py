@@ -146,6 +146,7 @@ def test_a_worker_is_this_processs_child_pinned_and_named(worker: Worker) -> Non
     parent, nice = fields[1], fields[16]
     assert int(parent) == os.getpid()
     assert int(nice) == os.nice(0) + Settings().nice
+    assert os.getsid(worker.pid) == worker.pid  # its cores' scheduler sees it apart from all others
     assert os.sched_getaffinity(worker.pid) == {min(os.sched_getaffinity(0))}
     cmdline = Path(f"/proc/{worker.pid}/cmdline").read_bytes()
     assert cmdline.rstrip(b"\0").decode() == "lbhost worker 0"

@@ -2,20 +2,21 @@
 
 Two servers on one model, with states and with none (`--state-cache 0`: no saving of what has
 ended, no checkpoint of what runs, no store), get the same new prompts in turn, each first every
-other time.
+other time. CPU time is compared beside throughput: it is nearly the same on a busy box.
 """
 
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import httpx2
 
-from benchmarks import servers
+from benchmarks import machine, servers, stats
 from benchmarks.bench import Bench, BenchError
 from benchmarks.figures import Figure, at_least, at_most
 from benchmarks.servers import Server
-from benchmarks.serving import SLOTS, Pairs, apply, closed
+from benchmarks.serving import OUTPUT_TOKENS, SLOTS, Pairs, apply, closed
 from benchmarks.stats import spread
 
 CTX_SIZE = 512
@@ -26,6 +27,23 @@ _SAVING = "lbhost_state_save_seconds_total"
 
 _EACH = 2
 """Requests of a client in a run: short ones, so that the box drifts little within a pair."""
+
+
+class Spent(NamedTuple):
+    """CPU seconds of a server's processes."""
+
+    workers: float
+    gateway: float
+
+    def since(self, before: Spent) -> Spent:
+        return Spent(self.workers - before.workers, self.gateway - before.gateway)
+
+
+def spent(server: Server) -> Spent:
+    """Up to now. Raises OSError when nobody answers."""
+    status = servers.ask(server, "GET", "/status")
+    workers = [worker["pid"] for worker in status["workers"]]
+    return Spent(machine.cpu_s(workers), machine.cpu_s([status["gateway"]["pid"]]))
 
 
 def saving_s(server: Server) -> float:
@@ -48,16 +66,19 @@ def bookkeeping(bench: Bench) -> list[Figure]:
         for server in both:
             apply(server, closed(bench, SLOTS), SLOTS, 600)
         pairs = Pairs([], [])
+        costs: tuple[list[Spent], list[Spent]] = ([], [])
         saving, busy_s = saving_s(keeps), 0.0
         for turn in range(bench.pairs):
             jobs = closed(bench, SLOTS * bench.scaled(_EACH))
             for place in (0, 1) if turn % 2 == 0 else (1, 0):
-                began = time.monotonic()
+                began, before = time.monotonic(), spent(both[place])
                 pairs[place].append(apply(both[place], jobs, SLOTS, 600))
+                costs[place].append(spent(both[place]).since(before))
                 busy_s += time.monotonic() - began if place == 0 else 0.0
             ours, theirs = pairs.ours[-1].tok_s, pairs.theirs[-1].tok_s
             bench.say(f"bookkeeping, pair {turn + 1}: {ours:.1f} : {theirs:.1f} tokens/s")
         saving = saving_s(keeps) - saving
+        tokens = len(jobs) * OUTPUT_TOKENS
         status = servers.ask(keeps, "GET", "/status")
         saved, workers = status["states"]["entries"], len(status["workers"])
     return [
@@ -69,6 +90,7 @@ def bookkeeping(bench: Bench) -> list[Figure]:
             at_least(1 - MOST_COST),
             f"{pairs.behind('tok_s', 1, 'tokens/s')}, {saved} states kept",
         ),
+        *_cpu(costs, tokens),
         Figure(
             "bookkeeping",
             "part of the workers' time in which they save states",
@@ -86,3 +108,24 @@ def bookkeeping(bench: Bench) -> list[Figure]:
             pairs.behind("gap_p99", 1000, "ms"),
         ),
     ]
+
+
+def _cpu(costs: tuple[list[Spent], list[Spent]], tokens: int) -> list[Figure]:
+    """Of both servers, run by run of so many tokens."""
+    figures: list[Figure] = []
+    for who in Spent._fields:
+        ours, theirs = ([getattr(one, who) for one in runs] for runs in costs)
+        each = " : ".join(
+            f"{1000 * stats.spread(values).median / tokens:.3f}" for values in (ours, theirs)
+        )
+        figures.append(
+            Figure(
+                "bookkeeping",
+                f"CPU time of the {who} with KV states over without",
+                stats.paired_ratios(ours, theirs),
+                "x",
+                at_most(1 / (1 - MOST_COST)) if who == "workers" else None,
+                f"{each} ms a token",
+            )
+        )
+    return figures

@@ -13,11 +13,12 @@ import random
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from benchmarks import machine, stats
-from faults import episode, kills
+from faults import crowds, episode, kills, soak
 from faults.answers import Question, Reference, Verdict, parted
 from faults.box import Box, BoxError
 from faults.catalogue import FAULTS
@@ -54,23 +55,60 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="instead: kill N workers under short greedy streams, and say how many answers are "
         "as undisturbed; Ctrl-C ends it early, with the figures so far",
     )
+    parser.add_argument(
+        "--soak",
+        action="store_true",
+        help="instead: let it work for --minutes, and say by how much each process grows",
+    )
+    parser.add_argument(
+        "--embedding-model",
+        metavar="MODEL",
+        help="of --soak, beside --model (default: the same file)",
+    )
+    parser.add_argument(
+        "--rude",
+        type=int,
+        metavar="N",
+        help="instead: N clients of each rude kind, and what an honest one gets beside them",
+    )
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=crowds.AT_ONCE,
+        metavar="N",
+        help=f"of --rude: clients at a time (default {crowds.AT_ONCE})",
+    )
     parser.add_argument("--list", action="store_true", help="name the faults and end")
     args = parser.parse_args(argv)
     if unknown := set(args.faults) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}; --list names them")
     if not 0.1 <= args.minutes <= 600:
         parser.error("--minutes: from 0.1 to 600")
-    if args.kills is not None and (args.kills < 1 or args.faults):
-        parser.error("--kills: at least 1, and no faults beside it")
+    instead = [args.kills is not None, args.soak, args.rude is not None]
+    if sum(instead) > 1 or (any(instead) and args.faults):
+        parser.error("one of --kills, --soak and --rude, and no faults beside it")
+    for flag, count in (
+        ("--kills", args.kills),
+        ("--rude", args.rude),
+        ("--at-once", args.at_once),
+    ):
+        if count is not None and count < 1:
+            parser.error(f"{flag}: at least 1")
+    if args.embedding_model is not None and not args.soak:
+        parser.error("--embedding-model is for --soak")
     if not 0 < args.load <= 2:
         parser.error("--load: over 0, at most 2")
     return args
 
 
 async def run(args: argparse.Namespace) -> list[Result]:
-    """Raises BoxError when a server cannot be started or brought back."""
+    """A server that cannot be started or brought back is its episode's broken promise: what others
+    came to is told all the same.
+
+    Raises BoxError when not even the undisturbed one can be started.
+    """
     rng = random.Random(args.seed)
-    model = Path(resolve(args.model).path)
+    model = _path(args.model)
     asked = questions(rng)
     known, rate = await _undisturbed(model, asked, rng)
     say(f"{len(known)} of {len(asked)} questions have one answer; {rate:.2f} requests/s")
@@ -86,7 +124,11 @@ async def run(args: argparse.Namespace) -> list[Result]:
     seconds = args.minutes * 60 / len(rounds)
     results: list[Result] = []
     for number, faults in enumerate(rounds):
-        result = await episode.play(faults, model, asked, known, rate, seconds, args.seed + number)
+        seed = args.seed + number
+        try:
+            result = await episode.play(faults, model, asked, known, rate, seconds, seed)
+        except BoxError as error:
+            result = episode.lost(faults, str(error))
         results.append(result)
         say(f"{result.name}: {'; '.join(result.broken) or 'kept'}")
     return results
@@ -135,14 +177,42 @@ def table(results: list[Result]) -> str:
     )
 
 
-def many_kills(args: argparse.Namespace) -> int:
-    """Exit status as `main`'s. Raises BoxError, LbhostError."""
-    model = Path(resolve(args.model).path)
-    found = asyncio.run(kills.run(model, args.kills, random.Random(args.seed)))
-    print(kills.report(found))
-    if args.json is not None:
-        args.json.write_bytes(msgspec.json.encode(found))
-    return 1 if found.broken else 0
+def play(args: argparse.Namespace) -> tuple[str, list[str], Any]:
+    """What is asked for; returns what people read, the broken promises, and the figures.
+
+    Raises BoxError, LbhostError.
+    """
+    rng = random.Random(args.seed)
+    if args.kills is not None:
+        killed = asyncio.run(kills.run(_path(args.model), args.kills, rng))
+        return kills.report(killed), killed.broken, killed
+    if args.soak:
+        embedding = None if args.embedding_model is None else _path(args.embedding_model)
+        model = _path(args.model)
+        soaked = asyncio.run(soak.run(model, embedding, args.minutes, args.load, rng))
+        return soak.report(soaked), soaked.broken, soaked
+    if args.rude is not None:
+        crowded = asyncio.run(crowds.run(_path(args.model), args.rude, args.at_once, rng))
+        return crowds.report(crowded), crowded.broken, crowded
+    results = asyncio.run(run(args))
+    broken = [line for result in results for line in result.broken]
+    return report(results), broken, results
+
+
+def _path(model: str) -> Path:
+    return Path(resolve(model).path)
+
+
+def report(results: list[Result]) -> str:
+    """For people: the table, and what was broken."""
+    lines = [table(results)]
+    for result in results:
+        lines += [f"BROKEN {result.name}: {line}" for line in result.broken]
+        for text, reference in result.different[:5]:
+            at = parted(text, reference)
+            was, became = reference[at : at + 60], text[at : at + 60]
+            lines.append(f"  from character {at}: {became!r}, not {was!r}")
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
@@ -154,25 +224,17 @@ def main(argv: list[str]) -> int:
         return 0
     say(machine.describe())
     try:
-        if args.kills is not None:
-            return many_kills(args)
-        results = asyncio.run(run(args))
+        text, broken, figures = play(args)
     except BoxError as error:
         say(f"chaos: {error}")
         return 1
     except LbhostError as error:
         say(f"chaos: {error.message}")
         return 2
-    print(table(results))
-    for result in results:
-        for line in result.broken:
-            print(f"BROKEN {result.name}: {line}")
-        for text, reference in result.different[:5]:
-            at = parted(text, reference)
-            print(f"  from character {at}: {text[at : at + 60]!r}, not {reference[at : at + 60]!r}")
+    print(text)
     if args.json is not None:
-        args.json.write_bytes(msgspec.json.encode(results))
-    return 1 if any(result.broken for result in results) else 0
+        args.json.write_bytes(msgspec.json.encode(figures))
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -50,13 +50,14 @@ class Box:
     def __init__(
         self,
         folder: Path,
-        model: Path,
+        model: Path | None,
         flags: tuple[str, ...] = (),
         environ: Mapping[str, str] | None = None,
         log: Path | None = None,
     ) -> None:
         """
         Args:
+            model: None: the flags name a configuration that has models.
             environ: beside ours.
             log: where its output goes, if not to a file in `folder`.
         """
@@ -90,7 +91,9 @@ class Box:
         Raises:
             BoxError: it ended, or was not ready in READY_S.
         """
-        command = [sys.executable, "-m", "lbhost", "serve", "--model", str(self._model)]
+        command = [sys.executable, "-m", "lbhost", "serve"]
+        if self._model is not None:
+            command += ["--model", str(self._model)]
         command += ["--port", str(self._port), "--runtime-dir", str(self._folder / "run")]
         command += ["--log-format", "json", *self._flags]
         with self.log.open("ab") as log:
@@ -116,7 +119,8 @@ class Box:
     async def stop(self) -> None:
         """End it, by force if need be."""
         if self._child is not None:
-            for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
+            # not SIGINT, which a shell has its background jobs ignore, and the server with them
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
                 if self._child.poll() is None:
                     self._child.send_signal(number)
                     await asyncio.to_thread(_wait, self._child, 10.0)
@@ -204,6 +208,18 @@ class Box:
 
     # --- leaks --------------------------------------------------------------------------------
 
+    def sizes(self) -> list[tuple[str, int, int, int]]:
+        """(role, pid, RSS in bytes, descriptors but for states) of each process."""
+        found: list[tuple[str, int, int, int]] = []
+        for process in self._processes():
+            try:
+                role = "supervisor" if process.pid == self.pid else process.name()
+                count, _ = _descriptors(process.pid)
+                found.append((role, process.pid, process.memory_info().rss, count))
+            except (psutil.NoSuchProcess, OSError):
+                continue  # it has just ended
+        return found
+
     def holdings(self) -> Holdings:
         processes = self._processes()
         if any(process.ppid() == self.pid and _serves(process) for process in processes):
@@ -244,6 +260,13 @@ class Box:
             if had is not None and count > had + _SPARE_FDS:
                 found.append(f"{role}: {count} descriptors, {had} before")
         return found + self.orphans()
+
+    async def left(self) -> list[str]:
+        """Orphans that are there after ORPHANS_S, too."""
+        end = time.monotonic() + ORPHANS_S
+        while (found := await asyncio.to_thread(self.orphans)) and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        return found
 
     def orphans(self) -> list[str]:
         """Processes that were the server's, and live without it."""

@@ -73,7 +73,7 @@ def judge(
     if not counts[Verdict.COMPLETED]:
         broken.append("nothing was answered")
     return Result(
-        name="+".join(fault.name for fault in faults),
+        name=_name(faults),
         counts=counts,
         excused=len(excused),
         leaks=leaks,
@@ -82,6 +82,16 @@ def judge(
         recovered_s=recoveries(answers, scene.struck, STREAMING_S),
         different=different,
     )
+
+
+def lost(faults: Sequence[Fault], why: str) -> Result:
+    """Of an episode that could not be played to its end: nobody knows what its clients got."""
+    counts = {str(kind): 0 for kind in Verdict}
+    return Result(_name(faults), counts, 0, [], [why], 0, [], [])
+
+
+def _name(faults: Sequence[Fault]) -> str:
+    return "+".join(fault.name for fault in faults)
 
 
 async def play(
@@ -145,7 +155,7 @@ async def play(
         finally:
             await client.close()
             await box.stop()
-        leaks += box.orphans()
+        leaks += await box.left()
     return judge(faults, traffic.answers, references, scene, leaks)
 
 

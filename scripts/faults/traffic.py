@@ -50,10 +50,15 @@ def short_questions(max_tokens: int) -> list[Question]:
 class Client:
     """Sends questions to one server."""
 
-    def __init__(self, endpoint: str, asked: Sequence[Question]) -> None:
+    def __init__(self, endpoint: str, asked: Sequence[Question], key: str | None = None) -> None:
+        """`key`: where the server has keys."""
         self.questions = asked
-        limits = httpx2.Limits(max_connections=MOST_OPEN, max_keepalive_connections=16)
-        self._http = httpx2.AsyncClient(base_url=endpoint, timeout=PATIENCE_S, limits=limits)
+        self._http = httpx2.AsyncClient(
+            base_url=endpoint,
+            timeout=PATIENCE_S,
+            limits=httpx2.Limits(max_connections=MOST_OPEN, max_keepalive_connections=16),
+            headers={} if key is None else {"x-api-key": key},
+        )
         self.pieces = 0
         """Of text, in all answers up to now."""
 

@@ -114,6 +114,8 @@ class ProgressRow(msgspec.Struct, frozen=True):
     """Steps that were computed with lent CPUs too."""
     lent: CpuSet = ()
     """Lent CPUs that the newest step took; a CPU worker's own are its identity's."""
+    adapter_switches: int = 0
+    """Times that this process changed the LoRA adapter that it computes with."""
 
 
 class TrafficRow(msgspec.Struct, frozen=True):

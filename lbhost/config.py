@@ -13,6 +13,7 @@ from typing import Annotated, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from lbhost.adapters import Adapter
 from lbhost.model_entry import ModelEntry
 from lbhost.purpose import KindChoice, PoolingChoice
 from lbhost.setting_values import Count, Names, Seconds, names, require_name, says, size
@@ -87,6 +88,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         PoolingChoice,
         says("How an embedding model's token vectors become one; auto: as its file says, or mean."),
     ] = PoolingChoice.AUTO
+    adapters: Annotated[
+        tuple[Adapter, ...],
+        says(
+            "LoRA adapters of the model, NAME=PATH[:SCALE], comma-separated; a request whose "
+            "`model` is NAME is answered with that one."
+        ),
+    ] = ()
     host: Annotated[str, Meta(min_length=1), says("Address to listen on.")] = "127.0.0.1"
     port: Annotated[
         int, Meta(ge=0, le=65535), says("TCP port to listen on; 0 picks a free one.")
@@ -371,6 +379,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         except ValueError as error:
             raise ValueError(f"models[{index}]: {error}") from None
 
+    def _require_different_names(self) -> None:
+        """Raises ValueError if an adapter is called like the model, or is one of several that are
+        called alike."""
+        taken = {self.alias, *names(self.aliases)}
+        for i, adapter in enumerate(self.adapters):
+            if adapter.name in taken:
+                raise ValueError(f"adapters[{i}].name: {adapter.name!r} is there already")
+            taken.add(adapter.name)
+
     def __post_init__(self) -> None:
         # These raise ValueError.
         _ = self.state_cache_bytes, self.embedding_cache_bytes, self.state_dir_bytes
@@ -385,6 +402,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"workers ({self.workers}) must be {within}")
         for name in (self.alias or "", *names(self.aliases)):
             require_name(name, "alias" if name == self.alias else "aliases")
+        self._require_different_names()
         self.served()
         warm_c = DEFAULT_WARM_C if self.warm_c is None else self.warm_c
         hot_c = DEFAULT_HOT_C if self.hot_c is None else self.hot_c
@@ -395,7 +413,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 KEYS: tuple[str, ...] = Settings.__struct_fields__
 FLAGS: tuple[str, ...] = tuple(key for key in KEYS if key != "models")
 """Settings that are flags and environment variables too."""
-OF_ONE_MODEL = ("model", "alias", "aliases", "kind", "pooling")
+OF_ONE_MODEL = ("model", "alias", "aliases", "adapters", "kind", "pooling")
 """What each table of `models` says for itself."""
 SECRET = frozenset({"api_key"})
 """Settings whose value no message may hold."""

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from lbhost.adapters import AdapterFile
 from lbhost.config import Settings
 from lbhost.errors import WireError
 from lbhost.placement.placement import Placement
@@ -44,6 +45,13 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     """What the model is served as."""
     aliases: tuple[str, ...] = ()
     """More names that clients may use for it."""
+    adapters: tuple[AdapterFile, ...] = ()
+    """Its LoRA adapters, by number from 1 on; 0 is none."""
+
+    @property
+    def files(self) -> tuple[FilePart, ...]:
+        """All that its weights are made from."""
+        return (*self.weights, *(adapter.file for adapter in self.adapters))
 
 
 class Serve(msgspec.Struct, frozen=True, tag="serve"):

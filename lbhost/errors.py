@@ -319,6 +319,15 @@ class ModelFileError(StartupError):
     """The model is missing, truncated, or not a GGUF that llama.cpp can load."""
 
 
+class AdapterFileError(ModelFileError):
+    """A LoRA adapter is missing, damaged, or for another model."""
+
+    def __init__(self, message: str, place: int) -> None:
+        """`place`: which of the model's adapters, from 0 on."""
+        super().__init__(message)
+        self.place = place
+
+
 class ModelDamagedError(ModelFileError):
     """What is in the file cannot be: it is no GGUF, cut off, or broken. The CLI exits with 2."""
 

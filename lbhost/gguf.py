@@ -56,8 +56,8 @@ class Tensor(NamedTuple):
     offset: int
 
 
-def verify(data: Buffer) -> None:
-    """Check a whole file.
+def verify(data: Buffer) -> list[Tensor]:
+    """Check a whole file; its tensors.
 
     Raises:
         GgufError: the first thing found wrong.
@@ -73,7 +73,7 @@ def verify(data: Buffer) -> None:
     tensors = reader.count("tensors", MAX_TENSORS)
     keys = reader.count("keys", MAX_KEYS)
     alignment = _keys(reader, keys)
-    _tensors(reader, tensors, alignment)
+    return _tensors(reader, tensors, alignment)
 
 
 class _Reader:
@@ -178,7 +178,7 @@ def _alignment(data: Buffer, at: int, kind: int) -> int:
     return value
 
 
-def _tensors(reader: _Reader, count: int, alignment: int) -> None:
+def _tensors(reader: _Reader, count: int, alignment: int) -> list[Tensor]:
     found: list[Tensor] = []
     seen: set[bytes] = set()
     for number in range(count):
@@ -198,6 +198,7 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> None:
         raise GgufError(
             f"truncated: {reader.size} bytes of at least {max(ends)}; download it again"
         )
+    return found
 
 
 def _tensor(reader: _Reader, number: int) -> Tensor:

@@ -30,7 +30,7 @@ _SCALARS: dict[int, tuple[str, Any]] = {
     10: ("u64", ctypes.c_uint64),
     11: ("i64", ctypes.c_int64),
 }
-_STRING, _ARRAY = 8, 9
+_FLOAT32, _STRING, _ARRAY = 6, 8, 9
 
 
 class GgufFile:
@@ -103,6 +103,17 @@ class GgufFile:
         name, ctype = _SCALARS[kind]
         get = ggml(f"gguf_get_val_{name}", ctype, ctypes.c_void_p, ctypes.c_int64)
         return int(get(self._ctx, at))
+
+    def real(self, key: str) -> float | None:
+        """None too where the number is of another type than float32."""
+        at, kind = self._find(key)
+        if kind != _FLOAT32:
+            return None
+        get = ggml("gguf_get_val_f32", ctypes.c_float, ctypes.c_void_p, ctypes.c_int64)
+        return float(get(self._ctx, at))
+
+    def has(self, key: str) -> bool:
+        return self._find(key)[0] >= 0
 
     def numbers(self, key: str, count: int) -> list[int] | None:
         """A per-layer array; a single number stands for all `count` layers."""

@@ -14,13 +14,18 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 import setproctitle
 
-from lbhost import gguf, llama
-from lbhost.errors import ModelDamagedError, ModelFileError
+from lbhost import adapter_fit, gguf, llama
+from lbhost.errors import AdapterFileError, ModelDamagedError, ModelFileError
+from lbhost.gguf import Tensor
+from lbhost.gguf_file import GgufFile
+from lbhost.llamacpp import collect_errors
 from lbhost.purpose import KindChoice, PoolingChoice
 from lbhost.sandbox import profiles
 from lbhost.sandbox.environment import scrubbed
@@ -46,17 +51,34 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
     pooling: PoolingChoice
 
 
+class AskAdapters(msgspec.Struct, frozen=True, tag="ask_adapters"):
+    """Do these fit the model?"""
+
+    path: str
+    """The model's."""
+    adapters: tuple[str, ...]
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """It cannot be used, and why."""
 
     message: str
     damaged: bool
+    adapter: int | None = None
+    """The place of the adapter to blame; None: it is the model."""
+
+
+class Fit(msgspec.Struct, frozen=True, tag="fit"):
+    """All of them do."""
 
 
 class Found(msgspec.Struct, frozen=True, tag="found"):
     """It can be read."""
 
     info: llama.ModelInfo
+
+
+Answer: TypeAlias = Found | Fit | Refused
 
 
 def inspect(
@@ -72,12 +94,41 @@ def inspect(
         ModelDamagedError: a file is not GGUF, truncated, or says what cannot be; one line.
         ModelFileError: missing, an unknown architecture, or a model that cannot be served.
     """
+    answer = _asked(Ask(str(path), kind, pooling), path)
+    if not isinstance(answer, Found):
+        raise _error(answer, path)
+    return _brief(answer.info)  # it may have been taken over by what it has read
+
+
+def inspect_adapters(path: str | Path, adapters: Sequence[str]) -> None:
+    """Check LoRA adapters' files, and that they fit a model, as `inspect` does; that is passed.
+
+    Raises:
+        AdapterFileError: one is missing, damaged, no LoRA adapter, or for another model.
+        ModelFileError: it is the model's file that cannot be read.
+    """
+    answer = _asked(AskAdapters(str(path), tuple(adapters)), f"{path} or an adapter of it")
+    if isinstance(answer, Refused) and answer.adapter is not None:
+        place = min(max(0, answer.adapter), len(adapters) - 1)
+        raise AdapterFileError(_printable(answer.message), place)
+    if not isinstance(answer, Fit):
+        raise _error(answer, path)
+
+
+def _error(answer: Answer, path: str | Path) -> ModelFileError:
+    if not isinstance(answer, Refused):
+        return ModelDamagedError(f"{path}: the process that read it says nonsense")
+    return (ModelDamagedError if answer.damaged else ModelFileError)(_printable(answer.message))
+
+
+def _asked(question: Ask | AskAdapters, path: str | Path) -> Answer:
+    """The answer of a process that reads the files. Raises ModelFileError and its kin."""
     quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     process = SideProcess(MODULE, {**scrubbed(os.environ), **quiet})
     try:
         with process as link:
             link.settimeout(WAIT_S)
-            link.send(msgspec.msgpack.encode(Ask(str(path), kind, pooling)))
+            link.send(msgspec.msgpack.encode(question))
             data = link.recv(MAX_PACKET)
             if not data:
                 raise ModelDamagedError(f"{path}: llama.cpp cannot read it: {_how(process)}")
@@ -86,13 +137,10 @@ def inspect(
     except OSError as error:
         raise ModelFileError(f"{path}: no process can read it: {error.strerror}") from error
     try:
-        answer = msgspec.msgpack.decode(data, type=Found | Refused)
+        answer: Answer = msgspec.msgpack.decode(data, type=Answer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelDamagedError(f"{path}: the process that read it says nonsense") from error
-    # It may have been taken over by what it has read.
-    if isinstance(answer, Found):
-        return _brief(answer.info)
-    raise (ModelDamagedError if answer.damaged else ModelFileError)(_printable(answer.message))
+    return answer
 
 
 def _how(process: SideProcess) -> str:
@@ -114,11 +162,13 @@ def main() -> int:
     setproctitle.setproctitle("lbhost inspecting")
     data = link.recv(MAX_PACKET)
     if data:
-        link.send(msgspec.msgpack.encode(_answer(msgspec.msgpack.decode(data, type=Ask))))
+        asked = msgspec.msgpack.decode(data, type=Ask | AskAdapters)
+        answer = _inspected(asked) if isinstance(asked, Ask) else _compared(asked)
+        link.send(msgspec.msgpack.encode(answer))
     return 0
 
 
-def _answer(asked: Ask) -> Found | Refused:
+def _inspected(asked: Ask) -> Answer:
     path = Path(asked.path)
     try:
         files = parts(path)
@@ -127,10 +177,59 @@ def _answer(asked: Ask) -> Found | Refused:
         for part in files:
             _verify(part)
         return Found(_brief(llama.inspect(path, asked.kind, asked.pooling)))
-    except ModelFileError as error:
+    except ERRORS as error:
+        return _refused(path, error)
+
+
+def _compared(asked: AskAdapters) -> Answer:
+    """Each adapter with the model."""
+    path = Path(asked.path)
+    try:
+        files = parts(path)
+        profiles.reader([*files, *asked.adapters], os.environ)
+        _limit()
+        shapes = {tensor.name: tensor.dimensions for part in files for tensor in _verify(part)}
+        architecture = _header(files[0]).text("general.architecture") or ""
+    except ERRORS as error:
+        return _refused(path, error)
+    for number, adapter in enumerate(asked.adapters):
+        refused = _misfit(Path(adapter), architecture, shapes)
+        if refused is not None:
+            return msgspec.structs.replace(refused, adapter=number)
+    return Fit()
+
+
+def _misfit(path: Path, architecture: str, shapes: adapter_fit.Shapes) -> Refused | None:
+    """Why an adapter is of no use to a model of these shapes; None: it is."""
+    try:
+        tensors, file = _verify(path), _header(path)
+        header = adapter_fit.Header(
+            kind=file.text("general.type"),
+            adapter=file.text("adapter.type"),
+            architecture=file.text("general.architecture"),
+            alpha=file.real("adapter.lora.alpha"),
+            says_alpha=file.has("adapter.lora.alpha"),
+            activated=file.has("adapter.alora.invocation_tokens"),
+        )
+        found = adapter_fit.problem(header, tensors, architecture, shapes)
+    except ERRORS as error:
+        return _refused(path, error)
+    return None if found is None else Refused(f"{path}: {found}", damaged=False)
+
+
+def _header(path: Path) -> GgufFile:
+    with collect_errors() as errors:
+        return GgufFile(path, errors)
+
+
+ERRORS = (ModelFileError, MemoryError, OverflowError, ArithmeticError, ValueError)
+"""What reading a file may raise; in this process a bad file can do no more."""
+
+
+def _refused(path: Path, error: Exception) -> Refused:
+    if isinstance(error, ModelFileError):
         return Refused(error.message, isinstance(error, ModelDamagedError))
-    except (MemoryError, OverflowError, ArithmeticError, ValueError) as error:
-        return Refused(f"{path}: damaged: {error or type(error).__name__}", damaged=True)
+    return Refused(f"{path}: damaged: {error or type(error).__name__}", damaged=True)
 
 
 def _limit() -> None:
@@ -145,13 +244,14 @@ def _lower(which: int, value: int) -> None:
     resource.setrlimit(which, (most, most))
 
 
-def _verify(path: Path) -> None:
+def _verify(path: Path) -> list[Tensor]:
+    """Raises ModelFileError."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ModelDamagedError(f"{path}: not a GGUF file: it is empty")
             with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-                gguf.verify(data)
+                return gguf.verify(data)
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such model file") from error
     except OSError as error:

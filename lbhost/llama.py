@@ -10,13 +10,14 @@ import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lbhost import amx, flash, weights
+from lbhost.adapters import AdapterFile
 from lbhost.errors import ModelFileError
 from lbhost.gguf_file import GgufFile
 from lbhost.llamacpp import api as api  # re-exported for tools that need more of llama.h
@@ -321,7 +322,10 @@ class Model:
         ModelFileError: llama.cpp cannot load it.
     """
 
-    def __init__(self, path: str | Path, *, gpu: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, gpu: bool = False, adapters: Sequence[AdapterFile] = ()
+    ) -> None:
+        """`adapters`: LoRA adapters to load beside it."""
         self.path = str(path)
         self.gpu = gpu
         amx.settle()
@@ -345,6 +349,16 @@ class Model:
         self.recurrent = bool(
             api.llama_model_is_recurrent(self.handle) or api.llama_model_is_hybrid(self.handle)
         )
+        # Before any context is made: its graph has room for those that there are by then.
+        self.adapters = [(self._adapter(one.file.path), one.scale) for one in adapters]
+        """llama_adapter_lora pointers, and the scale of each; they go with the model."""
+
+    def _adapter(self, path: str) -> Any:
+        with collect_errors() as errors:
+            adapter = api.llama_adapter_lora_init(self.handle, os.fsencode(path))
+        if not adapter:
+            raise ModelFileError(f"{path}: llama.cpp cannot load this adapter{reason_of(errors)}")
+        return adapter
 
     def _head_size(self) -> int:
         """Numbers in one head's key."""

@@ -12,6 +12,8 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from lbhost import adapters as adapter_tables
+from lbhost.adapters import Adapter
 from lbhost.errors import UsageError
 from lbhost.purpose import KindChoice, PoolingChoice
 from lbhost.setting_values import LONGEST_NAME, Count, Names, checked, names, require_name
@@ -29,6 +31,8 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     path: Annotated[str, Meta(min_length=1)]
     """What `--model` takes."""
     aliases: Names = ()
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters of it, each a table [[models.adapters]]."""
     kind: KindChoice = KindChoice.AUTO
     pooling: PoolingChoice = PoolingChoice.AUTO
     workers: Count | str | None = None
@@ -79,7 +83,7 @@ def _entry(table: dict[str, Any], where: str, servers: Container[str]) -> ModelE
             raise UsageError(
                 f"{where}.{key}: is the whole server's: write it above the first [[models]]"
             )
-    entry = ModelEntry(**{k: checked(k, v, _HINTS, f"{where}.{k}") for k, v in table.items()})
+    entry = ModelEntry(**{k: _value(k, v, f"{where}.{k}") for k, v in table.items()})
     try:
         require_name(entry.name, f"{where}.name")
         for alias in entry.names[1:]:
@@ -89,14 +93,22 @@ def _entry(table: dict[str, Any], where: str, servers: Container[str]) -> ModelE
     return entry
 
 
+def _value(key: str, value: Any, where: str) -> Any:
+    if key == "adapters":
+        return adapter_tables.parse(value, where, _HINTS)
+    return checked(key, value, _HINTS, where)
+
+
 def _require_different(found: Sequence[ModelEntry], where: str) -> None:
     """Raises UsageError if two have one name."""
     taken: dict[str, int] = {}
     for i, entry in enumerate(found):
-        for name in entry.names:
-            key = "name" if name == entry.name else "aliases"
+        own = dict.fromkeys(entry.names)
+        keys = [(name, "name" if name == entry.name else "aliases") for name in own]
+        keys += [(one.name, f"adapters[{at}].name") for at, one in enumerate(entry.adapters)]
+        for name, key in keys:
             if name in taken:
                 raise UsageError(
                     f"{where}: models[{i}].{key}: {name!r} is a name of models[{taken[name]}] too"
                 )
-        taken.update(dict.fromkeys(entry.names, i))
+            taken[name] = i

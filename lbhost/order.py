@@ -25,11 +25,21 @@ tokens, for steps of at most `step` of them and turns of at most `grain` (see `t
 Ranks come before lengths: a lower one goes first. The oldest of priority and default keeps its
 part against both; flex has none against them, and gives way between two steps. What has output
 already (its worker was lost, or it was moved) goes like priority: its reader has been interrupted.
+
+All of this is among requests with the same LoRA adapter. A batch is computed with one adapter, so
+that requests with different ones take turns, prompts and streams alike (`whose_turn`). A turn ends
+between two steps, after `stint_s` of computing or when nothing of it is left; a turn that only flex
+requests have ends after one step. The next has who has waited longest. So whoever has something to
+compute among k adapters waits at most
+
+    (k - 1) * (stint_s + a step + what changing the adapter costs)
+
+for its turn, and gets 1/k of the worker while all of them have enough to do (`takers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -144,6 +154,34 @@ def tokens_until_done(
             elif other < FLEX or rank == FLEX:
                 longer += remaining
     return done + min(longer, done // (PART - 1))
+
+
+def whose_turn(
+    line: Sequence[int], current: int, ranks: Iterable[int], spent_s: float, stint_s: float
+) -> int:
+    """The adapter that the next step computes with.
+
+    Args:
+        line: those whose requests have something to compute; who has waited longest comes first.
+        current: whose turn it was. ranks: of its requests.
+        spent_s: what was computed in this turn.
+        stint_s: after so much another one has its turn.
+    """
+    others = [adapter for adapter in line if adapter != current]
+    if not others:
+        return current
+    most_s = 0.0 if all(rank >= FLEX for rank in ranks) else stint_s
+    goes_on = current in line and (not spent_s or spent_s < most_s)
+    return current if goes_on else others[0]
+
+
+def takers(adapter: int, others: Iterable[int]) -> int:
+    """Among how many adapters a worker's time is shared when a request with this one is there, too.
+
+    Args:
+        others: the adapter of each request that is there.
+    """
+    return len({adapter, *others})
 
 
 def _oldest(prompts: Sequence[Prompt]) -> Prompt:

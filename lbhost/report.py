@@ -112,8 +112,9 @@ def status_view(status: Status) -> Group:
     if several:
         for model in status.models:
             of_model = [worker for worker in status.workers if worker.model == model.name]
-            lines += [Text(), _model_line(model), _workers_table(of_model)]
+            lines += [Text(), _model_line(model), *_adapters(model), _workers_table(of_model)]
     else:
+        lines += [line for model in status.models for line in _adapters(model)]
         lines += [Text(), _workers_table(status.workers)]
     return Group(*lines, *map(Text, _notes(status)))
 
@@ -137,6 +138,14 @@ def _model_line(model: ModelStatus) -> Text:
         f", queue {model.queue_depth}, in flight {model.in_flight}, "
         f"{model.prompt_tokens_s:.0f} in/s, {model.tokens_s:.1f} out/s"
     )
+
+
+def _adapters(model: ModelStatus) -> list[Text]:
+    """Its LoRA adapters, if it has any."""
+    told = [
+        one.name if one.scale == 1.0 else f"{one.name} (x{one.scale:g})" for one in model.adapters
+    ]
+    return [Text(f"LoRA adapters: {', '.join(told)}")] if told else []
 
 
 def _scaling(model: ModelStatus) -> str:

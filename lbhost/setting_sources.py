@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from lbhost import adapters
 from lbhost.config import OF_ONE_MODEL, SECRET, Settings, flag_name
 from lbhost.errors import UsageError
 from lbhost.model_entry import entries
@@ -49,7 +50,10 @@ def load(
     hints = get_type_hints(Settings, include_extras=True)
     del hints["models"]
     for key, value in values.items():
-        values[key] = checked(key, value, hints, origin[key], secret=key in SECRET)
+        if key == "adapters":
+            values[key] = adapters.parse(value, origin[key])
+        else:
+            values[key] = checked(key, value, hints, origin[key], secret=key in SECRET)
     if tables is not None:
         values["models"] = entries(tables, str(config_file), set(hints) - set(OF_ONE_MODEL))
         if both := next((key for key in OF_ONE_MODEL if key in values), None):

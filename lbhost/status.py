@@ -148,6 +148,15 @@ class ForkServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The name of the model whose weights it holds."""
 
 
+class AdapterStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter of a model."""
+
+    name: str
+    """What clients call the model with it."""
+    path: str
+    scale: float
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model that is served. Rates and waits are those of TrafficStatus, for this model."""
 
@@ -185,6 +194,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p95_s: float | None
     oldest_wait_s: float | None
     error_rate: float | None
+    adapters: list[AdapterStatus] = []
+    """Its LoRA adapters."""
 
 
 class TrafficStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,7 +82,10 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", array_like=True):
     kept: int = 0
     """How many of its tokens, from the first on, the store has the KV of: not to be saved again."""
     scope: int = 0
-    """Who shares KV with whom: what was computed for one scope answers no other sooner."""
+    """Who shares KV with whom: what was computed for one scope answers no other sooner. Requests
+    with different adapters are of different scopes: their KV differs; see adapters.py."""
+    adapter: int = 0
+    """The LoRA adapter to compute it with, by its number among the model's; 0: none."""
 
 
 class Embed(msgspec.Struct, frozen=True, tag="embed", array_like=True):

@@ -1,8 +1,9 @@
 """Stand-ins for llama.cpp under the engine: a model whose next token is a sum.
 
 FakeContext keeps a KV of tokens per slot and checks what the engine must never get wrong:
-positions without gaps, room, slots in order. Its next token depends on every token of its
-slot and on nothing else, so that a leak or a wrong reuse shows in the output.
+positions without gaps, room, slots in order, no KV of another adapter. Its next token depends on
+every token of its slot, on the adapter and on nothing else, so that a leak or a wrong reuse shows
+in the output.
 """
 
 from __future__ import annotations
@@ -27,19 +28,23 @@ LIKELY = 12.0
 """The next token's logit; all others' are 0."""
 
 
-def next_token(tokens: list[int]) -> int:
+_ADAPTED = 10_000
+"""What the KV of an adapter's tokens is marked with, times its number."""
+
+
+def next_token(tokens: list[int], adapter: int = 0) -> int:
     """The fake model. Ends (EOG) after about one token in 40."""
-    value = 17
+    value = 17 + 1009 * adapter
     for token in tokens:
         value = (value * 31 + token + 7) % 1_000_003
     return EOG if value % 40 == 0 else 1 + value % (N_VOCAB - 1)
 
 
-def continuation(prompt: list[int], max_tokens: int, n_ctx: int) -> list[int]:
+def continuation(prompt: list[int], max_tokens: int, n_ctx: int, adapter: int = 0) -> list[int]:
     """What a lone sequence yields: the reference for everything."""
     tokens, out = list(prompt), list[int]()
     while len(out) < max_tokens:
-        token = next_token(tokens)
+        token = next_token(tokens, adapter)
         out.append(token)
         if token == EOG or len(tokens) == n_ctx:
             break
@@ -47,12 +52,12 @@ def continuation(prompt: list[int], max_tokens: int, n_ctx: int) -> list[int]:
     return out
 
 
-def lively(length: int, number: int = 0) -> list[int]:
+def lively(length: int, number: int = 0, adapter: int = 0) -> list[int]:
     """The number-th prompt of a length that goes on for as long as it is let."""
     found = 0
     for start in range(1, 900):
         prompt = list(range(start, start + length))
-        if EOG not in continuation(prompt, 64, 64):
+        if EOG not in continuation(prompt, 64, 64, adapter):
             if found == number:
                 return prompt
             found += 1
@@ -72,7 +77,11 @@ class FakeContext:
         self.can_copy = True
         self.can_cut = True
         self.tiled = False
+        self.adapters = 2
+        self.adapter = 0
+        """What it computes with now."""
         self.kv: list[list[int]] = [[] for _ in range(slots)]
+        """Tokens, each with the mark of the adapter that it was computed with."""
         self.results: list[Decoded] = []
         self.during_decode: Callable[[], None] | None = None
         self.batches: list[list[tuple[int, int]]] = []
@@ -83,6 +92,10 @@ class FakeContext:
         self._batch: list[tuple[int, list[int], dict[int, int]]] = []
         """(slot, tokens, how many of them come before each output)."""
         self._outputs: dict[int, list[int]] = {}
+
+    def adapt(self, adapter: int) -> None:
+        assert 0 <= adapter <= self.adapters
+        self.adapter = adapter
 
     def clear(self) -> None:
         self._batch = []
@@ -120,14 +133,21 @@ class FakeContext:
         self._outputs = {}
         for slot, tokens, outputs in self._batch:
             for index, count in outputs.items():
-                self._outputs[index] = self.kv[slot] + tokens[:count]
-            self.kv[slot] += tokens  # an aborted or failed decode leaves what was through
+                self._outputs[index] = self._own(slot) + tokens[:count]
+            mark = self.adapter * _ADAPTED
+            # an aborted or failed decode leaves what was through
+            self.kv[slot] += [token + mark for token in tokens]
         return result
+
+    def _own(self, slot: int) -> list[int]:
+        """The tokens before, all of which the present adapter has computed."""
+        assert {cell // _ADAPTED for cell in self.kv[slot]} <= {self.adapter}, "another one's KV"
+        return [cell % _ADAPTED for cell in self.kv[slot]]
 
     def logits(self, index: int) -> Any:
         """The next token is likely, no other is."""
         row = numpy.zeros(N_VOCAB, numpy.float32)
-        row[next_token(self._outputs[index])] = LIKELY
+        row[next_token(self._outputs[index], self.adapter)] = LIKELY
         return row
 
     def tokens_before(self, index: int) -> list[int]:
@@ -167,6 +187,7 @@ class FakeSampler:
         self._window = deque(history, PENALTY_LAST_N)
         self._forces = forces
         self._tokens: list[int] = []
+        self._adapter = 0
 
     finished = False
 
@@ -174,7 +195,8 @@ class FakeSampler:
         assert isinstance(outputs, FakeContext)
         tokens = outputs.tokens_before(index)
         assert list(self._window) == tokens[-PENALTY_LAST_N:]
-        self._window.append(next_token(tokens))
+        self._adapter = outputs.adapter
+        self._window.append(next_token(tokens, self._adapter))
         self._tokens = [*tokens, self._window[-1]]
         return self._window[-1]
 
@@ -182,11 +204,11 @@ class FakeSampler:
         """Some of the tokens that would be picked next."""
         tokens = list(self._tokens)
         for _ in range(len(tokens) % 4 if self._forces else 0):
-            tokens.append(next_token(tokens))
+            tokens.append(next_token(tokens, self._adapter))
         return tokens[len(self._tokens) :]
 
     def take(self, token: int) -> None:
-        assert token == next_token(self._tokens)
+        assert token == next_token(self._tokens, self._adapter)
         self._tokens.append(token)
         self._window.append(token)
 

@@ -16,6 +16,7 @@ import httpx2
 
 from fake_worker import FakeWorker, Script
 from lbhost import control
+from lbhost.adapters import AdapterFile
 from lbhost.board import Board, WorkerState
 from lbhost.config import Settings
 from lbhost.gateway.gateway import Gateway, Start, receive_start
@@ -120,6 +121,7 @@ async def running_gateway(
     purpose: Purpose = GENERATES,
     more: Mapping[str, Purpose] | None = None,
     aliases: tuple[str, ...] = (),
+    adapters: tuple[AdapterFile, ...] = (),
     broken: Sequence[str] = (),
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
@@ -127,7 +129,7 @@ async def running_gateway(
 
     Args:
         more: models beside the first one, by name.
-        aliases: of the first one. broken: those of `more` that cannot be loaded.
+        aliases, adapters: of the first one. broken: those of `more` that cannot be loaded.
     """
     page = Board.create(workers=8, cores=4, gpus=0)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -136,7 +138,9 @@ async def running_gateway(
     usual = {"prompt_helpers": 1, "embedding_cache": 0}
     made = Settings(**{**usual, **settings})
     models = (
-        control.Configure(made, "toy.gguf", MODEL, N_CTX, purpose=purpose, aliases=aliases),
+        control.Configure(
+            made, "toy.gguf", MODEL, N_CTX, purpose=purpose, aliases=aliases, adapters=adapters
+        ),
         *(
             control.Configure(made, f"{name}.gguf", name, N_CTX, purpose=one)
             for name, one in (more or {}).items()

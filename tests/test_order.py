@@ -16,8 +16,10 @@ from lbhost.order import (
     Prompt,
     Turn,
     after,
+    takers,
     tokens_until_done,
     turns,
+    whose_turn,
 )
 
 GRAIN = 64
@@ -291,3 +293,40 @@ def test_the_prediction_is_what_the_order_gives_but_for_a_grain(
         if part.prompt.number == new.number and part.tokens == part.prompt.remaining:
             break
     assert abs(done - tokens_until_done(tokens, [long, *others])) <= GRAIN
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whoever_has_something_to_compute_has_its_turn_within_the_bound(
+    data: st.DataObject,
+) -> None:
+    """Adapters come and go at random; each step takes a random time."""
+    stint_s, longest_s = 0.15, 0.4
+    current, spent_s, line, waited_s = 0, 0.0, list[int](), dict[int, float]()
+    for _ in range(data.draw(st.integers(1, 120))):
+        there = data.draw(st.sets(st.integers(0, 4), min_size=1))
+        line = [one for one in line if one in there] + sorted(there - set(line))
+        waited_s = {one: waited_s.get(one, 0.0) for one in there}
+        turn = whose_turn(line, current, [DEFAULT], spent_s, stint_s)
+        assert turn in there
+        if turn != current:
+            line.sort(key=lambda one: one == current)
+            current, spent_s = turn, 0.0
+        step_s = data.draw(st.floats(0.001, longest_s))
+        spent_s += step_s
+        for one in there:
+            waited_s[one] = 0.0 if one == turn else waited_s[one] + step_s
+            assert waited_s[one] <= 4 * (stint_s + longest_s)
+
+
+def test_a_turn_of_flex_requests_alone_ends_after_a_step() -> None:
+    assert whose_turn([0, 1], 0, [FLEX, FLEX], 0.0, 0.15) == 0, "it has a step"
+    assert whose_turn([0, 1], 0, [FLEX, FLEX], 0.01, 0.15) == 1
+    assert whose_turn([0, 1], 0, [FLEX, DEFAULT], 0.01, 0.15) == 0
+    assert whose_turn([0], 0, [FLEX], 9.0, 0.15) == 0, "nobody waits"
+    assert whose_turn([], 2, [], 9.0, 0.15) == 2, "nothing is changed for nobody"
+
+
+def test_time_is_shared_among_adapters_not_requests() -> None:
+    assert takers(1, []) == takers(1, [1, 1]) == 1
+    assert takers(1, [0, 2, 2]) == 3

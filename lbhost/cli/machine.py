@@ -85,7 +85,9 @@ def models(*, json: AsJson = False, runtime_dir: RuntimeDir = None) -> None:
     found = [*model.starter(), *local_models.find(os.environ)]
     with contextlib.suppress(LbhostError), AdminClient(where(runtime_dir)) as client:
         served = client.status().models
-        found = local_models.marked(found, {one.name: one.path for one in served})
+        paths = {one.name: one.path for one in served}
+        paths |= {adapter.name: adapter.path for one in served for adapter in one.adapters}
+        found = local_models.marked(found, paths)
     if json:
         print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
         return

@@ -24,6 +24,8 @@ _NUMBERS = {"ctx_size", "max_workers", "min_workers", "queue_tokens", "threads_p
 
 def _metavar(field: msgspec.structs.FieldInfo) -> str:
     """What a flag takes: its choices, its unit, or N or TEXT."""
+    if field.name == "adapters":
+        return "NAME=PATH[:SCALE]"
     if isinstance(field.default, enum.Enum):
         return "|".join(choice.value for choice in type(field.default))
     unit = next((word for end, word in _UNITS.items() if field.name.endswith(end)), None)
@@ -61,7 +63,7 @@ def _add_serve() -> None:
             continue
         switch = isinstance(field.default, bool)
         shown = ("yes" if field.default else "no") if switch else field.default
-        default = "" if field.default is None else f" [default: {shown}]"
+        default = "" if field.default in (None, ()) else f" [default: {shown}]"
         flag = Parameter(
             name=f"--{config.flag_name(field.name)}",
             help=config.described(field.name) + default,

@@ -1,13 +1,12 @@
-"""The models that are served, and which of them a request is for.
+"""The models that are served, with their adapters, and which of them a request is for.
 
-Owns nothing but the list. A request names its model in `model`; one that names none gets the
-first that suits what it asks, of those that its API key may use.
+Owns nothing but the list. A request names its model, or an adapter of one, in `model`; one that
+names none gets the first that suits what it asks, of those that its API key may use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
 
 from lbhost.errors import (
     InvalidRequestError,
@@ -19,6 +18,7 @@ from lbhost.gateway.account import Account
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt import inputs
 from lbhost.gateway.prompt.inputs import USES
+from lbhost.gateway.served_model import ServedModel, Variant
 from lbhost.purpose import ModelKind, Purpose
 
 _LONGEST_NAME = 100
@@ -27,54 +27,46 @@ _LONGEST_NAME = 100
 _OF_ANY_KIND = frozenset({Kind.TOKENIZE, Kind.DETOKENIZE})
 
 
-class Named(Protocol):
-    """A model, as far as choosing one goes."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def aliases(self) -> tuple[str, ...]: ...
-    @property
-    def purpose(self) -> Purpose: ...
-
-
-M = TypeVar("M", bound=Named)
-
-
-class Catalogue(Generic[M]):
+class Catalogue:
     """All models of a gateway, at least one, the first one first."""
 
-    def __init__(self, models: Sequence[M], broken: Iterable[str] = ()) -> None:
+    def __init__(self, models: Sequence[ServedModel], broken: Iterable[str] = ()) -> None:
         """`broken`: names of what should be served, too, and cannot be."""
         self._models = tuple(models)
         self.broken = tuple(broken)
-        self._by_name = {name: one for one in models for name in (one.name, *one.aliases)}
+        self._variants = tuple(variant for one in models for variant in one.variants)
+        self._by_name = {name: one for one in self._variants for name in one.names}
 
-    def __iter__(self) -> Iterator[M]:
+    def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models)
 
     def __len__(self) -> int:
         return len(self._models)
 
     @property
-    def only(self) -> M | None:
+    def only(self) -> ServedModel | None:
         """The one model, if there is but one."""
         return self._models[0] if len(self._models) == 1 and not self.broken else None
 
-    def allowed(self, account: Account | None) -> list[M]:
+    @property
+    def only_choice(self) -> Variant | None:
+        """The same, if it has no adapters either."""
+        return self._variants[0] if self.only and len(self._variants) == 1 else None
+
+    def allowed(self, account: Account | None) -> list[Variant]:
         """Those that an API key may use; None: there are no keys."""
-        return [one for one in self._models if account is None or _may_use(account, one)]
+        return [one for one in self._variants if account is None or _may_use(account, one)]
 
     def check_any(self, account: Account | None) -> None:
         """Raises ModelNotAllowedError: there is none for this API key."""
         if account is None or self.allowed(account):
             return
-        if self.only is not None:
-            account.check_model(self.only.name)
+        if self.only_choice is not None:
+            account.check_model(self.only_choice.name)
         raise ModelNotAllowedError("this API key may not use any model here", param="model")
 
-    def named(self, name: str, account: Account | None) -> M:
-        """The model of a name or an alias.
+    def named(self, name: str, account: Account | None) -> Variant:
+        """The model of a name or an alias, or the one with the adapter of that name.
 
         Raises:
             ModelNotFoundError: there is none.
@@ -94,7 +86,7 @@ class Catalogue(Generic[M]):
             account.check_model(name)
         return found
 
-    def pick(self, name: str | None, kind: Kind, account: Account | None) -> M:
+    def pick(self, name: str | None, kind: Kind, account: Account | None) -> Variant:
         """The model that a request of a kind is for.
 
         Args:
@@ -116,7 +108,7 @@ class Catalogue(Generic[M]):
             raise InvalidRequestError(self._unsuited(some[0], kind, account), param="model")
         return suited[0]
 
-    def _unsuited(self, one: M, kind: Kind, account: Account | None) -> str:
+    def _unsuited(self, one: Variant, kind: Kind, account: Account | None) -> str:
         others = [repr(m.name) for m in self.allowed(account) if suits(kind, m.purpose)]
         there = f"; here {', '.join(others)} can" if others else ""
         return f"model {one.name!r} cannot be asked that: {USES[one.purpose.kind]}{there}"
@@ -129,5 +121,5 @@ def suits(kind: Kind, purpose: Purpose) -> bool:
     return inputs.KINDS.get(kind, ModelKind.CHAT) is purpose.kind
 
 
-def _may_use(account: Account, one: Named) -> bool:
-    return any(account.may_use(name) for name in (one.name, *one.aliases))
+def _may_use(account: Account, one: Variant) -> bool:
+    return any(account.may_use(name) for name in one.names)

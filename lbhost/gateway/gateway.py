@@ -135,7 +135,7 @@ class Gateway:
                 name
                 for _, (one, vocab) in each
                 if vocab is None
-                for name in (one.model_alias, *one.aliases)
+                for name in (one.model_alias, *one.aliases, *(a.name for a in one.adapters))
             ],
         )
         self._writer = BoardWriter(start.page, list(self.models), self._total, self._purse)

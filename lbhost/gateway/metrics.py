@@ -72,6 +72,18 @@ class Metrics:
         self.completion_tokens = Counter(
             "lbhost_completion_tokens", "Tokens generated", registry=registry
         )
+        self.adapter_answers = Counter(
+            "lbhost_adapter_answers",
+            "Answers generated with a LoRA adapter",
+            ["adapter"],
+            registry=registry,
+        )
+        self.adapter_tokens = Counter(
+            "lbhost_adapter_completion_tokens",
+            "Tokens of these answers",
+            ["adapter"],
+            registry=registry,
+        )
         self.inputs = Counter(
             "lbhost_inputs",
             "Texts that were embedded and documents that were ranked, by workers",
@@ -210,6 +222,8 @@ class BoardCollector(Collector):
         yield "steps_total", "Engine steps of this process", progress.steps
         yield "wide_steps_total", "Of them on lent cores too", progress.wide_steps
         yield "lent_cores", "Cores that it computes on beside its own", len(progress.lent)
+        switches = progress.adapter_switches
+        yield "adapter_switches_total", "Times this process changed the LoRA adapter", switches
         yield "restarts_total", "Times it was started again", identity.restarts
         yield "health_kills_total", "Times it was killed for hanging", identity.health_kills
         over = identity.memory_restarts

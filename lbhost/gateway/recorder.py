@@ -6,7 +6,7 @@ Watches the dispatcher; influences nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter
 
@@ -133,9 +133,11 @@ class Recorder(Answers):
         metrics: Metrics,
         total: Figures,
         *,
+        adapters: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`total`: of all models together."""
+        """`total`: of all models together. `adapters`: names of this one's, by number from 1 on."""
+        self._adapters = ("", *adapters)
         self.figures = Figures()
         super().__init__(metrics.registry, self.figures, total, clock=clock)
         self._total = total
@@ -188,6 +190,10 @@ class Recorder(Answers):
         self._metrics.inputs.inc(len(job.work.inputs))
         self._metrics.request_time.observe(now - job.arrived)
         self._metrics.finished.labels(str(finish.reason)).inc()
+        if job.work.adapter:
+            name = self._adapters[job.work.adapter]
+            self._metrics.adapter_answers.labels(name).inc()
+            self._metrics.adapter_tokens.labels(name).inc(job.completion_tokens)
         self._metrics.prefill_time.observe(finish.prefill_s)
         self._metrics.decode_time.observe(finish.decode_s)
         if finish.completion_tokens > 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from lbhost import control
+from lbhost.adapters import NONE, AdapterFile
 from lbhost.config import Settings
 from lbhost.gateway import vector_cache
 from lbhost.gateway.metrics import BoardCollector, Metrics
@@ -21,6 +22,7 @@ from lbhost.gateway.prompt import helper_process
 from lbhost.gateway.prompt.helper_messages import Setup
 from lbhost.gateway.prompt.helpers import Helpers
 from lbhost.gateway.prompt.intake import Intake
+from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.prompt.prompter import Vocabulary
 from lbhost.gateway.recorder import Figures, Recorder
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
@@ -35,6 +37,7 @@ from lbhost.gateway.states.disk_thread import DiskThread
 from lbhost.gateway.states.plane import Plane
 from lbhost.gateway.states.purse import Purse
 from lbhost.gateway.vllm_names import VllmNames
+from lbhost.purpose import Purpose
 
 
 class Common(msgspec.Struct, frozen=True):
@@ -54,6 +57,36 @@ class Common(msgspec.Struct, frozen=True):
     helper_command: Sequence[str] = helper_process.COMMAND
 
 
+class Variant(msgspec.Struct, frozen=True, eq=False):
+    """What a request may ask for: a model as it is, or with one of its LoRA adapters."""
+
+    model: ServedModel
+    name: str
+    aliases: tuple[str, ...] = ()
+    number: int = NONE
+    """The adapter's; see adapters.py."""
+    adapter: AdapterFile | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it may be asked for by."""
+        return (self.name, *self.aliases)
+
+    @property
+    def purpose(self) -> Purpose:
+        return self.model.purpose
+
+    def adapted(self, taken: Taken) -> Taken:
+        """The request's work as it is done with the adapter, which shares no KV with other work."""
+        if self.adapter is None:
+            return taken
+        works = tuple(
+            msgspec.structs.replace(work, adapter=self.number, scope=self.adapter.scope(work.scope))
+            for work in taken.works
+        )
+        return msgspec.structs.replace(taken, works=works)
+
+
 class ServedModel:
     """One model. Lives on the gateway's event loop."""
 
@@ -65,6 +98,12 @@ class ServedModel:
         self.number = number
         self.name = configure.model_alias
         self.aliases = configure.aliases
+        numbered = enumerate(configure.adapters, NONE + 1)
+        self.variants = (
+            Variant(self, self.name, self.aliases),
+            *(Variant(self, one.name, number=at, adapter=one) for at, one in numbered),
+        )
+        """It as it is, and with each adapter."""
         self.purpose = configure.purpose
         self.n_ctx = configure.n_ctx
         self.vocab = vocab
@@ -79,7 +118,8 @@ class ServedModel:
         if common.neighbours is not None:
             common.neighbours.add(self.sessions)
         common.lender.add(self.sessions)
-        self.traffic = Recorder(self.counters, common.total)
+        adapters = [one.name for one in configure.adapters]
+        self.traffic = Recorder(self.counters, common.total, adapters=adapters)
         self.states = Plane(
             common.purse if self.purpose.generates else Purse(0),
             self.sessions,
@@ -96,7 +136,8 @@ class ServedModel:
             counters=self.counters,
             command=common.helper_command,
         )
-        self.intake = Intake(vocab, self.n_ctx, self.name, self.helpers, self.purpose, self.aliases)
+        others = _other_names(configure)
+        self.intake = Intake(vocab, self.n_ctx, self.name, self.helpers, self.purpose, others)
         self.preparing: Counter[str] = Counter()
         """Requests that are read, by the client."""
         register = self.counters.registry.register
@@ -104,11 +145,6 @@ class ServedModel:
         register(VllmNames(self.counters, self.sessions, self.dispatcher, self.name))
         register(StatesCollector(self.states))
         self.settings = settings
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All that it may be asked for by."""
-        return (self.name, *self.aliases)
 
     @property
     def load(self) -> Dispatcher:
@@ -148,8 +184,13 @@ def _setup(configure: control.Configure) -> Setup:
         log_format=settings.log_format,
         log_level=settings.log_level,
         purpose=configure.purpose,
-        aliases=configure.aliases,
+        aliases=_other_names(configure),
     )
+
+
+def _other_names(configure: control.Configure) -> tuple[str, ...]:
+    """All that the model may be asked for by, with adapters or without, beside its own name."""
+    return (*configure.aliases, *(adapter.name for adapter in configure.adapters))
 
 
 def _disk(settings: Settings) -> DiskThread | None:

@@ -23,6 +23,7 @@ from lbhost.machine.topology import Topology
 from lbhost.placement.heat import limits_of
 from lbhost.placement.share import core_heat, heat, share
 from lbhost.status import (
+    AdapterStatus,
     CoreStatus,
     GpuStatus,
     HostStatus,
@@ -96,6 +97,10 @@ class Assembly:
             ttft_p95_s=row.ttft_p95_s,
             oldest_wait_s=row.oldest_wait_s,
             error_rate=row.error_rate,
+            adapters=[
+                AdapterStatus(name=one.name, path=one.file.path, scale=one.scale)
+                for one in made.adapters
+            ],
         )
 
     def _worker(

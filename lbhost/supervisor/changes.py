@@ -9,6 +9,7 @@ from pathlib import PurePath
 import msgspec
 
 from lbhost.config import FLAGS, KEYS, SECRET, Settings, flag_name
+from lbhost.model_entry import ModelEntry
 
 
 class How(enum.StrEnum):
@@ -30,6 +31,7 @@ HOW: dict[str, How] = {
     "model": How.HANDOVER,
     "alias": How.HANDOVER,
     "aliases": How.HANDOVER,
+    "adapters": How.HANDOVER,
     "models": How.HANDOVER,
     "kind": How.HANDOVER,
     "pooling": How.HANDOVER,
@@ -156,5 +158,5 @@ def _text(key: str, settings: Settings) -> str:
     if key in SECRET:
         return "none" if value is None else "one that is not shown"
     if isinstance(value, tuple):
-        value = ",".join(str(getattr(one, "name", one)) for one in value)
+        value = ",".join(one.name if isinstance(one, ModelEntry) else str(one) for one in value)
     return repr(value) if value == "" else "default" if value is None else str(value)

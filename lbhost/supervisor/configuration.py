@@ -24,10 +24,11 @@ from lbhost.supervisor import changes, exposure, model_startup
 from lbhost.supervisor.changes import How, Plan
 from lbhost.supervisor.desired import Desired
 from lbhost.supervisor.events import EventLog
+from lbhost.supervisor.model_startup import PreparedModel
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.startup import Prepared
-from lbhost.weights import identify, parts
+from lbhost.weights import FilePart, identify, parts
 
 TOLD_LIMIT_S = 30.0
 """A gateway that works takes other settings in some milliseconds; else it will have them when it
@@ -90,6 +91,7 @@ class Configuration:
             node=node,
             purpose=made.info.purpose,
             aliases=wanted.aliases,
+            adapters=made.adapters,
         )
         return configure, (self._prepared.board.fd,)
 
@@ -138,8 +140,7 @@ class Configuration:
     def _model_changed(self) -> bool:
         try:
             return any(
-                made.weights and identify(parts(Path(made.file.path))) != made.weights
-                for made in self._prepared.models
+                made.weights and _files(made) != made.files for made in self._prepared.models
             )
         except ModelFileError:
             return True  # a new server will say what is wrong with it
@@ -288,11 +289,19 @@ class Configuration:
             ) from None
 
 
+def _files(made: PreparedModel) -> tuple[FilePart, ...]:
+    """The model's files as they are now."""
+    adapters = (Path(adapter.file.path) for adapter in made.adapters)
+    return identify([*parts(Path(made.file.path)), *adapters])
+
+
 def _of_gateway(settings: Settings) -> Settings:
     """The server's own; the tables are told of as models."""
-    return msgspec.structs.replace(settings, models=())
+    return msgspec.structs.replace(settings, models=(), adapters=())
 
 
 def _of_model(settings: Settings) -> Settings:
-    """Without what only a gateway needs, and has from the server's own."""
-    return msgspec.structs.replace(settings, api_key=None, allowed_hosts="", allowed_origins="")
+    """Without what only a gateway needs, and has from the server's own; its adapters were found."""
+    return msgspec.structs.replace(
+        settings, api_key=None, allowed_hosts="", allowed_origins="", adapters=()
+    )

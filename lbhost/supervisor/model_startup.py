@@ -14,9 +14,10 @@ from typing import TypeVar
 import msgspec
 
 from lbhost import inspection, llama, log, model
+from lbhost.adapters import Adapter, AdapterFile
 from lbhost.board import Board
 from lbhost.config import Settings
-from lbhost.errors import LbhostError, ModelFileError, UsageError
+from lbhost.errors import AdapterFileError, LbhostError, ModelFileError, UsageError
 from lbhost.machine.gpu import GpuInfo
 from lbhost.machine.hostload import available_bytes
 from lbhost.machine.topology import Topology
@@ -68,6 +69,8 @@ class PreparedModel(msgspec.Struct, frozen=True):
     """Tokens per slot."""
     weights: tuple[FilePart, ...] = ()
     """The model's files; whatever is loaded later must be these."""
+    adapters: tuple[AdapterFile, ...] = ()
+    """Its LoRA adapters, by number from 1 on; the same goes for them."""
     table: int | None = None
     """The number of its table of `models`; None: there is none."""
 
@@ -83,6 +86,16 @@ class PreparedModel(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """What clients call it."""
         return self.file.alias
+
+    @property
+    def files(self) -> tuple[FilePart, ...]:
+        """All that its weights are made from."""
+        return (*self.weights, *(adapter.file for adapter in self.adapters))
+
+    @property
+    def weights_bytes(self) -> int:
+        """Memory that its weights take once they are loaded, adapters included."""
+        return self.info.weights_bytes + sum(adapter.file.size for adapter in self.adapters)
 
     @property
     def sequences(self) -> int:
@@ -166,7 +179,39 @@ def _one(
     if settings.ctx_size is None:
         settings = msgspec.structs.replace(settings, ctx_size=_before(file, contexts))
     memory.require_trained(settings.ctx_size, info.n_ctx_train)
-    return PreparedModel(settings, file, info, _placed(settings, box, others), 0, files)
+    adapters = _adapters(settings.adapters, file, info)
+    placed = _placed(settings, box, others)
+    return PreparedModel(settings, file, info, placed, 0, files, adapters)
+
+
+def _adapters(
+    wanted: Sequence[Adapter], file: model.ModelFile, info: llama.ModelInfo
+) -> tuple[AdapterFile, ...]:
+    """The model's adapters, found and checked.
+
+    Raises UsageError: one line that names the adapter.
+    """
+    if wanted and not info.purpose.generates:
+        raise UsageError(
+            f"--adapters {wanted[0].name!r}: only models that generate text can have adapters"
+        )
+    found: list[AdapterFile] = []
+    for one in wanted:
+        if one.name == file.alias:
+            raise UsageError(f"--adapters {one.name!r}: the model itself is called so")
+        try:
+            path = Path(model.resolve(one.path).path)
+            found.append(AdapterFile(one.name, one.scale, *identify([path])))
+        except ModelFileError as error:
+            raise UsageError(f"--adapters {one.name!r}: {error.message}") from error
+    if found:
+        try:
+            with unchanged([one.file for one in found]):
+                inspection.inspect_adapters(info.path, [one.file.path for one in found])
+        except AdapterFileError as error:
+            name = found[error.place].name
+            raise UsageError(f"--adapters {name!r}: {error.message}") from error
+    return tuple(found)
 
 
 def _before(file: model.ModelFile, contexts: Sequence[Context]) -> int | None:
@@ -268,7 +313,7 @@ def _held(made: PreparedModel, shared: memory.Budget) -> memory.Held:
     info = made.info
     return memory.Held(
         name=made.name,
-        weights_bytes=info.weights_bytes * shared.copies,
+        weights_bytes=made.weights_bytes * shared.copies,
         kv_bytes_per_token=info.kv_bytes_per_token,
         workers=shared.workers,
         slots=made.sequences,

@@ -31,8 +31,8 @@ def main() -> int:
     log.configure(settings.log_format, settings.log_level, f"worker {fork.worker}")
     control.send(link, control.Hello(os.getpid()))
     try:
-        with unchanged(configure.weights):
-            model = Model(configure.model_path, gpu=True)
+        with unchanged(configure.files):
+            model = Model(configure.model_path, gpu=True, adapters=configure.adapters)
     except LbhostError as error:
         control.send(link, control.Failed(error.message))
         return 1

@@ -13,12 +13,17 @@ MAX_WAITING = 256
 """Requests that may wait in the worker; the gateway sends no more than there are slots."""
 
 
-def problem_of_prompt(submit: Submit, *, n_ctx: int, n_vocab: int, waiting: int) -> str | None:
+def problem_of_prompt(
+    submit: Submit, *, n_ctx: int, n_vocab: int, adapters: int, waiting: int
+) -> str | None:
     """Why this request cannot be admitted; None: it can.
 
     Args:
+        adapters: that there are.
         waiting: requests that have no slot yet.
     """
+    if not 0 <= submit.adapter <= adapters:
+        return f"there is no adapter {submit.adapter}"
     try:
         tokens = unpack_tokens(submit.prompt)
         done = unpack_tokens(submit.done)

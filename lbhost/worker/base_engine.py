@@ -184,6 +184,7 @@ class BaseEngine(ABC, Generic[R, M]):
         sequences: int,
         prefill: int,
         forced: int = 0,
+        settled: bool = True,
     ) -> tuple[Decoded, T]:
         """Compute a batch with the crew, and learn from how long it took.
 
@@ -192,6 +193,7 @@ class BaseEngine(ABC, Generic[R, M]):
             sequences: those of which it decodes a token.
             prefill: tokens of prompts in it.
             forced: those of them that are no prompt's, but output that a grammar has forced.
+            settled: whether it takes as long as others of its kind will.
         """
         crew = self._crew
         self._computing = keys
@@ -202,7 +204,7 @@ class BaseEngine(ABC, Generic[R, M]):
         crew.after()
         self._computing = set()
         if result is Decoded.OK:
-            if not forced:  # a few tokens in one go tell nothing of prompts
+            if settled and not forced:  # a few tokens in one go tell nothing of prompts
                 if self._knows_own_speed(phase):
                     own_s = self._predict_s(sequences, prefill)
                     self._widths.observe(phase, crew.width, own_s, wall_s)

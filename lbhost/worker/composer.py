@@ -1,16 +1,18 @@
 """Puts a step's batch together: what each slot's part of it is, and what fills it up.
 
-Which prompts get how much is decided in batch.py. Owns no slot; the engine's are handed in.
+Which prompts get how much is decided in batch.py. Owns what the oldest prompt is owed (see
+lbhost/order.py), but no slot; the engine's are handed in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lbhost.order import Overtaken, Prompt
+from lbhost.order import Overtaken, Prompt, after
 from lbhost.worker.batch import Speeds, gaps, padding, plan
 from lbhost.worker.interfaces import ContextLike
 from lbhost.worker.requests import Entry, Part, Slot
+from lbhost.worker.widths import Phase
 
 
 class Composer:
@@ -24,33 +26,61 @@ class Composer:
         self._context = context
         self._slots = slots
         self._target_s = target_s
+        self._overtaken: dict[int, Overtaken] = {}
+        """By adapter."""
 
-    def prompts(self, held: frozenset[int]) -> list[Prompt]:
+    def phase(self, adapter: int) -> Phase:
+        """What the next step mostly computes, with this adapter."""
+        requests = [slot.request for slot in self._running(adapter)]
+        prefilling = any(request and not request.next_token for request in requests)
+        return Phase.PREFILL if prefilling else Phase.DECODE
+
+    def _running(self, adapter: int) -> list[Slot]:
+        """Those whose requests are computed with this adapter."""
+        return [
+            slot
+            for slot in self._slots
+            if slot.request is not None and slot.request.adapter == adapter
+        ]
+
+    def prompts(self, adapter: int, held: frozenset[int]) -> list[Prompt]:
         """Those with tokens left to compute, and nobody to wait for.
 
         Args:
+            adapter: with which they are computed.
             held: numbers of the requests whose prompts others are computing; see sharing.py.
         """
         return [
             Prompt(request.number, request.given_tokens - len(slot.tokens) // 4, request.rank)
-            for slot in self._slots
+            for slot in self._running(adapter)
             if (request := slot.request) is not None
             and not request.next_token
             and request.number not in held
         ]
 
-    def entries(self, held: frozenset[int], overtaken: Overtaken, speeds: Speeds) -> list[Entry]:
+    def computed(self, adapter: int, held: frozenset[int], entries: Sequence[Entry]) -> None:
+        """These were computed with the adapter. To be told before their tokens are in the slots."""
+        counts = {
+            entry.request.number: len(entry.packed) // 4
+            for entry in entries
+            if not entry.request.next_token
+        }
+        overtaken = self._overtaken.get(adapter, Overtaken())
+        self._overtaken[adapter] = after(self.prompts(adapter, held), overtaken, counts)
+
+    def entries(self, adapter: int, held: frozenset[int], speeds: Speeds) -> list[Entry]:
         """The next batch, in slot order: only neighbours are computed in one go.
 
         Args:
+            adapter: with which it is computed: others' requests are not in it.
             speeds: with the threads of the next step.
         """
-        running = [slot for slot in self._slots if slot.request is not None]
+        running = self._running(adapter)
         decoding = sum(1 for slot in running if slot.request and slot.request.next_token)
         chunks = plan(
             decoding,
-            self.prompts(held),
-            overtaken,
+            self.prompts(adapter, held),
+            self._overtaken.get(adapter, Overtaken()),
             speeds,
             self._target_s,
             self._context.batch_size,

@@ -64,6 +64,12 @@ class Context(LlamaContext):
         self.recurrent = model.recurrent
         self.n_vocab = model.vocab.n_tokens
         self.model = model
+        self._adapters: list[tuple[Any, Any]] = [
+            ((api.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(scale))
+            for adapter, scale in model.adapters
+        ]
+        self.adapters = len(self._adapters)
+        """How many LoRA adapters there are to compute with."""
         size = max(GPU_BATCH, slots) if model.gpu else _batch_size(slots)
         params = api.llama_context_default_params()
         params.n_ctx = slots * n_ctx
@@ -92,6 +98,14 @@ class Context(LlamaContext):
         self._rows: dict[int, NDArray[numpy.float32]] = {}
         """Rows of llama.cpp's output buffer by address; it has one a slot, and grows once up to
         `max_outputs`."""
+
+    def adapt(self, adapter: int) -> None:
+        """Compute with this LoRA adapter, from 1 on, from the next decode on; 0: with none.
+
+        That decode takes longer: llama.cpp lays its graph out anew.
+        """
+        pointers, scales = self._adapters[adapter - 1] if adapter else (None, None)
+        api.llama_set_adapters_lora(self._ctx, pointers, int(adapter > 0), scales)
 
     def clear(self) -> None:
         """Empty the batch; the KV stays."""

@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 from lbhost import log
 from lbhost.guidance import GrammarError
-from lbhost.order import Overtaken, after
 from lbhost.wire import (
     Delta,
     Embed,
@@ -42,6 +41,7 @@ from lbhost.worker.requests import Entry, Request, Slot
 from lbhost.worker.sampling import PENALTY_LAST_N
 from lbhost.worker.seating import Seating
 from lbhost.worker.states import States
+from lbhost.worker.stints import Stints
 from lbhost.worker.widths import Phase
 
 
@@ -84,12 +84,12 @@ class Engine(BaseEngine[Request, Delta]):
             context, self._slots, self.keeper, lambda: self._meter.speeds.prefill_tok_s
         )
         self._composer = Composer(context, self._slots, target_s)
+        self._stints = Stints(context, self._slots, target_s)
         self._answering = Answering(context, vocab)
         self._waiting: list[Request] = []
         self._arrivals = 0
         self._held: frozenset[int] = frozenset()
         """Numbers of the requests whose prompts others are computing; see sharing.py."""
-        self._overtaken = Overtaken()
         self._uses = 0
         self._tokens_out = 0
 
@@ -114,6 +114,7 @@ class Engine(BaseEngine[Request, Delta]):
             submit,
             n_ctx=self._context.n_ctx,
             n_vocab=self._context.n_vocab,
+            adapters=self._context.adapters,
             waiting=len(self._waiting),
         )
         if problem is not None:
@@ -139,9 +140,10 @@ class Engine(BaseEngine[Request, Delta]):
         """
         self._admit()
         self._held = self._seating.share()
-        phase = self._phase()
+        adapter = self._stints.turn()
+        phase = self._composer.phase(adapter)
         self._choose_width(phase)
-        entries = self._composer.entries(self._held, self._overtaken, self._speeds())
+        entries = self._composer.entries(adapter, self._held, self._speeds())
         if not entries:
             return self.take()
         result = self._compute(entries, phase)
@@ -152,12 +154,6 @@ class Engine(BaseEngine[Request, Delta]):
         else:
             self._fail(entries, result)
         return self.take()
-
-    def _phase(self) -> Phase:
-        """What the next step mostly computes."""
-        requests = [slot.request for slot in self._slots if slot.request is not None]
-        prefilling = any(not request.next_token for request in requests)
-        return Phase.PREFILL if prefilling else Phase.DECODE
 
     def _compute(self, entries: list[Entry], phase: Phase) -> Decoded:
         decoding = sum(1 for entry in entries if entry.request.next_token)
@@ -173,7 +169,9 @@ class Engine(BaseEngine[Request, Delta]):
             sequences=decoding + len(fillers),
             prefill=prefill,
             forced=forced,
+            settled=self._stints.settled,
         )
+        self._stints.spent(self._step_s)
         for filler in fillers:
             self._cut_back(filler.slot)
         return result
@@ -217,13 +215,7 @@ class Engine(BaseEngine[Request, Delta]):
     # --- after the decode -------------------------------------------------------------
 
     def _advance(self, entries: list[Entry]) -> None:
-        computed = {
-            entry.request.number: len(entry.packed) // 4
-            for entry in entries
-            if not entry.request.next_token
-        }
-        prompts = self._composer.prompts(self._held)
-        self._overtaken = after(prompts, self._overtaken, computed)
+        self._composer.computed(self._stints.current, self._held, entries)
         for entry in entries:
             entry.slot.tokens += entry.packed
             if entry.padding:
@@ -398,4 +390,5 @@ class Engine(BaseEngine[Request, Delta]):
             speeds=self._meter.speeds,
             wide_steps=self._wide_steps,
             lent=self._lent if self._requests else (),
+            adapter_switches=self._stints.switches,
         )

@@ -52,10 +52,11 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
     began = time.monotonic()
     if configure.node is not None:
         settle_on(configure.node)
-    profiles.reader(parts(Path(configure.model_path)), os.environ)
+    adapters = [adapter.file.path for adapter in configure.adapters]
+    profiles.reader([*parts(Path(configure.model_path)), *adapters], os.environ)
     try:
-        with unchanged(configure.weights):
-            model = Model(configure.model_path)
+        with unchanged(configure.files):
+            model = Model(configure.model_path, adapters=configure.adapters)
         flash = configure.settings.flash_attention
         if flash is not FlashAttention.AUTO:
             model.flash_attention = flash is FlashAttention.ON

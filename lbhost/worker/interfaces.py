@@ -43,6 +43,8 @@ class Load(msgspec.Struct, frozen=True):
     """How many of the steps were computed with lent CPUs too."""
     lent: tuple[int, ...]
     """Lent CPUs that the newest step took."""
+    adapter_switches: int = 0
+    """Times that the context got another LoRA adapter, or none."""
 
 
 class KeeperLike(Protocol):
@@ -97,9 +99,11 @@ class ContextLike(Protocol):
     max_outputs: int
     stream_bytes: int
     tiled: bool
+    adapters: int
 
     @property
     def can_copy(self) -> bool: ...
+    def adapt(self, adapter: int) -> None: ...
     def clear(self) -> None: ...
     def add(
         self,

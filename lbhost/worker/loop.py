@@ -298,5 +298,6 @@ class Loop:
             prompt_tokens=load.prompt_tokens,
             wide_steps=load.wide_steps,
             lent=load.lent,
+            adapter_switches=load.adapter_switches,
         )
         self._progress.write(self._worker, row)

@@ -64,6 +64,10 @@ class Request:
         return order.rank_of(self.submit.rank, begun=begun)
 
     @property
+    def adapter(self) -> int:
+        return self.submit.adapter
+
+    @property
     def scored(self) -> bool:
         """Whether the prompt's tokens are to be told with their log-probabilities, by this worker:
         with the first output others have told them."""

@@ -42,14 +42,14 @@ def identity_of(model: Model, weights: Sequence[FilePart], slots: int) -> bytes:
     """What a state must have in common with a context to be loaded there.
 
     The files of the weights, llama.cpp's library, and what shapes the KV: a build of another day or
-    a context with another number of streams lays the bytes out differently.
+    a context with another number of streams lays the bytes out differently. Which adapter computed
+    it is in a state's scope (adapters.AdapterFile.scope).
     """
     library = Path(api._lib._name)
     parts = (
         importlib.metadata.version("llama-cpp-python"),
         identify([library]),
         tuple(weights) or identify([Path(model.path)]),
-        "adapter: none",
         ("gpu", model.gpu),
         ("flash attention", model.flash_attention),
         ("slots", slots),

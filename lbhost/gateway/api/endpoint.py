@@ -34,7 +34,7 @@ from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.prompt.questions import Told
 from lbhost.gateway.recorder import outcome
 from lbhost.gateway.scheduling import group, parts
-from lbhost.gateway.served_model import ServedModel
+from lbhost.gateway.served_model import ServedModel, Variant
 from lbhost.gateway.vector_cache import VectorCache
 
 
@@ -44,7 +44,7 @@ class Completions:
     def __init__(
         self,
         kind: Kind,
-        models: Catalogue[ServedModel],
+        models: Catalogue,
         cache: VectorCache,
         live: Live,
         *,
@@ -94,21 +94,22 @@ class Completions:
                 exchange.details = {**answer.details(answer.group), **exchange.details}
             meter.settle(answer.group, time.monotonic())
 
-    def _model(self, body: bytes, exchange: Exchange) -> ServedModel:
+    def _asked(self, body: bytes, exchange: Exchange) -> Variant:
         """Which model it is for; from here on the request counts as that one's.
 
         Raises InvalidRequestError, ModelNotFoundError, ModelNotAllowedError.
         """
-        model = self._models.only
-        if model is None:
+        asked = self._models.only_choice
+        if asked is None:
             name = model_name.of_body(body)
-            model = self._models.pick(name, self._kind, exchange.account)
-            exchange.counter, exchange.model = model.traffic, model.name
-        return model
+            asked = self._models.pick(name, self._kind, exchange.account)
+            exchange.counter, exchange.model = asked.model.traffic, asked.name
+        return asked
 
     async def _answer(self, answer: Answer, meter: Meter, receive: Receive) -> None:
         body = await _read(receive)
-        model = self._model(body, answer.exchange)
+        asked = self._asked(body, answer.exchange)
+        model = asked.model
         client = _Client(receive)
         try:
             taken = await self._prepare(model, body, client, answer.exchange)
@@ -118,26 +119,26 @@ class Completions:
             elif isinstance(taken, Inputs):
                 await self._vectors(model, answer, meter, taken, client)
             else:
-                await self._text(model, answer, meter, taken, client)
+                await self._text(asked, answer, meter, taken, client)
         finally:
             client.forget()
 
     async def _text(
-        self, model: ServedModel, answer: Answer, meter: Meter, taken: Taken, client: _Client
+        self, asked: Variant, answer: Answer, meter: Meter, taken: Taken, client: _Client
     ) -> None:
-        exchange = answer.exchange
+        exchange, model = answer.exchange, asked.model
         self._check_answers(taken)
-        taken = owned(taken, exchange)
+        taken = asked.adapted(owned(taken, exchange))
         meter.begin(taken, model.dispatcher.expected_tokens, time.monotonic())
         works = group.spread(taken.works, taken.best_of)
         jobs = answer.group = group.submit(
             model.dispatcher, works, exchange.began, exchange.complete
         )
-        self._live.began(jobs, exchange, model.name, model.dispatcher)
+        self._live.began(jobs, exchange, asked.name, model.dispatcher)
         client.on_gone(jobs.cancel)
         reply = DIALECTS[self._kind].reply(
             secrets.token_hex(12),
-            model.name,
+            asked.name,
             taken.style,
             request_id=exchange.request_id,
             pieces=model.piece,

@@ -14,6 +14,8 @@ class ModelMeta(msgspec.Struct, frozen=True, omit_defaults=True):
     """Or "embedding", or "rerank"."""
     aliases: tuple[str, ...] = ()
     """More names for it."""
+    base: str = ""
+    """The model of which this is one with a LoRA adapter."""
 
 
 class ModelCard(msgspec.Struct, frozen=True):

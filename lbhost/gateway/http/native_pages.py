@@ -20,7 +20,7 @@ from lbhost.gateway.catalogue import Catalogue
 from lbhost.gateway.exchange import Exchange
 from lbhost.gateway.scheduling.readings import WorkerReading
 from lbhost.gateway.scheduling.sessions import Attempt
-from lbhost.gateway.served_model import ServedModel
+from lbhost.gateway.served_model import ServedModel, Variant
 
 _json = msgspec.json.Encoder().encode
 
@@ -28,7 +28,7 @@ _json = msgspec.json.Encoder().encode
 class NativePages:
     """Both pages."""
 
-    def __init__(self, models: Catalogue[ServedModel]) -> None:
+    def __init__(self, models: Catalogue) -> None:
         self._models = models
         self._props = {one.name: _props(one) for one in models}
 
@@ -37,9 +37,11 @@ class NativePages:
 
         Of several models the one that the query names in `model`, or the first.
         """
-        model = self._asked(request)[0]
+        asked = self._asked(request)[0]
+        model = asked.model
         slots = sum(reading.identity.slots for _, reading in model.sessions.readings.present())
-        return _ok(msgspec.structs.replace(self._props[model.name], total_slots=slots))
+        props = self._props[model.name]
+        return _ok(msgspec.structs.replace(props, total_slots=slots, model_alias=asked.name))
 
     async def slots(self, request: Request) -> Response:
         """GET /slots: those of all workers, numbered through; of the model in the query, if any.
@@ -48,14 +50,14 @@ class NativePages:
         worker's slots are shown with its requests, oldest first.
         """
         entries: list[Slot] = []
-        for model in self._asked(request):
+        for model in dict.fromkeys(asked.model for asked in self._asked(request)):
             for worker, reading in model.sessions.readings.present():
                 session = model.sessions.current(worker)
                 attempts = iter(list(session.attempts.values()) if session is not None else [])
                 entries += _of(model.n_ctx, worker, reading, attempts, len(entries))
         return _ok(entries)
 
-    def _asked(self, request: Request) -> list[ServedModel]:
+    def _asked(self, request: Request) -> list[Variant]:
         """Raises ModelNotFoundError, ModelNotAllowedError."""
         exchange: Exchange = request.scope["state"]["exchange"]
         name = request.query_params.get("model")

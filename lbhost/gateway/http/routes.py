@@ -6,7 +6,7 @@ Every answer carries x-request-id, every error the shape of its path. Owns no st
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -45,7 +45,7 @@ from lbhost.gateway.live import Live
 from lbhost.gateway.prompt import inputs
 from lbhost.gateway.prompt.questions import PATHS
 from lbhost.gateway.scheduling.fairness import most_at_once
-from lbhost.gateway.served_model import ServedModel
+from lbhost.gateway.served_model import Variant
 from lbhost.gateway.vector_cache import VectorCache
 
 _json = msgspec.json.Encoder().encode
@@ -56,7 +56,7 @@ _DOCUMENTS = 8
 
 def build(
     *,
-    models: Catalogue[ServedModel],
+    models: Catalogue,
     door: Door,
     exposition: Exposition,
     cache: VectorCache,
@@ -123,7 +123,7 @@ class _Pages:
 
     def __init__(
         self,
-        models: Catalogue[ServedModel],
+        models: Catalogue,
         door: Door,
         exposition: Exposition,
         keyring: Keyring,
@@ -132,10 +132,10 @@ class _Pages:
         self._door = door
         self._keyring = keyring
         self._exposition = exposition
-        self._documents = {self._names(None): _document(models)}
+        self._documents = {self._names(None): _document(models.allowed(None))}
         """The OpenAPI document by the models that it names: making one takes 0.1 s."""
         created = int(time.time())
-        self._cards = {one.name: _card(one, created) for one in models}
+        self._cards = {one.name: _card(one, created) for one in models.allowed(None)}
 
     async def models(self, request: Request) -> Response:
         allowed = self._models.allowed(_exchange(request).account)
@@ -173,16 +173,17 @@ class _Pages:
         return Response(self._exposition.text(), headers={"content-type": CONTENT_TYPE})
 
 
-def _card(model: ServedModel, created: int) -> ModelCard:
-    meta = ModelMeta(model.n_ctx, model.purpose.kind.value, model.aliases)
-    return ModelCard(model.name, created, meta)
+def _card(one: Variant, created: int) -> ModelCard:
+    base = "" if one.adapter is None else one.model.name
+    meta = ModelMeta(one.model.n_ctx, one.purpose.kind.value, one.aliases, base)
+    return ModelCard(one.name, created, meta)
 
 
-def _document(models: Iterable[ServedModel]) -> bytes:
-    return _json(openapi.document(OPERATIONS, PAGES, served_at(list(models))))
+def _document(models: Sequence[Variant]) -> bytes:
+    return _json(openapi.document(OPERATIONS, PAGES, served_at(models)))
 
 
-def served_at(models: Sequence[ServedModel]) -> dict[str, list[str]]:
+def served_at(models: Sequence[Variant]) -> dict[str, list[str]]:
     """The names by which models may be asked for, by the paths that take bodies."""
     every = [name for one in models for name in one.names]
     found: dict[str, list[str]] = {}

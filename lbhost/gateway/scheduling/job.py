@@ -52,11 +52,14 @@ class Work(msgspec.Struct, frozen=True):
     """That client's part of a full box, beside the others'."""
     inputs: tuple[int, ...] = ()
     """Tokens of each input in `prompt` that is to become a vector. Empty: text is wanted."""
+    adapter: int = 0
+    """The LoRA adapter that it is computed with; see wire.Submit."""
 
     @property
     def fingerprint(self) -> str:
-        """Names the prompt in logs, without telling what it says."""
-        return hashlib.sha256(self.prompt).hexdigest()[:16]
+        """Names the prompt in logs, without telling what it says, and with its adapter."""
+        whole = self.prompt + (b"adapter %d" % self.adapter if self.adapter else b"")
+        return hashlib.sha256(whole).hexdigest()[:16]
 
 
 class JobState(enum.Enum):

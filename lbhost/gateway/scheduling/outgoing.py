@@ -31,4 +31,5 @@ def message(attempt: Attempt, *, attached: bool) -> wire.Submit | wire.Embed:
         state=attempt.number if attached else 0,
         kept=job.match.tokens if job.match is not None else 0,
         scope=work.scope,
+        adapter=work.adapter,
     )

@@ -17,6 +17,11 @@ where it has told no more. The second term of ttft is the decoding that rides al
 chunk of prefill. All but `todo` is known before the request is, and linear in its tokens: a view
 works that part out when it is made (`costs`), so that a choice costs little.
 
+Requests with different LoRA adapters take turns in a worker (lbhost/order.py). Where k adapters do,
+a request shares its steps and its place among the prompts with those of its own alone, and all of
+it takes k times as long: A and the prompts above are those of its own. So a worker that computes
+with a request's adapter already is sooner than one that computes with another.
+
 Two things hold of the default policy, whatever the readings:
 
 - A request waits, or joins a worker that computes, only when no worker is vacant: idle, on
@@ -104,6 +109,19 @@ class WorkerView(msgspec.Struct, frozen=True):
 
     ranks: tuple[int, ...] = ()
     """The rank of each of `prefills`; empty: all are order.DEFAULT."""
+    adapters: tuple[int, ...] = ()
+    """The LoRA adapter of each request in flight; empty: none has any."""
+    prefill_adapters: tuple[int, ...] = ()
+    """That of each of `prefills`; empty as above."""
+    newest_adapter: int = 0
+    """The one that it got a request with last."""
+    # As they are for a request with a certain adapter; see `seen_with`.
+    beside: int = 0
+    """Requests in flight with other ones; none of them is in `prefills`."""
+    takers: int = 1
+    """Adapters that take turns there; see order.takers."""
+    loaded: bool = True
+    """Whether it computes with that one already, if it computes."""
     ttft_factor: float = 1.0
     output_factor: float = 1.0
     """What predictions of the time to the first token, and of that between tokens, have had to be
@@ -117,22 +135,22 @@ class WorkerView(msgspec.Struct, frozen=True):
     infinite where there is no room, and minus infinity where no speeds are known."""
 
     def __post_init__(self) -> None:
-        active = self.in_flight
+        active = self.in_flight - self.beside
         if self.speeds is None:
             costs = (0.0, 0.0, -math.inf)
         else:
             speed, base, seq = self.speeds
-            weight = self.penalty / self.share
+            weight = self.penalty / self.share * self.takers
             step = self._step_s(active, base, seq)
             output_s = self._step_s(active + 1, base, seq) * weight * self.output_factor
             weight *= self.ttft_factor
-            if active:
+            if self.in_flight:
                 token_s = (1.0 / speed + step / CHUNK) * weight
-                start_s = step * weight if active < self.slots else math.inf
+                start_s = step * weight if self.in_flight < self.slots else math.inf
             else:
                 token_s, start_s = weight / speed, 0.0
             costs = (token_s, output_s, start_s - self.cached * token_s)
-        vacant = not active and self.share >= UNDISTURBED and self.penalty <= TRUSTED
+        vacant = not self.in_flight and self.share >= UNDISTURBED and self.penalty <= TRUSTED
         msgspec.structs.force_setattr(self, "vacant", vacant)
         msgspec.structs.force_setattr(self, "costs", costs)
 
@@ -140,6 +158,26 @@ class WorkerView(msgspec.Struct, frozen=True):
         if 0 < sequences <= len(self.steps_s):
             return self.steps_s[sequences - 1]
         return base_s + sequences * seq_s
+
+
+def seen_with(view: WorkerView, adapter: int) -> WorkerView:
+    """The view as it is for a request with this adapter."""
+    if not adapter and not view.adapters and not view.newest_adapter:
+        return view
+    here = view.adapters or (0,) * view.in_flight
+    beside = sum(other != adapter for other in here)
+    if not beside:
+        return msgspec.structs.replace(view, loaded=bool(here) or view.newest_adapter == adapter)
+    whose = view.prefill_adapters or (0,) * len(view.prefills)
+    own = [i for i, other in enumerate(whose) if other == adapter]
+    return msgspec.structs.replace(
+        view,
+        prefills=tuple(view.prefills[i] for i in own),
+        ranks=tuple(view.ranks[i] for i in own) if view.ranks else (),
+        beside=beside,
+        takers=order.takers(adapter, here),
+        loaded=adapter in here,
+    )
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -278,7 +316,8 @@ def _cost(need: Need, views: Sequence[WorkerView], rng: Random) -> int | None:
             return joined
     # Nothing is ahead of a request in a vacant worker, so that these bounds are predictions.
     limit = seconds[first] * NOISE
-    return rng.choice([i for i, bound in enumerate(seconds) if bound <= limit and views[i].vacant])
+    ties = [i for i, bound in enumerate(seconds) if bound <= limit and views[i].vacant]
+    return rng.choice([i for i in ties if views[i].loaded] or ties)
 
 
 def _best(

@@ -149,11 +149,13 @@ class Router:
         here = session.view(reading, now_ns, wide=wide)
         if here.speeds is None:
             return []
-        # As if it came now: its own part of the steps is in them once, not twice.
-        before = msgspec.structs.replace(here, in_flight=here.in_flight - 1, prefills=())
-        there = [other.view(r, now_ns, wide=False) for other, r in others]
+        views = [other.view(r, now_ns, wide=False) for other, r in others]
         offers: list[Offer] = []
         for attempt in attempts:
+            adapter = attempt.job.work.adapter
+            # As if it came now: its own part of the steps is in them once, not twice.
+            before = policy.seen_with(_without(here, adapter), adapter)
+            there = [policy.seen_with(view, adapter) for view in views]
             need = policy.Need(attempt.job.known_tokens, attempt.left, attempt.job.rank, True)
             stay_s = attempt.left * before.costs[1]
             best: Offer | None = None
@@ -225,7 +227,23 @@ def _need(job: Job) -> policy.Need:
     return policy.Need(job.known_tokens, job.expected_tokens, job.rank, job.begun)
 
 
+def _without(view: policy.WorkerView, adapter: int) -> policy.WorkerView:
+    """The view without one of the requests with this adapter, and without prompts."""
+    adapters = list(view.adapters)
+    if adapters:
+        adapters.remove(adapter)
+    return msgspec.structs.replace(
+        view,
+        in_flight=view.in_flight - 1,
+        prefills=(),
+        ranks=(),
+        adapters=tuple(adapters),
+        prefill_adapters=(),
+    )
+
+
 def _seen_by(job: Job, session: Session, view: policy.WorkerView) -> policy.WorkerView:
-    """The view with what the session probably has cached of the job's prompt."""
+    """The view with the job's adapter, and what the session probably has cached of its prompt."""
+    view = policy.seen_with(view, job.work.adapter)
     cached = session.cached(job)
     return msgspec.structs.replace(view, cached=cached) if cached else view

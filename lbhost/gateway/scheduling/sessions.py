@@ -110,6 +110,7 @@ class Session:
         """It has just refused a request: the board is about to say that it drains."""
         self.busy_since_ns = 0
         self.prefixes = PrefixIndex(slots)
+        self._newest_adapter = 0
 
     def __repr__(self) -> str:
         return f"worker {self.worker}.{self.epoch}: {len(self.attempts)} of {self.slots} in flight"
@@ -141,6 +142,7 @@ class Session:
         if not self.attempts:
             self.busy_since_ns = attempt.sent_ns
         self.attempts[attempt.number] = attempt
+        self._newest_adapter = attempt.job.work.adapter
         self.prefixes.add(attempt.job.chain)
 
     def release(self, number: int) -> Attempt | None:
@@ -151,19 +153,16 @@ class Session:
         self.error_rate.add(failed, now)
         self.tally.errors += failed
 
-    def prefills(self, progress: board.ProgressRow) -> list[tuple[int, int]]:
-        """Rank and prompt tokens left of each request there without output, in its order.
+    def left(self, progress: board.ProgressRow) -> dict[int, int]:
+        """Prompt tokens left by attempt, of those that have some."""
+        return {number: tokens for _, tokens, number in self._prefills(progress)}
+
+    def _prefills(self, progress: board.ProgressRow) -> list[tuple[int, int, int]]:
+        """Rank, prompt tokens left and number of each attempt there without output, in its order.
 
         We know what we sent, the board says how much is left of what the worker had at its
         heartbeat; what is first in its order is taken off first.
         """
-        return [(rank, tokens) for rank, tokens, _ in self._prefills(progress)]
-
-    def left(self, progress: board.ProgressRow) -> dict[int, int]:
-        """The same tokens by attempt, of those that have some left."""
-        return {number: tokens for _, tokens, number in self._prefills(progress)}
-
-    def _prefills(self, progress: board.ProgressRow) -> list[tuple[int, int, int]]:
         waiting = [attempt for attempt in self.attempts.values() if attempt.last_token is None]
         left = sorted((attempt.job.rank, attempt.prefill, attempt.number) for attempt in waiting)
         if not left or progress.epoch != self.epoch:
@@ -202,7 +201,9 @@ class Session:
         identity, progress = reading.identity, reading.progress
         now = now_ns / 1e9
         ready_for_s = max(0.0, now - identity.started_ns / 1e9)
-        left = self.prefills(progress)
+        left = self._prefills(progress)
+        adapters = {number: attempt.job.work.adapter for number, attempt in self.attempts.items()}
+        adapted = any(adapters.values())
         factors = self.accuracy.factors(wide)
         return policy.WorkerView(
             worker=self.worker,
@@ -210,10 +211,13 @@ class Session:
             slots=len(self.attempts) + self.room,
             in_flight=len(self.attempts),
             long_in_flight=sum(attempt.job.long for attempt in self.attempts.values()),
-            prefills=tuple([tokens for _, tokens in left]),
+            prefills=tuple([tokens for _, tokens, _ in left]),
             ranks=()
-            if all(rank == order.DEFAULT for rank, _ in left)
-            else tuple(r for r, _ in left),
+            if all(rank == order.DEFAULT for rank, _, _ in left)
+            else tuple(r for r, _, _ in left),
+            adapters=tuple(adapters.values()) if adapted else (),
+            prefill_adapters=tuple(adapters[n] for _, _, n in left) if adapted else (),
+            newest_adapter=self._newest_adapter,
             speeds=_speeds(progress) if progress.epoch == self.epoch else None,
             steps_s=progress.steps_s if progress.epoch == self.epoch else (),
             share=reading.share * self.part,

@@ -141,8 +141,8 @@ class WorkerView(msgspec.Struct, frozen=True):
         else:
             speed, base, seq = self.speeds
             weight = self.penalty / self.share * self.takers
-            step = self._step_s(active, base, seq)
-            output_s = self._step_s(active + 1, base, seq) * weight * self.output_factor
+            step = self.step_s(active, base, seq)
+            output_s = self.step_s(active + 1, base, seq) * weight * self.output_factor
             weight *= self.ttft_factor
             if self.in_flight:
                 token_s = (1.0 / speed + step / CHUNK) * weight
@@ -154,7 +154,8 @@ class WorkerView(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "vacant", vacant)
         msgspec.structs.force_setattr(self, "costs", costs)
 
-    def _step_s(self, sequences: int, base_s: float, seq_s: float) -> float:
+    def step_s(self, sequences: int, base_s: float, seq_s: float) -> float:
+        """Of a decode step: as told, or by the line that is given."""
         if 0 < sequences <= len(self.steps_s):
             return self.steps_s[sequences - 1]
         return base_s + sequences * seq_s
@@ -384,7 +385,7 @@ def _worth_joining(
 def _lonely_s(need: Need, view: WorkerView) -> float:
     """Seconds that such hardware takes for the request alone, undisturbed."""
     speed, base, seq = view.speeds or ASSUMED_SPEEDS
-    return need.prompt_tokens / speed + need.expected_tokens * (base + seq)
+    return need.prompt_tokens / speed + need.expected_tokens * view.step_s(1, base, seq)
 
 
 def _soonest_full(need: Need, views: Sequence[WorkerView]) -> float:

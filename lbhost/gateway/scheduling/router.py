@@ -174,7 +174,8 @@ class Router:
     def token_costs_s(self) -> tuple[float, float]:
         """Seconds of a worker that a prompt token and an output token cost while all is busy."""
         slots = self._slots_each()
-        return 1.0 / self._sessions.speeds()[0], self._sessions.step_s(slots) / slots
+        prefill, base, seq = self._sessions.speeds()
+        return 1.0 / prefill, self._lonely().step_s(slots, base, seq) / slots
 
     def busy_cost_s(self, job: Job, *, again: bool = False) -> float:
         """Seconds of a worker that a job costs while all is busy. What a worker or the store has of
@@ -206,8 +207,7 @@ class Router:
 
     def lonely_cost_s(self, job: Job, cached: int = 0) -> float:
         """Seconds that an idle, undisturbed worker would take that has so many of its tokens."""
-        idle = policy.WorkerView(worker=0, epoch=0, slots=1, in_flight=0, cached=cached)
-        return policy.predict(_need(job), idle, self._sessions.speeds())
+        return policy.predict(_need(job), self._lonely(cached), self._sessions.speeds())
 
     def place_every_s(self) -> float:
         """Seconds from one freed slot to the next while all are busy, as far as can be told.
@@ -217,6 +217,13 @@ class Router:
         prompt_s, output_s = self.token_costs_s()
         each_s = self._usual_prompt * prompt_s + self._usual_tokens * output_s
         return each_s / (self._sessions.capacity or 1)
+
+    def _lonely(self, cached: int = 0) -> policy.WorkerView:
+        """An idle, undisturbed worker that has so many of a job's tokens."""
+        steps_s = self._sessions.steps_s()
+        return policy.WorkerView(
+            worker=0, epoch=0, slots=1, in_flight=0, cached=cached, steps_s=steps_s
+        )
 
     def _slots_each(self) -> int:
         """Of a worker, on average."""

@@ -386,13 +386,10 @@ class Sessions:
         found = self._measured()
         return None if found is None else _speeds(found)
 
-    def step_s(self, sequences: int) -> float:
-        """Seconds of a decode step of so many, by the same worker."""
+    def steps_s(self) -> tuple[float, ...]:
+        """Seconds of its decode steps of 1, 2, … sequences, as far as it has told them."""
         found = self._measured()
-        if found is not None and 0 < sequences <= len(found.steps_s):
-            return found.steps_s[sequences - 1]
-        _, base_s, seq_s = self.speeds()
-        return base_s + sequences * seq_s
+        return () if found is None else found.steps_s
 
     def _measured(self) -> board.ProgressRow | None:
         for worker in self._current:

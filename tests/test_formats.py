@@ -26,6 +26,13 @@ def test_nothing_that_makes_a_model_much_larger_is_tried() -> None:
     assert tried
 
 
+def test_only_formats_that_multiply_fast_are_tried_on_what_embeds() -> None:
+    q8_0 = worth_trying(7, 20 * MILLION, 25 * MILLION, generates=False)
+    assert [format_.name for format_ in q8_0] == ["BF16"]
+    f32 = worth_trying(0, 20 * MILLION, 80 * MILLION, generates=False)
+    assert [format_.name for format_ in f32] == ["BF16", "Q8_0"]
+
+
 def test_a_size_is_not_less_than_the_bits_say() -> None:
     for known in FORMATS:
         assert size(known, 8 * MILLION) >= known.bits * MILLION
@@ -34,6 +41,10 @@ def test_a_size_is_not_less_than_the_bits_say() -> None:
 def test_a_gain_is_paired_and_one_lucky_round_is_none() -> None:
     assert gain([fast(1.2), fast(0.6)], [fast(1.0), fast(0.5)]) > 1.19
     assert gain([fast(3.0), fast(1.0)], [fast(1.0), fast(1.0)]) < formats.WIN
+
+
+def test_what_only_embeds_gains_by_its_prefill() -> None:
+    assert gain([Speeds(600, None)], [Speeds(300, None)]) == 2.0
 
 
 def test_what_cannot_be_measured_gains_nothing() -> None:

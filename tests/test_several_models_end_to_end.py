@@ -51,10 +51,17 @@ class Box:
             (name, prompt): server.later(server.stream, prompt, model=name, **fields)
             for name, prompt in self.whole
         }
-        embedded = [server.later(self.embed, text) for text in TEXTS]
+        embedded = [server.later(self._embed_until, list(streams.values())) for _ in range(2)]
         load = Load(self, streams, embedded)
         server.wait(lambda s: busy(s, "first") and busy(s, "second"), "both chat models compute")
         return load
+
+    def _embed_until(self, streams: list[Future[Events]]) -> list[httpx2.Response]:
+        """One text after the other, for as long as a stream is on its way."""
+        answers: list[httpx2.Response] = []
+        while not answers or not all(stream.done() for stream in streams):
+            answers.append(self.embed(TEXTS[len(answers) % len(TEXTS)]))
+        return answers
 
     def embed(self, given: Any) -> httpx2.Response:
         return self.server.http.post("/v1/embeddings", json={"model": VECTORS, "input": given})
@@ -67,7 +74,7 @@ class Load:
         self,
         box: Box,
         streams: dict[tuple[str, str], Future[Events]],
-        embedded: list[Future[httpx2.Response]],
+        embedded: list[Future[list[httpx2.Response]]],
     ) -> None:
         self._box = box
         self._streams = streams
@@ -79,10 +86,10 @@ class Load:
             events = future.result(PATIENCE_S)
             check_stream(events, self._box.whole[key])
             assert {event["model"] for event in events if "model" in event} == {key[0]}
-        for one in self._embedded:
-            answer = one.result(PATIENCE_S)
-            assert answer.status_code == 200, answer.text
-            assert answer.json()["model"] == VECTORS
+        for some in self._embedded:
+            for answer in some.result(PATIENCE_S):
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["model"] == VECTORS
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +155,9 @@ def test_the_official_client_uses_each_by_its_name(shared: Box) -> None:
             )
 
 
-def test_kills_of_one_models_worker_cost_nobody_anything(shared: Box) -> None:
+def test_a_killed_worker_of_each_model_costs_nobody_anything(shared: Box) -> None:
     load = shared.load()
-    for model in CHATS:
+    for model in (*CHATS, VECTORS):
         (victim, *_) = workers_of(shared.server.status(), model)
         assert victim.pid is not None
         pid = victim.pid
@@ -183,6 +190,18 @@ def test_a_reload_changes_the_limits_of_all_under_load(shared: Box) -> None:
     assert {worker.pid for worker in shared.server.status().workers} == pids
     text = shared.server.http.get("/metrics").text
     assert [f'lbhost_queue_limit{{model="{name}"}} 77.0' in text for name in CHATS] == [True, True]
+
+
+def test_another_server_takes_over_under_load(shared: Box) -> None:
+    load = shared.load()
+    before = {worker.pid for worker in shared.server.status().workers}
+    shared.config.write_text("slots = 3\n" + shared.config.read_text())
+    answer = shared.server.cli("reload")
+    assert answer.returncode == 0, answer.stderr
+    load.check()
+    status = shared.server.status()
+    assert not before & {worker.pid for worker in status.workers}
+    assert [model.slots for model in status.models[:2]] == [3, 3]
 
 
 def test_status_tells_of_all_models(shared: Box) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -9,10 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import msgspec
 import psutil
 import pytest
+from rich.console import Console, RenderableType
 
+import tiny_bert
 from lbhost import cli, model
 from lbhost.config import Settings
 from lbhost.errors import TuningError
@@ -61,6 +65,38 @@ def test_formats_are_judged_before_they_are_measured(environ: dict[str, str]) ->
     assert {path.name for path in tuned.folder(environ).iterdir()} == kept
     text = table.sentence(choice)
     assert ("Q8_0" in text) == (choice.file is not None)
+
+
+def test_an_embedding_model_is_judged_by_its_vectors(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    path = tiny_bert.write(tmp_path / "tiny.gguf")
+    plan = command.plan(Settings(model=str(path)), environ, max_kl=1.0)
+    plan = msgspec.structs.replace(plan, window_s=0.01, rounds=1)
+    assert len(plan.shapes) == 1, "serve has one thread compute vectors"
+    choice = Tuner(plan, environ, environ, lambda _part, _what: None).run()
+    by_name = {finding.what: finding for finding in choice.findings}
+    assert {"as it is", "BF16", "Q8_0"} < set(by_name)
+    half = by_name["BF16"]
+    assert half.kl is not None
+    assert 0 < half.kl < command.MOST_TURNED
+    assert half.speeds is not None
+    assert half.speeds.prefill > 0
+    assert half.speeds.decode is None
+    assert tuned.find(environ, plan.identity) == choice
+    assert "1 - cos" in _written(table.view(choice))
+
+
+def test_a_reranking_model_is_refused(environ: dict[str, str], tmp_path: Path) -> None:
+    path = tiny_bert.write(tmp_path / "rank.gguf", gguf.PoolingType.RANK)
+    with pytest.raises(TuningError, match="chat or embed"):
+        command.plan(Settings(model=str(path)), environ, 0.01)
+
+
+def _written(view: RenderableType) -> str:
+    out = Console(width=120, file=io.StringIO())
+    out.print(view)
+    return str(out.file.getvalue())  # type: ignore[attr-defined]
 
 
 def test_too_little_memory_or_disk_is_said_before_anything_starts(environ: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ from lbhost.machine import gpu, topology
 from lbhost.machine.gpu_watch import GpuWatch
 from lbhost.machine.hostload import available_bytes
 from lbhost.machine.tree import Roots
+from lbhost.purpose import ModelKind
 from lbhost.tuning import formats, identity, tuned
 from lbhost.tuning.shapes import candidates
 from lbhost.tuning.tuned import Tuned
@@ -20,30 +21,40 @@ from lbhost.tuning.tuner import Plan, Tell, Tuner
 from lbhost.weights import identify, parts, unchanged
 
 
+MOST_TURNED = 0.001
+"""1 - cosine that vectors may lose: what they are compared by has no more digits than that."""
+
+
 def plan(settings: Settings, environ: Mapping[str, str], max_kl: float) -> Plan:
     """What is to be tried for the model and box that `serve` would have.
 
     Raises:
         StartupError, UsageError: as `serve` would.
-        TuningError: `serve` would run on GPUs.
+        TuningError: `serve` would run on GPUs, or the model ranks.
     """
     path = Path(model.resolve(settings.model).path)
     files = identify(parts(path))
     with unchanged(files):
-        info = inspection.inspect(path)
+        info = inspection.inspect(path, settings.kind, settings.pooling)
+    if info.purpose.kind is ModelKind.RERANK:
+        raise TuningError(f"{path.name} ranks: only models that chat or embed can be tuned")
+    generates = info.purpose.generates
     roots = Roots.from_environ(environ)
     box = topology.discover(roots)
     _refuse_gpus(roots, environ)
+    shapes = tuple(candidates(box, settings.slots, thorough=True))
     return Plan(
         identity=identity.of(files, box, roots, tuned.ANY_SLOTS),
         path=path,
         parts=files,
         info=info,
-        shapes=tuple(candidates(box, settings.slots, thorough=True)),
+        shapes=shapes if generates else shapes[:1],  # `serve` has vectors computed by one thread
         formats=tuple(
-            formats.worth_trying(info.format_number, info.parameters, info.weights_bytes)
+            formats.worth_trying(
+                info.format_number, info.parameters, info.weights_bytes, generates=generates
+            )
         ),
-        max_kl=max_kl,
+        max_kl=max_kl if generates else min(max_kl, MOST_TURNED),
         available_bytes=available_bytes(roots),
     )
 

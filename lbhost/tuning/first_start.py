@@ -148,5 +148,5 @@ def _require_memory(subject: Subject, found: Sequence[Candidate]) -> None:
 
 def _brief(speeds: Mapping[str, Speeds]) -> str:
     return ", ".join(
-        f"{name}: prefill {s.prefill:.0f} decode {s.decode:.0f}" for name, s in speeds.items()
+        f"{name}: prefill {s.prefill:.0f} decode {s.decode or 0:.0f}" for name, s in speeds.items()
     )

@@ -30,16 +30,23 @@ FORMATS = (
 )
 """Those for which llama.cpp has fast code on CPUs."""
 
+FOR_VECTORS = (Format("BF16", 32, 16), FORMATS[0])
+"""Those that are tried on embedding models, which only ever compute many tokens at once: what
+counts is how fast a core multiplies, and not how soon it has the weights."""
 
-def worth_trying(original: int, parameters: int, weights_bytes: int) -> list[Format]:
+
+def worth_trying(
+    original: int, parameters: int, weights_bytes: int, *, generates: bool = True
+) -> list[Format]:
     """Other formats than the original's, none of which makes a model much larger.
 
     Args:
         original: the file's own `llama_ftype`.
+        generates: whether the model does, and does not embed.
     """
     return [
         format_
-        for format_ in FORMATS
+        for format_ in (FORMATS if generates else FOR_VECTORS)
         if format_.number != original and size(format_, parameters) < 2.5 * weights_bytes
     ]
 

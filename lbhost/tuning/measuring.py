@@ -21,7 +21,7 @@ from lbhost.linux import die_with_parent
 from lbhost.llama import Model, api
 from lbhost.llamacpp import collect_errors, reason_of
 from lbhost.sandbox import profiles
-from lbhost.tuning import quality, trial_workers
+from lbhost.tuning import quality, trial_workers, vector_quality
 from lbhost.tuning.trial import (
     Failed,
     Judge,
@@ -127,12 +127,16 @@ def _rewrite(task: Rewrite) -> Rewritten:
 
 
 def _judge(model: Model, task: Judge) -> Judged:
-    path = Path(task.logits)
+    path, pooling = Path(task.answers), task.pooling
     if not path.exists():
-        quality.keep(model, path)
+        if pooling is None:
+            quality.keep(model, path)
+        else:
+            vector_quality.keep(model, pooling, path)
         return Judged(kl=0.0, agreement=1.0)
-    kl, agreement = quality.compare(model, path)
-    return Judged(kl, agreement)
+    if pooling is None:
+        return Judged(*quality.compare(model, path))
+    return Judged(*vector_quality.compare(model, pooling, path))
 
 
 if __name__ == "__main__":

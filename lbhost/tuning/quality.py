@@ -80,9 +80,13 @@ def _log_softmax(logits: _Logits) -> NDArray[numpy.float64]:
     return result
 
 
+def text() -> str:
+    """What models are judged by."""
+    return (Path(__file__).parent / "text.txt").read_text(encoding="utf-8")
+
+
 def _tokens(model: Model) -> list[int]:
-    text = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8")
-    return model.vocab.tokenize(text, add_bos=True, parse_special=False)[:TOKENS]
+    return model.vocab.tokenize(text(), add_bos=True, parse_special=False)[:TOKENS]
 
 
 def _logits(model: Model, tokens: list[int]) -> Iterator[_Logits]:

@@ -44,7 +44,8 @@ class Speeds(msgspec.Struct, frozen=True):
     """What all workers of a shape did at once, tokens per second."""
 
     prefill: float
-    decode: float
+    decode: float | None
+    """None: the model embeds, and decodes nothing."""
     waited: float = 0.0
     """Part of the time in which a worker was ready to run and had no CPU: another program's doing,
     and taken out of the speeds."""
@@ -52,6 +53,8 @@ class Speeds(msgspec.Struct, frozen=True):
     @property
     def requests_s(self) -> float:
         """Requests of PROMPT_TOKENS and OUTPUT_TOKENS a second at full load."""
+        if self.decode is None:
+            return self.prefill / PROMPT_TOKENS
         if self.prefill <= 0 or self.decode <= 0:
             return 0.0
         return 1 / (PROMPT_TOKENS / self.prefill + OUTPUT_TOKENS / self.decode)
@@ -147,8 +150,9 @@ def _beats(wide: Sequence[Speeds], narrow: Sequence[Speeds]) -> bool:
 
 def speed(readings: Sequence[Speeds]) -> Speeds:
     """The middle of some readings."""
+    decodes = [r.decode for r in readings if r.decode is not None]
     return Speeds(
         prefill=statistics.median(r.prefill for r in readings),
-        decode=statistics.median(r.decode for r in readings),
+        decode=statistics.median(decodes) if decodes else None,
         waited=statistics.median(r.waited for r in readings),
     )

@@ -32,7 +32,9 @@ def view(choice: Tuned) -> RenderableType:
     """The findings and the choice, for a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tried", no_wrap=True)
-    for name in ("prefill/s", "decode/s", "speed", "KL", "agree", "size"):
+    embeds = all(f.speeds.decode is None for f in choice.findings if f.speeds is not None)
+    lost = "1 - cos" if embeds else "KL"
+    for name in ("prefill/s", "decode/s", "speed", lost, "agree", "size"):
         table.add_column(name, justify="right")
     for finding in choice.findings:
         table.add_row(*_cells(finding))
@@ -61,7 +63,7 @@ def _cells(finding: Finding) -> list[str]:
     return [
         finding.what,
         UNKNOWN if speeds is None else f"{speeds.prefill:.0f}",
-        UNKNOWN if speeds is None else f"{speeds.decode:.0f}",
+        UNKNOWN if speeds is None or speeds.decode is None else f"{speeds.decode:.0f}",
         UNKNOWN if finding.gain is None else f"{finding.gain:.2f}x",
         UNKNOWN if finding.kl is None else f"{finding.kl:.4f}",
         UNKNOWN if finding.agreement is None else f"{finding.agreement:.0%}",

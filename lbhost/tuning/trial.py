@@ -12,6 +12,7 @@ import msgspec
 
 from lbhost.errors import TuningError
 from lbhost.placement.placement import Placement
+from lbhost.purpose import Pooling
 from lbhost.tuning.shapes import Speeds
 from lbhost.weights import FilePart
 
@@ -39,6 +40,8 @@ class Trial(msgspec.Struct, frozen=True, tag="trial"):
     """How long prefill and decode are each measured; one step at least."""
     flash_attention: bool | None = None
     """None: as `serve` would have it by itself."""
+    pooling: Pooling | None = None
+    """How the vectors of its texts are pooled; None: it generates."""
 
 
 class Rewrite(msgspec.Struct, frozen=True, tag="rewrite"):
@@ -53,8 +56,10 @@ class Rewrite(msgspec.Struct, frozen=True, tag="rewrite"):
 class Judge(msgspec.Struct, frozen=True, tag="judge"):
     """What does the loaded model say to the fixed text?"""
 
-    logits: str
-    """A file. Written if it is not there; else compared with."""
+    answers: str
+    """A file: of its logits, or of its vectors. Written if it is not there; else compared with."""
+    pooling: Pooling | None = None
+    """As in Trial."""
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -78,9 +83,9 @@ class Judged(msgspec.Struct, frozen=True, tag="judged"):
     """Answer to Judge; a model does not differ from what it has just written itself."""
 
     kl: float
-    """Mean KL divergence from the other one, nats a token."""
+    """What is lost: mean KL divergence from the other one, nats a token; of vectors 1 - cosine."""
     agreement: float
-    """Part of the tokens of which both have the same first choice."""
+    """Part of the tokens of which both have the same first choice; of texts, the same nearest."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -25,7 +25,10 @@ from lbhost.placement.placement import Placement
 from lbhost.tuning.shapes import PROMPT_TOKENS, SLOT_TOKENS, Speeds
 from lbhost.tuning.trial import MAX_PACKET, Trial
 from lbhost.worker.context import CPU_CHUNK, Context, Decoded
+from lbhost.worker.embedding_context import EmbeddingContext
 
+TEXT_TOKENS = 32
+"""Of a text that an embedding model is measured by."""
 _LEAST_CPU = 0.05
 """A worker that got less of its CPUs than this has measured nothing."""
 
@@ -47,7 +50,7 @@ class Done(msgspec.Struct, frozen=True):
 
 
 def run(model: Model, trial: Trial) -> Speeds:
-    """Prefill and decode with all workers of a trial at once.
+    """Prefill and decode, or vectors of texts, with all workers of a trial at once.
 
     Raises:
         TuningError: a worker could not, and why.
@@ -56,6 +59,8 @@ def run(model: Model, trial: Trial) -> Speeds:
         for link in links:
             _answer(link)
         prefill, waited = _together(links, Window(prefill=True, seconds=trial.window_s))
+        if trial.pooling is not None:
+            return Speeds(prefill, None, waited)
         decode, also = _together(links, Window(prefill=False, seconds=trial.window_s))
     return Speeds(prefill, decode, max(waited, also))
 
@@ -133,8 +138,16 @@ def _answer(link: socket.socket) -> Done:
 
 def _work(link: socket.socket, model: Model, trial: Trial, place: Placement) -> None:
     os.sched_setaffinity(0, place.cpus)
-    context = Context(model, slots=trial.slots, n_ctx=SLOT_TOKENS, threads=place.threads)
-    load = _Load(context)
+    load: _Load | _TextsLoad
+    if trial.pooling is None:
+        context = Context(model, slots=trial.slots, n_ctx=SLOT_TOKENS, threads=place.threads)
+        load = _Load(context)
+    else:
+        load = _TextsLoad(
+            EmbeddingContext(
+                model, pooling=trial.pooling, n_ctx=SLOT_TOKENS, threads=place.threads
+            )
+        )
     load.decode()  # touches every weight, and makes the threads
     link.send(msgspec.msgpack.encode(Done()))
     while data := link.recv(MAX_PACKET):
@@ -151,6 +164,37 @@ def _waited_s() -> float:
     """Time that this process was ready and had no CPU: its most unlucky thread's, since the others
     wait for that one."""
     return max((waited_s(thread) or 0.0 for thread in threads(os.getpid())), default=0.0)
+
+
+class _TextsLoad:
+    """Batches as the embedding engine makes them: short texts."""
+
+    def __init__(self, context: EmbeddingContext) -> None:
+        self._context = context
+        self._done = 0
+
+    def prefill(self) -> int:
+        """A batch of texts."""
+        count = self._context.usual_tokens // TEXT_TOKENS
+        texts = [
+            _tokens(self._done + TEXT_TOKENS * i, TEXT_TOKENS, self._context.n_vocab)
+            for i in range(count)
+        ]
+        result, _ = self._context.compute(texts)
+        if result is not Decoded.OK:
+            raise TuningError("llama.cpp cannot compute a batch of this model")
+        self._done += TEXT_TOKENS * count
+        return TEXT_TOKENS * count
+
+    def decode(self) -> int:
+        """The same: there is nothing else to do."""
+        return self.prefill()
+
+
+def _tokens(at: int, count: int, n_vocab: int) -> bytes:
+    """Different ones: a mixture of experts must not always ask the same experts."""
+    ids = ((7919 * (at + i) + 13) % n_vocab for i in range(count))
+    return struct.pack(f"={count}i", *ids)
 
 
 class _Load:
@@ -189,10 +233,7 @@ class _Load:
         self._lengths[slot] = 0
 
     def _tokens(self, count: int) -> bytes:
-        """Different ones: a mixture of experts must not always ask the same experts."""
-        at = sum(self._lengths)
-        ids = ((7919 * (at + i) + 13) % self._context.n_vocab for i in range(count))
-        return struct.pack(f"={count}i", *ids)
+        return _tokens(sum(self._lengths), count, self._context.n_vocab)
 
     def _decode(self) -> None:
         if self._context.decode() is not Decoded.OK:

@@ -46,7 +46,8 @@ class Finding(msgspec.Struct, frozen=True):
     gain: float | None
     """Requests a second beside what it was paired with."""
     kl: float | None = None
-    """Nats a token lost against the original; None: nothing can be lost."""
+    """What is lost against the original: nats a token, or of vectors 1 - cosine; None: nothing can
+    be."""
     agreement: float | None = None
     size: int | None = None
     note: str = ""

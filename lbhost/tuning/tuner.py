@@ -16,12 +16,13 @@ import msgspec
 from lbhost.errors import TuningError
 from lbhost.llama import ModelInfo
 from lbhost.placement import memory
+from lbhost.purpose import Pooling
 from lbhost.tuning import formats, tuned
 from lbhost.tuning.formats import Format
 from lbhost.tuning.gauge import Gauge
 from lbhost.tuning.identity import Identity
 from lbhost.tuning.shapes import SLOT_TOKENS, Candidate, Shape, Speeds, choose, contenders, speed
-from lbhost.tuning.trial import Judge, Load, Loaded, Rewrite, Trial
+from lbhost.tuning.trial import Judge, Judged, Load, Loaded, Rewrite, Trial
 from lbhost.tuning.tuned import Finding, RewrittenFile, Tuned
 from lbhost.weights import FilePart, identify
 
@@ -43,13 +44,18 @@ class Plan(msgspec.Struct, frozen=True):
     formats: tuple[Format, ...]
     """Weight formats to try."""
     max_kl: float
-    """Formats that lose more, in nats a token, are not taken."""
+    """Formats that lose more, in nats a token or of vectors in 1 - cosine, are not taken."""
     available_bytes: int | None
     window_s: float = 1.0
     """Of prefill and of decode, per reading."""
     rounds: int = 4
     patience_s: float = 120.0
     """For one reading, or for a model to be loaded or rewritten, per GiB of it."""
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How the model's vectors are pooled; None: it generates."""
+        return self.info.purpose.pooling
 
     @property
     def memory_bytes(self) -> int:
@@ -154,19 +160,23 @@ class Tuner:
         return gauge.load(Load(str(path), parts, node, folder), self._plan.within_s())
 
     def _trial(self, candidate: Candidate, flash: bool | None = None) -> Trial:
-        return Trial(candidate.placements, candidate.slots, self._plan.window_s, flash)
+        own = self._plan
+        return Trial(candidate.placements, candidate.slots, own.window_s, flash, own.pooling)
+
+    def _judged(self, gauge: Gauge, answers: Path) -> Judged:
+        return gauge.judge(Judge(str(answers), self._plan.pooling), self._plan.within_s())
 
     # --- weights ------------------------------------------------------------------------
 
     def _formats(self, work: Path) -> _Best:
         """The fastest format that loses no more than it may."""
         best = _Best(self._plan.path)
-        logits = work / "logits"
+        answers = work / "answers"
         with Gauge(self._process_environ) as gauge:
             self._tell(0.0, "loading the model")
             self._load(gauge, self._plan.path, work)
             self._tell(0.03, "its own answers")
-            gauge.judge(Judge(str(logits)), self._plan.within_s())
+            self._judged(gauge, answers)
             first = gauge.measure(self._trial(self._plan.shapes[0]), self._plan.within_s())
             size = sum(part.size for part in self._plan.parts)
             self._findings.append(Finding("as it is", first, 1.0, 0.0, 1.0, size))
@@ -174,7 +184,7 @@ class Tuner:
             for number, format_ in enumerate(tried):
                 self._tell(0.1 + 0.55 * number / len(tried), f"weights in {format_.name}")
                 target = work / f"{format_.name}.gguf"
-                gain = self._format(gauge, format_, target, logits)
+                gain = self._format(gauge, format_, target, answers)
                 if gain is not None and gain >= max(formats.WIN, best.gain):
                     if best.format is not None:
                         best.path.unlink()
@@ -183,7 +193,9 @@ class Tuner:
                     target.unlink(missing_ok=True)
         return best
 
-    def _format(self, original: Gauge, format_: Format, target: Path, logits: Path) -> float | None:
+    def _format(
+        self, original: Gauge, format_: Format, target: Path, answers: Path
+    ) -> float | None:
         """How many times as fast a format is; None if it loses too much or cannot be had."""
         plan, within_s = self._plan, self._plan.within_s()
         note, judged, gain, reading = "", None, None, None
@@ -196,14 +208,14 @@ class Tuner:
             size = target.stat().st_size
             with Gauge(self._process_environ) as gauge:
                 self._load(gauge, target, target.parent)
-                judged = gauge.judge(Judge(str(logits)), within_s)
+                judged = self._judged(gauge, answers)
                 if judged.kl <= plan.max_kl:
                     gain, reading = self._turns(
                         lambda: gauge.measure(self._trial(plan.shapes[0]), within_s),
                         lambda: original.measure(self._trial(plan.shapes[0]), within_s),
                     )
                 else:
-                    note = f"loses more than --max-kl {plan.max_kl:g}"
+                    note = f"loses more than {plan.max_kl:g}"
         except TuningError as error:
             note = error.message
         self._findings.append(

@@ -21,6 +21,7 @@ from benchmarks import (
     bookkeeping,
     bound,
     costs,
+    embeddings,
     engine,
     limit,
     machine,
@@ -28,6 +29,7 @@ from benchmarks import (
     servers,
     serving,
     streams,
+    two_models,
 )
 from benchmarks.bench import Bench, BenchError
 from benchmarks.figures import Figure, Verdict, as_data, table
@@ -51,7 +53,13 @@ SECTIONS: dict[str, Callable[[Bench], list[Figure]]] = {
     "memory": costs.memory,
     "idle": costs.idle,
     "sensors": costs.sensors,
+    "wake": costs.wake,
+    "embeddings": embeddings.embeddings,
+    "two-models": two_models.two_models,
 }
+
+WITH_EMBEDDINGS = {"embeddings", "two-models"}
+"""Those that need --embedding-model."""
 
 
 def say(text: str) -> None:
@@ -76,6 +84,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="CSV",
         help="in `open`, also play arrivals with columns TIMESTAMP, ContextTokens, GeneratedTokens",
     )
+    parser.add_argument(
+        "--embedding-model",
+        type=Path,
+        metavar="GGUF",
+        help=f"what {' and '.join(sorted(WITH_EMBEDDINGS))} embed with; needed for them",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the prompts and arrivals")
     given = parser.parse_args(argv)
     for name in given.sections:
@@ -85,6 +99,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("--pairs is a number from 1 to 100")
     if given.trace is not None and not given.trace.is_file():
         parser.error(f"--trace: no such file {given.trace}")
+    if given.embedding_model is not None and not given.embedding_model.is_file():
+        parser.error(f"--embedding-model: no such file {given.embedding_model}")
+    if given.embedding_model is None:
+        if named := sorted(WITH_EMBEDDINGS & set(given.sections)):
+            parser.error(f"{', '.join(named)}: needs --embedding-model FILE.gguf")
+        given.sections = given.sections or [s for s in SECTIONS if s not in WITH_EMBEDDINGS]
     return given
 
 
@@ -115,7 +135,14 @@ def main(argv: list[str]) -> int:
     given = parse(argv)
     signal.signal(signal.SIGTERM, _stop)
     pairs = 1 if given.quick else given.pairs
-    bench = Bench(pairs=pairs, quick=given.quick, seed=given.seed, trace=given.trace, say=say)
+    bench = Bench(
+        pairs=pairs,
+        quick=given.quick,
+        seed=given.seed,
+        trace=given.trace,
+        say=say,
+        embedding=given.embedding_model,
+    )
     disturbances = machine.disturbances()
     for line in disturbances:
         say(f"warning: the machine is busy, figures will be noise: {line}")

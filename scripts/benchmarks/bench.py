@@ -22,13 +22,21 @@ class Bench:
     """One run of the benchmark. Makes what is expensive when it is first asked for."""
 
     def __init__(
-        self, *, pairs: int, quick: bool, seed: int, trace: Path | None, say: Callable[[str], None]
+        self,
+        *,
+        pairs: int,
+        quick: bool,
+        seed: int,
+        trace: Path | None,
+        say: Callable[[str], None],
+        embedding: Path | None = None,
     ) -> None:
         self.pairs = pairs
         self.quick = quick
         self.rng = random.Random(seed)
         self.trace = trace
         self.say = say
+        self._embedding = embedding
 
     def scaled(self, full: int) -> int:
         """How much of something to do: all of it, or an eighth in a quick run."""
@@ -43,6 +51,17 @@ class Bench:
     def q4_0(self) -> Path:
         """The same in Q4_0."""
         return peers.requantize(self.shipped, self.say)
+
+    @property
+    def embedding_model(self) -> Path:
+        """An embedding model's file.
+
+        Raises:
+            BenchError: none was given.
+        """
+        if self._embedding is None:
+            raise BenchError("needs an embedding model: --embedding-model FILE.gguf")
+        return self._embedding
 
     @functools.cached_property
     def peers(self) -> Peers:

@@ -1,7 +1,11 @@
-"""What lbhost costs and how fast it heals: `recovery`, `memory`, `idle`, `sensors`. No peer."""
+"""What lbhost costs, and how fast it heals and wakes: `recovery`, `memory`, `idle`, `sensors`, `wake`.
+
+No peer.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,6 +18,7 @@ from typing import Any
 from benchmarks import machine, servers
 from benchmarks.bench import Bench, BenchError
 from benchmarks.figures import Figure, at_most
+from benchmarks.load import Job, LoadError, Plan, send
 from benchmarks.servers import Server
 from benchmarks.stats import spread
 from lbhost.llama import inspect
@@ -54,6 +59,53 @@ def _replaced(server: Server, victim: dict[str, Any]) -> bool:
         and worker["state"] == "ready"
         for worker in _workers(server)
     )
+
+
+WAKING_TOKENS = 8
+"""Of the prompt that wakes a model: next to nothing to compute."""
+
+
+def wake(bench: Bench) -> list[Figure]:
+    """From a request for a sleeping model, whose weights were kept, to a READY worker and to its
+    first text."""
+    ready_ms: list[float] = []
+    first_ms: list[float] = []
+    flags = ("--idle-timeout", "0.5", "--no-probe")
+    with servers.lbhost(bench.q4_0, ctx_size=256, flags=flags) as server:
+        for _ in range(bench.scaled(16)):
+            deadline = time.monotonic() + DEADLINE_S
+            while servers.ask(server, "GET", "/status")["models"][0]["state"] != "sleeping":
+                if time.monotonic() > deadline:
+                    raise BenchError("the model does not go to sleep")
+                time.sleep(0.05)
+            ready_s, first_s = asyncio.run(_woken(bench, server))
+            ready_ms.append(1000 * ready_s)
+            first_ms.append(1000 * first_s)
+    behind = f"{WAKING_TOKENS}-token prompts"
+    return [
+        Figure("wake", "request to a READY worker", spread(ready_ms), "ms", at_most(300)),
+        Figure("wake", "request to its first text", spread(first_ms), "ms", None, behind),
+    ]
+
+
+async def _woken(bench: Bench, server: Server) -> tuple[float, float]:
+    """Seconds to a READY worker, as the admin API tells it, and to the first text."""
+    plan = Plan(server.host, server.port, servers.ALIAS, [], 1, DEADLINE_S)
+    job = Job(bench.prompts.write(WAKING_TOKENS), WAKING_TOKENS, 1)
+    began = time.monotonic()
+
+    def until_ready() -> float:
+        while not any(worker["state"] == "ready" for worker in _workers(server)):
+            if time.monotonic() > began + DEADLINE_S:
+                raise BenchError("the model does not wake")
+            time.sleep(0.005)
+        return time.monotonic() - began
+
+    try:
+        ready_s, (request, _) = await asyncio.gather(asyncio.to_thread(until_ready), send(plan, job))
+    except LoadError as error:
+        raise BenchError(f"the request that wakes: {error}") from error
+    return ready_s, request.ttft
 
 
 _COMPUTE_BUFFERS = """

@@ -92,11 +92,31 @@ def lbhost(
     Raises:
         ServerError: it ended or was not ready in time; the message has its last words.
     """
+    own = ("--model", str(model), "--alias", ALIAS, "--ctx-size", str(ctx_size))
+    with _serving((*own, *flags), before) as server:
+        yield server
+
+
+@contextmanager
+def lbhost_of(config: str, *, before: tuple[str, ...] = ()) -> Iterator[Server]:
+    """`lbhost serve` as an lbhost.toml with this text has it.
+
+    Raises:
+        ServerError: as `lbhost`.
+    """
+    with tempfile.TemporaryDirectory(prefix="lbhost-bench-") as folder:
+        file = Path(folder) / "lbhost.toml"
+        file.write_text(config, encoding="utf-8")
+        with _serving(("--config", str(file)), before) as server:
+            yield server
+
+
+@contextmanager
+def _serving(flags: tuple[str, ...], before: tuple[str, ...]) -> Iterator[Server]:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="lbhost-bench-") as folder:
         runtime = Path(folder) / "run"
-        command = [*before, sys.executable, "-m", "lbhost", "serve", "--model", str(model)]
-        command += ["--alias", ALIAS, "--port", str(port), "--ctx-size", str(ctx_size)]
+        command = [*before, sys.executable, "-m", "lbhost", "serve", "--port", str(port)]
         command += ["--runtime-dir", str(runtime), "--log-format", "json", *flags]
         with process(command, Path(folder) / "log") as pid:
             server = Server("lbhost", pid, "127.0.0.1", port, runtime / "admin.sock")

@@ -76,28 +76,9 @@ class Pairs(NamedTuple):
 
 
 def apply(server: Server, jobs: list[Job], clients: int, timeout_s: float) -> Run:
-    """Put a load on a server, from a process of its own.
-
-    Raises:
-        BenchError: a request failed, so that the figures would flatter the server.
-    """
+    """Put a load on a server; what it came to. Raises as `generate`."""
     plan = Plan(server.host, server.port, servers.ALIAS, jobs, clients, timeout_s)
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.load"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
-    ) as process:
-        try:
-            answer, _ = process.communicate(msgspec.json.encode(plan), timeout_s + 30)
-        finally:
-            process.kill()
-    if process.returncode:
-        raise BenchError("the load generator failed")
-    outcome = msgspec.json.decode(answer, type=Outcome)
-    if outcome.failures:
-        failed = f"{len(outcome.failures)} of {len(jobs)} requests to {server.name} failed"
-        raise BenchError(f"{failed}: {outcome.failures[0]}")
+    outcome = generate(server, plan)
     ttfts = [request.ttft for request in outcome.requests]
     gaps = [gap for request in outcome.requests for gap in request.gaps] or [0.0]
     return Run(
@@ -106,6 +87,31 @@ def apply(server: Server, jobs: list[Job], clients: int, timeout_s: float) -> Ru
         stats.quantile(ttfts, 0.99),
         stats.quantile(gaps, 0.99),
     )
+
+
+def generate(server: Server, plan: Plan) -> Outcome:
+    """Carry out a plan on a server, from a process of its own.
+
+    Raises:
+        BenchError: a request failed, so that the figures would flatter the server.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.load"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    ) as process:
+        try:
+            answer, _ = process.communicate(msgspec.json.encode(plan), plan.timeout_s + 30)
+        finally:
+            process.kill()
+    if process.returncode:
+        raise BenchError("the load generator failed")
+    outcome = msgspec.json.decode(answer, type=Outcome)
+    if outcome.failures:
+        failed = f"{len(outcome.failures)} of {len(plan.jobs)} requests to {server.name} failed"
+        raise BenchError(f"{failed}: {outcome.failures[0]}")
+    return outcome
 
 
 @contextmanager

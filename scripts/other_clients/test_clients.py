@@ -6,6 +6,8 @@ The model is a small one: what is looked at is that the client understands each 
 from __future__ import annotations
 
 import json
+import math
+import operator
 import os
 import subprocess
 import sys
@@ -16,12 +18,14 @@ import instructor
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
 URL = os.environ["LBHOST_URL"] + "/v1"
 KEY = os.environ["LBHOST_KEY"]
+VECTORS = os.environ["LBHOST_VECTORS"]
+"""The model that embeds; the first one chats."""
 MODEL = OpenAI(base_url=URL, api_key=KEY).models.list().data[0].id
 SAY = "Name three rivers."
 
@@ -92,6 +96,32 @@ def test_langchain_gets_structures(method: str) -> None:
     assert got["raw"]
     if method != "json_mode":  # which asks for any JSON at all
         assert isinstance(got["parsed"], Person), got
+
+
+TEXTS = ["The cat sat on the mat.", "A cat sits on a mat.", "Shares fell in London today."]
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    """Of vectors of length 1."""
+    return sum(map(operator.mul, one, other))
+
+
+def test_langchain_embeds_documents_and_queries() -> None:
+    # Otherwise it cuts texts into token ids of OpenAI's own vocabulary, which no other model has.
+    model = OpenAIEmbeddings(
+        base_url=URL, api_key=KEY, model=VECTORS, check_embedding_ctx_length=False, chunk_size=2
+    )
+    vectors = model.embed_documents(TEXTS)
+    assert [math.hypot(*vector) for vector in vectors] == pytest.approx([1.0] * len(TEXTS))
+    query = model.embed_query(TEXTS[0])
+    assert cosine(query, vectors[0]) > 0.999
+    if len(query) == 384:  # a real model, which knows what texts are about
+        same, other = (cosine(query, vector) for vector in vectors[1:])
+        assert same > 0.8 > 0.3 > other
+    short = OpenAIEmbeddings(
+        base_url=URL, api_key=KEY, model=VECTORS, check_embedding_ctx_length=False, dimensions=16
+    )
+    assert len(short.embed_query(TEXTS[0])) == 16
 
 
 # --- instructor -------------------------------------------------------------------------

@@ -13,7 +13,13 @@ from lbhost.llama import Model, inspect
 from lbhost.model import resolve
 from lbhost.purpose import KindChoice, ModelKind, Pooling, PoolingChoice
 from lbhost.wire import pack_tokens
-from lbhost.worker.embedding_context import EmbeddingContext
+from lbhost.worker.embedding_context import (
+    CPU_TOKENS,
+    FILLED_FROM,
+    MOST_INPUTS,
+    TILE,
+    EmbeddingContext,
+)
 from lbhost.worker.llama_context import Decoded
 from llama_cpp_vectors import SHARED, Reference, cosine
 
@@ -88,6 +94,29 @@ def test_minilm_in_batches_is_minilm_alone() -> None:
     same_as_alone(SHARED, Pooling.MEAN, -1, None)
 
 
+def test_batches_below_and_around_a_tile_give_the_same_vectors(tmp_path: Path) -> None:
+    """Whichever way a batch is computed: without flash attention, filled up, or in tiles."""
+    path = tiny_bert.write(tmp_path / "m.gguf")
+    reference = Reference(path)
+    model = Model(path)
+    context = EmbeddingContext(model, pooling=Pooling.MEAN, n_ctx=N_CTX, threads=1)
+    try:
+        for total in (2, FILLED_FROM - 1, FILLED_FROM, TILE - 1, TILE, TILE + 1, CPU_TOKENS):
+            lengths = [total // 2, total - total // 2]
+            texts = [[5 + (3 * i + length) % 60 for i in range(length)] for length in lengths]
+            result, vectors = context.compute([pack_tokens(text) for text in texts])
+            assert result is Decoded.OK
+            assert len(vectors) == 2
+            for mine, text in zip(vectors, texts, strict=True):
+                assert cosine(mine, reference.vector(text)) > 0.9999
+        ones = [pack_tokens([5 + i]) for i in range(MOST_INPUTS - 1)]
+        assert len(context.compute(ones)[1]) == MOST_INPUTS - 1, "and one that fills it up"
+    finally:
+        context.close()
+        model.close()
+        reference.close()
+
+
 def test_an_input_as_long_as_the_context_fits_and_a_watch_aborts(tmp_path: Path) -> None:
     path = tiny_bert.write(tmp_path / "m.gguf")
     model = Model(path)
@@ -104,6 +133,9 @@ def test_an_input_as_long_as_the_context_fits_and_a_watch_aborts(tmp_path: Path)
         assert again == pytest.approx(vector)
         with pytest.raises(ValueError, match="do not fit"):
             context.compute([longest + pack_tokens([7])])
+        short = [longest[:40]]
+        context.watch(lambda: True)
+        assert context.compute(short) == (Decoded.ABORTED, []), "whichever way it is computed"
     finally:
         context.close()
         model.close()

@@ -64,10 +64,10 @@ def test_all_workers_of_a_shape_are_measured_at_once_and_gone_after() -> None:
     with gauge(starter()) as measured:
         speeds = measured.measure(Trial(places, slots=2, window_s=0.01), PATIENCE_S)
         assert speeds.prefill > 0
-        assert speeds.decode > 0
+        assert (speeds.decode or 0) > 0
         assert 0 <= speeds.waited < 1
         again = measured.measure(Trial(places[:1], slots=4, window_s=0.01), PATIENCE_S)
-        assert again.decode > 0
+        assert (again.decode or 0) > 0
     wait_for(lambda: not measuring(), "nothing of it is left")
 
 
@@ -76,7 +76,7 @@ def test_a_trial_may_decode_for_longer_than_a_slot_is() -> None:
         speeds = measured.measure(
             Trial((Placement((CPUS[0],), 1),), slots=1, window_s=6.0), PATIENCE_S
         )
-    assert speeds.decode > 0
+    assert (speeds.decode or 0) > 0
 
 
 def test_a_model_that_cannot_be_loaded_is_an_error_of_one_line(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from lbhost.tuning.tuned import Tuned
 from lbhost.tuning.tuner import Plan, Tell, Tuner
 from lbhost.weights import identify, parts, unchanged
 
-
 MOST_TURNED = 0.001
 """1 - cosine that vectors may lose: what they are compared by has no more digits than that."""
 

@@ -144,9 +144,7 @@ def _work(link: socket.socket, model: Model, trial: Trial, place: Placement) -> 
         load = _Load(context)
     else:
         load = _TextsLoad(
-            EmbeddingContext(
-                model, pooling=trial.pooling, n_ctx=SLOT_TOKENS, threads=place.threads
-            )
+            EmbeddingContext(model, pooling=trial.pooling, n_ctx=SLOT_TOKENS, threads=place.threads)
         )
     load.decode()  # touches every weight, and makes the threads
     link.send(msgspec.msgpack.encode(Done()))

@@ -36,7 +36,8 @@ def compare(model: Model, pooling: Pooling, path: Path) -> tuple[float, float]:
     """A model beside the one whose vectors are in the file.
 
     Returns:
-        The mean of 1 - cosine, and the part of the texts whose nearest among the others is the same.
+        The mean of 1 - cosine, and the part of the texts whose nearest among the others is the
+        same.
 
     Raises:
         TuningError: vectors of another width, or of what is no number.

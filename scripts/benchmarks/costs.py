@@ -1,6 +1,6 @@
-"""What lbhost costs, and how fast it heals and wakes: `recovery`, `memory`, `idle`, `sensors`, `wake`.
+"""What lbhost costs, how fast it heals and wakes; no peer.
 
-No peer.
+Sections `recovery`, `memory`, `idle`, `sensors` and `wake`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ async def _woken(bench: Bench, server: Server) -> tuple[float, float]:
         return time.monotonic() - began
 
     try:
-        ready_s, (request, _) = await asyncio.gather(asyncio.to_thread(until_ready), send(plan, job))
+        ready_s, (request, _) = await asyncio.gather(
+            asyncio.to_thread(until_ready), send(plan, job)
+        )
     except LoadError as error:
         raise BenchError(f"the request that wakes: {error}") from error
     return ready_s, request.ttft

@@ -1,4 +1,4 @@
-"""A plain loop over llama_cpp, as somebody without a server writes it: a text at a time, one thread.
+"""A plain loop over llama_cpp, as one without a server writes it: a text at a time, one thread.
 
 Runs as a process of its own, pinned to one core (`python -m benchmarks.embedding_loop MODEL CPU`):
 says "ready", then reads a JSON list of texts a line and answers each with a Lap.

@@ -1,7 +1,7 @@
 """Section `embeddings`: vectors of short texts, by lbhost, llama-server and a plain loop a core.
 
-All three take turns with new texts; then lbhost answers again what it has kept. The model is that of
---embedding-model; lbhost serves what `lbhost tune` made of it, if it has been tuned here.
+All three take turns with new texts; then lbhost answers again what it has kept. The model is that
+of --embedding-model; lbhost serves what `lbhost tune` made of it, if it has been tuned here.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ make either worse than halving it would.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from benchmarks import embeddings, machine, servers, serving
 from benchmarks.bench import Bench, BenchError
-from benchmarks.embeddings import Texts, Turn
+from benchmarks.embeddings import Turn
 from benchmarks.figures import Figure, at_most, number
 from benchmarks.load import Job, Outcome, Plan
 from benchmarks.servers import Server
@@ -26,8 +27,9 @@ EMBED_CLIENTS, INPUTS = 2, 8
 CTX_SIZE = 256
 SECONDS = 8
 """Of a turn."""
+TEXTS = 512
 MOST_CHATS_S, MOST_TEXTS_S = 40, 1500
-"""No box that this is run on answers more in a second; the load's time ends it."""
+"""More than is answered in a second: the load's time ends it."""
 
 
 class Both(NamedTuple):
@@ -44,7 +46,8 @@ def two_models(bench: Bench) -> list[Figure]:
         raise BenchError("one CPU is not enough: there is no half of it")
     half = len(cores) // 2
     paths = {CHAT: bench.q4_0, VECTORS: bench.embedding_model}
-    texts = embeddings.writer(bench, paths[VECTORS])
+    # the same texts again and again: no vector is kept here
+    texts = embeddings.writer(bench, paths[VECTORS])(TEXTS)
     together: list[Both] = []
     apart: list[Both] = []
     with (
@@ -63,8 +66,7 @@ def two_models(bench: Bench) -> list[Figure]:
         for name, of, unit in MEASURES
     ]
     return [
-        figure._replace(target=at_most(1.3) if "p95" in figure.name else None)
-        for figure in figures
+        figure._replace(target=at_most(1.3) if "p95" in figure.name else None) for figure in figures
     ]
 
 
@@ -104,19 +106,18 @@ def _serving(paths: dict[str, Path], cores: Sequence[int] = ()) -> Iterator[Serv
         yield server
 
 
-def _at_once(bench: Bench, texts: Texts, server: Server, seconds: float) -> Both:
-    given = texts(int(MOST_TEXTS_S * seconds))
+def _at_once(bench: Bench, texts: list[str], server: Server, seconds: float) -> Both:
     jobs = _jobs(bench, seconds)
     with ThreadPoolExecutor(1) as pool:
         chat = pool.submit(_chat, server, jobs, seconds)
-        return Both(vectors=_vectors(server, given, seconds), chat=chat.result())
+        return Both(vectors=_vectors(server, texts, seconds), chat=chat.result())
 
 
 def _one_by_one(
-    bench: Bench, texts: Texts, chat: Server, vectors: Server, seconds: float
+    bench: Bench, texts: list[str], chat: Server, vectors: Server, seconds: float
 ) -> Both:
     outcome = _chat(chat, _jobs(bench, seconds), seconds)
-    return Both(outcome, _vectors(vectors, texts(int(MOST_TEXTS_S * seconds)), seconds))
+    return Both(outcome, _vectors(vectors, texts, seconds))
 
 
 def _jobs(bench: Bench, seconds: float) -> list[Job]:
@@ -131,4 +132,5 @@ def _chat(server: Server, jobs: list[Job], seconds: float) -> Outcome:
 
 
 def _vectors(server: Server, texts: list[str], seconds: float) -> Turn:
-    return embeddings.apply(server, texts, EMBED_CLIENTS, INPUTS, model=VECTORS, stop_s=seconds)
+    enough = texts * math.ceil(MOST_TEXTS_S * seconds / len(texts))
+    return embeddings.apply(server, enough, EMBED_CLIENTS, INPUTS, model=VECTORS, stop_s=seconds)

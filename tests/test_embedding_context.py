@@ -94,7 +94,7 @@ def test_a_model_that_chats_embeds_where_it_is_told_to(choice: PoolingChoice) ->
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"needs {SHARED.name} beside the checkout")
 def test_minilm_in_batches_is_minilm_alone() -> None:
-    same_as_alone(SHARED, Pooling.MEAN, -1, None, alike=0.9997)
+    same_as_alone(SHARED, Pooling.MEAN, -1, None, alike=0.999)
 
 
 def test_batches_below_and_around_a_tile_give_the_same_vectors(tmp_path: Path) -> None:

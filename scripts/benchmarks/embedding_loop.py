@@ -52,7 +52,8 @@ class PlainLoop:
     def vector(self, text: str) -> numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float32]]:
         """Of length 1."""
         tokens = self._vocab.tokenize(text, add_bos=True, parse_special=True)
-        batch = api.llama_batch_get_one((api.llama_token * len(tokens))(*tokens), len(tokens))
+        held = (api.llama_token * len(tokens))(*tokens)  # the batch only points to it
+        batch = api.llama_batch_get_one(held, len(tokens))
         if self._memory:
             api.llama_memory_clear(self._memory, False)
         failed = (api.llama_decode if self._memory else api.llama_encode)(self._ctx, batch)

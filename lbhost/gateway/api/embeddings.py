@@ -75,7 +75,9 @@ def _checked(where: str, one: object, n_vocab: int) -> Input:
     tokens = [token for token in one if isinstance(token, int) and 0 <= token < n_vocab]
     if len(tokens) < len(one):
         raise InvalidRequestError(
-            f"{where}: token ids are whole numbers from 0 to {n_vocab - 1}", param="input"
+            f"{where}: token ids are whole numbers from 0 to {n_vocab - 1}, of this model's own "
+            "vocabulary; or send texts",
+            param="input",
         )
     return tokens
 

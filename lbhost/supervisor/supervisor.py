@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from lbhost import __version__, control, log
 from lbhost.config import Settings
@@ -38,12 +38,12 @@ from lbhost.supervisor.homes import REREAD_S
 from lbhost.supervisor.operations import Operations
 from lbhost.supervisor.questions import Questions
 from lbhost.supervisor.runtime import RuntimeDir
-from lbhost.supervisor.service import Service
 from lbhost.supervisor.service_manager import ServiceManager
 from lbhost.supervisor.shared import Shared
 from lbhost.supervisor.signals import Signals
 from lbhost.supervisor.startup import Prepared, wanted
 from lbhost.supervisor.succession import Inheritance
+from lbhost.supervisor.told import Told
 from lbhost.supervisor.watcher import Watcher
 
 LATE_S = 1.0
@@ -56,7 +56,7 @@ Announce = Callable[[Status], None]
 """Gets the first status in which requests are answered."""
 
 
-class Supervisor(Commanded):
+class Supervisor(Commanded, Told):
     """One running server. `run` is all there is to call; the rest serves the admin API."""
 
     def __init__(
@@ -277,11 +277,6 @@ class Supervisor(Commanded):
     def _left_alone(self) -> None:
         self._give_up("the server to take over from has ended")
 
-    def _give_up(self, why: str) -> None:
-        if self._failure is None:
-            self._failure = StartupError(why)
-            self._wake.set()
-
     @property
     def signals(self) -> list[int]:
         """Stop signals received and not yet acted on; tests append too."""
@@ -375,54 +370,3 @@ class Supervisor(Commanded):
                 await self._until(lambda: condition() or len(self.signals) > 1)
         except TimeoutError:
             log.get().warning("not stopped in time; killing what is left")
-
-    # --- what services tell ---------------------------------------------------------------
-
-    def service_message(self, service: Service, message: control.Control) -> None:
-        """A service is ready, has other settings, or answers. No more is said on these links."""
-        if isinstance(message, control.ToldRequests | control.Cancelled):
-            self.questions.told(message)
-            return
-        if isinstance(message, control.Loaded) and service is not self.gateway:
-            service.ready()
-            text = f"weights loaded in {message.load_s:.2f} s"
-            model = self.fleet.of_service(service)
-            if model is not None:
-                model.failure, text = None, model.pool.naming(text)
-            self.events.add("info", "fork_server", text)
-        elif isinstance(message, control.Ready) and service is self.gateway:
-            service.ready()
-            self._refusals(message.refused)
-        elif isinstance(message, control.Reconfigured) and service is self.gateway:
-            self.configuration.told(message.number)
-            self._shared.changes.notify()
-        elif isinstance(message, control.Wake) and service is self.gateway:
-            self._autoscaling.wake(message.model)
-        self.fleet.reconcile()
-
-    def _refusals(self, refused: Mapping[int, str]) -> None:
-        """What a gateway that has just started cannot serve."""
-        for number, model in enumerate(self.fleet):
-            model.refused = refused.get(number)
-            if model.refused is not None:
-                why = f"the gateway cannot serve {model.name}: {model.refused}"
-                self.events.add("error", "gateway", why)
-
-    def service_down(self, service: Service) -> None:
-        """The loop may be waiting for that, and whoever has asked it something."""
-        if service is self.gateway:
-            self.questions.lost()
-        self._wake.set()
-
-    def service_hopeless(self, service: Service, why: str) -> bool:
-        """It never came up: at the start that is the server's end, or its model's where another one
-        can be served. Later on it is a fork server of a node that came to have workers, and the
-        other nodes' go on."""
-        model = self.fleet.of_service(service)
-        if model is not None:
-            model.failure = why
-            self._shared.changes.notify()
-        alone = model is None or None not in [one.hopeless for one in self.fleet]
-        if not self._announced and alone:
-            self._give_up(why)
-        return not self._announced and alone

@@ -44,11 +44,11 @@ from lbhost.gateway.scheduling.observer import GuardedObserver, Observer, tell_l
 from lbhost.gateway.scheduling.pace import Pace
 from lbhost.gateway.scheduling.placer import Placer
 from lbhost.gateway.scheduling.progress import Progress, queued, running
-from lbhost.gateway.scheduling.readiness import Readiness
+from lbhost.gateway.scheduling.readiness import Outlook, Readiness
 from lbhost.gateway.scheduling.register import Register
 from lbhost.gateway.scheduling.reports import Reports
 from lbhost.gateway.scheduling.router import Router
-from lbhost.gateway.scheduling.sessions import Attempt, Outlook, Sessions
+from lbhost.gateway.scheduling.sessions import Attempt, Sessions
 from lbhost.gateway.scheduling.upkeep import Upkeep
 from lbhost.gateway.scheduling.worker_link import OpenLink, WorkerLink
 from lbhost.gateway.states.plane import Plane

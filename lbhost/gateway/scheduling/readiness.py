@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 
-from lbhost.gateway.scheduling.sessions import Outlook, Sessions
+from lbhost import board
+from lbhost.gateway.scheduling.sessions import Sessions
 
 NOT_READY_GRACE_S = 2.0
 """How long after the last worker went requests are still queued: a replacement takes 0.3 s."""
+
+
+class Outlook(enum.Enum):
+    """What a request that arrives now may hope for."""
+
+    OPEN = "open"
+    """Some worker takes requests."""
+    SOON = "soon"
+    """None does, but one is about to: it drains, rests, or its link is on its way; or the model
+    sleeps, and a request wakes it."""
+    CLOSED = "closed"
+    """None is expected any moment: it starts, backs off, failed, or nobody wants one."""
+
+
+_ABOUT_TO = {board.WorkerState.READY, board.WorkerState.RESTING, board.WorkerState.DRAINING}
 
 
 class Readiness:
@@ -23,10 +40,14 @@ class Readiness:
 
     def outlook(self) -> Outlook:
         """By the board, now."""
-        outlook = self._sessions.outlook(self._clock_ns())
-        if outlook is Outlook.OPEN:
+        sessions = self._sessions
+        if sessions.any_usable(self._clock_ns()):
             self.seen()
-        return outlook
+            return Outlook.OPEN
+        if sessions.sleep.asleep():
+            return Outlook.SOON
+        states = [reading.identity.state for _, reading in sessions.readings.present()]
+        return Outlook.CLOSED if _ABOUT_TO.isdisjoint(states) else Outlook.SOON
 
     def seen(self) -> None:
         """There is a worker that may be given requests."""
@@ -40,4 +61,12 @@ class Readiness:
 
     def hopeless(self, queued: float) -> bool:
         """Whether nobody will come for a job that has waited since then, while it is closed."""
-        return self._clock() - queued >= NOT_READY_GRACE_S and not self._sessions.expected()
+        return self._clock() - queued >= NOT_READY_GRACE_S and not self._expected()
+
+    def _expected(self) -> bool:
+        """Whether any worker may still come up without the operator."""
+        return self._sessions.sleep.asleep() or any(
+            reading.identity.wanted is board.Wanted.UP
+            and reading.identity.state is not board.WorkerState.FAILED
+            for _, reading in self._sessions.readings.present()
+        )

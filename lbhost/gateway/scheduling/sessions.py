@@ -6,7 +6,6 @@ of its slots until the worker says that it ended, or the link does. Decides noth
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
 
 from lbhost import board, order
@@ -228,21 +227,6 @@ class Session:
         )
 
 
-class Outlook(enum.Enum):
-    """What a request that arrives now may hope for."""
-
-    OPEN = "open"
-    """Some worker takes requests."""
-    SOON = "soon"
-    """None does, but one is about to: it drains, rests, or its link is on its way; or the model
-    sleeps, and a request wakes it."""
-    CLOSED = "closed"
-    """None is expected any moment: it starts, backs off, failed, or nobody wants one."""
-
-
-_ABOUT_TO = {board.WorkerState.READY, board.WorkerState.RESTING, board.WorkerState.DRAINING}
-
-
 class Sessions:
     """All sessions. At most one per worker gets new requests; older ones finish theirs."""
 
@@ -336,21 +320,9 @@ class Sessions:
             if reading is not None and session.usable(reading, now_ns):
                 yield session, reading
 
-    def outlook(self, now_ns: int) -> Outlook:
-        if any(self._usable(now_ns)):
-            return Outlook.OPEN
-        if self.sleep.asleep():
-            return Outlook.SOON
-        states = [reading.identity.state for _, reading in self.readings.present()]
-        return Outlook.CLOSED if _ABOUT_TO.isdisjoint(states) else Outlook.SOON
-
-    def expected(self) -> bool:
-        """Whether any worker may still come up without the operator."""
-        return self.sleep.asleep() or any(
-            reading.identity.wanted is board.Wanted.UP
-            and reading.identity.state is not board.WorkerState.FAILED
-            for _, reading in self.readings.present()
-        )
+    def any_usable(self, now_ns: int) -> bool:
+        """Whether any may get requests."""
+        return any(self._usable(now_ns))
 
     def unwanted(self) -> bool:
         """Whether there are workers, all of which an operator has taken down."""

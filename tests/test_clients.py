@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Literal
 
@@ -26,7 +23,8 @@ from openai import OpenAI
 from openai.types.responses import FunctionToolParam, ResponseInputParam
 from pydantic import BaseModel
 
-from serving import PATIENCE_S, Server, wait_for
+from chat_terminal import Terminal
+from serving import PATIENCE_S, Server
 
 pytestmark = pytest.mark.e2e
 
@@ -357,52 +355,8 @@ def test_what_goes_wrong_is_one_line(
     assert done.stderr.count("\n") == 1
 
 
-class Terminal:
-    """`lbhost chat` with a person at the keyboard. A context manager."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._ours, theirs = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "lbhost", "chat", *arguments],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-            env={**os.environ, "LBHOST_API_KEY": KEY, "TERM": "dumb"},
-        )
-        os.close(theirs)
-        os.set_blocking(self._ours, False)
-        self.screen = ""
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._ours)
-
-    def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
-
-    def sees(self, pattern: str) -> None:
-        """Wait for it, and forget what came before its end."""
-
-        def probe() -> bool:
-            try:
-                self.screen += os.read(self._ours, 65536).decode(errors="replace")
-            except (BlockingIOError, OSError):
-                time.sleep(0.01)
-            found = re.search(pattern, self.screen)
-            if found:
-                self.screen = self.screen[found.end() :]
-            return found is not None
-
-        wait_for(probe, f"the terminal shows {pattern!r}")
-
-
 def test_ctrl_c_stops_an_answer_and_ctrl_d_ends(shared: Server) -> None:
-    with Terminal("--runtime-dir", str(shared.runtime_dir)) as terminal:
+    with Terminal(KEY, "--runtime-dir", str(shared.runtime_dir)) as terminal:
         terminal.sees("Ctrl-D ends\\s+> ")
         terminal.type("Tell me a very long story about a river.\n")
         shared.wait(lambda status: status.traffic.in_flight > 0, "it answers")

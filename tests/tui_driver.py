@@ -12,9 +12,15 @@ from textual.pilot import Pilot
 
 from fake_admin import FakeAdmin
 from lbhost_tui.app import Dashboard
+from lbhost_tui.paint import Parts
 
 DEADLINE_S = 60.0
 _ROW = re.compile(r"[▸ ]\s*(\d+)\s+[●◌◐◑◔○◍✕] ")
+
+
+def plain(parts: Parts) -> str:
+    """Their text without colours."""
+    return "".join(text for text, _ in parts)
 
 
 class Driver:

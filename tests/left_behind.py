@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -32,6 +33,20 @@ def _descriptors() -> dict[int, str]:
         except FileNotFoundError:
             continue  # the listing's own, or another thread has just closed it
     return found
+
+
+def _ends(fd: int, what: str) -> str:
+    """What it is; of a socket, which are its two ends."""
+    if not what.startswith("socket:"):
+        return what
+    with socket.socket(fileno=os.dup(fd)) as it:
+        ends = []
+        for end in (it.getsockname, it.getpeername):
+            try:
+                ends.append(str(end()) or "unnamed")
+            except OSError:
+                ends.append("nobody")
+        return f"{what} {it.family.name} {it.type.name} from {ends[0]} to {ends[1]}"
 
 
 def _children() -> dict[int, str]:
@@ -117,7 +132,7 @@ class Possessions:
             return []
         gc.collect()
         more = sorted(_descriptors().items() - before)
-        return [f"descriptor {fd}: {what}" for fd, what in more]
+        return [f"descriptor {fd}: {_ends(fd, what)}" for fd, what in more]
 
     def _settings(self) -> list[str]:
         changed = []

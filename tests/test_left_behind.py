@@ -27,6 +27,16 @@ def test_a_descriptor_is_named() -> None:
     assert before.leftovers() == []
 
 
+def test_a_socket_says_whom_it_speaks_with() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        before = Possessions.now()
+        address = server.getsockname()
+        with socket.create_connection(address):
+            (left,) = before.leftovers()
+    assert left.endswith(f" to {address}")
+    assert before.leftovers() == []
+
+
 def test_a_socket_that_only_garbage_holds_is_a_warning_here_and_now() -> None:
     before = Possessions.now()
     cycle: list[object] = [socket.socket()]

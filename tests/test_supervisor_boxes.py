@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+import trees
 from lbhost.board import WorkerState
 from lbhost.config import Settings
+from lbhost.machine.topology import discover
 from lbhost.placement.placement import Placement
+from lbhost.placement.plan import plan
 from supervising import box
 
 pytestmark = pytest.mark.anyio
@@ -123,7 +126,8 @@ async def test_a_hundred_workers_start_roll_and_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TICK_S", "0.5")
-    places = [Placement((cpu,), 1, node=cpu // 64) for cpu in range(14, 114)]
+    described = discover(trees.big_server(tmp_path / "described", 128).roots, range(128))
+    places = plan(described, 128)[14:114]
     settings = Settings(restart_budget=1, shutdown_grace_s=30)
     async with box(
         tmp_path, monkeypatch, settings=settings, cores=128, placements=places
@@ -132,4 +136,4 @@ async def test_a_hundred_workers_start_roll_and_end(
         assert await running.server.restart_all() == "rolling restart done: 100 workers"
         status = running.server.status()
         assert [w.epoch for w in status.workers] == [2] * 100
-        assert [w.cores[0] for w in status.workers] == list(range(14, 114))
+        assert [w.cores[0] for w in status.workers] == [place.cpus[0] for place in places]

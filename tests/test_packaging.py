@@ -35,6 +35,11 @@ def test_it_starts_serve_with_flags_that_there_are(service: dict[str, list[str]]
     assert service["Type"] == ["notify"]
 
 
+def test_a_stop_waits_for_a_server_that_has_taken_over(service: dict[str, list[str]]) -> None:
+    """With mixed, systemd 252 kills at once when the main process is not a child of its own."""
+    assert service["KillMode"] == ["control-group"]
+
+
 def test_it_takes_no_gpu_away(service: dict[str, list[str]]) -> None:
     """ProtectClock= is a list of allowed devices before systemd 253: the clock's, no other."""
     for name in ("PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock"):

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lbhost import config
 from lbhost.client import AdminClient
 from lbhost.config import Settings
 from lbhost.errors import LbhostError, ServerGoneError, StartupError
+from lbhost.folders import default_runtime_dir
 from lbhost.linux import die_with_parent
 from lbhost.supervisor import runtime
 
@@ -47,7 +47,7 @@ def run(settings: Settings, arguments: Sequence[str], dashboard: Callable[..., i
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise LbhostError("serve --tui needs a terminal; without one, leave --tui out")
-    where = settings.runtime_dir or config.default_runtime_dir(os.environ)
+    where = settings.runtime_dir or default_runtime_dir(os.environ)
     runtime_dir = runtime.prepare(Path(where))
     runtime.require_free(runtime_dir)  # before its log is touched
     log = runtime_dir / LOG_NAME

@@ -4,55 +4,16 @@ setting_sources.py's matter.
 
 from __future__ import annotations
 
-import enum
-import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from lbhost.adapters import Adapter
+from lbhost.choices import FlashAttention, LogFormat, LogLevel, Policy
 from lbhost.model_entry import ModelEntry
 from lbhost.purpose import KindChoice, PoolingChoice
 from lbhost.setting_values import Count, Names, Seconds, names, require_name, says, size
-
-
-class Policy(enum.StrEnum):
-    """How the gateway picks a worker. See gateway/scheduling/policy.py."""
-
-    COST = "cost"
-    ROUND_ROBIN = "round-robin"
-    LEAST_CONNECTIONS = "least-connections"
-    RANDOM_TWO = "random-two"
-    IDLE_CPU = "idle-cpu"
-
-
-class FlashAttention(enum.StrEnum):
-    """`auto` is on where it pays with this build of llama.cpp, or what `lbhost tune` found."""
-
-    AUTO = "auto"
-    ON = "on"
-    OFF = "off"
-
-
-class LogFormat(enum.StrEnum):
-    """`auto` is text on a terminal and JSON elsewhere."""
-
-    AUTO = "auto"
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogLevel(enum.StrEnum):
-    """Least severe level that is written."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
 
 MOST_WORKERS = 1024
 DEFAULT_WARM_C, DEFAULT_HOT_C = 80.0, 95.0
@@ -434,11 +395,3 @@ def flag_name(key: str) -> str:
     """`shutdown_grace_s` is `--shutdown-grace`: flags drop the unit."""
     name = key.removesuffix("_s").removesuffix("_ms").removesuffix("_c")
     return name.replace("_", "-")
-
-
-def default_runtime_dir(environ: Mapping[str, str]) -> Path:
-    """Where admin.sock lives unless told otherwise: one folder per user."""
-    base = environ.get("XDG_RUNTIME_DIR")
-    if base:
-        return Path(base) / "lbhost"
-    return Path("/tmp") / f"lbhost-{os.getuid()}"

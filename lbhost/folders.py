@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from lbhost.errors import StartupError
@@ -37,3 +38,11 @@ def private(path: Path, flag: str) -> Path:
             f"{flag}"
         )
     return path
+
+
+def default_runtime_dir(environ: Mapping[str, str]) -> Path:
+    """Where admin.sock lives unless told otherwise: one folder per user."""
+    base = environ.get("XDG_RUNTIME_DIR")
+    if base:
+        return Path(base) / "lbhost"
+    return Path("/tmp") / f"lbhost-{os.getuid()}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from lbhost.config import LogFormat, LogLevel
+from lbhost.choices import LogFormat, LogLevel
 
 
 def configure(form: LogFormat, level: LogLevel, process: str) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from lbhost import config, setting_sources
-from lbhost.config import LogFormat, Policy, Settings
+from lbhost.choices import LogFormat, Policy
+from lbhost.config import Settings
 from lbhost.errors import UsageError
+from lbhost.folders import default_runtime_dir
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -172,10 +174,8 @@ def test_flags_drop_the_unit() -> None:
 
 
 def test_the_default_runtime_dir_is_one_per_user() -> None:
-    assert config.default_runtime_dir({"XDG_RUNTIME_DIR": "/run/user/7"}) == Path(
-        "/run/user/7/lbhost"
-    )
-    assert config.default_runtime_dir({}).name.startswith("lbhost-")
+    assert default_runtime_dir({"XDG_RUNTIME_DIR": "/run/user/7"}) == Path("/run/user/7/lbhost")
+    assert default_runtime_dir({}).name.startswith("lbhost-")
 
 
 def test_sizes_are_bytes_or_have_a_unit_and_nothing_else() -> None:

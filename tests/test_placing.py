@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbhost.config import Policy
+from lbhost.choices import Policy
 from lbhost.gateway.scheduling.policy import (
     ANOTHER_KIND,
     ASSUMED_SPEEDS,

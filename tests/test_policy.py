@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbhost import order
-from lbhost.config import Policy
+from lbhost.choices import Policy
 from lbhost.gateway.scheduling.policy import (
     ASSUMED_SPEEDS,
     Need,

@@ -20,7 +20,7 @@ import pytest
 
 import tiny_gguf
 from filling import fill
-from lbhost.config import LogFormat, LogLevel
+from lbhost.choices import LogFormat, LogLevel
 from lbhost.errors import (
     ContextLengthError,
     DeadlineError,

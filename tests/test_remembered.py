@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lbhost.config import FlashAttention, Settings
+from lbhost.choices import FlashAttention
+from lbhost.config import Settings
 from lbhost.machine.topology import PhysicalCore, Topology
 from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile

@@ -11,8 +11,9 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from lbhost import __version__, config, setting_sources
+from lbhost import __version__, setting_sources
 from lbhost.errors import LbhostError
+from lbhost.folders import default_runtime_dir
 
 app = App(
     name="lbhost",
@@ -40,7 +41,7 @@ def where(given: str | None) -> Path:
     """The runtime dir that a command is about."""
     flags = {} if given is None else {"runtime_dir": given}
     settings = setting_sources.load(flags, os.environ)
-    return Path(settings.runtime_dir or config.default_runtime_dir(os.environ))
+    return Path(settings.runtime_dir or default_runtime_dir(os.environ))
 
 
 def console() -> Console:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from lbhost import config, inspection, llama, model
+from lbhost import inspection, llama, model
 from lbhost.client import AdminClient
 from lbhost.config import Settings
 from lbhost.doctor import report as doctor
 from lbhost.errors import LbhostError, ModelFileError
+from lbhost.folders import default_runtime_dir
 from lbhost.machine import topology
 from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile
@@ -67,7 +68,7 @@ def _as_known(
 
 def _running(settings: Settings, environ: Mapping[str, str]) -> Status | None:
     """The server on the runtime dir that these settings name, if one answers."""
-    where = Path(settings.runtime_dir or config.default_runtime_dir(environ))
+    where = Path(settings.runtime_dir or default_runtime_dir(environ))
     try:
         with AdminClient(where) as client:
             return client.status()

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from lbhost import config, log
+from lbhost import log
 from lbhost.config import Settings
 from lbhost.errors import LbhostError
+from lbhost.folders import default_runtime_dir
 from lbhost.linux import (
     STOP_SIGNALS,
     become_subreaper,
@@ -95,7 +96,7 @@ def _runtime_dir(
     if inheritance is not None:
         return RuntimeDir.inherit(inheritance.runtime_dir, inheritance.folder)
     # It comes first: of two servers that start at once, one knows at once.
-    return RuntimeDir.claim(Path(settings.runtime_dir or config.default_runtime_dir(environ)))
+    return RuntimeDir.claim(Path(settings.runtime_dir or default_runtime_dir(environ)))
 
 
 def _listener(settings: Settings, inheritance: Inheritance | None) -> socket.socket:

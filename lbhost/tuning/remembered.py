@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from lbhost.config import FlashAttention, Settings
+from lbhost.choices import FlashAttention
+from lbhost.config import Settings
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile

@@ -21,7 +21,7 @@ import setproctitle
 
 from lbhost import control, log
 from lbhost.board import Board
-from lbhost.config import FlashAttention
+from lbhost.choices import FlashAttention
 from lbhost.errors import LbhostError
 from lbhost.guidance import Constraints
 from lbhost.linux import anonymous_bytes, bind_memory

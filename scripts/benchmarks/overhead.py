@@ -13,7 +13,8 @@ from benchmarks.figures import Figure, at_most, number
 from benchmarks.load import Job, LoadError, Plan, send
 from benchmarks.servers import Server
 from benchmarks.stats import spread
-from lbhost.config import Policy, Settings
+from lbhost.choices import Policy
+from lbhost.config import Settings
 from lbhost.gateway.scheduling.policy import Need, WorkerView, choose
 
 PROMPT_TOKENS = 16

@@ -21,7 +21,7 @@ from benchmarks import peers
 from benchmarks.servers import ServerError
 from benchmarks.stats import Arrival
 from lbhost import log
-from lbhost.config import LogFormat, LogLevel
+from lbhost.choices import LogFormat, LogLevel
 from lbhost.errors import LbhostError
 from simulation import arrivals as load
 from simulation import constants, day_report, measured, report, routing

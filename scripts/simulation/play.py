@@ -15,7 +15,8 @@ import msgspec
 from benchmarks.stats import Arrival
 from lbhost import wire
 from lbhost.board import CoreRow
-from lbhost.config import Policy, Settings
+from lbhost.choices import Policy
+from lbhost.config import Settings
 from lbhost.errors import LbhostError
 from lbhost.gateway.scheduling.dispatcher import Dispatcher
 from lbhost.gateway.scheduling.job import Job

@@ -20,7 +20,8 @@ import statistics
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 
-from lbhost.config import Policy, Settings
+from lbhost.choices import Policy
+from lbhost.config import Settings
 from lbhost.gateway.scheduling import policy
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.readings import WorkerReading

@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from lbhost import errors
-from lbhost.config import LogFormat, LogLevel
+from lbhost.choices import LogFormat, LogLevel
 from lbhost.errors import LbhostError, WireError
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.prompt.inputs import Inputs

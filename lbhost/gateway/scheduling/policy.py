@@ -40,7 +40,7 @@ from typing import TypeAlias
 import msgspec
 
 from lbhost import order
-from lbhost.config import Policy
+from lbhost.choices import Policy
 
 CHUNK = 64
 """Prompt tokens in a step with running streams, about; see worker/batch.py."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import random
@@ -18,7 +19,7 @@ from benchmarks.stats import Arrival
 from lbhost.config import Settings
 from lbhost.gateway.scheduling import policy
 from simulation import arrivals as load
-from simulation import constants, measured, report, routing
+from simulation import compared, constants, measured, report, routing
 from simulation.__main__ import main
 from simulation.clock import START_S, VirtualLoop
 from simulation.costs import Costs
@@ -76,6 +77,14 @@ def test_a_lonely_request_takes_what_the_costs_say() -> None:
     assert request.completion == pytest.approx(first + 9 * QUIET.step_s(1))
     assert request.error is None
     assert sum(played.busy_s) == pytest.approx(request.completion)
+
+
+def test_steps_may_have_a_time_for_each_number_of_sequences_and_are_filled_up() -> None:
+    costs = Costs(steps_s=(0.005, 0.012, 0.017, 0.016), step_base_s=0.1, step_seq_s=0.1)
+    times = [costs.step_s(sequences) for sequences in range(1, 6)]
+    assert times == pytest.approx([0.005, 0.012, 0.016, 0.016, 0.6])
+    played = play("cost", [Arrival(0.0, 64, 10)] * 2, box(1, costs))
+    assert played.requests[1].gap == pytest.approx(0.012, rel=0.3)
 
 
 def test_a_lent_core_makes_a_lonely_request_faster() -> None:
@@ -314,6 +323,77 @@ def test_a_measured_run_is_compared_with_its_simulation(
     assert "OFF" in capsys.readouterr().out
     path.write_text("{}", encoding="utf-8")
     assert main(["--validate", str(path)]) == 1
+
+
+# --- scripts/compare's loads --------------------------------------------------------------------
+
+
+def test_a_client_of_a_closed_loop_sends_when_it_is_answered() -> None:
+    made = [Arrival(0.0, 128, 20)] * 12
+    played = play("cost", made, box(2), clients=3)
+    assert all(request.error is None for request in played.requests)
+    sent = sorted(request.arrived for request in played.requests)
+    ended = sorted(request.arrived + request.completion for request in played.requests)
+    for number, at in enumerate(sent):
+        over = sum(end < at for end in ended)
+        assert number - over < 3  # never more than three at once
+    assert sent[:3] == [START_S] * 3
+    assert sent[3] > START_S
+
+
+def test_a_program_takes_of_an_idle_core_what_it_wants() -> None:
+    spins = Core(Settings(), random.Random(1), 0.0, [Disturbance(Kind.NEIGHBOUR, 0.5, wants=1.0)])
+    busy = Core(Settings(), random.Random(1), 0.0, [Disturbance(Kind.NEIGHBOUR, 0.5, wants=1.0)])
+    assert busy.share(START_S, True) == pytest.approx(0.5)
+    assert spins.share(START_S, False) == pytest.approx(0.4)  # what the scheduler would give back
+    assert spins.row.others == 1.0
+
+
+SPEEDS: dict[str, Any] = {"prefill_tok_s": 700.0, "step_base_s": 0.003, "step_seq_s": 0.004}
+
+
+@functools.cache
+def rounds(name: str) -> list[dict[str, float]]:
+    """What scripts/compare would have measured of a box that is as fast as SPEEDS say."""
+    quick = box(2, Costs(**SPEEDS))
+    return [compared.simulate(name, quick, "cost", 1.5, 20.0, seed) for seed in (11, 12)]
+
+
+def comparison(**told: float) -> dict[str, Any]:
+    """A file of scripts/compare; `told`: speeds that the server tells instead of its true ones."""
+    played = {name: rounds(name) for name in ("clients-8", "neighbour-8", "mix-60")}
+    ours = {name: [run | SPEEDS | told for run in runs] for name, runs in played.items()}
+    ours["repeated-8"] = ours["clients-8"]  # caches answer it, which virtual workers lack
+    scenarios: list[dict[str, Any]] = [
+        {"scenario": name, "rate": 1.5 if name == "mix-60" else None, "runs": {"lbhost": runs}}
+        for name, runs in ours.items()
+    ]
+    scenarios += [{"scenario": name, "rate": None, "runs": {}} for name in ("1b-1", "of-old")]
+    return {"machine": "a box", "scenarios": scenarios}
+
+
+def test_a_neighbour_costs_a_closed_loop_about_a_quarter() -> None:
+    part = rounds("neighbour-8")[0]["tok_s"] / rounds("clients-8")[0]["tok_s"]
+    assert 0.6 < part < 0.9
+
+
+def test_a_comparison_is_played_again_by_the_speeds_that_it_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "compared.json"
+    path.write_text(json.dumps(comparison()), encoding="utf-8")
+    main(["--validate", str(path), "--workers", "2"])
+    told = capsys.readouterr().out
+    assert [line for line in told.splitlines() if line.endswith(("-8", "-60"))] == [
+        "clients-8",
+        "neighbour-8",
+        "mix-60",
+    ]
+    speed = [float(line.split()[3]) for line in told.splitlines() if line.startswith("tok_s")]
+    assert all(ratio == pytest.approx(1.0, abs=0.25) for ratio in speed)
+    path.write_text(json.dumps(comparison(prefill_tok_s=70.0)), encoding="utf-8")
+    assert main(["--validate", str(path), "--workers", "2"]) == 1
+    assert "OFF" in capsys.readouterr().out
 
 
 # --- constants --------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from lbhost import log
 from lbhost.choices import LogFormat, LogLevel
 from lbhost.errors import LbhostError
 from simulation import arrivals as load
-from simulation import constants, day_report, measured, report, routing
+from simulation import compared, constants, day_report, measured, report, routing
 from simulation import day as simulated_day
 from simulation.costs import Costs
 from simulation.play import Played, play
@@ -93,7 +93,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--measure", type=Path, metavar="FILE", help="play the load to a real server on this box"
     )
     real.add_argument(
-        "--validate", type=Path, metavar="FILE", help="compare such a run with its simulation"
+        "--validate",
+        type=Path,
+        metavar="FILE",
+        help="compare such a run with its simulation, or one of `scripts/compare --json` (whose "
+        "workers are as --workers, and as fast as they said or else as --prefill and --step)",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture, .svg or .png")
     given = parser.parse_args(argv)
@@ -212,17 +216,33 @@ def measure(given: argparse.Namespace) -> int:
 
 def validate(given: argparse.Namespace) -> int:
     """Compare a measured run with its simulation; 1 if a figure is too far off."""
+    comparison = compared.read(given.validate)
+    if comparison is not None:
+        return validate_comparison(given, comparison)
     real = measured.read(given.validate)
     model = real.costs(given.step_noise)
     box = Scenario(workers=real.workers, costs=model, seed=given.seed, lend=not given.no_lend)
     played = play("cost", real.arrivals, box)
     simulated = [(r.ttft, r.completion) for r in played.requests if r.error is None]
-    compared = measured.compare(real.requests, simulated)
+    figures = measured.compare(real.requests, simulated)
     print(f"{real.machine}; {real.workers} workers, {len(real.requests)} requests\n")
-    print(measured.table(compared))
+    print(measured.table(figures))
     for line in real.disturbances:
         print(f"the machine was busy: {line}")
-    return 0 if all(one.near for one in compared) else 1
+    return 0 if all(one.near for one in figures) else 1
+
+
+def validate_comparison(given: argparse.Namespace, told: compared.Comparison) -> int:
+    """The same for each scenario of a comparison that can be played."""
+    print(f"{told.machine}; {given.workers} workers")
+    far = 0
+    found = compared.validate(
+        told, costs(given), workers=given.workers, lend=not given.no_lend, seed=given.seed
+    )
+    for name, figures in found:
+        print(f"\n{name}\n{measured.table(figures)}", flush=True)
+        far += sum(not one.near for one in figures)
+    return 1 if far else 0
 
 
 def day(given: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import msgspec
 
 from lbhost.worker.batch import TILE
+from lbhost.worker.step_times import BLOCK
 
 SMALL_TOK_S = 0.62
 """Prefill speed of what fills no tile, over that of whole tiles: 252 over 408."""
@@ -28,7 +29,10 @@ class Costs(msgspec.Struct, frozen=True):
     """In whole tiles."""
     step_base_s: float = 0.004
     step_seq_s: float = 0.008
-    """A decode step of n sequences takes step_base_s + n * step_seq_s."""
+    """A decode step of n sequences takes step_base_s + n * step_seq_s…"""
+    steps_s: tuple[float, ...] = ()
+    """…but for the first numbers of them, of which each has its own time: see
+    lbhost/worker/step_times.py. A step is filled up to a whole block where that is faster."""
     noise: float = 0.05
     """Standard deviation of the logarithm of a step's time."""
     prefill_serial: float = 0.176
@@ -44,9 +48,18 @@ class Costs(msgspec.Struct, frozen=True):
         Args:
             width: threads, on a core each.
         """
-        seconds = (self.step_base_s + decoding * self.step_seq_s) / _gain(width, self.decode_serial)
+        seconds = self._decode_s(decoding) / _gain(width, self.decode_serial)
         prefill_s = sum(self.prefill_s(chunk) for chunk in chunks)
         return seconds + prefill_s / _gain(width, self.prefill_serial)
+
+    def _decode_s(self, decoding: int) -> float:
+        if not 0 < decoding <= len(self.steps_s):
+            return self.step_base_s + decoding * self.step_seq_s
+        own_s = self.steps_s[decoding - 1]
+        filled = -(-decoding // BLOCK) * BLOCK
+        if filled >= 2 * decoding or filled > len(self.steps_s):
+            return own_s
+        return min(own_s, self.steps_s[filled - 1])
 
     def prefill_s(self, tokens: int) -> float:
         """Seconds of prompt tokens in one piece."""
@@ -56,7 +69,7 @@ class Costs(msgspec.Struct, frozen=True):
 
     def full_s(self, prompt_tokens: int, output_tokens: int) -> float:
         """Seconds of a worker that a request costs while all slots are taken."""
-        each = self.step_base_s / self.slots + self.step_seq_s
+        each = self._decode_s(self.slots) / self.slots
         return self.prefill_s(prompt_tokens) + output_tokens * each
 
     def alone_s(self, prompt_tokens: int) -> float:

@@ -41,6 +41,9 @@ class Disturbance(msgspec.Struct, frozen=True):
     start_s: float = 0.0
     """Of simulated time."""
     end_s: float = float("inf")
+    wants: float | None = None
+    """What a neighbour uses of a core that nobody else wants; None: half as much more as beside
+    a busy worker."""
 
 
 class Core:
@@ -79,7 +82,7 @@ class Core:
                     [self.row],
                     warm_c=self._settings.warm_c,
                     hot_c=self._settings.hot_c,
-                    nice=self._settings.nice,
+                    nice=0,  # a session of its own, where it counts for nothing
                 )
             self._sampled_s = now
         return self._share
@@ -94,7 +97,8 @@ class Core:
                 clock *= one.left
             else:
                 # On an idle worker's core the neighbour may take more than it leaves a busy one.
-                others = 1 - (1 - others) * (one.left if busy else one.left / 2)
+                alone = one.left / 2 if one.wants is None else 1 - one.wants
+                others = 1 - (1 - others) * (one.left if busy else alone)
         heat = (1 - clock) / (1 - share.FLOOR)
         span_c = DEFAULT_HOT_C - DEFAULT_WARM_C
         temp_c = DEFAULT_WARM_C + heat * span_c if clock < 1 else QUIET_C
@@ -109,7 +113,7 @@ class Core:
             sampled_ns=int(now * 1e9),
             idle=idle,
             others=others,
-            freq_ratio=clock if busy else 0.5,
+            freq_ratio=clock if busy or others > 0.5 else 0.5,
             temp_c=temp_c,
             sensor=0,
             sensor_cores=1,

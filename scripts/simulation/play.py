@@ -40,6 +40,9 @@ from simulation.worker import VirtualLink, VirtualWorker
 AT_ONCE = 1 << 20
 """Slots that a worker announces to which requests are given as they come."""
 
+TURN_S = 0.002
+"""From a client's answer to its next request here, in a closed loop."""
+
 LIMIT_S = 86_400.0
 """Nobody gives up, unless asked for: a policy may not look better by what it has refused."""
 
@@ -58,12 +61,19 @@ class Played(msgspec.Struct, frozen=True):
     """Seconds of CPU time that the simulation used."""
 
 
-def play(policy: str, arrivals: Sequence[Arrival], scenario: Scenario) -> Played:
-    """Play arrivals under a policy of routing.NAMES. The same arguments give the same run."""
+def play(
+    policy: str, arrivals: Sequence[Arrival], scenario: Scenario, *, clients: int = 0
+) -> Played:
+    """Play arrivals under a policy of routing.NAMES. The same arguments give the same run.
+
+    Args:
+        clients: a closed loop of so many, each of which sends the next request when its last one
+            is answered; the arrivals' times are of no account then. 0: they arrive at their times.
+    """
     began = time.process_time()
     loop = VirtualLoop()
     try:
-        game = _Game(policy, arrivals, scenario, loop)
+        game = _Game(policy, arrivals, scenario, loop, clients)
         loop.run_until_complete(game.run())
     finally:
         loop.close()
@@ -81,9 +91,16 @@ class _Game:
     """The parts of a run, and the order in which they are put together."""
 
     def __init__(
-        self, policy: str, arrivals: Sequence[Arrival], scenario: Scenario, loop: VirtualLoop
+        self,
+        policy: str,
+        arrivals: Sequence[Arrival],
+        scenario: Scenario,
+        loop: VirtualLoop,
+        clients: int = 0,
     ) -> None:
         self._loop = loop
+        self._clients = clients
+        self._sent = 0
         self._scenario = scenario
         self._most_output = scenario.most_output
         self.gaps = Gaps()
@@ -177,15 +194,29 @@ class _Game:
             await self._dispatcher.attach(-1, worker.index, worker.epoch)
         for end in self._scenario.ends:
             self._loop.call_at(START_S + end.at_s, self._end, end)
-        if self.requests:
+        if self._clients:
+            for _ in range(self._clients):
+                self._next()
+        elif self.requests:
             self._loop.call_at(self.requests[0].arrived, self._arrive, 0)
+        if self.requests:
             await self._over.wait()
         self._dispatcher.close()
 
     def _arrive(self, number: int) -> None:
         if number + 1 < len(self.requests):
             self._loop.call_at(self.requests[number + 1].arrived, self._arrive, number + 1)
-        request = self.requests[number]
+        self._submit(self.requests[number])
+
+    def _next(self) -> None:
+        """A client of a closed loop sends what is next, if anything is left."""
+        if self._sent < len(self.requests):
+            request = self.requests[self._sent]
+            self._sent += 1
+            request.arrived = self._loop.now
+            self._submit(request)
+
+    def _submit(self, request: Request) -> None:
         try:
             self._dispatcher.submit(request.work(self._most_output), request.arrived)
         except LbhostError as error:
@@ -211,6 +242,8 @@ class _Game:
         self._left -= 1
         if not self._left:
             self._over.set()
+        elif self._clients:
+            self._loop.call_later(TURN_S, self._next)
 
     # --- observer.Observer ---------------------------------------------------------------
 

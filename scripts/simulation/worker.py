@@ -136,7 +136,7 @@ class VirtualWorker:
         self._loop = loop
         self._cores = cores
         self._planner = planner
-        self._meter = SpeedMeter(tiled=True)
+        self._meter = SpeedMeter(tiled=True, slots=costs.slots)
         self._widths = Widths()
         self._lent: tuple[int, ...] = ()
         self._wide_steps = 0
@@ -357,6 +357,7 @@ class VirtualWorker:
             prefill_tok_s=speeds.prefill_tok_s,
             step_base_s=speeds.step_base_s,
             step_seq_s=speeds.step_seq_s,
+            steps_s=speeds.steps_s,
             wide_steps=self._wide_steps,
             lent=() if run is None else self._lent[: run.width - 1],
         )
@@ -381,7 +382,7 @@ class VirtualWorker:
         self.waiting.clear()
         self.prefill_pending = 0
         self._lent = ()
-        self._meter, self._widths = SpeedMeter(tiled=True), Widths()
+        self._meter, self._widths = SpeedMeter(tiled=True, slots=self.costs.slots), Widths()
         self._identity = msgspec.structs.replace(self._identity, state=board.WorkerState.BACKOFF)
         self._read_s = -1.0
         link, self.link = self.link, None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import machine, servers
 from benchmarks.comparison import balancers, dasllama
+from benchmarks.comparison.measures import SPEEDS
 from benchmarks.peers import Peers
 from benchmarks.servers import ALIAS, Server, ServerError
 
@@ -38,6 +39,8 @@ class Contender:
     """What it calls its model."""
     exact: bool = True
     """Whether it gives as many tokens as it is asked for."""
+    speeds: Callable[[], dict[str, float]] = dict
+    """What its workers have measured of themselves, on average; nothing where nobody says."""
 
     @property
     def name(self) -> str:
@@ -75,7 +78,12 @@ def lbhost(setting: Setting) -> Iterator[Contender]:
             rows = servers.ask(server, "GET", "/status")["workers"]
             return [row["pid"] for row in rows if row["pid"]]
 
-        yield Contender(server, (server.pid,), workers)
+        def speeds() -> dict[str, float]:
+            rows = servers.ask(server, "GET", "/status")["workers"]
+            known = {name: [row[name] for row in rows if row[name] is not None] for name in SPEEDS}
+            return {name: sum(each) / len(each) for name, each in known.items() if each}
+
+        yield Contender(server, (server.pid,), workers, speeds=speeds)
 
 
 @contextmanager

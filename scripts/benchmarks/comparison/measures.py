@@ -15,11 +15,15 @@ GOOD_TTFT_S = 1.0
 GOOD_GAP_S = 0.1
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
+SPEEDS = ("prefill_tok_s", "step_base_s", "step_seq_s")
+"""What lbhost's workers had measured of themselves by then; scripts/simulate plays by it."""
+
 Measures = Mapping[str, float]
 """By name: `tok_s` (output tokens per second), `ttft_p50`, `gap_p99`, `e2e_p95` (seconds from
 sending to the first token, between tokens, to the last), `goodput` (good requests per second),
-`requests`, `failed` (counts), `cpu_s` (CPU seconds per 1,000 output tokens), `late_s`. Latencies of
-one kind of request have its name before a dot: `short.ttft_p99`. What had no value is missing."""
+`requests`, `failed` (counts), `cpu_s` (CPU seconds per 1,000 output tokens), `late_s`, and lbhost's
+SPEEDS. Latencies of one kind of request have its name before a dot: `short.ttft_p99`. What had no
+value is missing."""
 
 
 def is_good(request: Request) -> bool:

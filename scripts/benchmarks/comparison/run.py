@@ -263,9 +263,10 @@ class Comparison:
                 before = _cpu(contender)
                 outcome = self._apply(contender, jobs, scenario.clients, self._seconds)
                 used = _used(before, _cpu(contender))
+                speeds = contender.speeds()
         except (ServerError, disturb.DisturbanceError, OSError) as error:
             return str(error)
-        found = measures.measure(jobs, outcome, used)
+        found = measures.measure(jobs, outcome, used) | speeds
         result.runs.setdefault(contender.name, []).append(found)
         speed = f"{found.get('tok_s', 0.0):.0f} tok/s"
         self._bench.say(f"   {contender.name}: {speed}, {outcome.failed} failed")

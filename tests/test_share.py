@@ -40,8 +40,8 @@ def test_others_at_lowered_priority_give_way_to_half_of_the_core() -> None:
 
 def test_niceness_decides_what_a_worker_gets_beside_a_program_that_wants_all() -> None:
     busy = CoreRow(idle=0.0, others=1.0)
-    assert of(busy, nice=0) == pytest.approx(0.4)
-    assert of(busy, nice=5) == pytest.approx(0.8 * 335 / (335 + 1024), rel=0.01)
+    assert of(busy, nice=0) == pytest.approx(0.5)
+    assert of(busy, nice=5) == pytest.approx(335 / (335 + 1024), rel=0.01)
     assert of(busy, nice=19) == FLOOR
 
 

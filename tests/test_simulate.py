@@ -341,12 +341,11 @@ def test_a_client_of_a_closed_loop_sends_when_it_is_answered() -> None:
     assert sent[3] > START_S
 
 
-def test_a_program_takes_of_an_idle_core_what_it_wants() -> None:
-    spins = Core(Settings(), random.Random(1), 0.0, [Disturbance(Kind.NEIGHBOUR, 0.5, wants=1.0)])
-    busy = Core(Settings(), random.Random(1), 0.0, [Disturbance(Kind.NEIGHBOUR, 0.5, wants=1.0)])
-    assert busy.share(START_S, True) == pytest.approx(0.5)
-    assert spins.share(START_S, False) == pytest.approx(0.4)  # what the scheduler would give back
-    assert spins.row.others == 1.0
+@pytest.mark.parametrize(("busy", "taken"), [(True, 0.5), (False, 1.0)])
+def test_a_program_takes_of_an_idle_core_what_it_wants(busy: bool, taken: float) -> None:
+    core = Core(Settings(), random.Random(1), 0.0, [Disturbance(Kind.NEIGHBOUR, 0.5, wants=1.0)])
+    assert core.share(START_S, busy) == pytest.approx(0.5)  # the scheduler would give it back
+    assert core.row.others == taken
 
 
 SPEEDS: dict[str, Any] = {"prefill_tok_s": 700.0, "step_base_s": 0.003, "step_seq_s": 0.004}

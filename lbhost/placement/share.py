@@ -41,9 +41,6 @@ from lbhost.placement.heat import Limits, limits_of, of_chip
 
 FLOOR = 0.05
 """Never 0: a worker that gets nothing would never be seen to have recovered."""
-CROWD = 0.8
-"""Beside two programs a worker of nice 0 gets 0.33, beside one 0.5: neither is known, and the
-middle is 0.8 of the latter."""
 FAIR_NICED = 0.5
 """Its part beside a program of its own nice value; 0.75 beside nice 10, 0.96 beside nice 19."""
 CLOCK_OK = 0.7
@@ -111,13 +108,14 @@ def clock(core: CoreRow) -> float:
 
 
 def fair(nice: int) -> float:
-    """A worker's part of a core beside a program or two of nice 0 that want all of it.
+    """A worker's part of a core beside a program of nice 0 that wants all of it.
 
-    Linux gives time by weight, and each step of niceness is worth a factor of 1.25: 0.4 of the
-    core at nice 0, 0.2 at nice 5.
+    Linux gives time by weight, and each step of niceness is worth a factor of 1.25: 0.5 of the
+    core at nice 0, 0.25 at nice 5. Beside two programs it is a third: how many there are is not
+    known, and the worker's predictions correct themselves (gateway/scheduling/accuracy.py).
     """
     weight = math.pow(1.25, -nice)
-    return CROWD * weight / (1 + weight)
+    return weight / (1 + weight)
 
 
 def _left(core: CoreRow, least: float) -> float:

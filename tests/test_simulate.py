@@ -393,6 +393,9 @@ def test_a_comparison_is_played_again_by_the_speeds_that_it_tells(
     path.write_text(json.dumps(comparison(prefill_tok_s=70.0)), encoding="utf-8")
     assert main(["--validate", str(path), "--workers", "2"]) == 1
     assert "OFF" in capsys.readouterr().out
+    path.write_text(json.dumps(comparison() | {"scenarios": []}), encoding="utf-8")
+    assert main(["--validate", str(path)]) == 1
+    assert "no scenario that can be played" in capsys.readouterr().err
 
 
 # --- constants --------------------------------------------------------------------------------

@@ -235,14 +235,16 @@ def validate(given: argparse.Namespace) -> int:
 def validate_comparison(given: argparse.Namespace, told: compared.Comparison) -> int:
     """The same for each scenario of a comparison that can be played."""
     print(f"{told.machine}; {given.workers} workers")
-    far = 0
+    all_near = None
     found = compared.validate(
         told, costs(given), workers=given.workers, lend=not given.no_lend, seed=given.seed
     )
     for name, figures in found:
         print(f"\n{name}\n{measured.table(figures)}", flush=True)
-        far += sum(not one.near for one in figures)
-    return 1 if far else 0
+        all_near = all_near is not False and all(one.near for one in figures)
+    if all_near is None:
+        raise measured.MeasureError(f"{given.validate}: no scenario that can be played")
+    return 0 if all_near else 1
 
 
 def day(given: argparse.Namespace) -> int:

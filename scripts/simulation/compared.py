@@ -182,7 +182,7 @@ def _length_s(runs: Sequence[dict[str, float]], rate: float | None) -> float:
     """How long an open loop lasted: by how many requests came at that rate."""
     if not rate:
         return 0.0
-    counts = [run["requests"] + run["failed"] for run in runs]
+    counts = [run.get("requests", 0.0) + run.get("failed", 0.0) for run in runs]
     return sum(counts) / len(counts) / rate
 
 

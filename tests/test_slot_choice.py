@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +45,15 @@ def test_without_a_match_the_least_recently_used_slot_is_taken() -> None:
 def test_a_neighbour_of_the_busy_slots_is_preferred_to_an_older_one() -> None:
     slots = [slot(0, busy=True, used=9), slot(1, used=5), slot(2, used=1), slot(3, used=2)]
     assert choose(slots, 9, None) == Choice(1, 0)
+
+
+def test_only_what_is_computed_along_with_the_prompt_counts_as_its_neighbour() -> None:
+    others = [slot(0, busy=True), slot(1, used=5), slot(2, used=1), slot(3, busy=True)]
+    assert choose(others, 9, None) == Choice(2, 0)
+    others[3] = msgspec.structs.replace(others[3], along=False)
+    assert choose(others, 9, None) == Choice(1, 0), "beside one with the same adapter"
+    others[0] = msgspec.structs.replace(others[0], along=False)
+    assert choose(others, 9, None) == Choice(2, 0), "beside nobody: the oldest"
 
 
 def test_with_all_slots_busy_there_is_no_choice() -> None:

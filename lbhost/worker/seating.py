@@ -52,6 +52,7 @@ class Seating:
                 busy=slot.request is not None,
                 matched=common_prefix(slot.tokens, sought) if slot.scope == scope else 0,
                 last_used=slot.last_used,
+                along=slot.request is None or slot.request.adapter == request.adapter,
             )
             for slot in self._slots
         ]

@@ -20,6 +20,9 @@ class SlotView(msgspec.Struct, frozen=True):
     """Tokens that its KV and the new prompt have in common from the start."""
     last_used: int
     """Rises with time; 0 for a slot never used."""
+    along: bool = True
+    """Whether what runs there is computed in the same steps as the new prompt: not where that has
+    another LoRA adapter."""
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -35,7 +38,7 @@ class Choice(msgspec.Struct, frozen=True):
 def choose(slots: Sequence[SlotView], prompt_tokens: int, copy_worth: int | None) -> Choice | None:
     """A free slot for a prompt, None if all are busy.
 
-    The longest match wins, then a slot beside the busy ones, then the least recently used.
+    The longest match wins, then a slot beside busy ones, then the least recently used.
     Neighbours matter because llama.cpp computes only sequences with consecutive numbers in
     one go: decoding slots 0 and 2 takes 1.3 times as long as 0 and 1.
 
@@ -45,7 +48,7 @@ def choose(slots: Sequence[SlotView], prompt_tokens: int, copy_worth: int | None
     free = [s for s in slots if not s.busy]
     if not free:
         return None
-    busy = {s.slot for s in slots if s.busy}
+    busy = {s.slot for s in slots if s.busy and s.along}
 
     def rank(s: SlotView) -> tuple[int, bool, int, int]:
         alone = bool(busy) and not ({s.slot - 1, s.slot + 1} & busy)

@@ -201,8 +201,9 @@ class Session:
         now = now_ns / 1e9
         ready_for_s = max(0.0, now - identity.started_ns / 1e9)
         left = self._prefills(progress)
-        adapters = {number: attempt.job.work.adapter for number, attempt in self.attempts.items()}
-        adapted = any(adapters.values())
+        adapters: dict[int, int] = {}
+        if any(attempt.job.work.adapter for attempt in self.attempts.values()):
+            adapters = {number: one.job.work.adapter for number, one in self.attempts.items()}
         factors = self.accuracy.factors(wide)
         return policy.WorkerView(
             worker=self.worker,
@@ -214,8 +215,8 @@ class Session:
             ranks=()
             if all(rank == order.DEFAULT for rank, _, _ in left)
             else tuple(r for r, _, _ in left),
-            adapters=tuple(adapters.values()) if adapted else (),
-            prefill_adapters=tuple(adapters[n] for _, _, n in left) if adapted else (),
+            adapters=tuple(adapters.values()),
+            prefill_adapters=tuple([adapters[n] for _, _, n in left]) if adapters else (),
             newest_adapter=self._newest_adapter,
             speeds=_speeds(progress) if progress.epoch == self.epoch else None,
             steps_s=progress.steps_s if progress.epoch == self.epoch else (),

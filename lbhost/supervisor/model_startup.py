@@ -172,6 +172,7 @@ def _one(
         file, files, settings = start.file, start.files, start.settings
     with unchanged(files):
         info = inspection.inspect(file.path, settings.kind, settings.pooling)
+    adapters = _adapters(settings.adapters, file, info)
     if not info.purpose.generates:
         settings = msgspec.structs.replace(settings, slots=max(settings.slots, EMBEDDING_SLOTS))
     elif box.on_cpus:
@@ -179,7 +180,6 @@ def _one(
     if settings.ctx_size is None:
         settings = msgspec.structs.replace(settings, ctx_size=_before(file, contexts))
     memory.require_trained(settings.ctx_size, info.n_ctx_train)
-    adapters = _adapters(settings.adapters, file, info)
     placed = _placed(settings, box, others)
     return PreparedModel(settings, file, info, placed, 0, files, adapters)
 

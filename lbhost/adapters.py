@@ -7,7 +7,6 @@ included. Pure.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Container
 from typing import Annotated, Any, get_type_hints
 
@@ -20,6 +19,9 @@ from lbhost.weights import FilePart
 
 MOST_ADAPTERS = 16
 """Of one model."""
+
+MOST_SCALE = 1000.0
+"""Much more than anybody means; far beyond, numbers are none any more."""
 
 NONE = 0
 """The number of no adapter: the model as it is. A model's adapters count from 1."""
@@ -115,8 +117,11 @@ def _adapter(table: dict[str, Any], where: str, outer: Container[str]) -> Adapte
                 f"{where}.{key}: is the model's: write it above the first table of its adapters"
             )
     made = Adapter(**{key: checked(key, v, _HINTS, f"{where}.{key}") for key, v in table.items()})
-    if not math.isfinite(made.scale):
-        raise UsageError(f"{where}.scale: expected a finite number, got {made.scale}")
+    if not -MOST_SCALE <= made.scale <= MOST_SCALE:  # nor is it so with nan
+        most = f"{MOST_SCALE:g}"
+        raise UsageError(
+            f"{where}.scale: expected a number from -{most} to {most}, got {made.scale}"
+        )
     try:
         require_name(made.name, f"{where}.name")
     except ValueError as error:

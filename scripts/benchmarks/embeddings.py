@@ -143,7 +143,7 @@ def apply(
 
 
 def _loop(loops: Loops, texts: Sequence[str]) -> Turn:
-    laps = loops.run(texts)
+    laps = [lap for lap in loops.run(texts) if lap.texts]  # there may be more cores than texts
     each = [lap.elapsed_s / lap.texts for lap in laps]
     cpu_s = 1000 * sum(lap.cpu_s for lap in laps) / len(texts)
     return Turn(sum(1 / one for one in each), quantile(each, 0.5), max(each), max(each), cpu_s)

@@ -6,13 +6,15 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from http_answers import check_error
 from lbhost.gateway.api.replies import Kind
-from lbhost.gateway.prompt.preparation import Taken
+from lbhost.gateway.prompt.intake import INLINE_BYTES
+from lbhost.gateway.prompt.preparation import Preparation, Taken
 from running_gateway import CHAT, HELLO, PATIENCE_S, running_gateway, until
 from toy_vocab import ToyVocab
 
@@ -44,6 +46,25 @@ async def test_a_long_body_is_worked_on_beside_the_event_loop(tmp_path: Path) ->
         assert not long.done()
         go_on.touch()
         check_error(await long, 400, "context_length_exceeded", "messages")
+
+
+async def test_a_long_body_is_not_even_parsed_in_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However little there is to tokenise: helpers are processes, so what is seen here is ours."""
+    parsed: list[int] = []
+    prepare = Preparation.prepare
+
+    def seen(self: Preparation, body: bytes, kind: Kind) -> Any:
+        parsed.append(len(body))
+        return prepare(self, body, kind)
+
+    monkeypatch.setattr(Preparation, "prepare", seen)
+    async with running_gateway() as g:
+        for padding in ("", "x" * INLINE_BYTES):
+            assert (await g.chat(padding=padding)).status_code == 200
+    assert len(parsed) == 1
+    assert parsed[0] <= INLINE_BYTES
 
 
 class StuckIntake:

@@ -166,6 +166,17 @@ async def test_a_rolling_restart_keeps_capacity_ids_and_cores(
         assert not running.server.prepared.board.identity.read(2).present  # type: ignore[union-attr]
 
 
+async def test_without_memory_for_a_spare_workers_are_restarted_in_turn_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch) as running:
+        monkeypatch.setattr(running.server.fleet.models[0].room, "_worker_bytes", 1 << 60)
+        assert await running.server.restart_all() == "rolling restart done: 2 workers"
+        assert [w.epoch for w in running.server.status().workers] == [2, 2]
+        assert not any("worker 2" in line for line in running.kinds("worker_state"))
+        assert any("no spare worker" in line for line in running.kinds("rolling"))
+
+
 async def test_a_rolling_restart_stops_at_a_worker_that_does_not_come_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from lbhost.board import WorkerState
-from lbhost.errors import ConflictError, WorkerNotFoundError
+from lbhost.errors import ConflictError, InvalidRequestError, WorkerNotFoundError
 from lbhost.supervisor import lifecycle
 from lbhost.supervisor.desired import Rolling, WorkerWanted
 from lbhost.supervisor.fleet import Fleet
@@ -140,7 +140,8 @@ class Operations:
         members = _running(pool)
         if self.stopping or not members:
             raise ConflictError("the server is stopping" if self.stopping else "nothing runs")
-        spare = self._add_spare(pool, members) if surge(members) else None
+        spared = surge(members) and self._fits_a_spare(pool, len(members))
+        spare = self._add_spare(pool, members) if spared else None
         targets = {i: pool.workers[i].epoch + 1 for i in members}
         for i, target in targets.items():
             pool.reset_crashes(pool.workers[i])
@@ -153,6 +154,21 @@ class Operations:
         if pool.rolled is None:
             raise ConflictError("the server is stopping")
         return self._rolled(pool, pool.rolled)
+
+    def _fits_a_spare(self, pool: Pool, members: int) -> bool:
+        """Whether memory suffices; a lone worker has one in any case, or nobody would serve."""
+        (model,) = (model for model in self.fleet if model.pool is pool)
+        try:
+            model.room(1)
+        except ConflictError as error:
+            if members == 1:
+                return True
+            text = pool.naming(f"no spare worker, one fewer serves at a time: {error.message}")
+            self.events.add("warning", "rolling", text)
+            return False
+        except InvalidRequestError:
+            return True  # the board has no row: that is said by who takes one
+        return True
 
     def _add_spare(self, pool: Pool, members: dict[int, WorkerWanted]) -> int:
         free = self._ids.free(1)

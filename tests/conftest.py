@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
@@ -20,6 +21,15 @@ from serving import Server
 os.environ["LBHOST_PROBE"] = os.environ["LBHOST_TUNED"] = os.environ["LBHOST_EMBEDDING_CACHE"] = "0"
 """No server of a test measures its box first, is as somebody tuned it, or keeps vectors in the
 user's cache, but those that say so."""
+
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+):
+    # A shell has what it runs in the background ignore these, and every server of ours with it:
+    # each would be waited for in vain for minutes.
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # The machines that run the tests are shared: a slow example says nothing of the code.
 settings.register_profile(

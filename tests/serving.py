@@ -76,8 +76,6 @@ class Server:
             *("--port", "0", "--runtime-dir", str(runtime_dir), "--log-format", "json"),
             *args,
         ]
-        # Ignored in what a shell runs in the background, and by all its children.
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,

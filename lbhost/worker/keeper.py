@@ -7,6 +7,7 @@ time and never an answer: what cannot be taken over is computed.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -62,6 +63,7 @@ class Keeper:
         self._bytes_s = _GUESS_BYTES_S
         self._bytes_per_token = 0.0
         self._token_s = 0.0
+        """A token's part of a step, lately."""
         self._tested = False
         self._told = False
         self.wanted = False
@@ -147,11 +149,14 @@ class Keeper:
         return best
 
     def _worth(self, slot: Slot) -> float:
-        if slot.request is None:
-            doing = Doing.NOTHING
-        else:
-            doing = Doing.DECODE if slot.request.next_token else Doing.PREFILL
-        unsaved = Unsaved(doing, len(slot.tokens) // 4, slot.kept, slot.unsaved_s)
+        doing, left_s = Doing.NOTHING, math.inf
+        if slot.request is not None and slot.request.next_token:
+            doing = Doing.DECODE
+            left = slot.request.submit.max_tokens - slot.request.completion
+            left_s = max(0, left) * self._token_s
+        elif slot.request is not None:
+            doing = Doing.PREFILL
+        unsaved = Unsaved(doing, len(slot.tokens) // 4, slot.kept, slot.unsaved_s, left_s)
         return worth(unsaved, self._save_s(slot))
 
     def _save_s(self, slot: Slot) -> float:

@@ -7,6 +7,7 @@ What runs is saved as an insurance against this worker's end, and only so often 
 from __future__ import annotations
 
 import enum
+import math
 
 import msgspec
 
@@ -26,10 +27,16 @@ LEAST = {Doing.PREFILL: 64, Doing.DECODE: 8, Doing.MOVE: 8, Doing.NOTHING: 32}
 """Tokens that the store does not have, at least. A save in the middle of a prompt is obsolete with
 the next one, but without it nothing gets on where workers die sooner than they compute a prompt."""
 
-PAYS = {Doing.PREFILL: 100.0, Doing.DECODE: 60.0, Doing.MOVE: 3.0, Doing.NOTHING: 10.0}
+PAYS = {Doing.PREFILL: 100.0, Doing.DECODE: 70.0, Doing.MOVE: 3.0, Doing.NOTHING: 10.0}
 """Computing them must have taken so many times as long as saving will: all saves of a running
-sequence together take at most a sixtieth of its time, and its worker's end costs it at most what
-sixty saves take, half of that on average, and less in so far as prefill is faster than decoding."""
+sequence together take at most a seventieth of its time, and under a third of that again where the
+gateway frees those that they take the place of; its worker's end costs it at most what seventy
+saves take, half of that on average, and less in so far as prefill is faster than decoding."""
+
+LEAST_S = {Doing.DECODE: 0.25}
+"""Computing them must have taken so long at all. What a worker's end costs a stream beside them,
+until others know of it and have a slot, is more than computing them again at a prompt's speed; and
+an answer of a second is saved when it ends, without one or two saves on the way."""
 
 
 class Unsaved(msgspec.Struct, frozen=True):
@@ -42,6 +49,8 @@ class Unsaved(msgspec.Struct, frozen=True):
     """How many of them, from the first on, the store has."""
     computed_s: float
     """Seconds that computing the others took."""
+    left_s: float = math.inf
+    """Seconds until it has ended, at the latest, and is saved for that."""
 
 
 def worth(slot: Unsaved, save_s: float) -> float:
@@ -52,4 +61,7 @@ def worth(slot: Unsaved, save_s: float) -> float:
     """
     if slot.tokens - slot.kept < LEAST[slot.doing]:
         return 0.0
-    return slot.computed_s if slot.computed_s >= PAYS[slot.doing] * save_s else 0.0
+    least_s = max(PAYS[slot.doing] * save_s, LEAST_S.get(slot.doing, 0.0))
+    # A checkpoint is an insurance until the next one: near the end it is one for less time.
+    insured = min(1.0, slot.left_s / least_s) if slot.doing is Doing.DECODE else 1.0
+    return slot.computed_s if slot.computed_s * insured >= least_s else 0.0

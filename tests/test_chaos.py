@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import subprocess
@@ -18,6 +19,7 @@ from faults.answers import Answer, Choice, Reference, Verdict, open_at, parted, 
 from faults.catalogue import FAULTS
 from faults.clock import Clock, compiler
 from faults.scene import Scene
+from faults.traffic import Client, Traffic, most_open
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 CHOICES = (Choice(0, 3.0, "it"), Choice(2, 2.0, " be"), Choice(5, 0.1, " was"))
@@ -99,9 +101,45 @@ def test_recovery_counts_the_first_stroke_and_only_streams_that_it_hit() -> None
 def judged(answers: list[Answer], **scene: Any) -> episode.Result:
     seen = Scene.__new__(Scene)
     seen.struck, seen.moments, seen.away, seen.broken, seen.others = [], [], [], [], 0
+    client = Client("http://127.0.0.1", ())
+    seen.traffic = Traffic(client, 1.0, random.Random(1), (0,))
     for name, value in scene.items():
         setattr(seen, name, value)
     return episode.judge([FAULTS["kill-worker"]], answers, {0: Reference("so it is")}, seen, [])
+
+
+class Late(Client):
+    """Whose answers come all at once."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1", ())
+        self.now = asyncio.Event()
+
+    async def ask(self, question: int, *, stream: bool, **more: Any) -> Answer:
+        await self.now.wait()
+        return answer()
+
+
+@pytest.mark.anyio
+async def test_a_box_that_has_become_slow_is_not_sent_more_than_it_gets_through() -> None:
+    client = Late()
+    traffic = Traffic(client, 5.0, random.Random(1), (0,))
+    await traffic.burst(most_open(5.0))
+    traffic.start()
+    async with asyncio.timeout(60):
+        while not traffic.skipped:
+            await asyncio.sleep(0.01)
+    assert traffic.open == most_open(5.0) == 100
+    await traffic.burst(3)
+    assert traffic.open == 103  # who bursts means it
+    client.now.set()
+    await traffic.stop()
+    assert len(traffic.answers) >= 103
+    await client.close()
+
+
+def test_few_or_many_may_be_open_whatever_the_rate() -> None:
+    assert (most_open(0.1), most_open(1000.0)) == (24, 256)
 
 
 def test_all_promises_kept() -> None:

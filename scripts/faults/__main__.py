@@ -153,7 +153,7 @@ async def _undisturbed(
 
 def table(results: list[Result]) -> str:
     """One line for each episode."""
-    head = ["fault", "asked", *(str(kind) for kind in Verdict), "excused", "strokes"]
+    head = ["fault", "not sent", "asked", *(str(kind) for kind in Verdict), "excused", "strokes"]
     head += ["recovery p50", "p99", "max", "leaked"]
     rows = [head]
     for result in results:
@@ -167,8 +167,9 @@ def table(results: list[Result]) -> str:
             )
         ] or ["", "", ""]
         counts = [str(result.counts[kind]) for kind in Verdict]
-        asked = str(sum(result.counts.values()))
-        row = [result.name, asked, *counts, str(result.excused), str(result.strokes), *spread]
+        numbers = (result.skipped, sum(result.counts.values()))
+        row = [result.name, *map(str, numbers), *counts]
+        row += [str(result.excused), str(result.strokes), *spread]
         rows.append([*row, str(len(result.leaks))])
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join(

@@ -43,6 +43,8 @@ class Result(msgspec.Struct, frozen=True):
     """From each stroke to the next text of the streams that it hit."""
     different: list[tuple[str, str]]
     """(text, undisturbed text) of answers that differ."""
+    skipped: int = 0
+    """Requests that were not sent, as too many were open."""
 
 
 def judge(
@@ -81,6 +83,7 @@ def judge(
         strokes=len(scene.struck) + len(scene.moments) + scene.others,
         recovered_s=recoveries(answers, scene.struck, STREAMING_S),
         different=different,
+        skipped=scene.traffic.skipped,
     )
 
 

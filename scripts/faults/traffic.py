@@ -18,6 +18,10 @@ import msgspec
 from faults.answers import Answer, Question, Reference, choices
 
 MOST_OPEN = 256
+WAITING_S = 20.0
+"""Requests that a box gets through in so long may be open: one that has other work than it had when
+its capacity was measured would be overloaded, which is another matter than faults."""
+LEAST_OPEN = 24
 PATIENCE_S = 120.0
 """After which a client gives an answer up."""
 
@@ -114,6 +118,11 @@ def _take(answer: Answer, event: dict[str, Any]) -> None:
             answer.choices = choices(choice["logprobs"])
 
 
+def most_open(rate: float) -> int:
+    """Requests that may be open at a steady rate, in requests per second."""
+    return min(MOST_OPEN, max(LEAST_OPEN, round(rate * WAITING_S)))
+
+
 class Traffic:
     """Requests at a steady rate from `start` to `stop`; the answers in the order of their ends."""
 
@@ -124,12 +133,18 @@ class Traffic:
         self._client = client
         self._asked = sorted(asked)
         self._rate = rate
+        self._most = most_open(rate)
         self._rng = rng
         self._open: set[asyncio.Task[None]] = set()
         self._source: asyncio.Task[None] | None = None
         self.answers: list[Answer] = []
         self.skipped = 0
-        """Not sent, because MOST_OPEN were open."""
+        """Not sent, because so many were open."""
+
+    @property
+    def open(self) -> int:
+        """Requests that are under way."""
+        return len(self._open)
 
     def start(self) -> None:
         self._source = asyncio.create_task(self._arrive())
@@ -144,7 +159,7 @@ class Traffic:
     async def burst(self, count: int) -> None:
         """So many streams at once beside the others."""
         for _ in range(count):
-            self._send(stream=True)
+            self._send(MOST_OPEN, stream=True)
         await asyncio.sleep(0)
 
     async def _arrive(self) -> None:
@@ -152,10 +167,10 @@ class Traffic:
         while True:
             due += self._rng.expovariate(self._rate)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            self._send(stream=self._rng.random() < 0.7)
+            self._send(self._most, stream=self._rng.random() < 0.7)
 
-    def _send(self, *, stream: bool) -> None:
-        if len(self._open) >= MOST_OPEN:
+    def _send(self, most: int, *, stream: bool) -> None:
+        if len(self._open) >= most:
             self.skipped += 1
             return
         question = self._rng.choice(self._asked)

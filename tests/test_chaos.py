@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import subprocess
@@ -15,7 +16,17 @@ import pytest
 
 from faults import episode, kills
 from faults.__main__ import main, parse, table
-from faults.answers import Answer, Choice, Reference, Verdict, open_at, parted, recoveries, verdict
+from faults.answers import (
+    Answer,
+    Choice,
+    Reference,
+    Verdict,
+    choices,
+    open_at,
+    parted,
+    recoveries,
+    verdict,
+)
 from faults.catalogue import FAULTS
 from faults.clock import Clock, compiler
 from faults.scene import Scene
@@ -73,6 +84,22 @@ def test_a_text_leaves_another_one_at_the_token_that_was_replaced() -> None:
         reference = Reference("river, and", (first, Choice(5, 4.0, "."), Choice(6, 5.0)))
         assert reference.is_near_tie("rivers flow") is tie
         assert not reference.is_near_tie("river. No")
+
+
+def test_a_margin_is_to_the_next_best_that_might_have_been_taken() -> None:
+    found = choices(
+        {
+            "tokens": ["so", " it", "!"],
+            "token_logprobs": [-0.5, -1.0, -0.1],
+            "text_offset": [0, 2, 5],
+            "top_logprobs": [
+                {"so": -0.5, "<end>": -0.75, " we": -1.5},
+                {"<end>": -0.25, " it": -1.0, " be": -1.125},
+                {"!": -0.1},
+            ],
+        }
+    )
+    assert found == (Choice(0, 1.0, " we"), Choice(2, 0.125, " be"), Choice(5, math.inf))
 
 
 def test_texts_part_where_they_differ() -> None:

@@ -209,10 +209,10 @@ def report(results: list[Result]) -> str:
     lines = [table(results)]
     for result in results:
         lines += [f"BROKEN {result.name}: {line}" for line in result.broken]
-        for text, reference in result.different[:5]:
+        for text, reference, margin in result.different[:5]:
             at = parted(text, reference)
             was, became = reference[at : at + 60], text[at : at + 60]
-            lines.append(f"  from character {at}: {became!r}, not {was!r}")
+            lines.append(f"  from character {at}: {became!r}, not {was!r} (margin {margin:.3f})")
     return "\n".join(lines)
 
 

@@ -41,8 +41,8 @@ class Result(msgspec.Struct, frozen=True):
     strokes: int
     recovered_s: list[float]
     """From each stroke to the next text of the streams that it hit."""
-    different: list[tuple[str, str]]
-    """(text, undisturbed text) of answers that differ."""
+    different: list[tuple[str, str, float]]
+    """(text, undisturbed text, margin) of answers that differ; see Reference.margin."""
     skipped: int = 0
     """Requests that were not sent, as too many were open."""
 
@@ -60,7 +60,7 @@ def judge(
     failed = [a for a, v in zip(answers, verdicts, strict=True) if v is Verdict.FAILED]
     excused = [a for a in failed if open_at(a, [*scene.moments, *scene.away], SERVED_AGAIN_S)]
     different = [
-        (a.text, references[a.question].text)
+        (a.text, references[a.question].text, references[a.question].margin(a.text))
         for a, v in zip(answers, verdicts, strict=True)
         if v is Verdict.DIFFERENT
     ]

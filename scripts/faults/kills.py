@@ -32,7 +32,7 @@ from faults.answers import (
 )
 from faults.box import Box
 from faults.breaking import kill
-from faults.traffic import Client, short_questions
+from faults.traffic import SCORED, Client, short_questions
 
 STREAMS = 6
 TOKENS = 48
@@ -141,7 +141,18 @@ def judge(
     for name in ("calm", "disturbed", "between"):
         for kind, count in getattr(found, name).others.items():
             found.broken.append(f"{count} of the {name} answers: {kind}")
+    found.broken.extend(f"{why}, of worker {worker}" for worker, why in _failures(calm, answers))
     return found
+
+
+def _failures(*parts: Sequence[Answer]) -> list[tuple[int | None, str]]:
+    """What became of those that failed: (worker, in words)."""
+    return [
+        (one.worker, f"failed after {one.ended - one.sent:.1f} s: {one.status} {one.error}")
+        for answers in parts
+        for one in answers
+        if one.error is not None or one.cut
+    ][:MOST_SHOWN]
 
 
 async def run(model: Path, count: int, rng: random.Random) -> Kills:
@@ -171,7 +182,8 @@ async def run(model: Path, count: int, rng: random.Random) -> Kills:
 async def undisturbed(client: Client, asked: Sequence[Question]) -> dict[int, Reference]:
     """The answers of an idle server, one after the other."""
     alone = [
-        await client.ask(i, stream=False, logprobs=2, ignore_eos=True) for i in range(len(asked))
+        await client.ask(i, stream=False, logprobs=SCORED, ignore_eos=True)
+        for i in range(len(asked))
     ]
     return {a.question: Reference(a.text, a.choices) for a in alone if a.done}
 

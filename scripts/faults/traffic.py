@@ -22,6 +22,8 @@ WAITING_S = 20.0
 """Requests that a box gets through in so long may be open: one that has other work than it had when
 its capacity was measured would be overloaded, which is another matter than faults."""
 LEAST_OPEN = 24
+SCORED = 5
+"""Of the likeliest tokens, in an undisturbed answer."""
 PATIENCE_S = 120.0
 """After which a client gives an answer up."""
 
@@ -189,7 +191,7 @@ async def references(client: Client) -> dict[int, Reference]:
     the question proves nothing.
     """
     numbers = range(len(client.questions))
-    alone = [await client.ask(number, stream=False, logprobs=2) for number in numbers]
+    alone = [await client.ask(number, stream=False, logprobs=SCORED) for number in numbers]
     among = await asyncio.gather(*(client.ask(number, stream=True) for number in numbers))
     return {
         one.question: Reference(one.text, one.choices)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from faults import episode, kills
+from faults import breaking, episode, kills
 from faults.__main__ import main, parse, table
 from faults.answers import (
     Answer,
@@ -193,6 +193,45 @@ def test_what_was_open_when_the_service_went_may_fail_but_not_be_wrong() -> None
 
 def test_a_server_that_answers_nothing_has_broken_its_promise() -> None:
     assert judged([answer(status=503, error="full", text="")]).broken
+
+
+class Ended:
+    """A box whose server ends and starts as it is told."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    async def status(self) -> None:
+        pass
+
+    async def killed(self) -> None:
+        await asyncio.sleep(0.01)
+
+    async def start(self) -> None:
+        await asyncio.sleep(0.01)
+
+    def orphans(self) -> list[str]:
+        return []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["end-group", "kill-supervisor"])
+async def test_who_comes_while_there_is_no_server_on_purpose_is_excused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaking, "ORPHANS_S", 0.0)
+    client = Late()
+    client.now.set()
+    traffic = Traffic(client, 1.0, random.Random(1), (0,))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as server:
+        box: Any = Ended(server.pid)
+        scene = Scene(box, traffic, random.Random(1), time.monotonic() + 0.01, Path())
+        await FAULTS[name].run(scene)
+    await traffic.stop()
+    await client.close()
+    began, back = scene.moments
+    assert scene.away
+    assert all(began <= moment <= back for moment in scene.away)
 
 
 def test_the_table_has_a_line_for_each_episode() -> None:

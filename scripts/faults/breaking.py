@@ -13,8 +13,8 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from benchmarks import machine
@@ -174,14 +174,13 @@ async def _starve(scene: Scene) -> None:
     if pid is None:
         return
     scene.others += 1
-    away = asyncio.create_task(_note_away(scene))
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    try:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, limits[1]))
-        await scene.pause(2.0)
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
-        away.cancel()
+    async with _away(scene):
+        try:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, limits[1]))
+            await scene.pause(2.0)
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
 
 async def close_logs(scene: Scene) -> None:
@@ -276,21 +275,28 @@ async def step_clock(scene: Scene) -> None:
 async def _again(scene: Scene, between: Callable[[], None] = lambda: None) -> None:
     """The server ends as it should, and starts again."""
     scene.moments.append(time.monotonic())
-    away = asyncio.create_task(_note_away(scene))
-    try:
+    async with _away(scene):
         kill(scene.box.pid, signal.SIGTERM)
         await scene.box.killed()
         between()
         await scene.box.start()
-    finally:
-        away.cancel()
     scene.moments.append(time.monotonic())
 
 
-async def _note_away(scene: Scene) -> None:
-    while True:
-        scene.away.append(time.monotonic())
-        await asyncio.sleep(0.5)
+@asynccontextmanager
+async def _away(scene: Scene) -> AsyncIterator[None]:
+    """For as long as the block runs there is no server, on purpose."""
+
+    async def note() -> None:
+        while True:
+            scene.away.append(time.monotonic())
+            await asyncio.sleep(0.5)
+
+    noting = asyncio.create_task(note())
+    try:
+        yield
+    finally:
+        noting.cancel()
 
 
 def _damage(path: Path, rng: random.Random) -> None:
@@ -310,10 +316,11 @@ async def end_group(scene: Scene) -> None:
         await scene.traffic.burst(100)
         await scene.pause(1.0)
         scene.moments.append(time.monotonic())
-        for pid in [scene.box.pid, *machine.tree(scene.box.pid)]:
-            kill(pid, signal.SIGTERM)
-        await scene.box.killed()
-        await scene.box.start()
+        async with _away(scene):
+            for pid in [scene.box.pid, *machine.tree(scene.box.pid)]:
+                kill(pid, signal.SIGTERM)
+            await scene.box.killed()
+            await scene.box.start()
         scene.moments.append(time.monotonic())
         await scene.pause(10.0)
 
@@ -322,15 +329,16 @@ async def kill_supervisor(scene: Scene) -> None:
     while not scene.over:
         await scene.box.status()
         scene.moments.append(time.monotonic())
-        kill(scene.box.pid, signal.SIGKILL)
-        await scene.box.killed()
-        await asyncio.sleep(ORPHANS_S)
-        scene.broken += scene.box.orphans()
-        try:
-            await scene.box.start()
-        except BoxError as error:
-            scene.broken.append(f"no fresh start: {error}")
-            return
+        async with _away(scene):
+            kill(scene.box.pid, signal.SIGKILL)
+            await scene.box.killed()
+            await asyncio.sleep(ORPHANS_S)
+            scene.broken += scene.box.orphans()
+            try:
+                await scene.box.start()
+            except BoxError as error:
+                scene.broken.append(f"no fresh start: {error}")
+                return
         scene.moments.append(time.monotonic())
         await scene.pause(8.0)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import gguf
 import msgspec
 import pytest
 
+import tiny_bert
 from benchmarks.__main__ import SECTIONS, WITH_EMBEDDINGS, parse
+from benchmarks.bench import Bench, BenchError
 from benchmarks.embedding_load import Outcome, Plan, run, throughput
 
 pytestmark = pytest.mark.anyio
@@ -83,6 +86,14 @@ def test_requests_that_are_on_their_way_at_the_end_count_in_part() -> None:
     spans = [(0.0, 2.0, 8), (1.0, 3.0, 8), (2.5, 4.0, 8)]
     assert throughput(spans, 0.0) == pytest.approx(24 / 4)
     assert throughput(spans, 0.0, 2.0) == pytest.approx((8 + 4) / 2)
+
+
+def test_a_model_that_does_not_embed_is_refused_at_once(tmp_path: Path) -> None:
+    path = tiny_bert.write(tmp_path / "rank.gguf", gguf.PoolingType.RANK)
+    for given, complaint in ((path, "'rerank'"), (None, "--embedding-model")):
+        bench = Bench(pairs=1, quick=True, seed=1, trace=None, say=print, embedding=given)
+        with pytest.raises(BenchError, match=complaint):
+            _ = bench.embedding_model
 
 
 def test_what_needs_an_embedding_model_is_left_out_or_asks_for_it(

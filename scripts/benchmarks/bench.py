@@ -11,7 +11,8 @@ from benchmarks import peers
 from benchmarks.peers import Peers
 from benchmarks.prompts import PromptWriter
 from lbhost import model
-from lbhost.llama import Vocab
+from lbhost.llama import Vocab, inspect
+from lbhost.purpose import ModelKind
 
 
 class BenchError(Exception):
@@ -52,15 +53,19 @@ class Bench:
         """The same in Q4_0."""
         return peers.requantize(self.shipped, self.say)
 
-    @property
+    @functools.cached_property
     def embedding_model(self) -> Path:
         """An embedding model's file.
 
         Raises:
-            BenchError: none was given.
+            BenchError: none was given, or one that does not embed.
+            ModelFileError: it is no model's.
         """
         if self._embedding is None:
             raise BenchError("needs an embedding model: --embedding-model FILE.gguf")
+        kind = inspect(self._embedding).purpose.kind
+        if kind is not ModelKind.EMBEDDING:
+            raise BenchError(f"{self._embedding} is no embedding model: its kind is {kind.value!r}")
         return self._embedding
 
     @functools.cached_property

@@ -341,6 +341,19 @@ def test_a_client_of_a_closed_loop_sends_when_it_is_answered() -> None:
     assert sent[3] > START_S
 
 
+@pytest.mark.parametrize("clients", [0, 2])
+def test_a_warm_up_goes_before_the_load_and_is_not_told_of(clients: int) -> None:
+    made = [Arrival(0.5, 64, 10), Arrival(1.5, 64, 10)]
+    warm_up = [Arrival(0.0, 128, 30)] * 4
+    played = play("cost", made, box(2), clients=clients, warm_up=warm_up)
+    assert [request.prompt_tokens for request in played.requests] == [64, 64]
+    assert all(request.error is None for request in played.requests)
+    assert min(request.arrived for request in played.requests) > START_S + 1.0
+    if not clients:
+        first, second = played.requests
+        assert second.arrived - first.arrived == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(("busy", "taken"), [(True, 0.5), (False, 1.0)])
 def test_a_program_takes_of_an_idle_core_what_it_wants(busy: bool, taken: float) -> None:
     core = Core(Settings(), random.Random(1), 0.0, [Disturbance(Kind.NEIGHBOUR, 0.5, wants=1.0)])

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.comparison import loads, measures
+from benchmarks.comparison.contenders import SLOTS
 from benchmarks.comparison.loads import Ask
 from benchmarks.comparison.measures import SPEEDS
 from benchmarks.comparison.scenarios import (
@@ -35,6 +36,8 @@ OURS = "lbhost"
 
 ROUNDS = 5
 """A measured run has the luck of its arrivals; a simulation is the median of so many."""
+
+WARM_UP_TOKENS = 16
 
 FIGURES = ("tok_s", "ttft_p50", "ttft_p99", "e2e_p50", "e2e_p99")
 OF_KINDS = ("short.ttft_p50", "short.ttft_p99", "long.ttft_p50", "long.e2e_p50", "long.e2e_p99")
@@ -137,7 +140,9 @@ def simulate(
         box, seed=seed, on_cores=() if disturbed is None else [(0, disturbed)]
     )
     arrivals = [Arrival(ask.at or 0.0, ask.prompt_tokens, ask.output_tokens) for ask in asks]
-    played = play(policy, arrivals, box, clients=scenario.clients)
+    # As Comparison._start does: its workers have measured themselves before anything counts.
+    warm_up = [Arrival(0.0, PROMPT_TOKENS, WARM_UP_TOKENS)] * SLOTS
+    played = play(policy, arrivals, box, clients=scenario.clients, warm_up=warm_up)
     jobs = [Job("", ask.prompt_tokens, ask.output_tokens, ask.at, ask.kind) for ask in asks]
     return measures.measure(jobs, _outcome(played, scenario.clients), sum(played.busy_s))
 
@@ -161,9 +166,9 @@ def _outcome(played: Played, clients: int) -> Outcome:
             _texts(one.arrived + one.ttft, one.arrived + one.completion, one.output_tokens),
             one.prompt_tokens,
             one.output_tokens,
-            one.number,
+            job,
         )
-        for one in played.requests
+        for job, one in enumerate(played.requests)
         if one.error is None
     ]
     dry_s = None

@@ -43,6 +43,9 @@ AT_ONCE = 1 << 20
 TURN_S = 0.002
 """From a client's answer to its next request here, in a closed loop."""
 
+CALM_S = 1.0
+"""Between a warm-up and the load."""
+
 LIMIT_S = 86_400.0
 """Nobody gives up, unless asked for: a policy may not look better by what it has refused."""
 
@@ -62,24 +65,30 @@ class Played(msgspec.Struct, frozen=True):
 
 
 def play(
-    policy: str, arrivals: Sequence[Arrival], scenario: Scenario, *, clients: int = 0
+    policy: str,
+    arrivals: Sequence[Arrival],
+    scenario: Scenario,
+    *,
+    clients: int = 0,
+    warm_up: Sequence[Arrival] = (),
 ) -> Played:
     """Play arrivals under a policy of routing.NAMES. The same arguments give the same run.
 
     Args:
         clients: a closed loop of so many, each of which sends the next request when its last one
             is answered; the arrivals' times are of no account then. 0: they arrive at their times.
+        warm_up: what comes at once before all that, and is answered by then; it is not told of.
     """
     began = time.process_time()
     loop = VirtualLoop()
     try:
-        game = _Game(policy, arrivals, scenario, loop, clients)
-        loop.run_until_complete(game.run())
+        game = _Game(policy, [*warm_up, *arrivals], scenario, loop, clients)
+        loop.run_until_complete(game.run(len(warm_up)))
     finally:
         loop.close()
     return Played(
         policy,
-        game.requests,
+        game.requests[len(warm_up) :],
         game.gaps,
         [worker.busy_s for worker in game.workers],
         loop.now - START_S,
@@ -188,20 +197,35 @@ class _Game:
         far.link = VirtualLink(far, on_step, on_lost)
         return far.link
 
-    async def run(self) -> None:
-        """Until every request has ended."""
+    async def run(self, warm_up: int = 0) -> None:
+        """Until every request has ended; the first `warm_up` ones go before all others."""
         for worker in self.workers:
             await self._dispatcher.attach(-1, worker.index, worker.epoch)
         for end in self._scenario.ends:
             self._loop.call_at(START_S + end.at_s, self._end, end)
+        if warm_up:
+            await self._warm_up(warm_up)
         if self._clients:
             for _ in range(self._clients):
                 self._next()
-        elif self.requests:
-            self._loop.call_at(self.requests[0].arrived, self._arrive, 0)
-        if self.requests:
+        elif self._left:
+            self._loop.call_at(self.requests[self._sent].arrived, self._arrive, self._sent)
+        if self._left:
+            self._over.clear()
             await self._over.wait()
         self._dispatcher.close()
+
+    async def _warm_up(self, count: int) -> None:
+        clients, self._clients = self._clients, 0
+        rest = self._left - count
+        self._left = self._sent = count
+        for request in self.requests[:count]:
+            self._submit(request)
+        await self._over.wait()
+        self._clients, self._left = clients, rest
+        await asyncio.sleep(CALM_S)
+        for request in self.requests[count:]:
+            request.arrived += self._loop.now - START_S
 
     def _arrive(self, number: int) -> None:
         if number + 1 < len(self.requests):

@@ -89,6 +89,13 @@ def test_a_process_that_grows_by_a_megabyte_a_minute_breaks_one() -> None:
     assert "BROKEN lbhost worker 0" in soak.report(found)
 
 
+def test_a_process_that_is_replaced_breaks_one_however_little_it_grew() -> None:
+    steady = looks([100.0] * 60, "lbhost gateway", 2)
+    first, second = looks([100.0] * 40), looks([100.0] * 60, pid=8)[40:]
+    assert judged([*steady, *first, *second]).broken == ["lbhost worker 0 (7) has ended"]
+    assert not judged([*steady, *first[:10], *looks([100.0] * 60, pid=8)[10:]]).broken
+
+
 def test_a_run_that_saw_nothing_proves_nothing() -> None:
     assert len(judged(looks([100.0] * 2)).broken) == 1
 

@@ -128,6 +128,18 @@ def growths(looks: Sequence[Look], warm_up: float) -> list[Growth]:
     return sorted(found, key=lambda one: -math.inf if one.mb_min is None else one.mb_min)[::-1]
 
 
+def ended(looks: Sequence[Look], warm_up: float) -> list[str]:
+    """The processes that were there after the warm-up and are not at the last look.
+
+    In ordinary work none is replaced, and one that is again and again does not live to grow.
+    """
+    kept = [look for look in looks if look.at >= warm_up]
+    last_s = max((look.at for look in kept), default=0.0)
+    there = {(look.role, look.pid) for look in kept if look.at == last_s}
+    gone = {(look.role, look.pid) for look in kept} - there
+    return [f"{role} ({pid}) has ended" for role, pid in sorted(gone)]
+
+
 def _slope(looks: Sequence[Look]) -> float:
     """Of the least-squares line, in MB a minute."""
     minutes = [look.at / 60 for look in looks]
@@ -147,7 +159,7 @@ def judge(
     warm_up = warm_up_s(seconds)
     grown = growths(looks, warm_up)
     counts = Counter(verdict(answer, known[answer.question]) for answer in answers)
-    broken = list(leaks)
+    broken = [*leaks, *ended(looks, warm_up)]
     broken += [
         f"{one.role} ({one.pid}) grows by {one.mb_min:.2f} MB a minute"
         for one in grown

@@ -196,10 +196,11 @@ def test_a_server_that_answers_nothing_has_broken_its_promise() -> None:
 
 
 class Ended:
-    """A box whose server ends and starts as it is told."""
+    """A box whose server ends and starts as it is told; then the scene is over."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.scene: Scene | None = None
 
     async def status(self) -> None:
         pass
@@ -209,9 +210,15 @@ class Ended:
 
     async def start(self) -> None:
         await asyncio.sleep(0.01)
+        assert self.scene is not None
+        self.scene.until = 0.0
 
     def orphans(self) -> list[str]:
         return []
+
+
+async def _no_pause(_seconds: float = 0.0) -> None:
+    pass
 
 
 @pytest.mark.anyio
@@ -225,7 +232,8 @@ async def test_who_comes_while_there_is_no_server_on_purpose_is_excused(
     traffic = Traffic(client, 1.0, random.Random(1), (0,))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as server:
         box: Any = Ended(server.pid)
-        scene = Scene(box, traffic, random.Random(1), time.monotonic() + 0.01, Path())
+        scene = box.scene = Scene(box, traffic, random.Random(1), math.inf, Path())
+        monkeypatch.setattr(scene, "pause", _no_pause)
         await FAULTS[name].run(scene)
     await traffic.stop()
     await client.close()

@@ -349,6 +349,7 @@ def test_a_warm_up_goes_before_the_load_and_is_not_told_of(clients: int) -> None
     assert [request.prompt_tokens for request in played.requests] == [64, 64]
     assert all(request.error is None for request in played.requests)
     assert min(request.arrived for request in played.requests) > START_S + 1.0
+    assert sum(played.busy_s) < sum(play("cost", warm_up, box(2)).busy_s)
     if not clients:
         first, second = played.requests
         assert second.arrived - first.arrived == pytest.approx(1.0)

@@ -77,7 +77,8 @@ def play(
     Args:
         clients: a closed loop of so many, each of which sends the next request when its last one
             is answered; the arrivals' times are of no account then. 0: they arrive at their times.
-        warm_up: what comes at once before all that, and is answered by then; it is not told of.
+        warm_up: what comes at once before all that, and is answered by then; told of in `gaps` and
+            `length_s` only.
     """
     began = time.process_time()
     loop = VirtualLoop()
@@ -224,6 +225,8 @@ class _Game:
         await self._over.wait()
         self._clients, self._left = clients, rest
         await asyncio.sleep(CALM_S)
+        for worker in self.workers:
+            worker.busy_s = 0.0
         for request in self.requests[count:]:
             request.arrived += self._loop.now - START_S
 

@@ -6,6 +6,7 @@ make either worse than halving it would.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,8 @@ def _figure(name: str, ours: list[float], theirs: list[float], unit: str) -> Fig
 def _serving(paths: dict[str, Path], cores: Sequence[int] = ()) -> Iterator[Server]:
     """These models in one server, on these cores only if any are named."""
     tables = (
-        f'[[models]]\nname = "{name}"\npath = "{path}"\nctx_size = {CTX_SIZE}\n'
+        f"[[models]]\nname = {json.dumps(name)}\npath = {json.dumps(str(path))}\n"
+        f"ctx_size = {CTX_SIZE}\n"
         for name, path in paths.items()
     )
     before = ("taskset", "-c", ",".join(map(str, cores))) if cores else ()

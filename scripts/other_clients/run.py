@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ path = "starter"
 workers = 2
 [[models]]
 name = "{VECTORS}"
-path = "{embedder}"
+path = {json.dumps(str(embedder))}
 workers = 1
 ctx_size = 256
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from lbhost.config import Settings
 from lbhost.machine.topology import PhysicalCore, Topology
 from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile
+from lbhost.purpose import KindChoice, ModelKind
 from lbhost.tuning import identity, remembered, shelf, tuned
 from lbhost.tuning.remembered import Start
 from lbhost.tuning.shapes import Shape, Speeds
@@ -47,14 +49,14 @@ def measured(environ: dict[str, str], path: Path, settings: Settings) -> Setting
     return remembered.as_measured(start(path, settings), environ, BOX, Roots()).settings
 
 
-def choose(environ: dict[str, str], path: Path) -> Path:
+def choose(environ: dict[str, str], path: Path, **more: Any) -> Path:
     """Have a choice with another file; where that is."""
     case = identity.of(identify([path]), BOX, Roots(), tuned.ANY_SLOTS)
     written = path.with_name("written")
     written.write_bytes(b"GGUF better")
     stat = written.stat()
     file = RewrittenFile(f"{case.key}-Q8_0.gguf", "Q8_0", stat.st_size, stat.st_mtime_ns)
-    tuned.keep(environ, Tuned(case, str(path), WIDE, file, False, ()), written)
+    tuned.keep(environ, Tuned(case, str(path), WIDE, file, False, (), **more), written)
     return tuned.path(environ, file)
 
 
@@ -94,6 +96,32 @@ def test_a_choice_gives_weights_width_and_attention(environ: dict[str, str], pat
         "threads_per_worker": "2",
         "flash_attention": "off",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "served", "used"),
+    [
+        (ModelKind.CHAT, KindChoice.AUTO, KindChoice.AUTO, True),
+        (ModelKind.CHAT, KindChoice.AUTO, KindChoice.CHAT, True),
+        (ModelKind.CHAT, KindChoice.AUTO, KindChoice.EMBEDDING, False),
+        (ModelKind.EMBEDDING, KindChoice.AUTO, KindChoice.EMBEDDING, True),
+        (ModelKind.EMBEDDING, KindChoice.EMBEDDING, KindChoice.EMBEDDING, True),
+        (ModelKind.EMBEDDING, KindChoice.EMBEDDING, KindChoice.AUTO, False),
+        (ModelKind.EMBEDDING, KindChoice.EMBEDDING, KindChoice.CHAT, False),
+    ],
+)
+def test_what_was_judged_as_another_kind_of_model_is_not_used(
+    environ: dict[str, str],
+    path: Path,
+    kind: ModelKind,
+    asked: KindChoice,
+    served: KindChoice,
+    used: bool,
+) -> None:
+    choose(environ, path, kind=kind, asked_kind=asked)
+    found = as_tuned(environ, path, Settings(kind=served))
+    assert (found.file.path != str(path)) is used
+    assert bool(found.tuned) is used
 
 
 def test_a_choice_does_not_overrule_the_settings(environ: dict[str, str], path: Path) -> None:

@@ -55,6 +55,7 @@ def plan(settings: Settings, environ: Mapping[str, str], max_kl: float) -> Plan:
         ),
         max_kl=max_kl if generates else min(max_kl, MOST_TURNED),
         available_bytes=available_bytes(roots),
+        asked_kind=settings.kind,
     )
 
 

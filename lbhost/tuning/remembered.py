@@ -38,7 +38,7 @@ def widened(settings: Settings, threads: int) -> Settings:
 
 
 def as_tuned(start: Start, environ: Mapping[str, str], box: Topology, roots: Roots) -> Start:
-    """The same with what `lbhost tune` has chosen, where the settings leave it open.
+    """The same with what `lbhost tune` chose for this kind of model, if the settings leave it open.
 
     Raises:
         ModelFileError: the rewritten file has just gone.
@@ -47,7 +47,7 @@ def as_tuned(start: Start, environ: Mapping[str, str], box: Topology, roots: Roo
     if not settings.tuned:
         return start
     choice = tuned.find(environ, identity.of(files, box, roots, tuned.ANY_SLOTS))
-    if choice is None:
+    if choice is None or not choice.suits(settings.kind):
         return start
     decided = {"weights": choice.file.format if choice.file else "as they are"}
     if open_shape(settings):

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from lbhost.errors import TuningError
+from lbhost.purpose import KindChoice, ModelKind
 from lbhost.tuning import shelf
 from lbhost.tuning.identity import Identity
 from lbhost.tuning.shapes import Shape, Speeds
@@ -65,7 +66,15 @@ class Tuned(msgspec.Struct, frozen=True):
     flash_attention: bool | None
     """None: as it would be by itself."""
     findings: tuple[Finding, ...]
+    kind: ModelKind = ModelKind.CHAT
+    """What it was measured and judged as, …"""
+    asked_kind: KindChoice = KindChoice.AUTO
+    """…and what it had been asked to be."""
     version: int = VERSION
+
+    def suits(self, asked: KindChoice) -> bool:
+        """Whether it was judged as what a model that is asked to be this will be."""
+        return asked.value == self.kind.value or asked is self.asked_kind
 
 
 def folder(environ: Mapping[str, str]) -> Path:

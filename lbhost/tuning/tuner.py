@@ -16,7 +16,7 @@ import msgspec
 from lbhost.errors import TuningError
 from lbhost.llama import ModelInfo
 from lbhost.placement import memory
-from lbhost.purpose import Pooling
+from lbhost.purpose import KindChoice, Pooling
 from lbhost.tuning import formats, tuned
 from lbhost.tuning.formats import Format
 from lbhost.tuning.gauge import Gauge
@@ -46,6 +46,8 @@ class Plan(msgspec.Struct, frozen=True):
     max_kl: float
     """Formats that lose more, in nats a token or of vectors in 1 - cosine, are not taken."""
     available_bytes: int | None
+    asked_kind: KindChoice = KindChoice.AUTO
+    """What the model was asked to be."""
     window_s: float = 1.0
     """Of prefill and of decode, per reading."""
     rounds: int = 4
@@ -140,6 +142,8 @@ class Tuner:
                 file=self._file(best),
                 flash_attention=flash,
                 findings=tuple(self._findings),
+                kind=plan.info.purpose.kind,
+                asked_kind=plan.asked_kind,
             )
             tuned.keep(self._environ, choice, best.path if best.format else None)
         self._tell(1.0, "done")

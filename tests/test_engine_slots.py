@@ -6,6 +6,7 @@ import pytest
 
 from engine_bench import OTHER, PROMPT, Bench
 from fake_engine import (
+    EOG,
     FakeContext,
     continuation,
     lively,
@@ -165,6 +166,28 @@ def test_a_row_that_makes_steps_faster_decodes_along_and_is_forgotten() -> None:
     assert rows.count(7) == 1  # the first: what it takes must be known
     assert rows.count(8) > 15
     assert context.kv[7] == []
+
+
+def test_what_another_row_would_take_is_found_out_beside_no_prompt() -> None:
+    context = FakeContext(slots=4, n_ctx=256, batch_size=20)
+    bench = Bench(context)
+
+    def compute() -> None:
+        bench.now += EIGHT_ROWS_S if len(context.batches[-1]) == 4 else SEVEN_ROWS_S
+
+    context.during_decode = compute
+    for number, tokens in enumerate((50, 50, 2)):
+        bench.submit(submit(number, lively(8, number), tokens))
+    while bench.engine.load().slots_busy != 2:
+        bench.step()
+    made = (list(range(start, start + 100)) for start in range(1, 500))
+    long = next(prompt for prompt in made if EOG not in continuation(prompt, 12, 256))
+    bench.submit(submit(3, long, 12))
+    while (0, 3) not in bench.results:
+        bench.step()  # three rows, and none of these steps tells what they take alone
+    context.batches.clear()
+    bench.run()
+    assert len(context.batches[1]) == 4
 
 
 def test_nothing_decodes_along_in_memory_that_cannot_be_cut() -> None:

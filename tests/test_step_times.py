@@ -91,3 +91,11 @@ def test_the_first_steps_of_a_number_say_nothing_of_the_others() -> None:
     for seconds in (0.1, 0.0164, 0.0164):
         times.observe(4, seconds)
     assert times.table(1, 8) == (ZEN5[0],)
+
+
+def test_nothing_is_tried_in_steps_that_tell_nothing_of_it() -> None:
+    times = StepTimes()
+    times.observe(7, ZEN5[6])
+    assert {times.rows(7, 8, tells=False) for _ in range(100)} == {7}
+    assert set(computed(times, 7, 20)) == {8}
+    assert times.rows(7, 8, tells=False) == 8

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from lbhost import log
 from lbhost.guidance import GrammarError
@@ -160,7 +161,9 @@ class Engine(BaseEngine[Request, Delta]):
         prefill = sum(len(entry.packed) // 4 for entry in entries) - decoding
         self._announce(decoding, prefill)
         forced = sum(len(entry.packed) // 4 for entry in entries if entry.request.forced)
-        fillers = self._composer.fillers(entries, self._meter.times.rows if decoding else None)
+        tells = not prefill and self._stints.settled and self._crew.width == self._crew.own
+        rows = partial(self._meter.times.rows, tells=tells) if decoding else None
+        fillers = self._composer.fillers(entries, rows)
         self._composer.fill([*entries, *fillers])
         result, _ = self._measured(
             lambda: (self._context.decode(), None),

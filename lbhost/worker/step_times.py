@@ -58,16 +58,19 @@ class StepTimes:
                 self._mean[other] *= now / before
         self._mean[rows] = now
 
-    def rows(self, sequences: int, most: int) -> int:
+    def rows(self, sequences: int, most: int, *, tells: bool = True) -> int:
         """How many rows to compute for so many sequences: they, or the next whole block.
 
         Args:
             most: rows that there could be.
+            tells: whether `observe` will be told of the step; else nothing is tried by it.
         """
         filled = _filled(sequences)
         alone_s = self._mean.get(sequences)
         if filled == sequences or filled > most or alone_s is None:
             return sequences
+        if not tells:
+            return filled if self._pays(sequences) else sequences
         turn = self._turns[sequences] = self._turns.get(sequences, 0) + 1
         filled_s = self._mean.get(filled)
         if filled_s is None or turn <= EARLY:

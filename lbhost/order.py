@@ -28,9 +28,9 @@ already (its worker was lost, or it was moved) goes like priority: its reader ha
 
 All of this is among requests with the same LoRA adapter. A batch is computed with one adapter, so
 that requests with different ones take turns, prompts and streams alike (`whose_turn`). A turn ends
-between two steps, after `stint_s` of computing or when nothing of it is left; a turn that only flex
-requests have ends after one step. The next has who has waited longest. So whoever has something to
-compute among k adapters waits at most
+between two steps, after `stint_s` of computing or when nothing of it is left; one that only flex
+requests have ends after a step where others wait. The next has who has waited longest. So whoever
+has something to compute among k adapters waits at most
 
     (k - 1) * (stint_s + a step + what changing the adapter costs)
 
@@ -157,20 +157,21 @@ def tokens_until_done(
 
 
 def whose_turn(
-    line: Sequence[int], current: int, ranks: Iterable[int], spent_s: float, stint_s: float
+    line: Sequence[int], current: int, ranks: Mapping[int, int], spent_s: float, stint_s: float
 ) -> int:
     """The adapter that the next step computes with.
 
     Args:
         line: those whose requests have something to compute; who has waited longest comes first.
-        current: whose turn it was. ranks: of its requests.
+        current: whose turn it was. ranks: the lowest of each one's requests.
         spent_s: what was computed in this turn.
         stint_s: after so much another one has its turn.
     """
     others = [adapter for adapter in line if adapter != current]
     if not others:
         return current
-    most_s = 0.0 if all(rank >= FLEX for rank in ranks) else stint_s
+    gives_way = ranks.get(current, FLEX) >= FLEX > min(ranks[adapter] for adapter in others)
+    most_s = 0.0 if gives_way else stint_s
     goes_on = current in line and (not spent_s or spent_s < most_s)
     return current if goes_on else others[0]
 

@@ -163,6 +163,25 @@ def test_one_adapter_alone_is_never_changed_and_the_load_counts_changes(bench: B
     assert bench.engine.load().adapter_switches == 1
 
 
+class Twins(Watched):
+    """Both adapters are the same file with the same scale."""
+
+    def adapt(self, adapter: int) -> None:
+        super().adapt(min(adapter, 1))
+
+
+def test_a_prompt_that_waits_for_its_like_by_another_name_holds_nobody_up() -> None:
+    bench = timed(Twins(slots=4, n_ctx=N_CTX, batch_size=32))
+    prompt = list(range(100, 300))
+    bench.submit(adapted(0, lively(8, 0), 0, 40))
+    for number, adapter in ((1, 1), (2, 2)):
+        bench.submit(submit(number, prompt, 8, adapter=adapter, scope=scope(1)))
+    bench.run()
+    assert bench.context.copies == 1, "the second takes over what the first has computed"
+    for number in (1, 2):
+        assert bench.result(number).tokens == continuation(prompt, 8, N_CTX, 1)
+
+
 def test_an_adapter_that_is_not_there_is_an_error_of_that_request_alone(bench: Bench) -> None:
     bench.submit(adapted(0, PROMPT, 1))
     bench.submit(submit(1, PROMPT, adapter=3))

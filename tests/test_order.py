@@ -307,7 +307,7 @@ def test_whoever_has_something_to_compute_has_its_turn_within_the_bound(
         there = data.draw(st.sets(st.integers(0, 4), min_size=1))
         line = [one for one in line if one in there] + sorted(there - set(line))
         waited_s = {one: waited_s.get(one, 0.0) for one in there}
-        turn = whose_turn(line, current, [DEFAULT], spent_s, stint_s)
+        turn = whose_turn(line, current, dict.fromkeys(line, DEFAULT), spent_s, stint_s)
         assert turn in there
         if turn != current:
             line.sort(key=lambda one: one == current)
@@ -319,12 +319,15 @@ def test_whoever_has_something_to_compute_has_its_turn_within_the_bound(
             assert waited_s[one] <= 4 * (stint_s + longest_s)
 
 
-def test_a_turn_of_flex_requests_alone_ends_after_a_step() -> None:
-    assert whose_turn([0, 1], 0, [FLEX, FLEX], 0.0, 0.15) == 0, "it has a step"
-    assert whose_turn([0, 1], 0, [FLEX, FLEX], 0.01, 0.15) == 1
-    assert whose_turn([0, 1], 0, [FLEX, DEFAULT], 0.01, 0.15) == 0
-    assert whose_turn([0], 0, [FLEX], 9.0, 0.15) == 0, "nobody waits"
-    assert whose_turn([], 2, [], 9.0, 0.15) == 2, "nothing is changed for nobody"
+def test_a_turn_of_flex_requests_alone_ends_after_a_step_where_others_wait() -> None:
+    flex, mixed = {0: FLEX, 1: DEFAULT}, {0: DEFAULT, 1: FLEX}
+    assert whose_turn([0, 1], 0, flex, 0.0, 0.15) == 0, "it has a step"
+    assert whose_turn([0, 1], 0, flex, 0.01, 0.15) == 1
+    assert whose_turn([0, 1], 0, mixed, 0.01, 0.15) == 0
+    assert whose_turn([0, 1], 0, {0: FLEX, 1: FLEX}, 0.01, 0.15) == 0, "a change is not free"
+    assert whose_turn([0, 1], 0, {0: FLEX, 1: FLEX}, 0.15, 0.15) == 1
+    assert whose_turn([0], 0, {0: FLEX}, 9.0, 0.15) == 0, "nobody waits"
+    assert whose_turn([], 2, {}, 9.0, 0.15) == 2, "nothing is changed for nobody"
 
 
 def test_time_is_shared_among_adapters_not_requests() -> None:

@@ -141,7 +141,7 @@ class Engine(BaseEngine[Request, Delta]):
         """
         self._admit()
         self._held = self._seating.share()
-        adapter = self._stints.turn()
+        adapter = self._stints.turn(self._held)
         phase = self._composer.phase(adapter)
         self._choose_width(phase)
         entries = self._composer.entries(adapter, self._held, self._speeds())

@@ -36,16 +36,24 @@ class Stints:
         unless there is a change before every one."""
         self._changed = False
 
-    def turn(self) -> int:
-        """The adapter that the next step computes with; the context is set to it."""
+    def turn(self, held: frozenset[int]) -> int:
+        """The adapter that the next step computes with; the context is set to it.
+
+        Args:
+            held: numbers of the requests that have nothing to compute yet, as others compute what
+                they begin with (sharing.py): with another adapter, where two are the same file.
+        """
         if not self._context.adapters:
             return adapters.NONE
-        running = [slot.request for slot in self._slots if slot.request is not None]
+        there = [slot.request for slot in self._slots if slot.request is not None]
+        running = [request for request in there if request.number not in held]
         running.sort(key=lambda request: request.number)
-        there = dict.fromkeys(request.adapter for request in running)
-        waited = [adapter for adapter in self._line if adapter in there]
-        self._line = list(dict.fromkeys([*waited, *there]))
-        ranks = [request.rank for request in running if request.adapter == self.current]
+        having = dict.fromkeys(request.adapter for request in running)
+        waited = [adapter for adapter in self._line if adapter in having]
+        self._line = list(dict.fromkeys([*waited, *having]))
+        ranks: dict[int, int] = {}
+        for request in running:
+            ranks[request.adapter] = min(request.rank, ranks.get(request.adapter, request.rank))
         chosen = order.whose_turn(self._line, self.current, ranks, self._spent_s, self._stint_s)
         before, self._changed = self._changed, chosen != self.current
         self.settled = before or not self._changed

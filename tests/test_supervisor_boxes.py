@@ -9,9 +9,11 @@ import pytest
 import trees
 from lbhost.board import WorkerState
 from lbhost.config import Settings
+from lbhost.machine import niceness
 from lbhost.machine.topology import discover
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
+from lbhost.supervisor import assembly
 from supervising import box
 
 pytestmark = pytest.mark.anyio
@@ -137,3 +139,19 @@ async def test_a_hundred_workers_start_roll_and_end(
         status = running.server.status()
         assert [w.epoch for w in status.workers] == [2] * 100
         assert [w.cores[0] for w in status.workers] == [place.cpus[0] for place in places]
+
+
+async def test_what_is_left_to_a_worker_is_told_as_the_router_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def share(*cores: object, nice: int, **rest: object) -> float:
+        told.append(nice)
+        return 1.0
+
+    monkeypatch.setattr(niceness, "counts", lambda roots: False)
+    async with box(tmp_path, monkeypatch, workers=1) as running:
+        monkeypatch.setattr(assembly, "share", share)
+        assert running.server.status().workers[0].share == 1.0
+        assert told[-1] == 0 != running.server.prepared.settings.nice

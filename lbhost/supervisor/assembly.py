@@ -45,9 +45,11 @@ GATEWAY_FRESH_NS = 5_000_000_000
 class Assembly:
     """Turns board rows into the shapes of status.py."""
 
-    def __init__(self, settings: Settings, board: Board) -> None:
+    def __init__(self, settings: Settings, board: Board, *, nice_counts: bool = True) -> None:
+        """`nice_counts`: as the gateway's readings have it, for what the router sees."""
         self.settings = settings
         self._board = board
+        self._nice_counts = nice_counts
 
     def workers(self, fleet: Fleet, topology: Topology) -> list[WorkerStatus]:
         """Every worker, by id."""
@@ -131,7 +133,7 @@ class Assembly:
                 host=host,
                 gpu=gpu,
                 siblings=[self._core(i) for i in topology.siblings(cpus)],
-                nice=self.settings.nice,
+                nice=self.settings.nice if self._nice_counts else 0,
                 warm_c=self.settings.warm_c,
                 hot_c=self.settings.hot_c,
             )

@@ -18,7 +18,9 @@ from lbhost import __version__, control, log
 from lbhost.config import Settings
 from lbhost.errors import LbhostError, StartupError
 from lbhost.linux import STOP_SIGNALS
+from lbhost.machine import niceness
 from lbhost.machine.sampler import INTERVAL_S
+from lbhost.machine.tree import Roots
 from lbhost.sandbox import profiles
 from lbhost.source import Source
 from lbhost.status import Status
@@ -93,7 +95,8 @@ class Supervisor(Commanded, Told):
         self._stopping = False
         self._failure: StartupError | None = None
         self._manager = ServiceManager(os.environ)
-        self._assembly = Assembly(prepared.settings, prepared.board)
+        nice_counts = niceness.counts(Roots.from_environ(os.environ))
+        self._assembly = Assembly(prepared.settings, prepared.board, nice_counts=nice_counts)
         self.desired = wanted(prepared)
         self.configuration = Configuration(
             prepared, listener, self.desired, self.events, asked, source, self._adopt

@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from benchmarks.comparison import loads
+from benchmarks.comparison.scenarios import SCENARIOS
 from benchmarks.stats import Arrival
 from lbhost.config import Settings
 from lbhost.gateway.scheduling import policy
@@ -388,6 +390,15 @@ def comparison(**told: float) -> dict[str, Any]:
 def test_a_neighbour_costs_a_closed_loop_about_a_quarter() -> None:
     part = rounds("neighbour-8")[0]["tok_s"] / rounds("clients-8")[0]["tok_s"]
     assert 0.6 < part < 0.9
+
+
+@pytest.mark.parametrize("name", ["mix-60", "burst"])
+def test_an_open_loop_is_played_for_as_long_as_it_was(name: str) -> None:
+    arrivals = SCENARIOS[name].arrivals
+    timed = loads.burst_times if name == "burst" else loads.poisson_times
+    sent = [len(timed(random.Random(seed), 2.0, 60.0)) for seed in range(50)]
+    runs = [{"requests": count - 1.0, "failed": 1.0} for count in sent]
+    assert compared.length_s(runs, 2.0, arrivals) == pytest.approx(60.0, rel=0.05)
 
 
 def test_a_comparison_is_played_again_by_the_speeds_that_it_tells(

@@ -109,7 +109,7 @@ def validate(
                 continue  # the fallback is another model's
             costs = fallback
         box = Scenario(workers=workers, costs=costs, seed=seed, lend=lend)
-        seconds = _length_s(ours, one.rate)
+        seconds = length_s(ours, one.rate, known.arrivals)
         rounds = [
             simulate(one.scenario, box, "cost", one.rate or 0.0, seconds, seed + i)
             for i in range(ROUNDS)
@@ -183,12 +183,15 @@ def _texts(first: float, last: float, count: int) -> tuple[float, ...]:
     return (*(first + i * step for i in range(count - 1)), last)
 
 
-def _length_s(runs: Sequence[dict[str, float]], rate: float | None) -> float:
-    """How long an open loop lasted: by how many requests came at that rate."""
+def length_s(runs: Sequence[dict[str, float]], rate: float | None, arrivals: Arrivals) -> float:
+    """How long an open loop lasted: by how many requests came at that rate, and in a burst."""
     if not rate:
         return 0.0
     counts = [run.get("requests", 0.0) + run.get("failed", 0.0) for run in runs]
-    return sum(counts) / len(counts) / rate
+    seconds = sum(counts) / len(counts) / rate
+    if arrivals is Arrivals.BURST:  # which is whole, unless the load was that short
+        return max(loads.BURST_S, seconds - (loads.BURST_FACTOR - 1) * loads.BURST_S)
+    return seconds
 
 
 def _compare(

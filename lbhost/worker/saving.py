@@ -50,7 +50,8 @@ class Unsaved(msgspec.Struct, frozen=True):
     computed_s: float
     """Seconds that computing the others took."""
     left_s: float = math.inf
-    """Seconds until it has ended, at the latest, and is saved for that."""
+    """Seconds that computing the rest takes at most, counted as `computed_s`; then it ends, and is
+    saved for that."""
 
 
 def worth(slot: Unsaved, save_s: float) -> float:

@@ -19,7 +19,7 @@ from lbhost.adapters import AdapterFile
 from lbhost.llama import Model
 from lbhost.status import Status
 from lbhost.weights import identify
-from serving import PATIENCE_S, Server
+from serving import PATIENCE_S, Server, alive, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -135,9 +135,12 @@ def test_streams_of_a_killed_worker_go_on_with_their_adapters(shared: Box) -> No
 def test_a_reload_brings_an_adapter_and_what_was_computed_goes_along(shared: Box) -> None:
     server, prompt = shared.server, " ".join(f"eight {i}" for i in range(90))
     server.complete(prompt, model=PIRATE, max_tokens=1)
+    old = server.status().gateway.pid
     write_config(shared.config, shared.files, {**SCALES, LATE: 1.0})
     said = server.cli("reload")
     assert said.returncode == 0, said.stderr
+    assert old is not None
+    wait_for(lambda: not alive(old), "the old gateway answers on no connection that was kept open")
     status = server.status()
     assert [one.name for one in status.models[0].adapters] == [*SCALES, LATE]
     assert "LoRA adapters: pirate, poet (x0.5), late" in server.cli("status").stdout

@@ -12,7 +12,7 @@ import msgspec
 
 from lbhost import __version__
 from lbhost.errors import OtherVersionError
-from lbhost.status import Accepted, Event, Requests, Status
+from lbhost.status import Accepted, Event, LogLine, Requests, Status
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -30,6 +30,7 @@ class _ErrorBody(msgspec.Struct, frozen=True):
 _T = TypeVar("_T")
 _status = msgspec.json.Decoder(Status)
 _event = msgspec.json.Decoder(Event)
+_log_line = msgspec.json.Decoder(LogLine)
 _requests = msgspec.json.Decoder(Requests)
 _accepted = msgspec.json.Decoder(Accepted)
 _version = msgspec.json.Decoder(_Version)
@@ -50,6 +51,11 @@ def status(data: bytes) -> Status:
 def event(data: str | bytes) -> Event:
     """One `data:` line of `GET /events`. Raises OtherVersionError."""
     return _read(_event, data)
+
+
+def log_line(data: str | bytes) -> LogLine:
+    """One `data:` line of `GET /workers/{id}/log`. Raises OtherVersionError."""
+    return _read(_log_line, data)
 
 
 def requests(data: bytes) -> Requests:

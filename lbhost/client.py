@@ -7,16 +7,17 @@ dir, else what the server said. Owns one connection; waits for commands as long 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx2
 
 from lbhost import answers
 from lbhost.errors import LbhostError, ServerGoneError
-from lbhost.status import Event, Requests, Status
+from lbhost.status import Event, LogLine, Requests, Status
 
 SOCKET_NAME = "admin.sock"
 CONNECT_S = 5.0
@@ -24,6 +25,17 @@ ANSWER_S = 10.0
 """How long the server may take for an answer that needs no waiting."""
 SILENCE_S = 30.0
 """The event stream is pinged every 10 s; a server that is silent for so long is gone."""
+ALL_LINES = 1000
+"""The server keeps so many events, and so many lines of each worker."""
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Stream(Protocol[T_co]):
+    """`events` or `log`, with all but the backlog said."""
+
+    def __call__(self, *, backlog: int) -> Iterator[T_co]: ...
 
 
 class AdminClient:
@@ -37,8 +49,11 @@ class AdminClient:
         """
         self._where = runtime_dir
         self._reach()
-        self._http = httpx2.Client(
-            transport=httpx2.HTTPTransport(uds=str(runtime_dir / SOCKET_NAME)),
+        self._http = self._connection()
+
+    def _connection(self) -> httpx2.Client:
+        return httpx2.Client(
+            transport=httpx2.HTTPTransport(uds=str(self._where / SOCKET_NAME)),
             base_url="http://lbhost",
             timeout=httpx2.Timeout(ANSWER_S, connect=CONNECT_S),
         )
@@ -129,17 +144,59 @@ class AdminClient:
         query: dict[str, str | int | float] = {"backlog": backlog, "follow": int(follow)}
         limits = {"worker": worker, "level": level, "since": since}
         query |= {key: value for key, value in limits.items() if value is not None}
+        yield from map(answers.event, self._stream("/events", query))
+
+    def log(self, worker: int, *, backlog: int, follow: bool) -> Iterator[LogLine]:
+        """What a worker's processes have written; arguments and exceptions as those of `events`.
+
+        Raises:
+            LbhostError: there is no such worker.
+        """
+        query = {"backlog": backlog, "follow": int(follow)}
+        yield from map(answers.log_line, self._stream(f"/workers/{worker}/log", query))
+
+    def and_after(self, backlog: int, stream: Stream[T]) -> Generator[T, None, None]:
+        """What `stream` brings when it is given a backlog; when it ends because another server has
+        taken over, the same of that one, from the first line on; until none has.
+
+        Raises:
+            ServerGoneError: the last one vanished.
+        """
+        pid: int | None = self.status().pid
+        while pid is not None:
+            gone: ServerGoneError | None = None
+            try:
+                yield from stream(backlog=backlog)
+            except ServerGoneError as error:
+                gone = error
+            pid, backlog = self._other_than(pid), ALL_LINES
+            if pid is None and gone is not None:
+                raise gone
+
+    def _stream(self, path: str, query: Mapping[str, str | int | float]) -> Iterator[bytes]:
+        """The data of server-sent events."""
         timeout = httpx2.Timeout(SILENCE_S, connect=CONNECT_S)
         try:
-            with self._http.stream("GET", "/events", params=query, timeout=timeout) as answer:
+            with self._http.stream("GET", path, params=query, timeout=timeout) as answer:
                 if answer.status_code != 200:
                     answer.read()
                     raise self._refusal(answer)
                 for line in event_lines(answer.iter_bytes()):
                     if line.startswith(b"data: "):
-                        yield answers.event(line[6:])
+                        yield line[6:]
         except httpx2.TransportError as error:
             raise self._gone(error) from error
+
+    def _other_than(self, pid: int) -> int | None:
+        """The pid of the server that is there now; None if none is, or still the same one."""
+        self._http.close()  # the old one may answer on what is open
+        self._http = self._connection()
+        try:
+            self._reach()
+            found = self.status().pid
+        except ServerGoneError:
+            return None
+        return None if found == pid else found
 
     def _command(self, path: str, body: Mapping[str, object], wait: bool) -> str:
         # A drain lasts as long as its longest request: only the connection may time out.
@@ -151,10 +208,19 @@ class AdminClient:
         try:
             answer = self._http.request(method, path, **options)  # type: ignore[arg-type]
         except httpx2.TransportError as error:
-            raise self._gone(error) from error
+            if method != "GET" or isinstance(error, httpx2.TimeoutException):
+                raise self._gone(error) from error
+            answer = self._ask_again(path)  # another server may have taken over just now
         if answer.status_code >= 400:
             raise self._refusal(answer)
         return answer
+
+    def _ask_again(self, path: str) -> httpx2.Response:
+        self._reach()
+        try:
+            return self._http.get(path)
+        except httpx2.TransportError as error:
+            raise self._gone(error) from error
 
     def _reach(self) -> None:
         # httpx2 would leak its socket where nobody listens, and hide why.

@@ -64,13 +64,16 @@ class Serve(msgspec.Struct, frozen=True, tag="serve"):
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
-    """Supervisor -> fork server: fork this worker. Carries the worker's end of its control link."""
+    """Supervisor -> fork server: fork this worker. Carries the worker's end of its control link,
+    and what its standard output and error are to be where it is `relayed`."""
 
     worker: int
     epoch: int
     placement: Placement
     settings: Settings | None = None
     """Those of Configure if None. What shapes the context is the same in both."""
+    relayed: bool = False
+    """Whether the supervisor reads its output: all levels are wanted then, as JSON."""
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):

@@ -14,7 +14,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -78,6 +78,7 @@ class Found(msgspec.Struct, frozen=True, tag="found"):
     info: llama.ModelInfo
 
 
+Question: TypeAlias = Ask | AskAdapters
 Answer: TypeAlias = Found | Fit | Refused
 
 
@@ -85,29 +86,35 @@ def inspect(
     path: str | Path,
     kind: KindChoice = KindChoice.AUTO,
     pooling: PoolingChoice = PoolingChoice.AUTO,
+    ask: Callable[[Question], Answer] | None = None,
 ) -> llama.ModelInfo:
     """Check a model's files and read their header; half a second, no weights are read.
 
     To be called in the main thread; arguments as llama.inspect's.
 
+    Args:
+        ask: has the process read it in another way; None: by waiting for it.
+
     Raises:
         ModelDamagedError: a file is not GGUF, truncated, or says what cannot be; one line.
         ModelFileError: missing, an unknown architecture, or a model that cannot be served.
     """
-    answer = _asked(Ask(str(path), kind, pooling), path)
+    answer = (ask or _ask)(Ask(str(path), kind, pooling))
     if not isinstance(answer, Found):
         raise _error(answer, path)
     return _brief(answer.info)  # it may have been taken over by what it has read
 
 
-def inspect_adapters(path: str | Path, adapters: Sequence[str]) -> None:
+def inspect_adapters(
+    path: str | Path, adapters: Sequence[str], ask: Callable[[Question], Answer] | None = None
+) -> None:
     """Check LoRA adapters' files, and that they fit a model, as `inspect` does; that is passed.
 
     Raises:
         AdapterFileError: one is missing, damaged, no LoRA adapter, or for another model.
         ModelFileError: it is the model's file that cannot be read.
     """
-    answer = _asked(AskAdapters(str(path), tuple(adapters)), f"{path} or an adapter of it")
+    answer = (ask or _ask)(AskAdapters(str(path), tuple(adapters)))
     if isinstance(answer, Refused) and answer.adapter is not None:
         place = min(max(0, answer.adapter), len(adapters) - 1)
         raise AdapterFileError(_printable(answer.message), place)
@@ -121,10 +128,10 @@ def _error(answer: Answer, path: str | Path) -> ModelFileError:
     return (ModelDamagedError if answer.damaged else ModelFileError)(_printable(answer.message))
 
 
-def _asked(question: Ask | AskAdapters, path: str | Path) -> Answer:
+def _ask(question: Question) -> Answer:
     """The answer of a process that reads the files. Raises ModelFileError and its kin."""
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    process = SideProcess(MODULE, {**scrubbed(os.environ), **quiet})
+    path = what(question)
+    process = SideProcess(MODULE, environment())
     try:
         with process as link:
             link.settimeout(WAIT_S)
@@ -136,10 +143,29 @@ def _asked(question: Ask | AskAdapters, path: str | Path) -> Answer:
         raise ModelDamagedError(f"{path}: not read within {WAIT_S:g} s") from error
     except OSError as error:
         raise ModelFileError(f"{path}: no process can read it: {error.strerror}") from error
+    return answered(question, data)
+
+
+def what(question: Question) -> str:
+    """What is read, for a refusal."""
+    more = " or an adapter of it" if isinstance(question, AskAdapters) else ""
+    return f"{question.path}{more}"
+
+
+def environment() -> dict[str, str]:
+    """The environment of the process."""
+    quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**scrubbed(os.environ), **quiet}
+
+
+def answered(question: Question, data: bytes) -> Answer:
+    """What the process has sent. Raises ModelDamagedError: nonsense."""
     try:
         answer: Answer = msgspec.msgpack.decode(data, type=Answer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ModelDamagedError(f"{path}: the process that read it says nonsense") from error
+        raise ModelDamagedError(
+            f"{what(question)}: the process that read it says nonsense"
+        ) from error
     return answer
 
 

@@ -35,26 +35,45 @@ def _import_api() -> Any:
 api: Any = _import_api()
 """The ctypes functions and structs of llama.h."""
 
-_LEVEL_ERROR = 4
-_LEVEL_CONT = 5
+_LEVEL_INFO, _LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONT = 2, 3, 4, 5
 
 _collected: list[str] | None = None
 _last_level = 0
+_tells_all = False
+_begun = ""
+"""Of a line that has not ended yet."""
 
 
 @api.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _user: int) -> None:
-    """llama.cpp's log: errors are kept, everything else is dropped."""
+    """llama.cpp's log: errors are kept, everything else is dropped unless all is to be told."""
     global _last_level
     if level != _LEVEL_CONT:
         _last_level = level
     if _last_level != _LEVEL_ERROR:
+        if _tells_all and _last_level in (_LEVEL_INFO, _LEVEL_WARN):
+            _tell_more(text.decode(errors="replace"))
         return
     line = text.decode(errors="replace").strip()
     if _collected is not None:
         _collected.append(line)
     else:
         tell(line)
+
+
+def tell_all() -> None:
+    """From now on what llama.cpp informs of is in the log, too, as debug lines. Its own debug lines
+    are not: they may hold text."""
+    global _tells_all
+    _tells_all = True
+
+
+def _tell_more(text: str) -> None:
+    global _begun
+    *lines, _begun = (_begun + text).split("\n")
+    for line in lines:
+        if len(line.strip(" .")) > 1:
+            log.get().debug("llama.cpp: " + line.rstrip())
 
 
 def tell(line: str) -> None:

@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import structlog
 
 from lbhost.choices import LogFormat, LogLevel
 
+_as_text = True
+_level = logging.INFO
+_renderer: Any = structlog.processors.JSONRenderer()
+
 
 def configure(form: LogFormat, level: LogLevel, process: str) -> None:
     """Set up structlog for this process; `process` names it in every line ("worker 0")."""
+    global _as_text, _level, _renderer
     as_text = form is LogFormat.TEXT or (form is LogFormat.AUTO and sys.stderr.isatty())
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
         if as_text
         else structlog.processors.JSONRenderer()
     )
+    _as_text, _level, _renderer = as_text, logging.getLevelNamesMapping()[level.upper()], renderer
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -30,9 +38,7 @@ def configure(form: LogFormat, level: LogLevel, process: str) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
+        wrapper_class=structlog.make_filtering_bound_logger(_level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
@@ -42,3 +48,48 @@ def configure(form: LogFormat, level: LogLevel, process: str) -> None:
 def get() -> Any:
     """A logger. `get().info("worker ready", worker=0)`."""
     return structlog.get_logger()
+
+
+_NOT_RELAYED = frozenset({"exc_info", "stack", "stack_info"})
+"""Fields that mean something to a renderer, of this process."""
+
+
+def relay(fields: Mapping[str, Any], level: str, process: str) -> None:
+    """Write another process's log line as one of our log, if that is to have its level.
+
+    Args:
+        fields: as that process's JSON has them; none is trusted.
+        level: what it was written as.
+        process: whose it is.
+    """
+    if logging.getLevelNamesMapping().get(level.upper(), logging.INFO) < _level:
+        return
+    told = {key: value for key, value in fields.items() if key not in _NOT_RELAYED}
+    told |= {"level": level or "info", "process": process}
+    if _as_text:
+        told = {_printable(key): _plain(value) for key, value in told.items()}
+        told["timestamp"] = _local(told.get("timestamp"))
+    sys.stderr.write(f"{_renderer(None, '', told)}\n")
+
+
+def pass_on(line: str) -> None:
+    """Write a printable line that is nobody's log."""
+    sys.stderr.write(f"{line}\n")
+
+
+def _plain(value: object) -> object:
+    """A field as a terminal may show it."""
+    if isinstance(value, bool | int | float) or value is None:
+        return value
+    return "\n".join(_printable(line) for line in str(value).split("\n"))
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _local(timestamp: object) -> str:
+    try:
+        return f"{datetime.fromisoformat(str(timestamp)).astimezone():%H:%M:%S}"
+    except (ValueError, OverflowError):
+        return f"{datetime.now().astimezone():%H:%M:%S}"

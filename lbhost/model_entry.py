@@ -44,6 +44,9 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     slots: Annotated[int, Meta(ge=1, le=64)] | None = None
     ctx_size: Annotated[int, Meta(ge=64, le=1_048_576)] | None = None
     memory_limit: int | str | None = None
+    weight: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
+    """Its part of the cores, against the other models' parts, where the load says how many workers
+    there are and not all can have what they need. No setting of a single model."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,9 +11,11 @@ from rich.text import Text
 
 from lbhost.local_models import LocalModel
 from lbhost.placement.memory import gib
-from lbhost.status import Event, ModelStatus, StatesStatus, Status, WorkerStatus
+from lbhost.status import Event, LogLine, ModelStatus, StatesStatus, Status, WorkerStatus
 
 UNKNOWN = "\N{EN DASH}"
+WIDTH = 80
+"""Columns that a status may take."""
 
 _STATE_STYLES = {
     "ready": "green",
@@ -26,7 +28,7 @@ _STATE_STYLES = {
     "backoff": "red",
     "failed": "red",
 }
-_LEVEL_STYLES = {"warning": "yellow", "error": "red"}
+_LEVEL_STYLES = {"warning": "yellow", "error": "red", "critical": "red"}
 
 _COLUMNS = (
     ("ID", "right"),
@@ -112,7 +114,7 @@ def status_view(status: Status) -> Group:
     if several:
         for model in status.models:
             of_model = [worker for worker in status.workers if worker.model == model.name]
-            lines += [Text(), _model_line(model), *_adapters(model), _workers_table(of_model)]
+            lines += [Text(), *_model_lines(model), *_adapters(model), _workers_table(of_model)]
     else:
         lines += [line for model in status.models for line in _adapters(model)]
         lines += [Text(), _workers_table(status.workers)]
@@ -128,16 +130,28 @@ def _workers_table(workers: Sequence[WorkerStatus]) -> Table:
     return table
 
 
-def _model_line(model: ModelStatus) -> Text:
-    """What there is to say of one of several models."""
-    line = Text(f"{model.name[:24]} ({model.kind})  ")
-    line.append(model.state, _STATE_STYLES.get(model.state, ""))
-    scaling = _scaling(model)
-    line.append(f"  {model.workers_up}/{model.workers} workers{scaling and f' ({scaling})'}")
-    return line.append(
-        f", queue {model.queue_depth}, in flight {model.in_flight}, "
+def _model_lines(model: ModelStatus) -> list[Text]:
+    """What there is to say of one of several models, in one line or two."""
+    workers = f"  {model.workers_up}/{model.workers} workers{_scaled(model)}"
+    room = WIDTH - len(f" ({model.kind})  {model.state}{workers}")
+    name = model.name if len(model.name) <= room else f"{model.name[: room - 1]}…"
+    line = Text(f"{name} ({model.kind})  ")
+    line.append(model.state, _STATE_STYLES.get(model.state, "")).append(workers)
+    traffic = (
+        f"queue {model.queue_depth}, in flight {model.in_flight}, "
         f"{model.prompt_tokens_s:.0f} in/s, {model.tokens_s:.1f} out/s"
     )
+    if len(line) + 2 + len(traffic) <= WIDTH:
+        return [line.append(f", {traffic}")]
+    return [line, Text(f"  {traffic}")]
+
+
+def _scaled(model: ModelStatus) -> str:
+    """How its number of workers comes about, in few words."""
+    if model.scaling == "fixed":
+        return ""
+    bounds = f"{model.min_workers} to {model.max_workers}"
+    return f" ({'pinned' if model.scaling == 'pinned' else 'by load'}, {bounds})"
 
 
 def _adapters(model: ModelStatus) -> list[Text]:
@@ -201,6 +215,14 @@ def event_line(event: Event) -> Text:
     line = Text(f"{at} ")
     line.append(f"{event.level:7}", _LEVEL_STYLES.get(event.level, ""))
     return line.append(f" {event.message}")
+
+
+def log_line(line: LogLine) -> Text:
+    """One line of a worker: time, level where there is one, what was written."""
+    at = time.strftime("%H:%M:%S", time.localtime(line.time))
+    shown = Text(f"{at} ")
+    shown.append(f"{line.level:8} ", _LEVEL_STYLES.get(line.level, "dim"))
+    return shown.append(line.message)
 
 
 _TRY = {

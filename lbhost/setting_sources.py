@@ -63,7 +63,19 @@ def load(
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise UsageError(f"settings do not fit together: {error}") from error
+        where = _sources(str(error), origin, config_file)
+        raise UsageError(f"{where}{error}") from error
+
+
+def _sources(message: str, origin: Mapping[str, str], file: Path | None) -> str:
+    """Where the settings that a message names come from: the file, a variable or a flag each."""
+    named = set(re.findall(r"\w+", message))
+    found = {
+        str(file) if place.startswith(f"{file}: ") else place
+        for key, place in origin.items()
+        if key in named
+    }
+    return "".join(f"{place}: " for place in [", ".join(sorted(found))] if found)
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -179,6 +179,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     workers_up: int
     min_workers: int | None
     max_workers: int | None
+    """Between which numbers the load has workers come and go; null where their number is fixed."""
     scaling: str = "fixed"
     """fixed, auto (the load says how many workers there are), or pinned (it did, until an operator
     said how many)."""
@@ -297,6 +298,22 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     worker: int | None
     message: str
     """One line for a person."""
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A line that a worker's processes have written. `GET /workers/{id}/log` sends each as an SSE
+    `data:` line."""
+
+    seq: int
+    """Counts from 1, over all processes of the worker; the SSE `id`."""
+    time: float
+    """When it was read: Unix time, seconds."""
+    epoch: int
+    """Which of its processes wrote it."""
+    level: str
+    """debug, info, warning, error or critical; empty: the line does not say."""
+    message: str
+    """Printable, of 2,000 characters at most."""
 
 
 class RequestStatus(msgspec.Struct, frozen=True, kw_only=True):

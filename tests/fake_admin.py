@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lbhost.status import (
     CoreStatus,
     Event,
     HostStatus,
+    LogLine,
     ModelStatus,
     ProcessStatus,
     Requests,
@@ -185,6 +186,8 @@ class FakeAdmin:
         self.socket_path = socket_path
         self.status = picture if picture is not None else status()
         self.events: list[Event] = []
+        self.written: dict[int, list[LogLine]] = {}
+        """By worker: what its process has written."""
         self.requests: list[RequestStatus] = []
         self.asked_requests = 0
         """GET /requests so far."""
@@ -248,6 +251,16 @@ class FakeAdmin:
             self.events.append(msgspec.structs.replace(plain, **fields))
             self._news.notify_all()
 
+    async def write(self, number: int, message: str, level: str = "") -> None:
+        """A worker's process writes a line."""
+        async with self._news:
+            lines = self.written.setdefault(number, [])
+            line = LogLine(
+                seq=len(lines) + 1, time=time.time(), epoch=1, level=level, message=message
+            )
+            lines.append(line)
+            self._news.notify_all()
+
     def change(self, number: int, **changes: Any) -> None:
         """Change one worker in the picture."""
         workers = [
@@ -262,6 +275,7 @@ class FakeAdmin:
                 Route("/status", self._status),
                 Route("/events", self._events),
                 Route("/requests", self._requests),
+                Route("/workers/{id:int}/log", self._log),
                 Route("/requests/{name}", self._cancel, methods=["DELETE"]),
                 Route("/workers/restart", self._order, methods=["POST"]),
                 Route("/workers/{id:int}/{verb}", self._order, methods=["POST"]),
@@ -303,15 +317,24 @@ class FakeAdmin:
         else:
             after = int(last)
 
+        return self._follow(self.events, after)
+
+    async def _log(self, request: Request) -> Response:
+        number = request.path_params["id"]
+        if number not in {worker.id for worker in self.status.workers}:
+            return _error(WorkerNotFoundError(f"there is no worker {number}"))
+        return self._follow(self.written.setdefault(number, []), 0)
+
+    def _follow(self, lines: Sequence[Event | LogLine], after: int) -> Response:
         async def stream() -> AsyncIterator[bytes]:
             nonlocal after
             yield b": hello\n\n"
             while self._server is not None and not self._server.should_exit:
-                for event in [e for e in self.events if e.seq > after]:
-                    after = event.seq
-                    yield b"id: %d\ndata: %b\n\n" % (event.seq, msgspec.json.encode(event))
+                for line in [one for one in lines if one.seq > after]:
+                    after = line.seq
+                    yield b"id: %d\ndata: %b\n\n" % (line.seq, msgspec.json.encode(line))
                 async with self._news:
-                    if not any(e.seq > after for e in self.events):
+                    if not any(one.seq > after for one in lines):
                         await self._news.wait()
 
         return StreamingResponse(stream(), media_type="text/event-stream")
@@ -332,7 +355,7 @@ class FakeAdmin:
             if self.status.workers[number].state == "ready":
                 return _error(ConflictError(f"worker {number} is ready already"))
             self.change(number, state="ready", wanted="up", pid=5000 + number)
-        elif "workers" in body:
+        elif isinstance(body.get("workers"), int):
             self.status = msgspec.structs.replace(
                 self.status, workers=[worker(number) for number in range(body["workers"])]
             )

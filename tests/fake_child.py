@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -156,19 +156,23 @@ def fork_server(link: socket.socket) -> None:
             os._exit(0)
         if isinstance(message, control.Fork):
             if mode("fork_server") != "barren":
-                fork(link, board, message, fds[0])
-            os.close(fds[0])
+                fork(link, board, message, fds)
+            for fd in fds:
+                os.close(fd)
 
 
-def fork(link: socket.socket, board: Board, order: control.Fork, fd: int) -> None:
+def fork(link: socket.socket, board: Board, order: control.Fork, fds: Sequence[int]) -> None:
     between = os.fork()
     if between == 0:
         parent = os.getpid()
         if os.fork() == 0:
             link.close()
+            for standard in (1, 2):
+                os.dup2(fds[1], standard)
+            os.close(fds[1])
             while os.getppid() == parent:  # only the supervisor's own child is waitable there
                 time.sleep(0.0002)
-            worker(socket.socket(fileno=fd), board, order)
+            worker(socket.socket(fileno=fds[0]), board, order)
         os._exit(0)
     os.waitpid(between, 0)
 
@@ -180,6 +184,7 @@ def worker(link: socket.socket, board: Board, order: control.Fork) -> None:
         os.sched_setaffinity(0, order.placement.cpus)
     misbehave(name, link)
     control.send(link, control.Ready())
+    os.write(1, b"process %d of worker %d\n" % (order.epoch, order.worker))
     draining, steps, links, number = False, 0, 0, 0
     while True:
         message = next_message(link)

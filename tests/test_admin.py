@@ -22,6 +22,8 @@ from lbhost.supervisor.admin import BODY_LIMIT, Admin, AdminServer
 from lbhost.supervisor.assembly import Assembly
 from lbhost.supervisor.cores import Ledger
 from lbhost.supervisor.events import KEPT, EventLog
+from lbhost.supervisor.output import Output
+from lbhost.supervisor.output_lines import Written
 from lbhost.supervisor.runtime import RuntimeDir
 
 pytestmark = pytest.mark.anyio
@@ -34,6 +36,7 @@ class Noted:
 
     def __init__(self) -> None:
         self.events = EventLog()
+        self.written = Output(0, clock=lambda: 1.5)
         self.asked: list[tuple[object, ...]] = []
         self.done: list[tuple[object, ...]] = []
         self.let = asyncio.Event()
@@ -62,6 +65,11 @@ class Noted:
             gpus=assembly.gpus(),
             host=assembly.host(),
         )
+
+    def output(self, worker: int) -> Output:
+        if worker != 0:
+            raise WorkerNotFoundError(f"no worker has the id {worker}")
+        return self.written
 
     async def _do(self, *what: object) -> str:
         self.asked.append(what)
@@ -288,6 +296,21 @@ async def read_events(
                 if len(found) == count:
                     break
     return found
+
+
+async def test_what_a_worker_writes_comes_as_events_do(tmp_path: Path) -> None:
+    async with served(tmp_path) as (commands, client):
+        commands.written.add(Written("", ("past", "and more")))
+        answer = await client.get("/workers/0/log?follow=0&backlog=1")
+        data = '{"seq":2,"time":1.5,"epoch":0,"level":"","message":"and more"}'
+        assert f"id: 2\ndata: {data}\n\n" in answer.text
+        assert "past" not in answer.text
+        following = asyncio.create_task(client.get("/workers/0/log"))
+        commands.written.add(Written("info", ("now",)))
+        commands.written.close()
+        assert '"message":"now"' in (await following).text
+        assert (await client.get("/workers/9/log")).status_code == 404
+        assert (await client.get("/workers/one/log")).status_code == 404
 
 
 async def test_events_come_with_their_past_and_go_on(tmp_path: Path) -> None:

@@ -202,6 +202,37 @@ def test_two_flooded_models_share_evenly_and_leave_it_at_that() -> None:
     assert not box.passes(3600)
 
 
+def test_flooded_models_share_by_their_weights_and_leave_it_at_that() -> None:
+    box = Box(9, a=Bounds(1, 9), b=Bounds(1, 9), c=Bounds(1, 9))
+    for name, weight in (("a", 2.0), ("b", 1.0), ("c", 1.0)):
+        box.set(name, queued=100, backlog_s=1000.0, weight=weight)
+    box.passes(3 * TRADE_S)
+    assert [box.workers(name) for name in "abc"] == [5, 2, 2]
+    assert not box.passes(3600)
+
+
+def test_a_heavy_model_takes_no_core_that_it_does_not_need() -> None:
+    box = Box(4, a=Bounds(1, 4), b=Bounds(1, 4))
+    box.set("a", weight=100.0)
+    box.set("b", queued=100, backlog_s=1000.0)
+    box.passes(3 * TRADE_S, a=0.5)
+    assert (box.workers("a"), box.workers("b")) == (1, 3)
+
+
+def test_who_is_held_back_by_a_fixed_number_is_known_and_who_by_others_need_is_not() -> None:
+    box = Box(4, a=Bounds(1, 4, fixed=True), b=Bounds(1, 4))
+    box.set("a", workers=3)
+    box.passes(10, b=0.1)
+    assert box.scaler.held_back == {}
+    box.set("b", queued=50, backlog_s=500.0)
+    box.look()
+    assert box.scaler.held_back == {"b": "a"}
+    box.set("a", bounds=Bounds(1, 4), queued=50, backlog_s=500.0)
+    box.passes(2 * TRADE_S)
+    assert (box.workers("a"), box.workers("b")) == (2, 2)
+    assert box.scaler.held_back == {}
+
+
 def test_a_model_that_wakes_gets_a_core_of_one_that_has_just_got_it() -> None:
     box = Box(2, a=Bounds(1, 2), b=Bounds(0, 2, sleep_after_s=10.0))
     box.passes(20, a=0.1)

@@ -255,6 +255,31 @@ async def test_models_trade_cores_and_do_not_crowd_on_one(
         assert running.server.status().state == "ready"
 
 
+async def test_a_model_that_fixed_ones_hold_back_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/nowhere/fake.gguf"
+    chat = ModelEntry(name="chat", path=path, min_workers=1, weight=3.0)
+    vectors = ModelEntry(name="vectors", path=path, workers=1)
+    settings = Settings(models=(chat, vectors), shutdown_grace_s=5)
+    async with box(
+        tmp_path,
+        monkeypatch,
+        settings=settings,
+        models=("chat", "vectors"),
+        workers=2,
+        cores=2,
+        modes=modes(0, 1),
+    ) as running:
+        assert [one.pool.desired.weight for one in running.server.fleet] == [3.0, 1.0]
+        load(running, 0, **FLOOD)
+        await running.until(lambda: running.kinds("autoscale"), "it is told")
+        await ticks(running)
+        (told,) = running.kinds("autoscale")
+        assert told.startswith("chat: it would have more workers, but the cores belong to vectors")
+        assert (model(running).workers, model(running).min_workers) == (1, 1)
+
+
 async def test_what_has_no_room_is_told_once_and_nothing_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,3 +71,11 @@ def test_other_tables_of_models_are_named_and_take_a_handover() -> None:
     chat = ModelEntry(name="chat", path="starter")
     found = plan(Settings(models=(chat,)), Settings(models=(chat, ModelEntry(name="b", path="b"))))
     assert found.lines == ["models: chat -> chat,b (handover)"]
+    wider = ModelEntry(name="chat", path="starter", max_workers=3, weight=2.0, aliases=("a", "b"))
+    found = plan(Settings(models=(chat,)), Settings(models=(wider,)))
+    assert found.lines == [
+        "models.chat.aliases: '' -> a,b (handover)",
+        "models.chat.max_workers: default -> 3 (handover)",
+        "models.chat.weight: 1.0 -> 2.0 (handover)",
+    ]
+    assert found.keys(How.HANDOVER) == ["models"]

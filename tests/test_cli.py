@@ -286,6 +286,17 @@ async def test_the_commands_do_what_they_say(
         assert (await lbhost(where, "scale", "3"))[0] == 0
         assert len(running.server.fleet.workers) == 3
 
+        code, out, _ = await lbhost(where, "logs", "1")
+        assert code == 0
+        written = [line.split(maxsplit=1)[1].strip() for line in out.splitlines()]
+        assert written == [f"process {epoch} of worker 1" for epoch in (1, 2, 3)]
+        code, out, _ = await lbhost(where, "logs", "1", "--json", "--backlog", "1")
+        line = json.loads(out)
+        assert (line["epoch"], line["message"]) == (3, "process 3 of worker 1")
+        code, _, err = await lbhost(where, "logs", "9")
+        assert code == 1
+        assert "no worker has the id 9" in one_line(err)
+
         code, out, err = await lbhost(where, "drain", "9")
         assert (code, out) == (1, "")
         assert "no worker has the id 9" in one_line(err)

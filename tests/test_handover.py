@@ -199,6 +199,29 @@ def test_another_shape_takes_over_without_a_lost_request(shared: tuple[Server, P
         assert not alive(pid)
 
 
+def test_bounds_of_workers_come_by_reload_and_a_pin_goes_along(
+    shared: tuple[Server, Path],
+) -> None:
+    server, config = shared
+    begin(server, config)
+    callers = Callers(server.endpoint)
+    with callers.calling():
+        config.write_text(f"{FIRST}min_workers = 1\nmax_workers = 2\n")
+        assert "max_workers: default -> 2 (handover)" in server.cli("reload", "--dry-run").stdout
+        done = server.cli("reload")
+        assert done.returncode == 0, done.stderr
+        (model,) = server.status().models
+        assert (model.scaling, model.min_workers, model.max_workers) == ("auto", 1, 2)
+        assert (model.workers, model.workers_up) == (2, 2), "as many as before"
+        for command in (("scale", "1"), ("upgrade",)):
+            done = server.cli(*command)
+            assert done.returncode == 0, done.stderr
+            (model,) = server.status().models
+            assert (model.scaling, model.workers, model.workers_up) == ("pinned", 1, 1)
+    assert callers.failures == []
+    assert callers.answered > 2
+
+
 def test_a_version_that_does_not_start_leaves_the_old_one_serving(
     shared: tuple[Server, Path], tmp_path: Path
 ) -> None:

@@ -85,9 +85,10 @@ def test_without_tables_there_is_the_one_model_of_the_settings() -> None:
         (tables('memory_limit = "much"'), "models[1]: memory_limit is 'none' or a size"),
         (
             tables("min_workers = 3", "max_workers = 2"),
-            "models[1]: min_workers (3) must not be above max_workers (2)",
+            "FILE: models[1]: min_workers (3) must not be above max_workers (2)",
         ),
-        (tables("workers = 3", "max_workers = 2"), "models[1]: workers (3) must be from"),
+        (tables("workers = 3", "max_workers = 2"), "FILE: models[1]: workers (3) must be from"),
+        (tables("weight = 0"), "FILE: models[1].weight: expected number >= 0.01, got 0"),
         ('[[models]]\npath = "x"', "FILE: models[0].name: missing"),
         ('[[models]]\nname = "x"', "FILE: models[0].path: missing"),
         ('[[models]]\nname = ""\npath = "x"', "models[0].name: expected str of length >= 1"),

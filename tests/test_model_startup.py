@@ -136,6 +136,20 @@ def test_the_contexts_of_a_server_before_are_kept(tmp_path: Path, found: Found) 
         256,
         512,
     ]
+    grown = [Context("chat", chat.path, 256, workers=2, pinned=True)]
+    for values, workers, pinned in (
+        ({"max_workers": 2}, 2, True),
+        ({"max_workers": 1}, 1, True),
+        ({"workers": 1}, 1, False),
+    ):
+        (again,) = find(found, msgspec.structs.replace(chat, **values), contexts=grown)
+        assert (again.workers, again.pinned) == (workers, pinned)
+    (asleep,) = find(
+        found,
+        msgspec.structs.replace(chat, max_workers=2),
+        contexts=[Context("chat", chat.path, 256, workers=0)],
+    )
+    assert asleep.workers == 1
     (renamed,) = find(found, msgspec.structs.replace(chat, name="new"), contexts=before)
     assert renamed.settings.ctx_size == 512
     (other,) = find(found, entry(tmp_path, "other"), contexts=before)

@@ -10,9 +10,16 @@ from typing import Any
 
 import pytest
 
+from lbhost import model
 from lbhost.board import GatewayRow, WorkerState
 from lbhost.config import Settings
-from lbhost.errors import ConflictError, InvalidRequestError, UsageError
+from lbhost.errors import (
+    ConflictError,
+    InvalidRequestError,
+    LbhostError,
+    StartupError,
+    UsageError,
+)
 from lbhost.source import Source
 from lbhost.supervisor import successor
 from supervising import Box, box, gone, refused
@@ -97,6 +104,44 @@ async def test_a_configuration_that_is_no_good_changes_nothing(
         assert (queue_limit(running), running.pid(0)) == (256, before)
         file.write("port = 2")  # the flag still wins
         assert await running.server.reload() == "nothing has changed"
+
+
+async def test_a_dry_run_refuses_what_would_be_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF, but no more than that")
+    async with box(tmp_path, monkeypatch, settings=file.settings, source=file.source) as running:
+        before = running.server.gateway.pid, running.pid(0), running.pid(1)
+        for lines, words in (
+            (("model = '/nowhere/x.gguf'", "queue_size = 9"), "model /nowhere/x.gguf does not"),
+            ((f"model = '{bad}'",), "bad.gguf: "),
+            (("[[models]]", "name = 'a'", "path = '/nowhere/x.gguf'"), "models[0].path: model /no"),
+            (("host = '0.0.0.0'",), "restart"),
+            (("queue_size = 0",), "queue_size"),
+        ):
+            file.write(*lines)
+            assert words in await refused(running.server.reload(dry_run=True), LbhostError)
+        file.path.write_text("workers = 99")
+        assert "99" in await refused(running.server.reload(dry_run=True), InvalidRequestError)
+        file.write("model = 'hf:somebody/something'")
+        dry = await running.server.reload(dry_run=True)
+        assert "hf:somebody/something (handover)\nhf:somebody/something may have to be" in dry
+        assert not running.kinds("reload")
+        assert (running.server.gateway.pid, running.pid(0), running.pid(1)) == before
+
+
+async def test_a_dry_run_reads_a_model_that_is_there_and_says_how_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    (there,) = model.starter()
+    link = tmp_path / "link.gguf"
+    link.symlink_to(there.path)
+    async with box(tmp_path, monkeypatch, settings=file.settings, source=file.source) as running:
+        file.write(f"model = '{link}'")
+        assert await running.server.reload(dry_run=True) == f"model: starter -> {link} (handover)"
+        file.write(f"model = '{link}'", "ctx_size = 1048576")
+        assert "trained for" in await refused(running.server.reload(dry_run=True), StartupError)
 
 
 async def test_settings_that_no_gateway_could_begin_with_are_refused(

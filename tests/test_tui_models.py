@@ -11,7 +11,7 @@ import pytest
 
 from fake_admin import FakeAdmin, model, status, worker
 from lbhost.status import Event, Status
-from lbhost_tui import actions, eventlog, models
+from lbhost_tui import actions, eventlog, header, models, typed
 from lbhost_tui.fold import fold
 from lbhost_tui.paint import Parts, Role, crop, width_of
 from tui_driver import dashboard
@@ -27,7 +27,14 @@ def picture() -> Status:
     workers = [worker(number, model="chat" if number < 2 else "vectors") for number in range(3)]
     served = [
         model(
-            "chat", queue_depth=3, oldest_wait_s=41.0, tokens_s=88.0, min_workers=1, max_workers=4
+            "chat",
+            aliases=["small"],
+            queue_depth=3,
+            oldest_wait_s=41.0,
+            tokens_s=88.0,
+            min_workers=1,
+            max_workers=4,
+            scaling="auto",
         ),
         model("vectors", kind="embedding", workers=1, workers_up=1),
         model("broken", state="failed", workers_up=0, failure="the file is gone"),
@@ -48,7 +55,7 @@ def test_a_models_line_says_the_worst_first_and_fits(width: int) -> None:
     assert width_of(line) == width
     assert "chat" in plain(line)
     assert width < 60 or "queue 3, oldest 41s" in plain(line)
-    assert width < 100 or "up 2/2 (1 to 4)" in plain(line)
+    assert width < 100 or "up 2/2 by load 1-4" in plain(line)
     assert "the file" in plain(models.Heading(broken).line(width))
 
 
@@ -125,6 +132,59 @@ async def test_the_selection_skips_the_models_lines(fake: FakeAdmin) -> None:
         await tui.until(lambda: tui.row(0).startswith("▸"))
         await tui.press("end", "plus")
         await tui.until(lambda: fake.orders == [("/scale", {"workers": 2, "model": "vectors"})])
+
+
+def test_who_says_how_many_workers_there_are_is_shown() -> None:
+    chat, vectors, _ = picture().models
+    pinned = msgspec.structs.replace(chat, scaling="pinned")
+    assert "up 2/2 pinned 1-4" in plain(models.Heading(pinned).line(120))
+    assert "up 1/1  " in plain(models.Heading(vectors).line(120))
+    alone = msgspec.structs.replace(status(2), model="chat", models=[pinned])
+    assert " chat  pinned 1-4" in plain(header.title(alone, 100))
+
+
+@pytest.mark.parametrize(
+    ("words", "body"),
+    [
+        ("scale chat 2", {"workers": 2, "model": "chat"}),
+        ("scale 2 --model chat", {"workers": 2, "model": "chat"}),
+        ("lbhost scale --model=Chat 2", {"workers": 2, "model": "chat"}),
+        (":scale small auto", {"workers": "auto", "model": "chat"}),
+        ("scale auto --model chat", {"workers": "auto", "model": "chat"}),
+        ("scale 2", None),
+        ("scale nobody 2", None),
+        ("scale chat many", None),
+        ("scale chat 0", None),
+        ("scale chat 9999", None),
+        ("scale 2 --model", None),
+        ("scale", None),
+        ("", None),
+    ],
+)
+def test_typed_words_are_the_clis(words: str, body: dict[str, int | str] | None) -> None:
+    action = typed.order(typed.plain(words), picture())
+    assert (None if action is None else dict(action.body)) == body
+
+
+def test_one_model_need_not_be_named() -> None:
+    alone = msgspec.structs.replace(status(2), models=[model("chat")])
+    for words in ("scale auto", "scale auto --model chat", "scale chat auto"):
+        action = typed.order(words, alone)
+        assert action is not None, words
+        assert dict(action.body) == {"workers": "auto"}
+    action = typed.order("drain 1 --timeout 5", alone)
+    assert action is not None
+    assert (action.path, dict(action.body)) == ("/workers/1/drain", {"timeout_s": 5})
+    assert typed.order("drain 7 --timeout 5", alone) is None
+
+
+async def test_a_pinned_model_is_given_back_to_the_load(fake: FakeAdmin) -> None:
+    async with dashboard(fake, 120, 40) as tui:
+        await tui.sees("● ready")
+        await tui.press("colon", *"scale", "space", *"auto")
+        await tui.sees("scale auto --model chat")
+        await tui.press("enter")
+        await tui.until(lambda: fake.orders == [("/scale", {"workers": "auto", "model": "chat"})])
 
 
 async def test_a_command_names_the_model(fake: FakeAdmin) -> None:

@@ -150,6 +150,14 @@ async def test_s_sorts_and_the_selection_stays_with_its_request(fake: FakeAdmin)
         assert "▸req_waits" in first
         await tui.press("s")
         await tui.sees("predicted↓")
+        for mark in ("out↓", "out↑"):
+            y = next(y for y, line in enumerate(tui.lines) if "predicted" in line)
+            await tui.click_at(tui.lines[y].index(" out") + 2, y)
+            await tui.sees(mark)
+        await tui.press("colon", *"sort", "space", *"state")
+        await tui.sees("sort state")
+        await tui.press("enter")
+        await tui.sees("state↓")
 
 
 @pytest.mark.anyio

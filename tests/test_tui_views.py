@@ -121,16 +121,55 @@ async def test_the_log_of_one_worker_is_copied_and_saved(
         await tui.until(lambda: "all is well" not in tui.text)
         await tui.sees("is hung", "worker 1 alone", "y copy", "w save")
         await tui.press("w")
-        saved = folder / "lbhost-events.log"
+        saved = folder / "lbhost-worker-1.log"
         await tui.sees("log: saved as", saved.name)
         assert saved.read_text().endswith("error health_kill worker 1 is hung: killing it\n")
         await tui.press("w")
-        await tui.until(lambda: (folder / "lbhost-events-2.log").exists())
+        await tui.until(lambda: (folder / "lbhost-worker-1-2.log").exists())
         await tui.press("y")
         await tui.sees("1 line copied")
         assert tui.app.clipboard == saved.read_text()
         await tui.press("escape")
         await tui.sees("all is well")
+
+
+async def test_a_workers_own_words_stand_between_its_events(
+    fake: FakeAdmin, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    await fake.say("worker 1: starting -> ready", worker=1)
+    await fake.write(1, "llama.cpp: n_ctx = 512", "debug")
+    await fake.write(1, "terminate called\x1b[31m\x1b]0;mine\x07 after throwing")
+    await fake.write(0, "another one's")
+    await fake.say("worker 1 ended: SIGABRT", worker=1, level="error")
+    async with dashboard(fake) as tui:
+        await tui.sees("ended: SIGABRT")
+        assert "n_ctx = 512" not in tui.text
+        await tui.press("down", "L")
+        await tui.sees("worker 1 alone", "debug     llama.cpp: n_ctx = 512", "output    terminate")
+        assert "another one" not in tui.text
+        assert "\x1b" not in tui.text
+        places = [
+            next(y for y, line in enumerate(tui.lines) if word in line)
+            for word in ("-> ready", "n_ctx = 512", "terminate called", "SIGABRT")
+        ]
+        assert places == sorted(places)
+        await tui.press("w")
+        await tui.sees("log: saved as")
+        saved = (folder / "lbhost-worker-1.log").read_text()
+        assert "debug worker 1 llama.cpp: n_ctx = 512\n" in saved
+        assert "\x1b" not in saved
+        assert "\x07" not in saved
+        await tui.press("slash", *"terminate", "enter")
+        await tui.until(lambda: "n_ctx" not in tui.text and "-> ready" not in tui.text)
+        await tui.press("escape", "tab")
+        await fake.write(1, "and on it goes")
+        await tui.sees("and on it goes")
+        await tui.press("up", "L")
+        await tui.sees("worker 0 alone", "another one's")
+        assert "n_ctx" not in tui.text
+        await tui.press("L")
+        await tui.until(lambda: "another one's" not in tui.text)
 
 
 async def test_once_prints_the_screen_as_text(

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 import tiny_bert
-from lbhost import cli, model
+from lbhost import cli, model, setting_sources
 from lbhost.config import Settings
 from lbhost.errors import TuningError
 from lbhost.tuning import command, table, tuned
@@ -109,6 +109,28 @@ def test_too_little_memory_or_disk_is_said_before_anything_starts(environ: dict[
     with pytest.raises(TuningError, match="are free"):
         Tuner(vast, environ, {}, lambda _part, _what: None).run()
     assert not list(tuned.folder(environ).iterdir())
+
+
+def test_one_of_several_models_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "lbhost.toml"
+    tables = [
+        '[[models]]\nname = "chat"\npath = "starter"\naliases = ["small"]\nslots = 7\n',
+        '[[models]]\nname = "vectors"\npath = "/m/v.gguf"\n',
+    ]
+    config.write_text("".join(tables))
+    settings = setting_sources.load({}, {}, config)
+    for name in ("chat", "small", "starter"):
+        own = command.of_table(settings, name)
+        assert (own.model, own.slots, own.models) == ("starter", 7, ())
+    for words, said in (
+        ((), "tune one of chat, vectors\n"),
+        (("other",), "tune one of chat, vectors, not 'other'\n"),
+        (("vectors",), "model /m/v.gguf does not exist\n"),
+    ):
+        assert cli.run(["tune", *words, "--config", str(config)]) != 0
+        assert capsys.readouterr().err.endswith(said)
+    config.write_text(tables[0])
+    assert command.of_table(setting_sources.load({}, {}, config), None).alias == "chat"
 
 
 def test_ctrl_c_leaves_nothing_behind(environ: dict[str, str]) -> None:

@@ -52,6 +52,10 @@ class Driver:
     async def click(self, selector: str, x: int, y: int) -> None:
         await self._pilot.click(selector, offset=(x, y))
 
+    async def click_at(self, x: int, y: int) -> None:
+        """A cell of the screen."""
+        await self._pilot.click(offset=(x, y))
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something to be so, or fail with the screen."""
         try:

@@ -22,7 +22,13 @@ from lbhost.errors import LbhostError
 
 @app.command
 def tune(
-    model: Annotated[str | None, Parameter(help="As for serve.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        Parameter(
+            help="As for serve; where the file has [[models]], the name of one.",
+            show_default=False,
+        ),
+    ] = None,
     /,
     *,
     max_kl: Annotated[
@@ -47,8 +53,12 @@ def tune(
     from lbhost.supervisor.launcher import environment, with_huge_pages
     from lbhost.tuning import command, table, tuned
 
-    flags = {} if model is None else {"model": model}
-    settings = setting_sources.load(flags, os.environ, Path(file) if file else None)
+    path = Path(file) if file else None
+    settings = setting_sources.load({}, os.environ, path)
+    if settings.models:
+        settings = command.of_table(settings, model)
+    elif model is not None:
+        settings = setting_sources.load({"model": model}, os.environ, path)
     if forget:
         count = command.forget(settings, os.environ)
         print("forgotten" if count else "nothing was chosen for this model")

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +19,7 @@ from rich.console import ConsoleRenderable
 
 from lbhost import report, requests_report
 from lbhost.cli.app import AsJson, RuntimeDir, app, console, dashboard, where
-from lbhost.client import AdminClient
+from lbhost.client import ALL_LINES, AdminClient
 from lbhost.errors import UsageError
 
 Wait = Annotated[
@@ -33,8 +34,6 @@ Interval = Annotated[
 ]
 WorkerId = Annotated[int, Parameter(help="The worker's number.", validator=Number(gte=0))]
 BACKLOG = 100
-ALL_EVENTS = 1000
-"""The server keeps so many."""
 
 
 def _count(_kind: object, workers: int | str) -> None:
@@ -257,20 +256,45 @@ def events(
     json: AsJson = False,
     runtime_dir: RuntimeDir = None,
 ) -> None:
-    """The event log."""
+    """The event log; with --follow also that of a server that takes over."""
     after = None if since is None else moment(since, time.time())
     if backlog is None:
-        backlog = BACKLOG if since is None else ALL_EVENTS
+        backlog = BACKLOG if since is None else ALL_LINES
     screen = console()
     with AdminClient(where(runtime_dir)) as client:
-        found = client.events(
-            backlog=backlog, follow=follow, worker=worker, level=level, since=after
-        )
+        wanted = partial(client.events, follow=follow, worker=worker, level=level, since=after)
+        found = client.and_after(backlog, wanted) if follow else wanted(backlog=backlog)
         for event in found:
             if json:
                 print(msgspec.json.encode(event).decode(), flush=follow)
             else:
                 screen.print(report.event_line(event), soft_wrap=True)
+
+
+@app.command
+def logs(
+    worker: WorkerId,
+    /,
+    *,
+    follow: Annotated[
+        bool, Parameter(name=["--follow", "-f"], negative="", help="Go on with new lines.")
+    ] = False,
+    backlog: Annotated[
+        int, Parameter(help="How many past lines at most.", validator=Number(gte=0))
+    ] = BACKLOG,
+    json: AsJson = False,
+    runtime_dir: RuntimeDir = None,
+) -> None:
+    """What a worker's processes have written: their log, llama.cpp's lines, last words."""
+    screen = console()
+    with AdminClient(where(runtime_dir)) as client:
+        wanted = partial(client.log, worker, follow=follow)
+        found = client.and_after(backlog, wanted) if follow else wanted(backlog=backlog)
+        for line in found:
+            if json:
+                print(msgspec.json.encode(line).decode(), flush=follow)
+            else:
+                screen.print(report.log_line(line), soft_wrap=True)
 
 
 _SPAN_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}

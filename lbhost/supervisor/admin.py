@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
@@ -32,16 +32,17 @@ from lbhost.errors import (
     RequestNotFoundError,
     WorkerNotFoundError,
 )
-from lbhost.status import Accepted, Event, Requests, Status
+from lbhost.status import Accepted, Requests, Status
 from lbhost.supervisor.event_filter import LEVELS, EventFilter
 from lbhost.supervisor.events import KEPT, EventLog
+from lbhost.supervisor.journal import Journal, T, told
+from lbhost.supervisor.output import Output
 from lbhost.supervisor.peers import PeerProtocol
 from lbhost.supervisor.questions import MOST
 
 BODY_LIMIT = 64 * 1024
 BACKLOG = 100
 """Past events that a new reader gets."""
-PING_S = 10.0
 CONNECTIONS = 256
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """As the gateway takes them."""
@@ -79,6 +80,7 @@ class Commands(Protocol):
     events: EventLog
 
     def status(self) -> Status: ...
+    def output(self, worker: int) -> Output: ...
     def drain(self, worker: int, timeout_s: float | None) -> Coroutine[Any, Any, str]: ...
     def resume(self, worker: int) -> Coroutine[Any, Any, str]: ...
     def restart(self, worker: int) -> Coroutine[Any, Any, str]: ...
@@ -158,6 +160,24 @@ def _event_filter(request: Request) -> EventFilter:
     return EventFilter(worker, level, None if since is None else float(since))
 
 
+def _told(request: Request, journal: Journal[T], wanted: Callable[[T], bool]) -> Response:
+    """What a journal holds and will hold, as server-sent events."""
+    backlog = _number(request, "backlog", BACKLOG, KEPT)
+    resume = request.headers.get("last-event-id", "")
+    if resume.isascii() and resume.isdecimal() and len(resume) < 19:
+        # A number that we have not come to is another server's: begin with ours.
+        seq = int(resume) if int(resume) <= journal.last else 0
+    else:
+        # The newest so many of those that are wanted, not the wanted ones of the newest.
+        past = [line.seq for line in journal.latest(KEPT) if wanted(line)]
+        seq = past[-backlog] - 1 if 0 < backlog <= len(past) else 0 if backlog else journal.last
+    return StreamingResponse(
+        told(journal, seq, wanted, follow=_number(request, "follow", 1, 1) == 1),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store"},
+    )
+
+
 class Admin:
     """The API's routes over some Commands."""
 
@@ -171,6 +191,7 @@ class Admin:
                 Route("/requests", self._requests, methods=["GET"]),
                 Route("/requests/{id:path}", self._cancel, methods=["DELETE"]),
                 Route("/workers/restart", self._restart_all, methods=["POST"]),
+                Route("/workers/{id}/log", self._log, methods=["GET"]),
                 Route("/workers/{id}/drain", self._drain, methods=["POST"]),
                 Route("/workers/{id}/resume", self._resume, methods=["POST"]),
                 Route("/workers/{id}/restart", self._restart, methods=["POST"]),
@@ -247,48 +268,16 @@ class Admin:
             log.get().error("admin command failed", exc_info=error)
 
     async def _events(self, request: Request) -> Response:
-        events, wanted = self._commands.events, _event_filter(request)
-        backlog = _number(request, "backlog", BACKLOG, KEPT)
-        resume = request.headers.get("last-event-id", "")
-        if resume.isascii() and resume.isdecimal() and len(resume) < 19:
-            # A number that we have not come to is another server's: begin with ours.
-            seq = int(resume) if int(resume) <= events.last else 0
-        else:
-            # The newest so many of those that are wanted, not the wanted ones of the newest.
-            past = [event.seq for event in events.latest(KEPT) if wanted.passes(event)]
-            seq = past[-backlog] - 1 if 0 < backlog <= len(past) else 0 if backlog else events.last
-        return StreamingResponse(
-            _sse(events, seq, wanted, follow=_number(request, "follow", 1, 1) == 1),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-store"},
-        )
+        return _told(request, self._commands.events, _event_filter(request).passes)
+
+    async def _log(self, request: Request) -> Response:
+        return _told(request, self._commands.output(_worker_id(request)), lambda _line: True)
 
     async def close(self) -> None:
         """Give up the commands that still run."""
         for task in list(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
-
-
-async def _sse(
-    events: EventLog, seq: int, wanted: EventFilter, *, follow: bool
-) -> AsyncIterator[bytes]:
-    yield b": lbhost events\n\n"
-    while True:
-        found = events.after(seq)
-        for event in found:
-            seq = event.seq
-            if wanted.passes(event):
-                yield _line(event)
-        if events.closed or not follow:
-            return
-        await events.wait(seq, PING_S)
-        if events.last == seq and not events.closed:
-            yield b": ping\n\n"
-
-
-def _line(event: Event) -> bytes:
-    return b"id: %d\ndata: %s\n\n" % (event.seq, msgspec.json.encode(event))
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

@@ -68,6 +68,7 @@ class Assembly:
 
     def _model(self, number: int, model: Served) -> ModelStatus:
         made, desired = model.made, model.pool.desired
+        scaled = desired.settings.autoscaled
         members = desired.members()
         row = self._board.models.read(number) or ModelRow()
         if time.monotonic_ns() - row.heartbeat_ns > GATEWAY_FRESH_NS:
@@ -84,8 +85,8 @@ class Assembly:
             slots=desired.slots,
             workers=len(members),
             workers_up=len(up),
-            min_workers=desired.settings.min_workers,
-            max_workers=desired.settings.max_workers,
+            min_workers=desired.settings.least_workers if scaled else None,
+            max_workers=model.most if scaled else None,
             scaling=_scaling(desired),
             requests=row.requests,
             errors=row.errors,

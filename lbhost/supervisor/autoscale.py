@@ -4,8 +4,9 @@ Work is measured in seconds of a worker that has all its slots taken, so that it
 how many workers there are: what comes in a second is how many workers it takes. A model gets more
 workers at once, before they are used up, and fewer only after they have not been needed for a
 while; that while doubles each time that it was too short. Where the cores do not suffice, a model
-that needs few has them, and those that need more share the rest evenly (max-min): one that is
-flooded does not slow the others down. A model without requests may sleep: it has no workers.
+that needs few has them, and those that need more share the rest by their weights (max-min): one
+that is flooded does not slow the others down. A model without requests may sleep: it has no
+workers.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Look(msgspec.Struct, frozen=True):
     """That each worker needs; 0: it runs on a GPU."""
     share: float = 1.0
     """Of its cores, what others leave to a worker."""
+    weight: float = 1.0
+    """Its part of the cores, against others' parts, where not all have what they need."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -219,6 +222,9 @@ class Autoscaler:
 
     def __init__(self) -> None:
         self._models: dict[str, _Model] = {}
+        self.held_back: dict[str, str] = {}
+        """The models that would have had more workers at the last decision, if others' number were
+        not fixed, and who those are."""
 
     def decide(self, looks: Mapping[str, Look], cores: int, now_s: float) -> dict[str, Decision]:
         """What changes: the models that are to have another number of workers from now on.
@@ -236,6 +242,7 @@ class Autoscaler:
             model.see(look, now_s)
             wants[name] = model.want(look, now_s)
         counts = self._share_out(looks, wants, cores, now_s)
+        self.held_back = _held_back(looks, wants, counts, cores)
         decided: dict[str, Decision] = {}
         for name, look in looks.items():
             if counts[name] == look.workers or look.bounds.fixed:
@@ -252,7 +259,8 @@ class Autoscaler:
     def _share_out(
         self, looks: Mapping[str, Look], wants: Mapping[str, _Want], cores: int, now_s: float
     ) -> dict[str, int]:
-        """Workers of each model: the least first, then one more to whoever has the fewest."""
+        """Workers of each model: the least first, then one more to whoever has the fewest then for
+        its weight."""
 
         def used(counts: Mapping[str, int]) -> int:
             return sum(looks[name].cores * count for name, count in counts.items())
@@ -279,7 +287,28 @@ class Autoscaler:
             ]
             if not takers:
                 return given
-            given[min(takers, key=lambda name: (given[name], -wants[name].need))] += 1
+            given[
+                min(takers, key=lambda n: ((given[n] + 1) / looks[n].weight, -wants[n].need))
+            ] += 1
+
+
+def _held_back(
+    looks: Mapping[str, Look],
+    wants: Mapping[str, _Want],
+    counts: Mapping[str, int],
+    cores: int,
+) -> dict[str, str]:
+    """Who has less than it wants because of models whose number is fixed, and which those are."""
+    holders = [
+        name for name, look in looks.items() if look.bounds.fixed and look.cores * counts[name]
+    ]
+    held = sum(looks[name].cores * counts[name] for name in holders)
+    used = sum(look.cores * counts[name] for name, look in looks.items())
+    return {
+        name: ", ".join(holders)
+        for name, look in looks.items()
+        if counts[name] < wants[name].workers and used - held + look.cores <= cores
+    }
 
 
 def _whole(need: float) -> int:

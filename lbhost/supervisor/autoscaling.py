@@ -23,6 +23,9 @@ FRESH_NS = 2_000_000_000
 NO_ROOM_S = 10.0
 """A model for which there was no room for one more worker is not given one for so long."""
 
+HELD_AGAIN_S = 600.0
+"""A model that is held back by others' fixed numbers is told of again after so long without."""
+
 LEAST_SHARE = 0.2
 """Of a core; what others leave of it may be less for a moment."""
 
@@ -45,6 +48,8 @@ class Autoscaling:
         self._refused: dict[str, str] = {}
         """Why there was no room, as last told."""
         self._told: dict[int, bool] = {}
+        self._held: dict[str, tuple[str, float]] = {}
+        """Who was held back by whom when that was last so, and when that was."""
 
     def wake(self, number: int) -> None:
         """A request has come for a model that sleeps."""
@@ -79,11 +84,25 @@ class Autoscaling:
         }
         cores = self._homes.topology.effective_cores
         decided = self._scaler.decide(looks, cores, now_s)
+        self._tell_held_back(now_s)
         # Those that give first: the others then come to the cores that are free.
         for name, decision in sorted(
             decided.items(), key=lambda one: one[1].workers - looks[one[0]].workers
         ):
             self._do(self._fleet.named(name), decision, now_s)
+
+    def _tell_held_back(self, now_s: float) -> None:
+        """Once for as long as it lasts: who could use cores that models of a fixed number have."""
+        for name, holders in self._scaler.held_back.items():
+            before, since_s = self._held.get(name, ("", now_s))
+            self._held[name] = (holders, now_s)
+            if holders != before or now_s - since_s >= HELD_AGAIN_S:
+                text = (
+                    f"it would have more workers, but the cores belong to {holders}, whose number "
+                    "of workers is fixed or pinned"
+                )
+                pool = self._fleet.named(name).pool
+                self._events.add("warning", "autoscale", pool.naming(text))
 
     def _look(self, number: int, model: Served, now_s: float) -> Look:
         row = self._board.models.read(number)
@@ -108,12 +127,13 @@ class Autoscaling:
             slots=pool.desired.slots,
             cores=0 if on_gpu else pool.desired.settings.threads,
             share=1.0 if on_gpu else self._share(model),
+            weight=pool.desired.weight,
         )
 
     def _bounds(self, model: Served, has: int, now_s: float, *, known: bool) -> Bounds:
         desired = model.pool.desired
         settings, down = desired.settings, _down(model)
-        most = max(1, _most(model) - down)
+        most = max(1, model.most - down)
         if now_s < self._full_until_s.get(model.name, 0.0):
             most = max(1, has)
         busy = self._operations.rolling is not None and has > 0
@@ -171,14 +191,6 @@ def _up(model: Served) -> int:
 
 def _down(model: Served) -> int:
     return len(model.pool.desired.members()) - _up(model)
-
-
-def _most(model: Served) -> int:
-    """Workers that it may have: a reload may have said another number than the start did."""
-    settings = model.pool.desired.settings
-    if settings.max_workers is None and isinstance(settings.workers, int):
-        return settings.workers
-    return len(model.made.placements)
 
 
 def _settled(model: Served) -> bool:

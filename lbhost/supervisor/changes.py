@@ -93,9 +93,12 @@ class Change(msgspec.Struct, frozen=True):
     after: str
     """As text; of a secret, only whether there is one."""
     how: How
+    within: str = ""
+    """Of `models`: which table's which key."""
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.before} -> {self.after} ({self.how})"
+        where = f"{self.key}.{self.within}" if self.within else self.key
+        return f"{where}: {self.before} -> {self.after} ({self.how})"
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -105,7 +108,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     def keys(self, *how: How) -> list[str]:
         """The changed keys that come into force so."""
-        return [change.key for change in self.changes if change.how in how]
+        return list(dict.fromkeys(change.key for change in self.changes if change.how in how))
 
     @property
     def lines(self) -> list[str]:
@@ -120,9 +123,10 @@ def plan(before: Settings, after: Settings, *, model_changed: bool = False) -> P
         model_changed: the model's file is another one than the one that was loaded.
     """
     changes = [
-        Change(key, _text(key, before), _text(key, after), _how(key, before, after))
+        change
         for key in KEYS
         if getattr(before, key) != getattr(after, key)
+        for change in _changes(key, before, after)
     ]
     if model_changed and all(change.key != "model" for change in changes):
         changes.append(Change("model", after.model, "another file", How.HANDOVER))
@@ -134,6 +138,20 @@ def table() -> list[str]:
     named = {key: f"--{flag_name(key)}" if key in FLAGS else f"[[{key}]]" for key in KEYS}
     width = max(map(len, named.values()))
     return [f"{name:{width}}  {HOW.get(key, How.RESTART)}" for key, name in named.items()]
+
+
+def _changes(key: str, before: Settings, after: Settings) -> list[Change]:
+    """What has changed of a key: of tables with the same names, key by key."""
+    how = _how(key, before, after)
+    old, new = before.models, after.models
+    if key != "models" or [m.name for m in old] != [m.name for m in new]:
+        return [Change(key, _text(key, before), _text(key, after), how)]
+    return [
+        Change(key, _plain(was), _plain(now), how, f"{table.name}.{field}")
+        for table, other in zip(old, new, strict=True)
+        for field in ModelEntry.__struct_fields__
+        if (was := getattr(table, field)) != (now := getattr(other, field))
+    ]
 
 
 def _how(key: str, before: Settings, after: Settings) -> How:
@@ -157,6 +175,10 @@ def _text(key: str, settings: Settings) -> str:
     value = getattr(settings, key)
     if key in SECRET:
         return "none" if value is None else "one that is not shown"
+    return _plain(value)
+
+
+def _plain(value: object) -> str:
     if isinstance(value, tuple):
         value = ",".join(one.name if isinstance(one, ModelEntry) else str(one) for one in value)
     return repr(value) if value == "" else "default" if value is None else str(value)

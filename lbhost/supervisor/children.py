@@ -52,17 +52,27 @@ class Children:
         self._watched: dict[int, tuple[int, Exited]] = {}
         self._others: set[int] = set()
 
-    def spawn(self, module: str, fd: int, env: Mapping[str, str], watcher: Exited) -> int:
+    def spawn(
+        self,
+        module: str,
+        fd: int,
+        env: Mapping[str, str],
+        watcher: Exited,
+        output: int | None = None,
+    ) -> int:
         """Start `python -m module --control-fd FD` and return its pid.
 
         The child is in a process group of its own: the terminal's Ctrl-C and Ctrl-Z are the
         supervisor's to pass on. It inherits fd, stdout and stderr and nothing else.
 
+        Args:
+            output: what its stdout and stderr are instead of ours.
+
         Raises:
             OSError: no process could be made.
         """
         command = [sys.executable, "-P", "-m", module, "--control-fd", str(fd)]
-        return self._spawn(command, fd, env, watcher, _begin)
+        return self._spawn(command, fd, env, watcher, _begin, output)
 
     def spawn_server(
         self, command: Sequence[str], fd: int, env: Mapping[str, str], watcher: Exited
@@ -86,10 +96,13 @@ class Children:
         env: Mapping[str, str],
         watcher: Exited,
         begin: Callable[[], None],
+        output: int | None = None,
     ) -> int:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
             pass_fds=(fd,),
             env=dict(env),
             process_group=0,

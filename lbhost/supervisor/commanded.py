@@ -7,9 +7,11 @@ import time
 from typing import Literal
 
 from lbhost import __version__
+from lbhost.config import Settings
 from lbhost.errors import ConflictError
 from lbhost.status import Requests, Status
 from lbhost.supervisor.assembly import Assembly
+from lbhost.supervisor.children import Children
 from lbhost.supervisor.configuration import Configuration
 from lbhost.supervisor.desired import Desired
 from lbhost.supervisor.events import EventLog
@@ -17,7 +19,9 @@ from lbhost.supervisor.fleet import Fleet
 from lbhost.supervisor.handover import Handover
 from lbhost.supervisor.homes import Homes
 from lbhost.supervisor.operations import Operations
+from lbhost.supervisor.output import Output
 from lbhost.supervisor.questions import Questions
+from lbhost.supervisor.rehearsal import rehearse
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.startup import Prepared
@@ -39,6 +43,7 @@ class Commanded:
     _announced: bool
     _assembly: Assembly
     _began_s: float
+    _children: Children
     _handover: Handover
     _runtime: RuntimeDir
     _stopping: bool
@@ -102,6 +107,10 @@ class Commanded:
             return await self.operations.scale_auto(model)
         return await self.operations.scale(workers, model)
 
+    def output(self, worker: int) -> Output:
+        """What a worker's processes have written. Raises WorkerNotFoundError."""
+        return self.fleet.worker(worker).output
+
     async def requests(self, limit: int) -> Requests:
         """See Questions.requests."""
         return await self.questions.requests(limit)
@@ -113,11 +122,11 @@ class Commanded:
         return said
 
     async def reload(self, *, dry_run: bool = False) -> str:
-        """See Configuration.reload."""
+        """See Configuration.reload and dry_run."""
         self._require_serving()
-        return await self.configuration.reload(
-            self.operations, self.gateway, self._hand_over, dry_run=dry_run
-        )
+        if dry_run:
+            return await self.configuration.dry_run(self.operations, self._rehearse)
+        return await self.configuration.reload(self.operations, self.gateway, self._hand_over)
 
     async def upgrade(self) -> str:
         """Have the lbhost that is installed now take over, with the configuration as it is now."""
@@ -127,6 +136,9 @@ class Commanded:
     def _require_serving(self) -> None:
         if self._stopping or not self._announced:
             raise ConflictError(f"the server is {'stopping' if self._stopping else 'starting'}")
+
+    async def _rehearse(self, settings: Settings) -> list[str]:
+        return await rehearse(settings, self.prepared, self.fleet.contexts(), self._children)
 
     async def _hand_over(self, why: str) -> str:
         return await self._handover.give(why, self.configuration.source)

@@ -150,26 +150,39 @@ class Configuration:
         operations: Operations,
         gateway: Service,
         hand_over: Callable[[str], Coroutine[Any, Any, str]],
-        *,
-        dry_run: bool = False,
     ) -> str:
         """Bring a changed configuration into force.
 
         Args:
             hand_over: has a new server with the new configuration take over; told why.
-            dry_run: only say what would happen.
 
         Raises:
             UsageError: the configuration is no good, or needs a restart; nothing has changed.
             ConflictError: something else is going on; or what was begun could not be ended.
         """
-        if dry_run:
-            return "\n".join(self.look()[1].lines) or "nothing would change"
         async with self._looking("reload", operations) as (after, plan):
             if plan.keys(How.HANDOVER):
                 why = f"reload of {', '.join(plan.keys(*How))}"
                 return await self._hand_over(why, after, plan, gateway, hand_over)
             return await self._change(after, plan, operations, gateway)
+
+    async def dry_run(
+        self,
+        operations: Operations,
+        rehearse: Callable[[Settings], Coroutine[Any, Any, list[str]]],
+    ) -> str:
+        """Say what `reload` would do; nothing changes.
+
+        Args:
+            rehearse: sees whether a new server could start with settings; what it cannot tell.
+
+        Raises:
+            LbhostError: it would be refused, and why.
+        """
+        after, plan = self.look()
+        self._check(plan, after, operations)
+        unknown = await rehearse(after) if plan.keys(How.HANDOVER) else []
+        return "\n".join([*plan.lines, *unknown]) or "nothing would change"
 
     async def upgrade(
         self,

@@ -64,6 +64,8 @@ class ModelWanted:
     """Its place among the server's models."""
     several: bool = False
     """Whether it is one of several, so that a worker's name says whose it is."""
+    weight: float = 1.0
+    """Its part of the cores where models share them."""
     workers: dict[int, WorkerWanted] = field(default_factory=dict)
     rolling: Rolling | None = None
     asleep: bool = False

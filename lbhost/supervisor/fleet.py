@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lbhost.board import ProgressRow, WorkerState
-from lbhost.errors import InvalidRequestError
+from lbhost.errors import InvalidRequestError, WorkerNotFoundError
 from lbhost.status import ForkServerStatus, ProcessStatus
 from lbhost.supervisor import lifecycle
 from lbhost.supervisor.cores import Ledger, ledger
@@ -20,6 +20,7 @@ from lbhost.supervisor.model_startup import PreparedModel
 from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.room import Room
 from lbhost.supervisor.service import Service
+from lbhost.supervisor.succession import Context
 from lbhost.supervisor.worker import Worker
 
 _S = WorkerState
@@ -42,6 +43,15 @@ class Served:
     def name(self) -> str:
         """What clients call it."""
         return self.made.name
+
+    @property
+    def most(self) -> int:
+        """Workers that the load may bring it: a reload may have said another number than the start
+        did."""
+        settings = self.pool.desired.settings
+        if settings.max_workers is None and isinstance(settings.workers, int):
+            return settings.workers
+        return len(self.made.placements)
 
     @property
     def starting(self) -> bool:
@@ -98,6 +108,19 @@ class Fleet:
         """Each model's."""
         return [model.pool for model in self.models]
 
+    def contexts(self) -> tuple[Context, ...]:
+        """How the models are served, for a server that is to take over."""
+        return tuple(
+            Context(
+                model.name,
+                model.made.file.path,
+                model.made.n_ctx,
+                workers=sum(want.up for want in model.pool.desired.members().values()),
+                pinned=model.pool.desired.pinned,
+            )
+            for model in self
+        )
+
     @property
     def several(self) -> bool:
         """Whether a model has to be named."""
@@ -108,6 +131,14 @@ class Fleet:
         """Of all models, by id."""
         found = {i: worker for pool in self.pools for i, worker in pool.workers.items()}
         return dict(sorted(found.items()))
+
+    def worker(self, worker_id: int) -> Worker:
+        """Raises WorkerNotFoundError: there is none of that id."""
+        workers = self.workers
+        if worker_id not in workers:
+            known = ", ".join(map(str, workers)) or "none"
+            raise WorkerNotFoundError(f"no worker has the id {worker_id}; there are: {known}")
+        return workers[worker_id]
 
     def named(self, name: str | None) -> Served:
         """The model that clients call so; None: the only one.

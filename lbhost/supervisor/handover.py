@@ -139,11 +139,13 @@ class Handover:
         children: Children,
         manager: ServiceManager,
         events: EventLog,
+        contexts: Callable[[], tuple[Context, ...]],
         let_go: Callable[[int], None],
         wake: Callable[[], None],
     ) -> None:
         """
         Args:
+            contexts: how the models are served now.
             let_go: called when another server serves: this one only ends what it has. Gets the
                 line on which its gateway gives its KV states.
             wake: called when the loop has to look at this again.
@@ -160,6 +162,7 @@ class Handover:
         self._children = children
         self._manager = manager
         self._events = events
+        self._contexts = contexts
         self._let_go = let_go
         self._wake = wake
         self._successor: Successor | None = None
@@ -213,7 +216,7 @@ class Handover:
             runtime_dir=str(self._runtime.path),
             model_path=models[0].file.path,
             n_ctx=models[0].n_ctx,
-            contexts=tuple(Context(m.name, m.file.path, m.n_ctx) for m in models),
+            contexts=self._contexts(),
         )
         to_anchor = () if before is None else before.line_to_anchor()
         fds = (self._listener.fileno(), self._runtime.folder, states, *to_anchor)

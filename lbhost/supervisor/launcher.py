@@ -100,18 +100,28 @@ class Launcher:
             OSError: no process could be made.
         """
         settings = self._first(None)[0].settings  # newer than the fork server may be
-        fork = control.Fork(worker.id, worker.epoch, worker.place, settings)
+        fork = control.Fork(worker.id, worker.epoch, worker.place, settings, relayed=True)
         ours, theirs = control.socketpair()
-        with theirs:
+        try:
+            output = worker.output.open(worker.epoch)
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        with theirs, output:
             if worker.place.gpu is None:
                 fork_server = self.fork_servers.of(worker.place.node)
-                if fork_server is None or not fork_server.send(fork, [theirs.fileno()]):
+                if fork_server is None or not fork_server.send(
+                    fork, [theirs.fileno(), output.fileno()]
+                ):
                     ours.close()
                     return False
             else:
                 env = with_huge_pages(environment(os.environ, worker.place.gpu_uuid))
                 try:
-                    worker.pid = self._children.spawn(WORKER_MODULE, theirs.fileno(), env, on_exit)
+                    worker.pid = self._children.spawn(
+                        WORKER_MODULE, theirs.fileno(), env, on_exit, output.fileno()
+                    )
                 except OSError:
                     ours.close()
                     raise

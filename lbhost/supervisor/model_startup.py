@@ -17,7 +17,13 @@ from lbhost import inspection, llama, log, model
 from lbhost.adapters import Adapter, AdapterFile
 from lbhost.board import Board
 from lbhost.config import Settings
-from lbhost.errors import AdapterFileError, LbhostError, ModelFileError, UsageError
+from lbhost.errors import (
+    AdapterFileError,
+    LbhostError,
+    ModelFileError,
+    StartupError,
+    UsageError,
+)
 from lbhost.machine.gpu import GpuInfo
 from lbhost.machine.hostload import available_bytes
 from lbhost.machine.topology import Topology
@@ -25,7 +31,7 @@ from lbhost.machine.tree import Roots
 from lbhost.placement import memory
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan, spread
-from lbhost.purpose import KindChoice
+from lbhost.purpose import KindChoice, PoolingChoice
 from lbhost.supervisor.launcher import environment, with_huge_pages
 from lbhost.supervisor.succession import Context
 from lbhost.tuning import first_start, identity, remembered
@@ -56,6 +62,14 @@ class Found(msgspec.Struct, frozen=True):
         return not (self.gpu_capable and self.gpus)
 
 
+class Reading(msgspec.Struct, frozen=True):
+    """How a model's file is found, and what it says of itself."""
+
+    resolve: Callable[[str, str | None], model.ModelFile]
+    inspect: Callable[[str, KindChoice, PoolingChoice], llama.ModelInfo]
+    inspect_adapters: Callable[[str, Sequence[str]], None]
+
+
 class PreparedModel(msgspec.Struct, frozen=True):
     """One model of a server."""
 
@@ -73,14 +87,23 @@ class PreparedModel(msgspec.Struct, frozen=True):
     """Its LoRA adapters, by number from 1 on; the same goes for them."""
     table: int | None = None
     """The number of its table of `models`; None: there is none."""
+    before: Context | None = None
+    """How it was served by the server from which this one takes over, by the same name."""
 
     @property
     def workers(self) -> int:
         """How many it has at the start."""
-        settings = self.settings
+        settings, before = self.settings, self.before
+        if before is not None and before.workers and settings.autoscaled:
+            return min(max(before.workers, settings.least_workers), len(self.placements))
         if isinstance(settings.workers, int):
             return settings.workers
         return max(1, settings.least_workers) if settings.autoscaled else len(self.placements)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether an operator has said that."""
+        return self.settings.autoscaled and self.before is not None and self.before.pinned
 
     @property
     def name(self) -> str:
@@ -114,22 +137,25 @@ class PreparedModel(msgspec.Struct, frozen=True):
         )
 
 
-def find(settings: Settings, box: Found, contexts: Sequence[Context]) -> list[PreparedModel]:
+def find(
+    settings: Settings, box: Found, before: Sequence[Context], reading: Reading | None = None
+) -> list[PreparedModel]:
     """Every model that these settings serve; `n_ctx` has yet to be settled.
 
     Args:
-        contexts: how another server has them run: with as many tokens per slot here.
+        before: how another server has them run: with as many tokens per slot here.
 
     Raises:
         StartupError, UsageError: one is not there, not what it is served as, or does not fit.
     """
     found: list[PreparedModel] = []
+    reading = reading or Reading(model.resolve, inspection.inspect, inspection.inspect_adapters)
     for i, own in enumerate(settings.served()):
         table = i if settings.models else None
-        file = _naming(table, "path", partial(model.resolve, own.model, own.alias))
+        file = _naming(table, "path", partial(reading.resolve, own.model, own.alias))
         key = "path" if own.kind is KindChoice.AUTO else "kind"
         homes = [home for one in found for home in one.placements[: one.workers]]
-        made = _naming(table, key, partial(_one, own, file, box, contexts, homes))
+        made = _naming(table, key, partial(_one, own, file, box, before, homes, reading))
         found.append(msgspec.structs.replace(made, table=table))
     return found
 
@@ -164,6 +190,7 @@ def _one(
     box: Found,
     contexts: Sequence[Context],
     others: Sequence[Placement],
+    reading: Reading,
 ) -> PreparedModel:
     """`others`: homes of other models' workers."""
     files = identify(parts(Path(file.path)))
@@ -171,21 +198,24 @@ def _one(
         start = _as_tuned(Start(file, files, settings), box)
         file, files, settings = start.file, start.files, start.settings
     with unchanged(files):
-        info = inspection.inspect(file.path, settings.kind, settings.pooling)
-    adapters = _adapters(settings.adapters, file, info)
+        info = reading.inspect(file.path, settings.kind, settings.pooling)
+    adapters = _adapters(settings.adapters, file, info, reading)
     if not info.purpose.generates:
         settings = msgspec.structs.replace(settings, slots=max(settings.slots, EMBEDDING_SLOTS))
     elif box.on_cpus:
         settings = _shaped(settings, box, info, files)
-    if settings.ctx_size is None:
-        settings = msgspec.structs.replace(settings, ctx_size=_before(file, contexts))
+    before = _before(file, contexts)
+    if settings.ctx_size is None and before is not None:
+        settings = msgspec.structs.replace(settings, ctx_size=before.n_ctx)
     memory.require_trained(settings.ctx_size, info.n_ctx_train)
     placed = _placed(settings, box, others)
-    return PreparedModel(settings, file, info, placed, 0, files, adapters)
+    if before is not None and before.name != file.alias:
+        before = None
+    return PreparedModel(settings, file, info, placed, 0, files, adapters, before=before)
 
 
 def _adapters(
-    wanted: Sequence[Adapter], file: model.ModelFile, info: llama.ModelInfo
+    wanted: Sequence[Adapter], file: model.ModelFile, info: llama.ModelInfo, reading: Reading
 ) -> tuple[AdapterFile, ...]:
     """The model's adapters, found and checked.
 
@@ -200,25 +230,25 @@ def _adapters(
         if one.name == file.alias:
             raise UsageError(f"--adapters {one.name!r}: the model itself is called so")
         try:
-            path = Path(model.resolve(one.path).path)
+            path = Path(reading.resolve(one.path, None).path)
             found.append(AdapterFile(one.name, one.scale, *identify([path])))
         except ModelFileError as error:
             raise UsageError(f"--adapters {one.name!r}: {error.message}") from error
     if found:
         try:
             with unchanged([one.file for one in found]):
-                inspection.inspect_adapters(info.path, [one.file.path for one in found])
+                reading.inspect_adapters(info.path, [one.file.path for one in found])
         except AdapterFileError as error:
             name = found[error.place].name
             raise UsageError(f"--adapters {name!r}: {error.message}") from error
     return tuple(found)
 
 
-def _before(file: model.ModelFile, contexts: Sequence[Context]) -> int | None:
-    """Tokens per slot that this file has been served with; by this name, if by several."""
+def _before(file: model.ModelFile, contexts: Sequence[Context]) -> Context | None:
+    """How this file has been served; by this name, if by several."""
     same = [context for context in contexts if context.path == file.path]
     same.sort(key=lambda context: context.name != file.alias)
-    return same[0].n_ctx if same else None
+    return same[0] if same else None
 
 
 def _placed(settings: Settings, box: Found, others: Sequence[Placement]) -> list[Placement]:
@@ -270,11 +300,22 @@ def _shaped(
 
 
 def with_contexts(models: Sequence[PreparedModel], board: Board) -> list[PreparedModel]:
-    """The models with the tokens per slot that memory leaves to all of them together.
+    """The models with the tokens per slot that memory leaves to all of them together. Workers that
+    the load had brought come with it where memory holds them beside those that they follow.
 
     Raises:
         StartupError: it does not hold them.
     """
+    try:
+        return _with_contexts(models, board)
+    except StartupError:
+        alone = [msgspec.structs.replace(made, before=None) for made in models]
+        if all(made.before is None for made in models):
+            raise
+        return _with_contexts(alone, board)
+
+
+def _with_contexts(models: Sequence[PreparedModel], board: Board) -> list[PreparedModel]:
     host = board.host.read(0)
     free = None if host is None else host.memory_available
     rows = [board.gpus.read(i) for i in range(len(board.gpus))]

@@ -135,6 +135,7 @@ class Processes:
     def close(self) -> None:
         """Let go of all links: nobody waits for the workers any more."""
         for worker in self._roster.workers.values():
+            worker.output.end()
             if worker.link is not None:
                 worker.link.close()
                 worker.link = None
@@ -208,6 +209,7 @@ class Processes:
             worker.link.drain()
             worker.link.close()
             worker.link = None
+        worker.output.drain()
         if worker.gateway is not None:
             self._tell_end(worker, how)
         worker.pid = worker.gateway = None

@@ -113,6 +113,7 @@ class Roster:
 
     def forget(self, worker: Worker) -> None:
         """It is no worker any more. Its id never has the same epoch twice."""
+        worker.output.end()
         self._ids.give_back(worker.id)
         del self.workers[worker.id]
         del self.desired.workers[worker.id]

@@ -102,10 +102,16 @@ def wanted(prepared: Prepared) -> Desired:
             made.settings,
             number,
             several=len(prepared.models) > 1,
+            weight=_weight(prepared.settings, number),
+            pinned=made.pinned,
         )
         for number, made in enumerate(prepared.models)
     }
     return Desired(models, prepared.settings)
+
+
+def _weight(settings: Settings, number: int) -> float:
+    return settings.models[number].weight if settings.models else 1.0
 
 
 def raise_file_limit(connections: int) -> None:

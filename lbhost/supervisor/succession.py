@@ -30,6 +30,10 @@ class Context(msgspec.Struct, frozen=True):
     path: str
     n_ctx: int
     """Tokens per slot."""
+    workers: int = 0
+    """Wanted up; 0: it sleeps, or nobody says."""
+    pinned: bool = False
+    """Whether an operator has said how many, where the load would."""
 
 
 class Inherit(msgspec.Struct, frozen=True, tag="inherit"):

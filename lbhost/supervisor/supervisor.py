@@ -111,6 +111,7 @@ class Supervisor(Commanded, Told):
             self._children,
             self._manager,
             self.events,
+            lambda: self.fleet.contexts(),  # there is none yet
             self._let_go,
             self._wake.set,
         )
@@ -164,7 +165,7 @@ class Supervisor(Commanded, Told):
                 self._handover.begin(self._inheritance, self._take_over, self._left_alone)
             await self._serve()
         finally:
-            self.events.close()
+            self._end_streams()
             await self._admin_socket.stop()
             self._handover.close(None if self._failure is None else self._failure.message)
             self._children.close()
@@ -335,7 +336,7 @@ class Supervisor(Commanded, Told):
 
     async def _retire(self) -> None:
         """Another server has taken over: end what began here, within any request's time."""
-        self.events.close()  # who follows them has been told, and looks at the other one now
+        self._end_streams()  # who follows them has been told, and looks at the other one now
         await self._admin_socket.stop()
         limit_s, grace = self._settings.request_timeout_s, self._settings.shutdown_grace_s
         with contextlib.suppress(TimeoutError):
@@ -344,6 +345,12 @@ class Supervisor(Commanded, Told):
         self.gateway.stop(grace if self.signals else 0.0)  # nor started again, if it has crashed
         await self._wait_stop(lambda: self.gateway.pid is None, grace + GATEWAY_LAST_S)
         await self._end_processes()
+
+    def _end_streams(self) -> None:
+        """Nobody is told more of events, and of what workers write, by this server."""
+        self.events.close()
+        for worker in self.fleet.workers.values():
+            worker.output.close()
 
     def _let_go(self, states: int) -> None:
         """Another server serves: nothing new comes here, and KV states go there."""

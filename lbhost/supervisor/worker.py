@@ -11,6 +11,7 @@ from lbhost.supervisor.budget import Restarts
 from lbhost.supervisor.control_link import ControlLink
 from lbhost.supervisor.desired import WorkerWanted
 from lbhost.supervisor.liveness import Watch
+from lbhost.supervisor.output import Output
 from lbhost.supervisor.reconcile import Seen
 
 
@@ -60,6 +61,11 @@ class Worker:
     watch: Watch | None = None
     since_s: float = 0.0
     """CLOCK_MONOTONIC when it came into its state."""
+    output: Output = field(init=False)
+    """What its processes have written."""
+
+    def __post_init__(self) -> None:
+        self.output = Output(self.id)
 
     def seen(self, gateway: int | None) -> Seen:
         """For the reconciler.

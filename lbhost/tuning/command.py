@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lbhost import inspection, llama, model
 from lbhost.config import Settings
-from lbhost.errors import TuningError
+from lbhost.errors import TuningError, UsageError
 from lbhost.machine import gpu, topology
 from lbhost.machine.gpu_watch import GpuWatch
 from lbhost.machine.hostload import available_bytes
@@ -22,6 +22,21 @@ from lbhost.weights import identify, parts, unchanged
 
 MOST_TURNED = 0.001
 """1 - cosine that vectors may lose: twice what a batch's other texts make of it anyway."""
+
+
+def of_table(settings: Settings, name: str | None) -> Settings:
+    """Those of the table of `models` that is called so, or has this path; each is tuned by itself.
+
+    Raises:
+        UsageError: there is none, or which of several is meant was not said.
+    """
+    served = settings.served()
+    for entry, own in zip(settings.models, served, strict=True):
+        if name in (*entry.names, entry.path) or (name is None and len(served) == 1):
+            return own
+    names = ", ".join(entry.name for entry in settings.models)
+    said = "" if name is None else f", not {name!r}"
+    raise UsageError(f"[[models]] names the models: tune one of {names}{said}")
 
 
 def plan(settings: Settings, environ: Mapping[str, str], max_kl: float) -> Plan:

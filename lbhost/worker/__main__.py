@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from lbhost import control, log
+from lbhost import control
 from lbhost.board import Board
 from lbhost.errors import LbhostError
 from lbhost.guidance import Constraints
@@ -28,7 +28,7 @@ def main() -> int:
     if not isinstance(configure, control.Configure) or not isinstance(fork, control.Fork):
         raise LbhostError("expected Configure, then Fork")
     settings = configure.settings
-    log.configure(settings.log_format, settings.log_level, f"worker {fork.worker}")
+    start.configure_log(settings, fork)
     control.send(link, control.Hello(os.getpid()))
     try:
         with unchanged(configure.files):

@@ -88,7 +88,8 @@ def _load_and_fork(link: socket.socket, configure: control.Configure, board: Boa
                     model=model,
                     constraints=constraints,
                 )
-                _fork_worker(link, socket.socket(fileno=fds[0]), serve)
+                output = socket.socket(fileno=fds[1]) if message.relayed else None
+                _fork_worker(link, socket.socket(fileno=fds[0]), serve, output)
             case control.Stop():
                 return 0
             case _:
@@ -104,21 +105,30 @@ def settle_on(node: int) -> None:
 
 
 def _fork_worker(
-    link: socket.socket, worker_link: socket.socket, serve: Callable[[socket.socket], int]
+    link: socket.socket,
+    worker_link: socket.socket,
+    serve: Callable[[socket.socket], int],
+    output: socket.socket | None = None,
 ) -> None:
     """Fork twice, so that the worker becomes the supervisor's child and waitable there.
 
     Returns in the fork server only. A fork that the kernel refuses (no memory, too many processes)
     shows at the supervisor as a link that ends without a word; the weights are kept for the next.
+
+    Args:
+        output: what its standard output and error are to be; None: ours.
     """
+    ours = [worker_link, *([] if output is None else [output])]
     try:
         between = os.fork()
     except OSError as error:
         log.get().error("cannot fork a worker", error=str(error))
-        worker_link.close()
+        for end in ours:
+            end.close()
         return
     if between:
-        worker_link.close()
+        for end in ours:
+            end.close()
         os.waitpid(between, 0)
         return
     code = 1
@@ -128,6 +138,8 @@ def _fork_worker(
             code = 0
             return
         link.close()
+        if output is not None:
+            start.write_to(output)
         # Not the supervisor's child yet: it could not wait for us, nor could die_with_parent.
         while os.getppid() == parent:
             time.sleep(0.0002)

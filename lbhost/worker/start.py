@@ -13,8 +13,10 @@ from collections.abc import Callable
 
 import setproctitle
 
-from lbhost import control, log, stream
+from lbhost import control, llamacpp, log, stream
 from lbhost.board import Board
+from lbhost.choices import LogFormat, LogLevel
+from lbhost.config import Settings
 from lbhost.errors import StartupError
 from lbhost.guidance import Constraints
 from lbhost.linux import die_with_parent, ignore_stop_signals
@@ -45,6 +47,22 @@ def take_link(prog: str) -> socket.socket:
     return link
 
 
+def write_to(output: socket.socket) -> None:
+    """Standard output and error lead there from now on."""
+    for standard in (1, 2):
+        os.dup2(output.fileno(), standard)
+    output.close()
+
+
+def configure_log(settings: Settings, fork: control.Fork) -> None:
+    """The log of this worker: what the supervisor reads holds everything, llama.cpp's lines too."""
+    form, level = settings.log_format, settings.log_level
+    if fork.relayed:
+        form, level = LogFormat.JSON, LogLevel.DEBUG
+        llamacpp.tell_all()
+    log.configure(form, level, f"worker {fork.worker}")
+
+
 def serve(
     link: socket.socket,
     board: Board,
@@ -62,7 +80,7 @@ def serve(
     settings = fork.settings or configure.settings
     die_with_parent()
     setproctitle.setproctitle(f"lbhost worker {fork.worker}")
-    log.configure(settings.log_format, settings.log_level, f"worker {fork.worker}")
+    configure_log(settings, fork)
     try:
         _take_place(fork.placement, settings.nice)
         if constraints is not None:

@@ -54,12 +54,14 @@ def _last_one(status: Status, worker: WorkerStatus) -> str:
     return f" No other worker{whose} is ready: new requests will wait."
 
 
-def drain(status: Status, worker: WorkerStatus) -> Action:
-    """Finish what runs, then stop and stay down."""
-    ends = f"Its {_requests(_busy(worker))} may finish" if _busy(worker) else "It is idle"
+def drain(status: Status, worker: WorkerStatus, timeout_s: int | None = None) -> Action:
+    """Finish what runs, within so many seconds if they are given, then stop and stay down."""
+    within = "" if timeout_s is None else f" for {timeout_s} s"
+    ends = f"Its {_requests(_busy(worker))} may finish{within}" if _busy(worker) else "It is idle"
     return Action(
         name=f"drain worker {worker.id}",
         path=f"/workers/{worker.id}/drain",
+        body={} if timeout_s is None else {"timeout_s": timeout_s},
         verb="Drain",
         question=f"Drain worker {worker.id}?",
         consequence=f"{ends}; then it stops until you resume it.{_last_one(status, worker)}",
@@ -165,4 +167,37 @@ def scale_to(status: Status, target: int, model: str | None = None) -> Action | 
         verb="Scale down",
         question=f"Scale {whose}down from {now} to {many}?",
         consequence=which,
+    )
+
+
+def scale_auto(model: str | None = None) -> Action:
+    """The load says how many workers there are, again."""
+    body: dict[str, int | str] = {"workers": "auto"}
+    if model is not None:
+        body["model"] = model
+    whose = "" if model is None else f"{model} "
+    return Action(name=f"scale {whose}auto", path="/scale", body=body)
+
+
+def reload() -> Action:
+    """Read the configuration again."""
+    return Action(
+        name="reload",
+        path="/reload",
+        timeout_s=ALL_TIMEOUT_S,
+        verb="Reload",
+        question="Read the configuration again?",
+        consequence="What has changed comes into force; requests end where they began.",
+    )
+
+
+def upgrade() -> Action:
+    """The installed lbhost takes over."""
+    return Action(
+        name="upgrade",
+        path="/upgrade",
+        timeout_s=ALL_TIMEOUT_S,
+        verb="Upgrade",
+        question="Have the lbhost that is installed now take over?",
+        consequence="A new server starts beside this one; requests end where they began.",
     )

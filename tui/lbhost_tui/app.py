@@ -36,6 +36,7 @@ from lbhost_tui.keybar import Context, KeyBar
 from lbhost_tui.layout import Wish
 from lbhost_tui.messages import (
     EventsArrived,
+    LogArrived,
     Pane,
     RequestsArrived,
     ServerGone,
@@ -252,6 +253,10 @@ class Dashboard(Views):
         """Lines for the log."""
         self._event_log.add(message.events)
 
+    def on_log_arrived(self, message: LogArrived) -> None:
+        """Lines that the worker whose log is shown has written."""
+        self._event_log.add_written(message.worker, message.lines, first=message.first)
+
     # --- drawing --------------------------------------------------------------------------
 
     def on_resize(self) -> None:
@@ -335,8 +340,11 @@ class Dashboard(Views):
         plan = layout.plan(width, height, workers, strip, self._wish)
         self._panes.display = plan.detail or plan.log
         self._detail.display, self._event_log.display = plan.detail, plan.log
+        self._feed.log.turn(self._event_log.worker if plan.log else None)
         alone = self._event_log.worker if plan.log else None
-        entitle(self._panes, "" if alone is None else f"events of worker {alone} alone")
+        entitle(
+            self._panes, "" if alone is None else f"worker {alone} alone: its events and output"
+        )
         self._panes.set_class(plan.detail and plan.log, "both")
         self._cores.display = bool(plan.cores)
         self._requests.display = plan.requests != 0

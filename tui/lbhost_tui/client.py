@@ -9,13 +9,14 @@ screen.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
 import httpx2
 
 from lbhost import answers
 from lbhost.errors import LbhostError, OtherVersionError, ServerGoneError
-from lbhost.status import Event, Requests, Status
+from lbhost.status import Event, LogLine, Requests, Status
 from lbhost_tui.actions import Action
 
 CONNECT_TIMEOUT_S = 2.0
@@ -99,20 +100,42 @@ class AdminClient:
             ServerGoneError: the stream broke, ended, or was silent for too long.
             OtherVersionError: an event that this version cannot read.
         """
+        async with aclosing(self._stream("/events", after, backlog)) as stream:
+            async for data in stream:
+                yield answers.event(data)
+
+    async def log(
+        self, worker: int, after: int | None, backlog: int = 200
+    ) -> AsyncGenerator[LogLine, None]:
+        """`GET /workers/{id}/log`: what a worker's processes have written; as `events`.
+
+        Raises:
+            RefusedError: there is no such worker, or the server is too old for this.
+        """
+        async with aclosing(self._stream(f"/workers/{worker}/log", after, backlog)) as stream:
+            async for data in stream:
+                yield answers.log_line(data)
+
+    async def _stream(
+        self, path: str, after: int | None, backlog: int
+    ) -> AsyncGenerator[str, None]:
         headers = {} if after is None else {"last-event-id": str(after)}
         timeout = httpx2.Timeout(STATUS_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=EVENTS_SILENCE_S)
         try:
             async with self._http.stream(
-                "GET", "/events", params={"backlog": backlog}, headers=headers, timeout=timeout
+                "GET", path, params={"backlog": backlog}, headers=headers, timeout=timeout
             ) as response:
+                if response.status_code == 404:
+                    await response.aread()
+                    raise RefusedError(answers.refusal(response.content, 404))
                 if response.status_code != 200:
                     raise ServerGoneError(f"it answers {response.status_code}")
                 async for sse in httpx2.EventSource(response):
                     if sse.data:
-                        yield answers.event(sse.data)
+                        yield sse.data
         except httpx2.HTTPError as error:
             raise ServerGoneError(_words(error)) from error
-        raise ServerGoneError("it closed the event stream")
+        raise ServerGoneError("it closed the stream")
 
     async def send(self, action: Action) -> str:
         """Have the action done and wait for it; the server's line about it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from lbhost_tui import actions
+from lbhost_tui import actions, typed
 from lbhost_tui.actions import Action
+from lbhost_tui.request_columns import SORTABLE
 
 if TYPE_CHECKING:
     from lbhost_tui.app import Dashboard
@@ -26,14 +26,12 @@ class Command:
     run: Callable[[], object]
 
 
-_SCALE = re.compile(r"scale (?:(\S+) )?(\d{1,4})")
-
 _SHOWN = (
     ("requests", "show or hide the live requests", "requests"),
     ("cores", "show or hide what each core does", "cores"),
     ("details", "show or hide the selected worker's details", "details"),
     ("log", "show or hide the event log", "log"),
-    ("worker log", "only the selected worker's events, or all again", "worker_log"),
+    ("worker log", "the selected worker's events and output, or all events again", "worker_log"),
     ("save log", "the log as it is shown, to a file", "save_log"),
     ("copy log", "the log as it is shown, to the clipboard", "copy_log"),
     ("pause", "stand still, or go on", "pause"),
@@ -64,9 +62,13 @@ class Commands(Provider):
 
     async def search(self, query: str) -> Hits:
         """Those that match what was typed; the exact one first."""
-        query = " ".join(query.lower().removeprefix(":").split())
+        query = typed.plain(query)
         matcher = self.matcher(query)
+        seen: set[str] = set()
         for command in (*self._typed(query), *self._all()):
+            if command.text.lower() in seen:
+                continue
+            seen.add(command.text.lower())
             exact = command.text.lower() == query
             score = 2.0 if exact else matcher.match(command.text)
             if score > 0:
@@ -74,15 +76,11 @@ class Commands(Provider):
                 yield Hit(score, shown, command.run, text=command.text, help=command.help)
 
     def _typed(self, query: str) -> Iterator[Command]:
-        """A number that no list could hold."""
-        status, found = self.dashboard.status, _SCALE.fullmatch(query)
-        if status is None or found is None or self.dashboard.readonly:
+        """What no list could hold."""
+        status = self.dashboard.status
+        if status is None or self.dashboard.readonly:
             return
-        names = {model.name.lower(): model.name for model in status.models}
-        name = None if found[1] is None else names.get(found[1])
-        if (name is None) is (len(names) > 1):
-            return  # which one is meant has to be said where there are several, and only there
-        action = actions.scale_to(status, int(found[2]), name)
+        action = typed.order(query, status)
         if action is not None:
             yield self._order(query, action)
 
@@ -95,6 +93,8 @@ class Commands(Provider):
             yield from self._orders()
         for text, help_, action in _SHOWN:
             yield Command(text, help_, partial(app.run_action, action))
+        for key in SORTABLE:
+            yield Command(f"sort {key}", "the live requests", partial(app.action_sort_by, key))
         for name in sorted(app.available_themes):
             yield Command(f"theme {name}", "the colours", partial(setattr, app, "theme", name))
 
@@ -108,11 +108,16 @@ class Commands(Provider):
                 yield self._order(f"resume {worker.id}", actions.resume(worker))
         yield self._order("restart all", actions.restart_all(status))
         several = len(status.models) > 1
-        for name in [model.name for model in status.models] if several else [None]:
+        scaled = {model.name: model.scaling != "fixed" for model in status.models}
+        for name in scaled if several else [None]:
+            whose = "" if name is None else f" --model {name}"
             for change in (1, -1):
                 action = actions.scale(status, change, name)
                 if action is not None:
-                    whose = "" if name is None else f"{name} "
-                    yield self._order(f"scale {whose}{action.body['workers']}", action)
+                    yield self._order(f"scale {action.body['workers']}{whose}", action)
+            if any(scaled.values()) if name is None else scaled[name]:
+                yield self._order(f"scale auto{whose}", actions.scale_auto(name))
+        yield self._order("reload", actions.reload())
+        yield self._order("upgrade", actions.upgrade())
         for request in self.dashboard.live_requests:
             yield self._order(f"cancel {request.id}", actions.cancel(request))

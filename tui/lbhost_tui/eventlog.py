@@ -1,4 +1,6 @@
-"""The event log: what happened, newest at the end, wrapped to the width."""
+"""The event log: what happened, newest at the end, wrapped to the width. Of one worker alone: its
+events, and between them what its processes have written.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from lbhost.status import Event
+from lbhost.status import Event, LogLine
 from lbhost_tui import format as fmt
 from lbhost_tui.filter import Filter
 from lbhost_tui.fold import fold, without_name
@@ -23,7 +25,12 @@ from lbhost_tui.surface import Painted
 LIMIT = 1000
 """Events that are kept: as many as the server keeps."""
 
-_SIGNS = {"warning": ("!", Role.WARN), "error": ("✕", Role.BAD)}
+_SIGNS = {
+    "warning": ("!", Role.WARN),
+    "error": ("✕", Role.BAD),
+    "critical": ("✕", Role.BAD),
+}
+_LEVELS = ("debug", "info", *_SIGNS)
 _WHO = 10
 
 
@@ -36,15 +43,38 @@ def lines_of(event: Event, width: int) -> list[Parts]:
         (f"{sign} ", role),
         (who.ljust(_WHO), Role.DIM),
     )
-    indent = 12 + _WHO
     message = printable(event.message if event.worker is None else without_name(event.message))
+    return _wrapped(head, message, role, width)
+
+
+def log_lines_of(line: LogLine, width: int) -> list[Parts]:
+    """One line of a worker's log, the same way."""
+    sign, role = _SIGNS.get(line.level, (" ", Role.TEXT if line.level else Role.WARN))
+    head: tuple[Part, ...] = (
+        (f" {fmt.clock(line.time)} ", Role.DIM),
+        (f"{sign} ", role),
+        ((line.level if line.level in _LEVELS else "output").ljust(_WHO), Role.DIM),
+    )
+    return _wrapped(
+        head, printable(line.message), Role.DIM if line.level == "debug" else role, width
+    )
+
+
+def _lines_of(one: Event | LogLine, width: int) -> list[Parts]:
+    return log_lines_of(one, width) if isinstance(one, LogLine) else lines_of(one, width)
+
+
+def _wrapped(head: tuple[Part, ...], message: str, role: Role, width: int) -> list[Parts]:
+    indent = 12 + _WHO
     wrapped = textwrap.wrap(message, max(16, width - indent)) or [""]
     first: Parts = (*head, (wrapped[0], role))
     return [first, *(((" " * indent, Role.TEXT), (more, role)) for more in wrapped[1:])]
 
 
-def _plain(event: Event) -> str:
+def _plain(event: Event | LogLine, worker: int | None) -> str:
     at = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(event.time))
+    if isinstance(event, LogLine):
+        return f"{at} {event.level or 'output'} worker {worker} {printable(event.message)}"
     return f"{at} {event.level} {event.kind} {printable(event.message)}"
 
 
@@ -66,6 +96,8 @@ class EventLog(ScrollView, Painted, can_focus=True):
         super().__init__(id="log")
         self.set_palette(palette)
         self._events: deque[Event] = deque(maxlen=LIMIT)
+        self._written: deque[LogLine] = deque(maxlen=LIMIT)
+        """By the worker that is shown alone."""
         self._filter = Filter()
         self.worker: int | None = None
         """Whose events alone are shown; None: everybody's."""
@@ -82,19 +114,41 @@ class EventLog(ScrollView, Painted, can_focus=True):
     @property
     def plain(self) -> str:
         """What is shown, a line an event, for files and other programs."""
-        return "".join(f"{_plain(event)}\n" for event in self._shown())
+        return "".join(f"{_plain(event, self.worker)}\n" for event in self._shown())
+
+    @property
+    def name_for_files(self) -> str:
+        """What a file with all that is called."""
+        return "lbhost-events" if self.worker is None else f"lbhost-worker-{self.worker}"
 
     def only(self, worker: int | None) -> None:
-        """Show only this worker's events; None: all."""
+        """Show only this worker's events, and what it has written; None: everybody's events."""
+        if worker != self.worker:
+            self._written.clear()
         self.worker = worker
         self._rebuild()
 
-    def _shown(self) -> list[Event]:
-        return [
+    def _shown(self) -> list[Event | LogLine]:
+        events: list[Event | LogLine] = [
             event
             for event in fold(self._events)
             if self._filter.event(event) and self.worker in (None, event.worker)
         ]
+        written = [line for line in self._written if self._filter.log_line(line)]
+        return sorted([*events, *written], key=lambda one: one.time) if written else events
+
+    def add_written(self, worker: int, lines: Iterable[LogLine], *, first: bool) -> None:
+        """Append what a worker has written, oldest first.
+
+        Args:
+            first: it is all that there is: forget what was there.
+        """
+        if worker != self.worker:
+            return
+        if first:
+            self._written.clear()
+        self._written.extend(lines)
+        self._rebuild()
 
     def add(self, events: Iterable[Event]) -> None:
         """Append events, oldest first."""
@@ -118,7 +172,7 @@ class EventLog(ScrollView, Painted, can_focus=True):
         if not self._width:
             return
         width = self._width - 1
-        self._lines = [line for event in self._shown() for line in lines_of(event, width)]
+        self._lines = [line for one in self._shown() for line in _lines_of(one, width)]
         self.virtual_size = Size(self._width, len(self._lines))
         self._keep_up()
         self.refresh()
@@ -130,7 +184,10 @@ class EventLog(ScrollView, Painted, can_focus=True):
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """The user scrolled, or the pane followed."""
         super().watch_scroll_y(old_value, new_value)
-        self._follow = round(new_value) >= self.max_scroll_y
+        if round(new_value) >= self.max_scroll_y:
+            self._follow = True
+        elif new_value < old_value:  # where it has grown meanwhile, the end is further down
+            self._follow = False
 
     def render_line(self, y: int) -> Strip:
         """One line, for Textual."""
@@ -140,8 +197,8 @@ class EventLog(ScrollView, Painted, can_focus=True):
             return self.paint(fit(self._lines[at], width))
         if at == 0:
             text = " no events yet"
-            if self._events:
+            if self._events or self._written:
                 alone = "" if self.worker is None else f" of worker {self.worker}"
-                text = f" no event{alone} matches" if self._filter else f" no event{alone} yet"
+                text = f" nothing{alone} matches" if self._filter else f" nothing{alone} yet"
             return self.paint(fit(((text, Role.DIM),), width))
         return self.paint(fit((), width))

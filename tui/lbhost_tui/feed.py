@@ -18,6 +18,7 @@ from lbhost.errors import OtherVersionError, ServerGoneError
 from lbhost.status import Event, Status
 from lbhost_tui import cancelled_reads
 from lbhost_tui.client import AdminClient, RefusedError
+from lbhost_tui.log_feed import LogFeed
 from lbhost_tui.messages import EventsArrived, RequestsArrived, ServerGone, StatusArrived
 
 BUSY_S = 0.5
@@ -59,6 +60,8 @@ class Feed:
         self._server_pid: int | None = None
         self._uptime_s = 0.0
         self._last_seq: int | None = None
+        self.log = LogFeed(client, post)
+        """What the worker writes whose log is shown."""
         self.requests_wanted = False
         """Whether the live requests are asked for, too."""
 
@@ -72,6 +75,7 @@ class Feed:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._poll())
                 tasks.create_task(self._follow())
+                tasks.create_task(self.log.run())
 
     async def _poll(self) -> None:
         failures = 0

@@ -6,7 +6,7 @@ is looked for, without regard to case, in what the screen says about the thing.
 
 from __future__ import annotations
 
-from lbhost.status import Event, RequestStatus, WorkerStatus
+from lbhost.status import Event, LogLine, RequestStatus, WorkerStatus
 
 
 class Filter:
@@ -36,6 +36,11 @@ class Filter:
             word in numbers or word in request.id.lower() if word.isdecimal() else word in text
             for word in self._words
         )
+
+    def log_line(self, line: LogLine) -> bool:
+        """Whether this line of a worker's log is shown."""
+        text = f"{line.level or 'output'} {line.message}".lower()
+        return all(word in text for word in self._words)
 
     def event(self, event: Event) -> bool:
         """Whether this event is shown."""

@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 
 from lbhost.status import Status
-from lbhost_tui import columns
+from lbhost_tui import columns, models
 from lbhost_tui import format as fmt
 from lbhost_tui.line import Lines
 from lbhost_tui.models import named
@@ -44,7 +44,12 @@ def title(status: Status | None, width: int) -> Parts:
     model: Parts = ((" " + named(status), Role.STRONG),)
     if status.kind != "chat" and len(status.models) < 2:
         model = (*model, (f" {status.kind}", Role.DIM))
+    scaled: Parts = ()
+    if len(status.models) == 1 and (told := models.scaling(status.models[0])):
+        scaled = ((" ", Role.TEXT), *told)
     for left, right in (
+        ((*brand, *model, *scaled), join((state, where, up), 3)),
+        ((*brand, *model, *scaled), join((state, where, up), 2)),
         ((*brand, *model), join((state, where, up), 3)),
         ((*brand, *model), join((state, where, up), 2)),
         ((*brand, *model), join((state, where), 2)),

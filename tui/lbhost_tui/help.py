@@ -22,7 +22,7 @@ KEYS = (
     ("+  -", "one worker more; one fewer"),
     ("t", "live requests: x cancels one, s sorts, S the other way round"),
     ("c  l", "what each core does; event log (there: y copy, w save)"),
-    ("L", "the selected worker's events alone"),
+    ("L", "the selected worker alone: its events and what it writes"),
     ("/  :", "filter this pane: words, or a number; type a command"),
     ("space", "stand still, or go on; esc: clear the filter, close the pane"),
 )

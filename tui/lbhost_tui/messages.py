@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from textual.message import Message
 
-from lbhost.status import Event, Requests, Status
+from lbhost.status import Event, LogLine, Requests, Status
 
 
 class Pane(enum.Enum):
@@ -57,6 +57,16 @@ class EventsArrived(Message):
     """New lines for the event log, oldest first."""
 
     events: tuple[Event, ...]
+
+
+@dataclass
+class LogArrived(Message):
+    """New lines of the worker whose log is shown, oldest first."""
+
+    worker: int
+    lines: tuple[LogLine, ...]
+    first: bool
+    """Whether they replace those from before."""
 
 
 @dataclass

@@ -49,12 +49,20 @@ def _fact(name: str, value: str, weight: float | None) -> Parts:
 
 
 def _workers(model: ModelStatus) -> Parts:
-    bounds = ""
-    if model.min_workers is not None and model.max_workers is not None:
-        bounds = f" ({model.min_workers} to {model.max_workers})"
     short = Role.TEXT if model.workers_up >= model.workers else Role.WARN
     count = f"{model.workers_up}/{model.workers}"
-    return (("up ", Role.DIM), (count, short), (bounds, Role.DIM))
+    return (("up ", Role.DIM), (count, short), *scaling(model))
+
+
+def scaling(model: ModelStatus) -> Parts:
+    """Who says how many workers it has, where that is not fixed, and between which numbers."""
+    if model.scaling == "fixed":
+        return ()
+    who, role = (" pinned", Role.WARN) if model.scaling == "pinned" else (" by load", Role.DIM)
+    bounds = ""
+    if model.min_workers is not None and model.max_workers is not None:
+        bounds = f" {model.min_workers}-{model.max_workers}"
+    return ((who, role), (bounds, Role.DIM))
 
 
 def _queue(model: ModelStatus) -> Parts:

@@ -128,6 +128,16 @@ def place(width: int) -> tuple[PlacedColumn, ...]:
     return tuple(PlacedColumn(c, widths[c.key]) for c in COLUMNS if c.key in chosen)
 
 
+def column_at(placed: Sequence[PlacedColumn], x: int) -> str | None:
+    """The key of the column that the cell is of."""
+    end = 0
+    for one in placed:
+        end += GAP + one.width
+        if x < end:
+            return one.column.key
+    return None
+
+
 def line(request: RequestStatus, placed: Sequence[PlacedColumn]) -> Parts:
     """One request as a line of the table."""
     parts: list[tuple[str, Role]] = []
@@ -164,7 +174,11 @@ _BY: Mapping[str, Callable[[RequestStatus], tuple[float | str, ...]]] = {
     "out": lambda r: (-r.tokens_out, -r.age_s),
     "on": lambda r: (min(r.workers, default=math.inf), -r.age_s),
     "key": lambda r: (r.key, -r.age_s),
+    "tier": lambda r: (r.tier, -r.age_s),
+    "model": lambda r: (r.model, -r.age_s),
+    "id": lambda r: (r.id,),
 }
+SORTABLE = tuple(_BY)
 """How each order looks at a request; the first one is that at the start."""
 
 
@@ -186,6 +200,10 @@ class Sorting:
         """The next column's turn."""
         names = list(_BY)
         return Sorting(names[(names.index(self.by) + 1) % len(names)])
+
+    def by_column(self, key: str) -> Sorting:
+        """This column's turn; the other way round if it is that already."""
+        return self.turned() if key == self.by else Sorting(key)
 
     def turned(self) -> Sorting:
         """The same the other way round."""

@@ -19,7 +19,15 @@ from lbhost.status import Requests, RequestStatus
 from lbhost_tui.filter import Filter
 from lbhost_tui.line import Lines
 from lbhost_tui.paint import Palette, Parts, Role, fit
-from lbhost_tui.request_columns import PlacedColumn, Sorting, line, place, summary, titles
+from lbhost_tui.request_columns import (
+    PlacedColumn,
+    Sorting,
+    column_at,
+    line,
+    place,
+    summary,
+    titles,
+)
 from lbhost_tui.surface import MOVES, Painted, entitle
 
 
@@ -154,6 +162,20 @@ class RequestTable(Vertical):
         """By the next column, or the other way round."""
         self._sorting = self._sorting.turned() if turn else self._sorting.next()
         self.draw()
+
+    def sort_by(self, key: str) -> None:
+        """By this column; the other way round if they are already."""
+        self._sorting = self._sorting.by_column(key)
+        self.draw()
+
+    def on_click(self, event: events.Click) -> None:
+        """A click on a title sorts by it."""
+        head = self._head.region
+        if not head.contains(event.screen_x, event.screen_y):
+            return
+        key = column_at(self._placed, event.screen_x - head.x)
+        if key is not None:
+            self.sort_by(key)
 
     def on_resize(self) -> None:
         """Choose the columns anew."""

@@ -89,6 +89,12 @@ class Views(Orders):
         """By another column."""
         self._requests.sort()
 
+    def action_sort_by(self, key: str) -> None:
+        """By this column; the other way round if they are already."""
+        if not self._wish.requests:
+            self.action_requests()
+        self._requests.sort_by(key)
+
     def action_turn_requests(self) -> None:
         """The other way round."""
         self._requests.sort(turn=True)
@@ -129,9 +135,10 @@ class Views(Orders):
     # --- the log --------------------------------------------------------------------------
 
     def action_worker_log(self) -> None:
-        """The selected worker's log alone; once more: everybody's."""
+        """The selected worker's log alone; once more: everybody's events."""
         worker = self.selected_worker()
-        if self._event_log.worker is not None or worker is None:
+        shown = self._event_log.worker if self._event_log.display else None
+        if worker is None or worker.id == shown:
             self._event_log.only(None)
         else:
             self._event_log.only(worker.id)
@@ -159,7 +166,7 @@ class Views(Orders):
 
     def action_save_log(self) -> None:
         """The log as it is shown, to a new file in the folder that we were started in."""
-        path = _unused(Path.cwd(), "lbhost-events", ".log")
+        path = _unused(Path.cwd(), self._event_log.name_for_files, ".log")
         try:
             path.write_text(self._event_log.plain, encoding="utf-8")
         except OSError as error:

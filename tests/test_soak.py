@@ -126,12 +126,13 @@ def test_the_configuration_has_text_and_vectors(tmp_path: Path) -> None:
     [
         ["--soak", "--kills", "3"],
         ["--soak", "kill-worker"],
+        ["--soak", "--minutes", "1"],
         ["--rude", "0"],
         ["--rude", "3", "--at-once", "0"],
         ["--embedding-model", "some.gguf"],
     ],
 )
-def test_runs_that_exclude_each_other_are_refused(argv: list[str]) -> None:
+def test_what_cannot_be_run_is_refused(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         parse(argv)
     assert refused.value.code == 2

@@ -94,6 +94,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     ):
         if count is not None and count < 1:
             parser.error(f"{flag}: at least 1")
+    if args.soak and args.minutes < soak.LEAST_MINUTES:
+        parser.error(f"--soak: --minutes at least {soak.LEAST_MINUTES:g}, or no line can be laid")
     if args.embedding_model is not None and not args.soak:
         parser.error("--embedding-model is for --soak")
     if not 0 < args.load <= 2:

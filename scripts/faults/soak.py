@@ -41,6 +41,9 @@ MOST_WARM_UP_S = 300.0
 LEAST_LOOKS = 6
 """At a process, after the warm-up: a line through fewer says nothing."""
 
+LEAST_MINUTES = 2.0
+"""In which there are that many, on a slow box too."""
+
 _TEXTS = 8
 """Of a request for vectors."""
 _EMBED_EVERY_S = 0.5

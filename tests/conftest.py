@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 import uvloop
 from hypothesis import HealthCheck, settings
 
@@ -137,6 +138,14 @@ def _modules_fixtures_leave_nothing(request: pytest.FixtureRequest) -> Iterator[
     yield
     if _FAILED not in request.node.stash:
         _left(before)
+
+
+@pytest.fixture(autouse=True)
+def _logs_go_where_they_went() -> Iterator[None]:
+    """What configures logging takes this test's stderr, which is closed after it."""
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture(autouse=True)

@@ -67,8 +67,11 @@ def relay(fields: Mapping[str, Any], level: str, process: str) -> None:
     told = {key: value for key, value in fields.items() if key not in _NOT_RELAYED}
     told |= {"level": level or "info", "process": process}
     if _as_text:
-        told = {_printable(key): _plain(value) for key, value in told.items()}
+        trace = str(told.pop("exception", ""))
+        told = {_printable(key): _printable(str(value)) for key, value in told.items()}
         told["timestamp"] = _local(told.get("timestamp"))
+        if trace:
+            told["exception"] = "\n".join(map(_printable, trace.split("\n")))
     sys.stderr.write(f"{_renderer(None, '', told)}\n")
 
 
@@ -77,19 +80,12 @@ def pass_on(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _plain(value: object) -> object:
-    """A field as a terminal may show it."""
-    if isinstance(value, bool | int | float) or value is None:
-        return value
-    return "\n".join(_printable(line) for line in str(value).split("\n"))
-
-
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def _local(timestamp: object) -> str:
+def _local(timestamp: str | None) -> str:
     try:
         return f"{datetime.fromisoformat(str(timestamp)).astimezone():%H:%M:%S}"
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return f"{datetime.now().astimezone():%H:%M:%S}"

@@ -161,3 +161,52 @@ async def test_who_writes_never_waits() -> None:
     with found.open(1) as end:
         assert sum(_takes(end, b"x" * 32_768) for _ in range(100)) < 100
     found.end()
+
+
+KEYS = ("x", "exception", "timestamp", "logger", "level", "event", "stack")
+NESTED = [b"[" * depth + b"]" * depth for depth in (100, *range(700, 1000), 15_000)]
+
+
+@pytest.mark.parametrize("form", [LogFormat.JSON, LogFormat.TEXT])
+@pytest.mark.parametrize(
+    "values",
+    [
+        NESTED,
+        [b'{"a":' * depth + b"0" + b"}" * depth for depth in (30, *range(700, 1000))],
+        [b"5", b"true", b"null", b"1e300", b"9" * 25, b"9" * 5000, b'"a\\nb"', b'{"a": [1, "b"]}'],
+    ],
+)
+@pytest.mark.parametrize("key", KEYS)
+async def test_no_line_can_stop_who_reads_it(
+    key: str, values: list[bytes], form: LogFormat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure(form, LogLevel.INFO, "supervisor")
+    found = Output(0)
+    for value in values:
+        seen = found.last
+        with found.open(1) as end:
+            end.sendall(b'{"event": "so", "%s": %s}\n' % (key.encode(), value))
+        found.drain()
+        assert found.last > seen
+    found.end()
+    capsys.readouterr()
+
+
+async def test_a_traceback_is_no_way_round_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Output(0)
+    with found.open(1) as end:
+        end.sendall(ours("crashed", exception="y\n" * 10_000) + b"\n")
+        end.sendall(b"".join(ours(f"{i}", exception="x\n" * 50) + b"\n" for i in range(40)))
+    found.drain()
+    assert [m for _, m in told(found)[-51:]] == ["39", *["x"] * 50]
+    assert found.last < 600
+    capsys.readouterr()
+
+
+async def test_a_text_log_takes_no_line_for_anothers(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure(LogFormat.TEXT, LogLevel.INFO, "supervisor")
+    found = Output(0)
+    with found.open(1) as end:
+        end.sendall(ours("said\n12:00:00 [error    ] the server is broken") + b"\n")
+    found.drain()
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -124,13 +124,19 @@ class Output(Journal[LogLine]):
         return data
 
     def _take(self, lines: list[bytes]) -> None:
-        left_out = len(lines) - LINES_AT_ONCE
-        if left_out > 0:
-            self.add(Written("warning", (f"({left_out} lines at once were left out)",)))
-        for line in lines[-LINES_AT_ONCE:]:  # the last words tell most
-            written = read(line)
+        """The last words tell most."""
+        told: list[Written] = []
+        left, room = len(lines), LINES_AT_ONCE
+        while left and room > 0:
+            left -= 1
+            written = read(lines[left])
             if written is not None and written.lines:
-                self.add(written)
+                told.append(written)
+                room -= len(written.lines)
+        if left:
+            self.add(Written("warning", (f"({left} lines at once were left out)",)))
+        for written in reversed(told):
+            self.add(written)
 
     def _let_go(self) -> None:
         if self._pause is not None:

@@ -15,6 +15,11 @@ LONGEST = 2000
 """Characters of a line."""
 LONGEST_PARTIAL = 64 * 1024
 """Bytes that may come without an end of line."""
+MOST_LINES = 100
+"""Of a traceback; its last ones."""
+MOST_FIELD = 200
+"""Bytes of a field that is a list or an object; a longer one is told as text: none is nested deeper
+than whoever writes it out can follow."""
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -61,7 +66,7 @@ def read(line: bytes) -> Written | None:
     said = str(fields["event"])
     known = {"event", "level", "timestamp", "process", "exception"}
     more = "".join(f" {key}={value}" for key, value in fields.items() if key not in known)
-    lines = [said + more, *str(fields.get("exception", "")).splitlines()]
+    lines = [said + more, *str(fields.get("exception", "")).splitlines()[-MOST_LINES:]]
     shown = tuple(harmless(one) for one in lines if one.strip())
     return Written(level if level in LEVELS else "", shown, fields)
 
@@ -71,10 +76,18 @@ def _fields(text: str) -> dict[str, Any] | None:
     if not text.startswith("{"):
         return None
     try:
-        found = msgspec.json.decode(text)
+        found = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        fields = {key: _value(bytes(raw)) for key, raw in found.items()}
     except (msgspec.DecodeError, RecursionError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("event"), str) else None
+    return fields if isinstance(fields.get("event"), str) else None
+
+
+def _value(raw: bytes) -> Any:
+    """Raises msgspec.DecodeError."""
+    if raw[:1] in (b"[", b"{") and len(raw) > MOST_FIELD:
+        return raw.decode(errors="replace")
+    return msgspec.json.decode(raw)
 
 
 def harmless(text: str) -> str:

@@ -106,7 +106,7 @@ def test_names_are_of_one_model_or_adapter_only(tmp_path: Path) -> None:
     other = MODEL + TWO + '[[models]]\nname = "poet"\npath = "starter"\n'
     assert refusal(tmp_path, other) == "FILE: models[1].name: 'poet' is a name of models[0] too"
     clash = refusal(tmp_path, alias="x", adapters="x=a.gguf")
-    assert clash == "settings do not fit together: adapters[0].name: 'x' is there already"
+    assert clash == "--adapters: adapters[0].name: 'x' is there already"
 
 
 @pytest.mark.parametrize(

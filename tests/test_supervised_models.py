@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -12,6 +13,7 @@ from lbhost.config import Settings
 from lbhost.errors import ConflictError, InvalidRequestError, StartupError
 from lbhost.source import Source
 from lbhost.status import ModelStatus
+from lbhost.supervisor import commanded
 from supervising import PATIENCE_S, Box, box, refused
 
 pytestmark = pytest.mark.anyio
@@ -222,6 +224,7 @@ async def test_a_reload_keeps_what_a_model_says_for_itself(
         assert limits == ["3G", "2G"]
         assert [m.workers_up for m in running.server.status().models] == [2, 2]
         file.write_text("workers = 2\n" + TABLES.replace('"vectors"', '"embed"'))
+        monkeypatch.setattr(commanded, "rehearse", AsyncMock(return_value=[]))  # no such files here
         dry = await running.server.reload(dry_run=True)
         assert "models: chat,vectors -> chat,embed (handover)" in dry
 

@@ -101,6 +101,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--trace: no such file {given.trace}")
     if given.embedding_model is not None and not given.embedding_model.is_file():
         parser.error(f"--embedding-model: no such file {given.embedding_model}")
+    if given.embedding_model is not None:
+        given.embedding_model = given.embedding_model.resolve()  # children run elsewhere
     if given.embedding_model is None:
         if named := sorted(WITH_EMBEDDINGS & set(given.sections)):
             parser.error(f"{', '.join(named)}: needs --embedding-model FILE.gguf")

@@ -112,6 +112,21 @@ class RunningGateway:
             writer.close()
 
 
+async def said(g: RunningGateway, path: str = CHAT, **fields: Any) -> tuple[str, str]:
+    """What an answer says, and of which model it says to be."""
+    answer = await g.client.post(path, json={**HELLO, **fields})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    return body["choices"][0]["message"]["content"], body["model"]
+
+
+def refusal(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
+    """The error that an answer of this status holds."""
+    assert answer.status_code == status, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    return error
+
+
 @asynccontextmanager
 async def running_gateway(
     *,

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from fake_worker import FakeWorker, Script
@@ -18,7 +17,16 @@ from lbhost.adapters import AdapterFile
 from lbhost.gateway.prompt.intake import INLINE_BYTES
 from lbhost.purpose import GENERATES
 from lbhost.weights import FilePart
-from running_gateway import CHAT, HELLO, MODEL, RunningGateway, running_gateway, until
+from running_gateway import (
+    CHAT,
+    HELLO,
+    MODEL,
+    RunningGateway,
+    refusal,
+    running_gateway,
+    said,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -34,19 +42,6 @@ async def adapted(**more: Any) -> AsyncIterator[RunningGateway]:
     script = Script(answer=lambda submit: [f"adapter {submit.adapter}"])
     async with running_gateway(adapters=(PIRATE, POET), script=script, **more) as g:
         yield g
-
-
-async def said(g: RunningGateway, **fields: Any) -> tuple[str, str]:
-    answer = await g.chat(**fields)
-    assert answer.status_code == 200, answer.text
-    body = answer.json()
-    return body["choices"][0]["message"]["content"], body["model"]
-
-
-def refusal(answer: httpx2.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error: dict[str, Any] = answer.json()["error"]
-    return error
 
 
 def scopes(worker: FakeWorker) -> list[int]:

@@ -12,25 +12,14 @@ import pytest
 
 from faults import crowds, rude
 from faults.answers import Answer, Choice, Reference
+from test_chaos import answer as chaos_answer
 
 MB = 1_000_000
 KNOWN = {0: Reference("so it is", (Choice(0, 3.0, "it"), Choice(5, 0.1, " was")))}
 
 
 def answer(**more: Any) -> Answer:
-    fields: dict[str, Any] = {
-        "question": 0,
-        "stream": True,
-        "sent": 10.0,
-        "status": 200,
-        "text": "so it is",
-        "texts": [10.5, 11.0],
-        "finish": "length",
-        "done": True,
-        "ended": 12.0,
-        **more,
-    }
-    return Answer(**fields)
+    return chaos_answer(**{"texts": [10.5, 11.0], "ended": 12.0, **more})
 
 
 def broken(answers: list[Answer], rss: tuple[int, int, int] = (100, 120, 100)) -> list[str]:

@@ -22,7 +22,7 @@ from lbhost.gateway.scheduling.parts import MOST_PARTS, cut
 from lbhost.gateway.vector_cache import FILE
 from lbhost.purpose import ModelKind, Pooling, Purpose
 from lbhost.wire import pack_tokens
-from running_gateway import HELLO, MODEL, N_CTX, RunningGateway, running_gateway, until
+from running_gateway import HELLO, MODEL, N_CTX, RunningGateway, refusal, running_gateway, until
 
 pytestmark = pytest.mark.anyio
 
@@ -49,12 +49,6 @@ def vectors(answer: httpx2.Response) -> list[list[float]]:
 
 def expected(text: str) -> Any:
     return pytest.approx(vector_of(list(text.encode())), abs=1e-6)
-
-
-def refusal(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error: dict[str, Any] = answer.json()["error"]
-    return error
 
 
 async def test_texts_and_tokens_become_vectors_in_their_order() -> None:

@@ -21,7 +21,16 @@ from lbhost import control, keys
 from lbhost.board import Wanted, WorkerState
 from lbhost.gateway.prompt.intake import INLINE_BYTES
 from lbhost.purpose import GENERATES, ModelKind, Pooling, Purpose
-from running_gateway import CHAT, HELLO, MODEL, RunningGateway, running_gateway, until
+from running_gateway import (
+    CHAT,
+    HELLO,
+    MODEL,
+    RunningGateway,
+    refusal,
+    running_gateway,
+    said,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -41,20 +50,6 @@ async def three(**settings: Any) -> AsyncIterator[RunningGateway]:
 
 def says(word: str) -> Script:
     return Script(answer=lambda submit: [word])
-
-
-async def said(g: RunningGateway, path: str = CHAT, **fields: Any) -> tuple[str, str]:
-    """What an answer says, and of which model it says to be."""
-    answer = await g.client.post(path, json={**HELLO, **fields})
-    assert answer.status_code == 200, answer.text
-    body = answer.json()
-    return body["choices"][0]["message"]["content"], body["model"]
-
-
-def refusal(answer: httpx2.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error: dict[str, Any] = answer.json()["error"]
-    return error
 
 
 async def test_a_request_goes_to_the_model_that_it_names() -> None:

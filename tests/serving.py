@@ -24,6 +24,8 @@ from lbhost.status import Status, WorkerStatus
 T = TypeVar("T")
 PATIENCE_S = 300.0
 """Generous: the machines that run the tests are shared and slow. Nothing waits this long."""
+KV_BYTES = 23_040
+"""Of a token of the starter model."""
 
 
 def wait_for(probe: Callable[[], T], what: str, *, within_s: float = PATIENCE_S) -> T:

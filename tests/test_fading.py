@@ -6,6 +6,7 @@ import pytest
 
 from lbhost.gateway.scheduling import policy
 from lbhost.gateway.scheduling.fading import HALF_LIFE_S, KEPT_S, ErrorRate, FadingMean
+from lbhost.gateway.scheduling.worker_view import WorkerView
 
 
 def test_a_mean_is_gone_a_minute_after_its_newest_reading() -> None:
@@ -43,10 +44,10 @@ def test_a_worker_that_failed_once_gets_work_again() -> None:
 
     def seconds(now: float) -> float:
         penalty = policy.penalty(rate.at(now), 1e9)
-        view = policy.WorkerView(worker=0, epoch=1, slots=4, in_flight=0, penalty=penalty)
+        view = WorkerView(worker=0, epoch=1, slots=4, in_flight=0, penalty=penalty)
         return policy.predict(need, view, policy.ASSUMED_SPEEDS)
 
-    healthy = policy.WorkerView(worker=1, epoch=1, slots=4, in_flight=2)
+    healthy = WorkerView(worker=1, epoch=1, slots=4, in_flight=2)
     busy = policy.predict(need, healthy, policy.ASSUMED_SPEEDS)
     assert seconds(0.0) > busy
     assert seconds(40.0) < busy

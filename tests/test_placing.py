@@ -15,14 +15,12 @@ from lbhost.gateway.scheduling.policy import (
     ASSUMED_SPEEDS,
     LONG_PROMPT,
     NOISE,
-    UNDISTURBED,
     Need,
-    Speeds,
-    WorkerView,
     choose,
     penalty,
     predict,
 )
+from lbhost.gateway.scheduling.worker_view import UNDISTURBED, Speeds, WorkerView
 
 CORE: Speeds = (400.0, 0.003, 0.009)
 GPU: Speeds = (20_000.0, 0.002, 0.0002)

@@ -15,12 +15,11 @@ from lbhost.choices import Policy
 from lbhost.gateway.scheduling.policy import (
     ASSUMED_SPEEDS,
     Need,
-    WorkerView,
     choose,
     penalty,
     predict,
-    seen_with,
 )
+from lbhost.gateway.scheduling.worker_view import WorkerView, seen_with
 
 SHORT = Need(prompt_tokens=128, expected_tokens=64)
 LONG = Need(prompt_tokens=2000, expected_tokens=64)

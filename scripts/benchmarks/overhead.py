@@ -15,7 +15,8 @@ from benchmarks.servers import Server
 from benchmarks.stats import spread
 from lbhost.choices import Policy
 from lbhost.config import Settings
-from lbhost.gateway.scheduling.policy import Need, WorkerView, choose
+from lbhost.gateway.scheduling.policy import Need, choose
+from lbhost.gateway.scheduling.worker_view import WorkerView
 
 PROMPT_TOKENS = 16
 """Few, so that the drift of the box between two requests is small beside 2 ms."""

@@ -22,11 +22,11 @@ from collections.abc import Callable, Sequence
 
 from lbhost.choices import Policy
 from lbhost.config import Settings
-from lbhost.gateway.scheduling import policy
 from lbhost.gateway.scheduling.job import Job
 from lbhost.gateway.scheduling.readings import WorkerReading
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Session, Sessions
+from lbhost.gateway.scheduling.worker_view import WorkerView
 
 OWN = tuple(Policy)
 PREQUAL = "prequal"
@@ -43,7 +43,7 @@ KEPT = 16
 """Latencies remembered of each worker and number in flight."""
 
 Usable = Sequence[tuple[Session, WorkerReading]]
-Views = Sequence[policy.WorkerView]
+Views = Sequence[WorkerView]
 Choose = Callable[[Job, Usable, Views], int | None]
 
 
@@ -94,7 +94,7 @@ class Prequal:
             worker, in_flight, arrived = placed
             self._seen[worker, in_flight].append(now - arrived)
 
-    def _latency(self, view: policy.WorkerView) -> float:
+    def _latency(self, view: WorkerView) -> float:
         """What was seen at this number in flight, or the next lower one that is known; 0: none."""
         for in_flight in range(view.in_flight, -1, -1):
             seen = self._seen.get((view.worker, in_flight))

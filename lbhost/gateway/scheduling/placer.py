@@ -16,6 +16,7 @@ from lbhost.gateway.scheduling.readings import WorkerReading
 from lbhost.gateway.scheduling.router import Router
 from lbhost.gateway.scheduling.sessions import Attempt, Session, Sessions
 from lbhost.gateway.scheduling.suspicion import Trust, trust
+from lbhost.gateway.scheduling.worker_view import WorkerView
 
 
 class Placer:
@@ -98,7 +99,7 @@ class Placer:
         job.started = self._clock()
 
 
-def _elsewhere(job: Job, views: Sequence[policy.WorkerView]) -> Sequence[policy.WorkerView]:
+def _elsewhere(job: Job, views: Sequence[WorkerView]) -> Sequence[WorkerView]:
     """Without room in processes that have failed to compute the job, if there are others."""
     failed = {(death.worker, death.epoch) for death in job.deaths}
     if all((view.worker, view.epoch) in failed for view in views):
@@ -111,7 +112,7 @@ def _elsewhere(job: Job, views: Sequence[policy.WorkerView]) -> Sequence[policy.
     ]
 
 
-def _emptiest(views: Sequence[policy.WorkerView]) -> int | None:
+def _emptiest(views: Sequence[WorkerView]) -> int | None:
     """Index of the worker with the fewest requests of those that have room."""
     with_room = [i for i, view in enumerate(views) if view.in_flight < view.slots]
     return min(with_room, key=lambda i: views[i].in_flight, default=None)

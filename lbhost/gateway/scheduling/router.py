@@ -20,6 +20,7 @@ from lbhost.gateway.scheduling.lengths import Lengths
 from lbhost.gateway.scheduling.moving import Offer
 from lbhost.gateway.scheduling.readings import WorkerReading
 from lbhost.gateway.scheduling.sessions import Attempt, Session, Sessions
+from lbhost.gateway.scheduling.worker_view import WorkerView, seen_with
 
 _USUAL_TOKENS = 128.0
 """Output tokens of a request before the first ones have ended."""
@@ -47,7 +48,7 @@ class Router:
         self,
         job: Job,
         usable: Sequence[tuple[Session, WorkerReading]],
-        views: Sequence[policy.WorkerView],
+        views: Sequence[WorkerView],
     ) -> int | None:
         """Index of the usable session that gets the job now; None: it waits.
 
@@ -63,7 +64,7 @@ class Router:
         return index
 
     def forecast(
-        self, job: Job, session: Session, view: policy.WorkerView, *, wide: bool
+        self, job: Job, session: Session, view: WorkerView, *, wide: bool
     ) -> Forecast | None:
         """What to expect of a job that goes to the session now; None where nothing is known.
 
@@ -154,8 +155,8 @@ class Router:
         for attempt in attempts:
             adapter = attempt.job.work.adapter
             # As if it came now: its own part of the steps is in them once, not twice.
-            before = policy.seen_with(_without(here, adapter), adapter)
-            there = [policy.seen_with(view, adapter) for view in views]
+            before = seen_with(_without(here, adapter), adapter)
+            there = [seen_with(view, adapter) for view in views]
             need = policy.Need(attempt.job.known_tokens, attempt.left, attempt.job.rank, True)
             stay_s = attempt.left * before.costs[1]
             best: Offer | None = None
@@ -218,12 +219,10 @@ class Router:
         each_s = self._usual_prompt * prompt_s + self._usual_tokens * output_s
         return each_s / (self._sessions.capacity or 1)
 
-    def _lonely(self, cached: int = 0) -> policy.WorkerView:
+    def _lonely(self, cached: int = 0) -> WorkerView:
         """An idle, undisturbed worker that has so many of a job's tokens."""
         steps_s = self._sessions.steps_s()
-        return policy.WorkerView(
-            worker=0, epoch=0, slots=1, in_flight=0, cached=cached, steps_s=steps_s
-        )
+        return WorkerView(worker=0, epoch=0, slots=1, in_flight=0, cached=cached, steps_s=steps_s)
 
     def _slots_each(self) -> int:
         """Of a worker, on average."""
@@ -234,7 +233,7 @@ def _need(job: Job) -> policy.Need:
     return policy.Need(job.known_tokens, job.expected_tokens, job.rank, job.begun)
 
 
-def _without(view: policy.WorkerView, adapter: int) -> policy.WorkerView:
+def _without(view: WorkerView, adapter: int) -> WorkerView:
     """The view without one of the requests with this adapter, and without prompts."""
     adapters = list(view.adapters)
     if adapters:
@@ -249,8 +248,8 @@ def _without(view: policy.WorkerView, adapter: int) -> policy.WorkerView:
     )
 
 
-def _seen_by(job: Job, session: Session, view: policy.WorkerView) -> policy.WorkerView:
+def _seen_by(job: Job, session: Session, view: WorkerView) -> WorkerView:
     """The view with the job's adapter, and what the session probably has cached of its prompt."""
-    view = policy.seen_with(view, job.work.adapter)
+    view = seen_with(view, job.work.adapter)
     cached = session.cached(job)
     return msgspec.structs.replace(view, cached=cached) if cached else view

@@ -19,6 +19,7 @@ from lbhost.gateway.scheduling.prefix_index import PrefixIndex
 from lbhost.gateway.scheduling.readings import WorkerReading, WorkerReadings
 from lbhost.gateway.scheduling.sleep import Sleep
 from lbhost.gateway.scheduling.worker_link import WorkerLink
+from lbhost.gateway.scheduling.worker_view import Speeds, WorkerView
 
 STALE_NS = 1_000_000_000
 """A worker with work but no sign of progress for so long, and for STALE_STEPS of its own
@@ -191,7 +192,7 @@ class Session:
         silent = now_ns - max(progress.heartbeat_ns, self.busy_since_ns)
         return silent <= max(STALE_NS, STALE_STEPS * progress.predicted_step_s * 1e9)
 
-    def view(self, reading: WorkerReading, now_ns: int, *, wide: bool = False) -> policy.WorkerView:
+    def view(self, reading: WorkerReading, now_ns: int, *, wide: bool = False) -> WorkerView:
         """As the policy wants it, for a job of which nothing is cached.
 
         Args:
@@ -205,7 +206,7 @@ class Session:
         if any(attempt.job.work.adapter for attempt in self.attempts.values()):
             adapters = {number: one.job.work.adapter for number, one in self.attempts.items()}
         factors = self.accuracy.factors(wide)
-        return policy.WorkerView(
+        return WorkerView(
             worker=self.worker,
             epoch=self.epoch,
             slots=len(self.attempts) + self.room,
@@ -350,11 +351,11 @@ class Sessions:
         """So many workers with cores of their own would get done what these do now."""
         return sum(session.part for session in self._current.values())
 
-    def speeds(self) -> policy.Speeds:
+    def speeds(self) -> Speeds:
         """A worker's speeds that stand for all: the first measured ones, else assumed."""
         return self.measured_speeds() or policy.ASSUMED_SPEEDS
 
-    def measured_speeds(self) -> policy.Speeds | None:
+    def measured_speeds(self) -> Speeds | None:
         """The first measured ones; None where no worker knows its own yet."""
         found = self._measured()
         return None if found is None else _speeds(found)
@@ -379,7 +380,7 @@ class Sessions:
         return list(self._sessions)
 
 
-def _speeds(progress: board.ProgressRow) -> policy.Speeds | None:
+def _speeds(progress: board.ProgressRow) -> Speeds | None:
     prefill, base, seq = progress.prefill_tok_s, progress.step_base_s, progress.step_seq_s
     if prefill is None or base is None or seq is None:
         return None

@@ -31,11 +31,12 @@ from simulation import routing
 from simulation.clock import START_S, VirtualLoop
 from simulation.gaps import Gaps
 from simulation.hardware import Core
+from simulation.link import VirtualLink
 from simulation.oracle import Oracle
 from simulation.planning import AsTheyCome, Own, Planner
 from simulation.requests import Request, named
 from simulation.scenario import End, Scenario
-from simulation.worker import VirtualLink, VirtualWorker
+from simulation.worker import VirtualWorker
 
 AT_ONCE = 1 << 20
 """Slots that a worker announces to which requests are given as they come."""
@@ -195,7 +196,7 @@ class _Game:
         on_lost: Callable[[WorkerLink], None],
     ) -> WorkerLink:
         far = self.workers[worker]
-        far.link = VirtualLink(far, on_step, on_lost)
+        far.link = VirtualLink(worker, far.epoch, far.take, on_step, on_lost)
         return far.link
 
     async def run(self, warm_up: int = 0) -> None:

@@ -11,13 +11,12 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from lbhost import board, wire
 from lbhost.gateway.scheduling.readings import WorkerReading
-from lbhost.gateway.scheduling.worker_link import WorkerLink
 from lbhost.order import Prompt
 from lbhost.worker.batch import Chunk, Speeds, predict_s
 from lbhost.worker.speed import SpeedMeter
@@ -26,6 +25,7 @@ from simulation.clock import START_S, VirtualLoop
 from simulation.costs import Costs
 from simulation.gaps import Gaps
 from simulation.hardware import Core
+from simulation.link import VirtualLink
 from simulation.planning import Planner
 from simulation.requests import Request, named
 
@@ -66,37 +66,6 @@ class _Run(msgspec.Struct):
     chunks: Sequence[Chunk]
     phase: Phase
     width: int
-
-
-class VirtualLink(WorkerLink):
-    """The gateway's end of a link that leads to a virtual worker."""
-
-    def __init__(
-        self,
-        worker: VirtualWorker,
-        on_step: Callable[[WorkerLink, wire.FromWorker], None],
-        on_lost: Callable[[WorkerLink], None],
-    ) -> None:
-        super().__init__(worker.index, worker.epoch, on_step, on_lost)
-        self._far = worker
-        self._open = True
-
-    @property
-    def alive(self) -> bool:
-        return self._open
-
-    def send(self, frame: bytes) -> None:
-        if self._open:
-            self._far.take(wire.decode_to_worker(frame[4:]))
-
-    def deliver(self, step: wire.Step) -> None:
-        self._on_step(self, step)
-
-    def close(self) -> None:
-        """End of file. The worker's end is told by nobody: it is gone, or all is over."""
-        if self._open:
-            self._open = False
-            self._on_lost(self)
 
 
 class VirtualWorker:

@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
-import math
 import random
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
-from benchmarks.comparison import loads
-from benchmarks.comparison.scenarios import SCENARIOS
 from benchmarks.stats import Arrival
 from lbhost.config import Settings
-from lbhost.gateway.scheduling import policy
+from simulated_box import QUIET, box, mix, trace_file
 from simulation import arrivals as load
-from simulation import compared, constants, measured, report, routing
-from simulation.__main__ import main
+from simulation import report, routing
 from simulation.clock import START_S, VirtualLoop
 from simulation.costs import Costs
 from simulation.gaps import Gaps
 from simulation.hardware import Core, Disturbance, Kind
 from simulation.play import Played, play
-from simulation.scenario import End, Scenario, trouble
-
-QUIET = Costs(noise=0.0)
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-
-
-def box(workers: int = 2, costs: Costs = QUIET, **more: Any) -> Scenario:
-    return Scenario(workers=workers, costs=costs, **more)
-
-
-def mix(count: int = 200, rate: float = 1.0, seed: int = 1) -> list[Arrival]:
-    return load.mixed(rate, count, random.Random(seed))
+from simulation.scenario import End, trouble
 
 
 def times(played: Played) -> list[tuple[float, float]]:
@@ -249,14 +228,6 @@ def test_a_burst_squeezes_time_and_keeps_every_request() -> None:
     assert burst[-1].at == pytest.approx(99 - 45)
 
 
-def trace_file(folder: Path) -> Path:
-    path = folder / "trace.csv"
-    rows = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
-    rows += [f"2023-11-16 18:15:{i:02}.0000000,{100 + i},{10 + i}" for i in range(20)]
-    path.write_text("\n".join(rows), encoding="utf-8")
-    return path
-
-
 def test_a_trace_is_played_again_until_there_are_enough(tmp_path: Path) -> None:
     made = load.recorded(trace_file(tmp_path), 2.0, 50, 4096)
     assert len(made) == 50
@@ -279,52 +250,6 @@ def test_quantiles_of_gaps_are_at_most_two_percent_off() -> None:
         assert q <= found <= q * 1.021
     gaps.add(5.0, 10_000)
     assert gaps.quantile(0.5) == pytest.approx(5.0, rel=0.02)
-
-
-def seen(count: int, factor: float = 1.0) -> list[measured.Seen]:
-    return [
-        measured.Seen(float(i), 10, 10, 0.1 * i * factor, 0.2 * i * factor) for i in range(1, count)
-    ]
-
-
-def test_a_simulation_is_near_within_a_quarter_and_off_beyond() -> None:
-    simulated = [(one.ttft, one.completion) for one in seen(50)]
-    assert all(one.near for one in measured.compare(seen(50), simulated))
-    assert all(one.near for one in measured.compare(seen(50, 1.2), simulated))
-    off = measured.compare(seen(50, 1.5), simulated)
-    assert not any(one.near for one in off)
-    assert measured.table(off).count("OFF") == len(off)
-
-
-def test_a_measured_run_is_compared_with_its_simulation(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = mix(80, rate=0.4)
-    truth = Costs(prefill_tok_s=250.0, noise=0.05)
-    played = play("cost", made, box(2, truth, seed=7))
-    run = measured.Measured(
-        machine="a box",
-        disturbances=[],
-        workers=2,
-        slots=4,
-        prefill_tok_s=truth.prefill_tok_s,
-        step_base_s=truth.step_base_s,
-        step_seq_s=truth.step_seq_s,
-        requests=[
-            measured.Seen(a.at, a.prompt_tokens, a.completion_tokens, r.ttft, r.completion)
-            for a, r in zip(made, played.requests, strict=True)
-        ],
-    )
-    path = tmp_path / "run.json"
-    path.write_bytes(msgspec.json.encode(run))
-    assert main(["--validate", str(path)]) == 0
-    assert "a box; 2 workers, 80 requests" in capsys.readouterr().out
-    slower = msgspec.structs.replace(run, prefill_tok_s=100.0)
-    path.write_bytes(msgspec.json.encode(slower))
-    assert main(["--validate", str(path)]) == 1
-    assert "OFF" in capsys.readouterr().out
-    path.write_text("{}", encoding="utf-8")
-    assert main(["--validate", str(path)]) == 1
 
 
 # --- scripts/compare's loads --------------------------------------------------------------------
@@ -362,146 +287,3 @@ def test_a_program_takes_of_an_idle_core_what_it_wants(busy: bool, taken: float)
     core = Core(Settings(), random.Random(1), 0.0, [Disturbance(Kind.NEIGHBOUR, 0.5, wants=1.0)])
     assert core.share(START_S, busy) == pytest.approx(0.5)  # the scheduler would give it back
     assert core.row.others == taken
-
-
-SPEEDS: dict[str, Any] = {"prefill_tok_s": 700.0, "step_base_s": 0.003, "step_seq_s": 0.004}
-
-
-@functools.cache
-def rounds(name: str) -> list[dict[str, float]]:
-    """What scripts/compare would have measured of a box that is as fast as SPEEDS say."""
-    quick = box(2, Costs(**SPEEDS))
-    return [compared.simulate(name, quick, "cost", 1.5, 20.0, seed) for seed in (11, 12)]
-
-
-def comparison(**told: float) -> dict[str, Any]:
-    """A file of scripts/compare; `told`: speeds that the server tells instead of its true ones."""
-    played = {name: rounds(name) for name in ("clients-8", "neighbour-8", "mix-60")}
-    ours = {name: [run | SPEEDS | told for run in runs] for name, runs in played.items()}
-    ours["repeated-8"] = ours["clients-8"]  # caches answer it, which virtual workers lack
-    scenarios: list[dict[str, Any]] = [
-        {"scenario": name, "rate": 1.5 if name == "mix-60" else None, "runs": {"lbhost": runs}}
-        for name, runs in ours.items()
-    ]
-    scenarios += [{"scenario": name, "rate": None, "runs": {}} for name in ("1b-1", "of-old")]
-    return {"machine": "a box", "scenarios": scenarios}
-
-
-def test_a_neighbour_costs_a_closed_loop_about_a_quarter() -> None:
-    part = rounds("neighbour-8")[0]["tok_s"] / rounds("clients-8")[0]["tok_s"]
-    assert 0.6 < part < 0.9
-
-
-@pytest.mark.parametrize("name", ["mix-60", "burst"])
-def test_an_open_loop_is_played_for_as_long_as_it_was(name: str) -> None:
-    arrivals = SCENARIOS[name].arrivals
-    timed = loads.burst_times if name == "burst" else loads.poisson_times
-    sent = [len(timed(random.Random(seed), 2.0, 60.0)) for seed in range(50)]
-    runs = [{"requests": count - 1.0, "failed": 1.0} for count in sent]
-    assert compared.length_s(runs, 2.0, arrivals) == pytest.approx(60.0, rel=0.05)
-
-
-def test_a_comparison_is_played_again_by_the_speeds_that_it_tells(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "compared.json"
-    path.write_text(json.dumps(comparison()), encoding="utf-8")
-    main(["--validate", str(path), "--workers", "2"])
-    told = capsys.readouterr().out
-    assert [line for line in told.splitlines() if line.endswith(("-8", "-60"))] == [
-        "clients-8",
-        "neighbour-8",
-        "mix-60",
-    ]
-    speed = [float(line.split()[3]) for line in told.splitlines() if line.startswith("tok_s")]
-    assert all(ratio == pytest.approx(1.0, abs=0.25) for ratio in speed)
-    path.write_text(json.dumps(comparison(prefill_tok_s=70.0)), encoding="utf-8")
-    assert main(["--validate", str(path), "--workers", "2"]) == 1
-    assert "OFF" in capsys.readouterr().out
-    path.write_text(json.dumps(comparison() | {"scenarios": []}), encoding="utf-8")
-    assert main(["--validate", str(path)]) == 1
-    assert "no scenario that can be played" in capsys.readouterr().err
-
-
-# --- constants --------------------------------------------------------------------------------
-
-
-def test_a_constant_is_set_in_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "LONG_PROMPT", policy.LONG_PROMPT)
-    constants.apply("gateway.scheduling.policy.LONG_PROMPT=1024")
-    assert policy.LONG_PROMPT == 1024
-    assert isinstance(policy.LONG_PROMPT, int)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "LONG_PROMPT=1",
-        "gateway.scheduling.policy.LONG_PROMPT=1.5",
-        "gateway.scheduling.policy.LONG_PROMPT=",
-        "gateway.scheduling.policy.NOTHING=1",
-        "gateway.scheduling.nowhere.LONG_PROMPT=1",
-        "os.path.sep=1",
-    ],
-)
-def test_what_is_no_constant_is_refused(setting: str) -> None:
-    with pytest.raises(ValueError):
-        constants.apply(setting)
-
-
-# --- the command ------------------------------------------------------------------------------
-
-
-def test_the_command_prints_a_table_and_writes_json_and_a_picture(tmp_path: Path) -> None:
-    """In a process of its own: the plotting library keeps fonts open until its process ends."""
-    told, picture = tmp_path / "out.json", tmp_path / "out.svg"
-    args = ["cost", "oracle", "--workers", "3", "--requests", "40"]
-    args += ["--trace", str(trace_file(tmp_path)), "--max-tokens", "256", "--noise", "0.1"]
-    args += ["--slow", "0.4", "--hot", "0.4", "--dying", "2", "--burst", "2", "2", "3"]
-    done = subprocess.run(
-        [sys.executable, "-m", "simulation", *args, "--json", str(told), "--plot", str(picture)],
-        cwd=SCRIPTS,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("3 workers, 40 requests")
-    assert [line.split()[0] for line in lines[4:]] == ["cost", "oracle"]
-    found = json.loads(told.read_text(encoding="utf-8"))
-    assert [run["policy"] for run in found["runs"]] == ["cost", "oracle"]
-    assert all(run["failed"] == 0 for run in found["runs"])
-    assert all(math.isfinite(run["ttft_s"]["p99"]) for run in found["runs"])
-    assert picture.read_text(encoding="utf-8").count("cost") >= 1
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["nonsense"],
-        ["--workers", "1"],
-        ["--workers", "1001"],
-        ["--load", "0"],
-        ["--noise", "2"],
-        ["--requests", "0"],
-        ["--trace", "/nowhere.csv"],
-    ],
-)
-def test_a_wrong_command_line_is_refused_in_one_line(
-    args: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(args)
-    assert ended.value.code == 2
-    assert "error:" in capsys.readouterr().err
-
-
-def test_a_file_that_is_no_trace_is_said_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text("a,b\n1,2\n", encoding="utf-8")
-    assert main(["cost", "--trace", str(path)]) == 1
-    assert "trace" in capsys.readouterr().err

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +17,9 @@ from fake_engine import (
     submit,
 )
 from lbhost.wire import FinishReason
+from lbhost.worker import seating
 from lbhost.worker.context import Decoded
+from lbhost.worker.sharing import Held, Sharing, share
 
 COMMON = list(range(100, 145))
 """Long enough that copying it from a busy slot pays."""
@@ -35,6 +41,7 @@ families = st.lists(
 
 actions = st.one_of(
     st.tuples(st.just("family"), families, st.integers(8, 12)),
+    st.tuples(st.just("crowd"), families, st.integers(8, 12)),
     st.tuples(st.just("submit"), prompts, st.integers(1, 12)),
     st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0)),
     st.tuples(st.just("step"), st.integers(1, 5), st.just(0)),
@@ -42,10 +49,38 @@ actions = st.one_of(
 )
 
 
+class Copies(msgspec.Struct):
+    """Prefixes that were copied…"""
+
+    seated: int
+    """…as a request got its slot…"""
+    shared: int
+    """…and while it waited in it for another one to compute them."""
+
+
 def run_script(
     script: list[tuple[str, object, int]], slots: int, can_cut: bool, can_copy: bool, tiled: bool
-) -> int:
+) -> Copies:
     """Play a script, check every answer, and return how many prefixes were copied."""
+    shared = 0
+
+    def counted(held: Sequence[Held], copy_worth: int) -> Sharing:
+        nonlocal shared
+        sharing = share(held, copy_worth)
+        shared += len(sharing.copies)
+        return sharing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seating, "share", counted)
+        copies = play(script, slots, can_cut, can_copy, tiled)
+    assert copies >= shared, "what is decided is done"
+    return Copies(copies - shared, shared)
+
+
+def play(
+    script: list[tuple[str, object, int]], slots: int, can_cut: bool, can_copy: bool, tiled: bool
+) -> int:
+    """See run_script; returns the copies of both kinds."""
     context = FakeContext(slots=slots, batch_size=72 if tiled else 32)
     context.can_cut, context.can_copy, context.tiled = can_cut, can_cut and can_copy, tiled
     bench = Bench(context)
@@ -62,6 +97,10 @@ def run_script(
                     bench.submit(submit(len(sent) - 1, prompt, second))
                     for _ in range(3):
                         bench.step()
+            case "crowd", list():  # all at once
+                for prompt in first:
+                    sent[len(sent)] = (prompt, second)
+                    bench.submit(submit(len(sent) - 1, prompt, second))
             case "cancel", int():
                 bench.engine.cancel(0, first)
             case "step", int():
@@ -93,16 +132,20 @@ def test_whatever_happens_every_answer_is_its_prompts_own(
     run_script(script, slots, can_cut, can_cut and can_copy, tiled)
 
 
-def test_whatever_happens_around_copied_prefixes_every_answer_is_its_prompts_own() -> None:
-    copied: list[bool] = []
+@pytest.mark.parametrize("kind", ["family", "crowd"])
+def test_whatever_happens_around_copied_prefixes_every_answer_is_its_prompts_own(
+    kind: str,
+) -> None:
+    found: list[Copies] = []
 
     @settings(max_examples=100, deadline=None)
     @given(families, st.lists(actions, max_size=20), st.integers(2, 4), st.booleans())
     def fuzz(
         family: list[list[int]], rest: list[tuple[str, object, int]], slots: int, tiled: bool
     ) -> None:
-        script: list[tuple[str, object, int]] = [("family", family, 12), *rest]
-        copied.append(run_script(script, slots, True, True, tiled) > 0)
+        script: list[tuple[str, object, int]] = [(kind, family, 12), *rest]
+        found.append(run_script(script, slots, True, True, tiled))
 
     fuzz()
-    assert sum(copied) > len(copied) / 2, "a prefix is copied in most scripts"
+    copied = [one.seated if kind == "family" else one.shared for one in found]
+    assert sum(map(bool, copied)) > len(copied) / 2, "a prefix is copied in most scripts"

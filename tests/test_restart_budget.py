@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lbhost.supervisor.budget import LONGEST_DELAY_S, Restarts, after_crash
+from lbhost.supervisor.budget import GOOD_RUN_S, LONGEST_DELAY_S, Restarts, after_crash
 
 
 def crash(
@@ -19,7 +19,6 @@ def crash(
         now_s=at,
         ran_s=ran,
         jitter=jitter,
-        good_run_s=10.0,
         window_s=60.0,
         budget=budget,
     )
@@ -43,18 +42,27 @@ def test_crashes_that_are_a_minute_old_are_forgotten() -> None:
     assert delay is not None
 
 
-def test_a_long_good_run_resets_the_delay_a_short_one_does_not() -> None:
+def test_after_a_good_run_it_is_started_at_once_and_a_short_one_waits_longer_each_time() -> None:
     past, _ = crash(Restarts(), 0.0)
-    past, delay = crash(past, 10.0, ran=9.9)
+    past, delay = crash(past, 10.0, ran=GOOD_RUN_S / 2)
     assert delay == pytest.approx(0.2)
-    past, delay = crash(past, 20.0, ran=10.0)
+    past, delay = crash(past, 20.0, ran=GOOD_RUN_S)
+    assert delay == 0.0
+    past, delay = crash(past, 30.0)
     assert delay == pytest.approx(0.1)
+
+
+def test_what_is_killed_again_and_again_after_a_good_run_never_waits() -> None:
+    past = Restarts()
+    for n in range(20):
+        past, delay = crash(past, 6.0 * n, ran=5.0, budget=None, jitter=1.0)
+        assert delay == 0.0
 
 
 def test_good_runs_do_not_refill_the_budget() -> None:
     past, delay = Restarts(), None
     for n in range(6):
-        past, delay = crash(past, 11.0 * n, ran=10.5)
+        past, delay = crash(past, 11.0 * n, ran=GOOD_RUN_S)
     assert delay is None
 
 

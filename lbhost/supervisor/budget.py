@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+GOOD_RUN_S = 1.0
+"""After that a crash is a new one: the process is started again at once, and only a budget counts."""
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 30.0
 JITTER = 0.2
@@ -21,7 +23,7 @@ class Restarts(msgspec.Struct, frozen=True):
     times: tuple[float, ...] = ()
     """When it crashed, seconds on any steady clock; those within the window only."""
     streak: int = 0
-    """Crashes in a row without a good run in between."""
+    """Crashes in a row without a good run before any of them."""
 
 
 def after_crash(
@@ -30,7 +32,6 @@ def after_crash(
     now_s: float,
     ran_s: float,
     jitter: float,
-    good_run_s: float,
     window_s: float,
     budget: int | None,
 ) -> tuple[Restarts, float | None]:
@@ -39,7 +40,6 @@ def after_crash(
     Args:
         ran_s: how long the process had been ready before it crashed; 0 if it never was.
         jitter: drawn from [-1, 1].
-        good_run_s: having run so long ends a streak: the delay begins at its shortest again.
         window_s: the budget's.
         budget: restarts allowed within the window; None is without end.
 
@@ -47,10 +47,12 @@ def after_crash(
         What to remember, and the seconds until the next start; None: give up.
     """
     times = (*(at for at in past.times if now_s - at < window_s), now_s)
-    streak = 1 if ran_s >= good_run_s else past.streak + 1
+    streak = 0 if ran_s >= GOOD_RUN_S else past.streak + 1
     if budget is None:
         times = times[-1:]
     elif len(times) > budget:
         return Restarts(times, streak), None
+    if streak == 0:
+        return Restarts(times, streak), 0.0
     delay = min(FIRST_DELAY_S * 2.0 ** min(streak - 1, 30), LONGEST_DELAY_S)
     return Restarts(times, streak), delay * (1.0 + JITTER * jitter)

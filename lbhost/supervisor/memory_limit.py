@@ -109,7 +109,6 @@ class MemoryLimit:
             now_s=now_s,
             ran_s=self._window_s,
             jitter=0.0,
-            good_run_s=0.0,
             window_s=self._window_s,
             budget=self._budget,
         )

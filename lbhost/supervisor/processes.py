@@ -31,8 +31,6 @@ from lbhost.supervisor.liveness import Verdict
 from lbhost.supervisor.roster import Roster
 from lbhost.supervisor.worker import Worker, wanted
 
-GOOD_RUN_S = 1.0
-"""After that a crash is a new one: its worker is replaced at once, and the budget alone counts."""
 _LOST_FORK_S = 0.05
 
 _S = WorkerState
@@ -245,7 +243,6 @@ class Processes:
             now_s=now,
             ran_s=ran,
             jitter=random.uniform(-1, 1),
-            good_run_s=GOOD_RUN_S,
             window_s=settings.restart_window_s,
             budget=settings.restart_budget,
         )
@@ -255,7 +252,7 @@ class Processes:
             note = "the restart budget is spent; `lbhost resume` tries again"
             self._roster.apply(worker, event, note, level="error", ended=first)
         else:
-            note = f"next try in {delay:.2g} s"
+            note = f"next try in {delay:.2g} s" if delay else "started again at once"
             at_s = now + delay
             self._roster.apply(worker, event, note, level="warning", ended=first, retry_at_s=at_s)
 

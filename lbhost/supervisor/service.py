@@ -215,7 +215,6 @@ class Service:
             now_s=now,
             ran_s=ran,
             jitter=random.uniform(-1, 1),
-            good_run_s=self.window_s,
             window_s=self.window_s,
             budget=None,
         )
@@ -227,6 +226,7 @@ class Service:
             return
         self.restarts += 1
         self._retry = asyncio.get_running_loop().call_later(delay, self.start)
+        when = f"in {delay:.2g} s" if delay else "at once"
         self._events.add(
-            "error", self.name, f"{self.label} ended: {why}; starting it again in {delay:.2g} s"
+            "error", self.name, f"{self.label} ended: {why}; starting it again {when}"
         )

@@ -148,3 +148,11 @@ def test_helpers_prepare_long_bodies_and_end_with_a_killed_gateway(gateway: Proc
     while any(path.exists() and path.read_bytes() for path in helpers):
         assert time.monotonic() < deadline, "a helper outlives its gateway"
         time.sleep(0.01)
+
+
+def test_a_new_gateway_does_not_wait_for_modules_that_nobody_asks_for() -> None:
+    listed = "import sys, lbhost.gateway.__main__; print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", listed], capture_output=True, check=True)
+    loaded = told.stdout.decode().split()
+    assert "structlog" in loaded
+    assert not {"rich", "pygments", "cyclopts", "textual"} & set(loaded)

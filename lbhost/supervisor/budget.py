@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 GOOD_RUN_S = 1.0
-"""After that a crash is a new one: the process is started again at once, and only a budget counts."""
+"""After that a crash is a new one: the process is started again at once; only a budget counts."""
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 30.0
 JITTER = 0.2

@@ -227,6 +227,4 @@ class Service:
         self.restarts += 1
         self._retry = asyncio.get_running_loop().call_later(delay, self.start)
         when = f"in {delay:.2g} s" if delay else "at once"
-        self._events.add(
-            "error", self.name, f"{self.label} ended: {why}; starting it again {when}"
-        )
+        self._events.add("error", self.name, f"{self.label} ended: {why}; starting it again {when}")

@@ -56,12 +56,23 @@ def short_questions(max_tokens: int) -> list[Question]:
 class Client:
     """Sends questions to one server."""
 
-    def __init__(self, endpoint: str, asked: Sequence[Question], key: str | None = None) -> None:
-        """`key`: where the server has keys."""
+    def __init__(
+        self,
+        endpoint: str,
+        asked: Sequence[Question],
+        key: str | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """
+        Args:
+            key: where the server has keys.
+            patience_s: after which it gives an answer up.
+        """
         self.questions = asked
+        self._patience_s = patience_s
         self._http = httpx2.AsyncClient(
             base_url=endpoint,
-            timeout=PATIENCE_S,
+            timeout=patience_s,
             limits=httpx2.Limits(max_connections=MOST_OPEN, max_keepalive_connections=16),
             headers={} if key is None else {"x-api-key": key},
         )
@@ -83,7 +94,7 @@ class Client:
             **more,
         }
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(self._patience_s):
                 await self._exchange(answer, body)
         except (httpx2.TransportError, TimeoutError) as error:
             answer.cut = True

@@ -44,8 +44,8 @@ PIECES = 3 * STREAMS
 """…and so many pieces of text: a box that is slow, or has other work, would compute the same tokens
 again and again."""
 PATIENCE_S = 660.0
-"""Longer than the server lets any request take: what fails has failed there. Six streams under a kill
-each 2.5 s took 29 s at the median of 77 and 73 s at most, at a load of 14; one of 450 may take 120."""
+"""Longer than the server lets any request take: what fails has failed there. At a load of 14 and a
+kill each 2.5 s answers took 29 s at the median of 77, 73 s at most; one of 450 may take 120."""
 CALM_S = 20.0
 """With no kill, for comparison."""
 STREAMING_S = 1.0

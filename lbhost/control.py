@@ -18,6 +18,7 @@ import msgspec
 from lbhost.adapters import AdapterFile
 from lbhost.config import Settings
 from lbhost.errors import WireError
+from lbhost.placement.gain import WidthGain
 from lbhost.placement.placement import Placement
 from lbhost.purpose import Purpose
 from lbhost.status import RequestStatus
@@ -47,6 +48,8 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     """More names that clients may use for it."""
     adapters: tuple[AdapterFile, ...] = ()
     """Its LoRA adapters, by number from 1 on; 0 is none."""
+    gains: tuple[WidthGain, ...] = ()
+    """What the probe has measured of cores beyond a worker's own; empty: nothing."""
 
     @property
     def files(self) -> tuple[FilePart, ...]:

@@ -113,7 +113,9 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Cores of others that it computes on now, beside its own."""
     step_base_s: float | None = None
     step_seq_s: float | None = None
-    """A decode step of n sequences takes step_base_s + n * step_seq_s of its own core."""
+    """A decode step of n sequences takes step_base_s + n * step_seq_s of its own core…"""
+    steps_s: list[float] = []
+    """…but for these: of 1, 2, … sequences, as measured or, between two that were, estimated."""
     memory_own: int | None = None
     """Bytes that it has taken for itself since it was made: the weights that all share do not
     count."""

@@ -208,6 +208,7 @@ def worker(link: socket.socket, board: Board, order: control.Fork) -> None:
             slots_busy=int(busy),
             waiting=0,
             kv_total=links,
+            steps_s=(0.25, 0.5),
         )
         board.progress.write(order.worker, row)
 

@@ -13,6 +13,7 @@ from lbhost.config import Settings
 from lbhost.machine.topology import PhysicalCore, Topology
 from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile
+from lbhost.placement.gain import WidthGain
 from lbhost.purpose import KindChoice, ModelKind
 from lbhost.tuning import identity, remembered, shelf, tuned
 from lbhost.tuning.remembered import Start
@@ -47,6 +48,18 @@ def measured(environ: dict[str, str], path: Path, settings: Settings) -> Setting
     record = MeasuredShape(case, WIDE, {str(WIDE): Speeds(1, 1)})
     shelf.write(shelf.shape_path(environ, case), record)
     return remembered.as_measured(start(path, settings), environ, BOX, Roots()).settings
+
+
+def test_what_was_measured_of_wider_workers_is_remembered_too(
+    environ: dict[str, str], path: Path
+) -> None:
+    case = identity.of(identify([path]), BOX, Roots(), 4)
+    assert remembered.gains(environ, case, 1) == ()
+    narrow = Shape(threads=1, workers=4)
+    speeds = {str(narrow): Speeds(400, 80), str(WIDE): Speeds(360, 70)}
+    shelf.write(shelf.shape_path(environ, case), MeasuredShape(case, narrow, speeds))
+    assert remembered.gains(environ, case, 1) == (WidthGain(2, 1.8, 1.75),)
+    assert remembered.gains(environ, case, 2) == ()
 
 
 def choose(environ: dict[str, str], path: Path, **more: Any) -> Path:

@@ -14,6 +14,7 @@ from lbhost.tuning.shapes import (
     candidates,
     choose,
     contenders,
+    gains_of,
     slots_of,
     speed,
 )
@@ -140,3 +141,31 @@ def test_noise_of_a_quarter_cannot_flip_what_is_a_third_slower(
 
 def test_the_middle_reading_is_told() -> None:
     assert speed([fast(1), fast(9), fast(2)]) == fast(2)
+
+
+def test_what_was_measured_tells_what_each_wider_worker_brings() -> None:
+    told = {
+        "4 x 1": Speeds(400.0, 80.0),
+        "2 x 2": Speeds(360.0, 70.0),
+        "1 x 4": Speeds(300.0, 84.0),
+    }
+    two, four = gains_of(told, 1)
+    assert (two.threads, two.prefill, two.decode) == (2, pytest.approx(1.8), pytest.approx(1.75))
+    assert (four.threads, four.prefill, four.decode) == (4, pytest.approx(3.0), pytest.approx(4.2))
+    (wider,) = gains_of(told, 2)
+    assert (wider.threads, wider.prefill) == (4, pytest.approx(300 / 180))
+    assert gains_of(told, 4) == ()
+
+
+@pytest.mark.parametrize("name", ["", "2", "2 x", "x 2", "0 x 1", "2 x 1 x 1", "two x one"])
+def test_what_is_no_shape_or_tells_no_speed_is_left_out(name: str) -> None:
+    assert Shape.named(name) is None
+    told = {"2 x 1": Speeds(200.0, 40.0), name: Speeds(1.0, 1.0)}
+    assert gains_of(told, 1) == ()
+    assert gains_of({"2 x 1": Speeds(200.0, None), "1 x 2": Speeds(190.0, None)}, 1) == ()
+
+
+@given(st.integers(1, 1000), st.integers(1, 1000))
+def test_a_shape_has_its_name(threads: int, workers: int) -> None:
+    shape = Shape(threads=threads, workers=workers)
+    assert Shape.named(str(shape)) == shape

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.comparison import loads
+from benchmarks.comparison import loads, measures
 from benchmarks.comparison.scenarios import SCENARIOS
 from simulated_box import box, mix
 from simulation import compared, measured
@@ -101,6 +101,25 @@ def test_an_open_loop_is_played_for_as_long_as_it_was(name: str) -> None:
     sent = [len(timed(random.Random(seed), 2.0, 60.0)) for seed in range(50)]
     runs = [{"requests": count - 1.0, "failed": 1.0} for count in sent]
     assert compared.length_s(runs, 2.0, arrivals) == pytest.approx(60.0, rel=0.05)
+
+
+def test_steps_are_known_one_by_one_as_far_as_all_workers_and_runs_tell_them() -> None:
+    workers: list[dict[str, Any]] = [
+        {**SPEEDS, "steps_s": [0.005, 0.012, 0.017]},
+        {**SPEEDS, "steps_s": [0.007, 0.014]},
+        {"prefill_tok_s": None, "step_base_s": None, "step_seq_s": None, "steps_s": []},
+    ]
+    told = measures.speeds(workers)
+    assert measures.steps_s(told) == pytest.approx((0.006, 0.013, 0.017))
+    assert {name: told[name] for name in SPEEDS} == pytest.approx(SPEEDS)
+    costs = compared.speeds([told, SPEEDS | {"step_1_s": 0.008}, {}], slots=4, noise=0.0)
+    assert costs is not None
+    assert costs.steps_s == pytest.approx((0.007,))
+    assert costs.step_s(1) == pytest.approx(0.007)
+    assert costs.step_s(2) == pytest.approx(0.003 + 2 * 0.004)
+    old = compared.speeds([SPEEDS], slots=4, noise=0.0)
+    assert old is not None
+    assert old.steps_s == ()
 
 
 def test_a_comparison_is_played_again_by_the_speeds_that_it_tells(

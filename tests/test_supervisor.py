@@ -61,6 +61,7 @@ async def test_every_worker_is_linked_to_the_gateway(
             lambda: all(w.kv_total == 2 for w in running.server.status().workers),
             "each worker got a second link",
         )
+        assert [w.steps_s for w in running.server.status().workers] == [[0.25, 0.5]] * 2
 
 
 @pytest.mark.parametrize(

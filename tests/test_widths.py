@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lbhost.worker.widths import EARLY, LOOK_AGAIN, Phase, Widths
+from lbhost.worker.widths import EARLY, FIRST_OWN, LOOK_AGAIN, Phase, Widths
 
 
 def run(
@@ -24,10 +24,12 @@ def run(
     return taken
 
 
-def test_the_own_threads_compute_alone_until_their_speed_is_known() -> None:
-    assert Widths().choose(Phase.PREFILL, 8, known=False) == 1
-    assert Widths(2).choose(Phase.PREFILL, 8, known=False) == 2
-    assert Widths().choose(Phase.PREFILL, 1, known=True) == 1
+def test_the_own_threads_measure_themselves_when_others_have_for_a_while() -> None:
+    widths = Widths()
+    taken = [widths.choose(Phase.PREFILL, 8, known=False) for _ in range(FIRST_OWN + 1)]
+    assert taken == [2] * (FIRST_OWN - 1) + [1, 1]
+    assert Widths(2).choose(Phase.PREFILL, 8, known=False) == 3
+    assert Widths().choose(Phase.PREFILL, 1, known=False) == 1
 
 
 def test_what_pays_is_tried_and_kept() -> None:
@@ -40,13 +42,13 @@ def test_it_stops_widening_where_nothing_is_won() -> None:
     taken = run(Widths(), {1: 1.0, 2: 1.5, 3: 1.51, 4: 3.0}, 30)
     assert taken[:3] == [2, 3, 2]
     assert set(taken[2:]) == {1, 2}
-    assert taken.count(1) == 3
+    assert taken.count(1) == 1
 
 
 def test_prompts_and_single_tokens_have_widths_of_their_own() -> None:
     widths = Widths()
     assert run(widths, {1: 1.0, 2: 0.8}, 10)[1:] == [1] * 9
-    assert run(widths, {1: 1.0, 2: 1.8}, 10, phase=Phase.PREFILL).count(2) == 8
+    assert run(widths, {1: 1.0, 2: 1.8}, 10, phase=Phase.PREFILL).count(2) == 9
     assert widths.gain(Phase.PREFILL, 2) > 1.5 > 1.0 > widths.gain(Phase.DECODE, 2)
 
 

@@ -161,6 +161,7 @@ class Assembly:
             prefill_tok_s=progress.prefill_tok_s,
             step_base_s=progress.step_base_s,
             step_seq_s=progress.step_seq_s,
+            steps_s=list(progress.steps_s),
             kv_used=progress.kv_used if alive else 0,
             kv_total=progress.kv_total if alive else 0,
             memory=(progress.rss_bytes or None) if alive else None,

@@ -92,6 +92,7 @@ class Configuration:
             purpose=made.info.purpose,
             aliases=wanted.aliases,
             adapters=made.adapters,
+            gains=made.gains,
         )
         return configure, (self._prepared.board.fd,)
 

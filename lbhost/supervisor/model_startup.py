@@ -29,6 +29,7 @@ from lbhost.machine.hostload import available_bytes
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
 from lbhost.placement import memory
+from lbhost.placement.gain import WidthGain
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan, spread
 from lbhost.purpose import KindChoice, PoolingChoice
@@ -87,6 +88,8 @@ class PreparedModel(msgspec.Struct, frozen=True):
     """Its LoRA adapters, by number from 1 on; the same goes for them."""
     table: int | None = None
     """The number of its table of `models`; None: there is none."""
+    gains: tuple[WidthGain, ...] = ()
+    """What was measured of cores beyond a worker's own."""
     before: Context | None = None
     """How it was served by the server from which this one takes over, by the same name."""
 
@@ -200,10 +203,11 @@ def _one(
     with unchanged(files):
         info = reading.inspect(file.path, settings.kind, settings.pooling)
     adapters = _adapters(settings.adapters, file, info, reading)
+    gains: tuple[WidthGain, ...] = ()
     if not info.purpose.generates:
         settings = msgspec.structs.replace(settings, slots=max(settings.slots, EMBEDDING_SLOTS))
     elif box.on_cpus:
-        settings = _shaped(settings, box, info, files)
+        settings, gains = _shaped(settings, box, info, files)
     before = _before(file, contexts)
     if settings.ctx_size is None and before is not None:
         settings = msgspec.structs.replace(settings, ctx_size=before.n_ctx)
@@ -211,7 +215,9 @@ def _one(
     placed = _placed(settings, box, others)
     if before is not None and before.name != file.alias:
         before = None
-    return PreparedModel(settings, file, info, placed, 0, files, adapters, before=before)
+    return PreparedModel(
+        settings, file, info, placed, 0, files, adapters, gains=gains, before=before
+    )
 
 
 def _adapters(
@@ -280,10 +286,11 @@ def _as_tuned(start: Start, box: Found) -> Start:
 
 def _shaped(
     settings: Settings, box: Found, info: llama.ModelInfo, files: tuple[FilePart, ...]
-) -> Settings:
-    """The settings with the measured width of workers, where they leave it open."""
+) -> tuple[Settings, tuple[WidthGain, ...]]:
+    """The settings with the measured width of workers, where they leave it open, and what was
+    measured of wider ones."""
     if not (open_shape(settings) and settings.probe):
-        return settings
+        return settings, ()
     found = candidates(box.topology, settings.slots)
     subject = first_start.Subject(
         identity=identity.of(files, box.topology, box.roots, settings.slots),
@@ -293,7 +300,9 @@ def _shaped(
         available_bytes=available_bytes(box.roots),
     )
     child = with_huge_pages(environment(box.environ))
-    return widened(settings, first_start.shape(subject, found, box.environ, child).threads)
+    threads = first_start.shape(subject, found, box.environ, child).threads
+    gains = remembered.gains(box.environ, subject.identity, threads)
+    return widened(settings, threads), gains
 
 
 # --- memory -------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from lbhost.config import Settings
 from lbhost.machine.topology import Topology
 from lbhost.machine.tree import Roots
 from lbhost.model import ModelFile
+from lbhost.placement.gain import WidthGain
 from lbhost.tuning import identity, shelf, tuned
-from lbhost.tuning.shapes import slots_of
+from lbhost.tuning.shapes import gains_of, slots_of
 from lbhost.weights import FilePart, identify
 
 
@@ -62,6 +63,14 @@ def as_tuned(start: Start, environ: Mapping[str, str], box: Topology, roots: Roo
         file = msgspec.structs.replace(file, path=str(path))
         files = identify([path])
     return Start(file, files, settings, decided)
+
+
+def gains(
+    environ: Mapping[str, str], measured: identity.Identity, threads: int
+) -> tuple[WidthGain, ...]:
+    """What the first start has measured of workers that are wider than so many threads."""
+    found = shelf.shape(environ, measured)
+    return () if found is None else gains_of(found.speeds, threads)
 
 
 def as_measured(start: Start, environ: Mapping[str, str], box: Topology, roots: Roots) -> Start:

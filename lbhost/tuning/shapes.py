@@ -15,6 +15,7 @@ import msgspec
 
 from lbhost.errors import UsageError
 from lbhost.machine.topology import Topology
+from lbhost.placement.gain import WidthGain
 from lbhost.placement.placement import Placement
 from lbhost.placement.plan import plan
 
@@ -38,6 +39,14 @@ class Shape(msgspec.Struct, frozen=True, order=True):
 
     def __str__(self) -> str:
         return f"{self.workers} x {self.threads}"
+
+    @classmethod
+    def named(cls, name: str) -> Shape | None:
+        """What has this name; None if it is none."""
+        workers, _, threads = name.partition(" x ")
+        if not (workers.isdecimal() and threads.isdecimal() and int(workers) and int(threads)):
+            return None
+        return cls(threads=int(threads), workers=int(workers))
 
 
 class Speeds(msgspec.Struct, frozen=True):
@@ -146,6 +155,33 @@ def _beats(wide: Sequence[Speeds], narrow: Sequence[Speeds]) -> bool:
     both = zip(wide, narrow, strict=False)
     ratios = sorted(a.requests_s / b.requests_s if b.requests_s else 0.0 for a, b in both)
     return ratios[len(ratios) // 4] >= WIN
+
+
+def gains_of(speeds: Mapping[str, Speeds], own: int) -> tuple[WidthGain, ...]:
+    """How many times as fast one wide worker is as one of `own` threads, of those that were
+    measured, with all workers of their shapes at once.
+
+    Each has as many sequences a thread as the other: of a lone one it says whether a width pays,
+    and about how much.
+
+    Args:
+        speeds: by the shapes' names.
+    """
+    each = {
+        shape.threads: (found.prefill / shape.workers, (found.decode or 0.0) / shape.workers)
+        for name, found in speeds.items()
+        if (shape := Shape.named(name)) is not None
+    }
+    prefill, decode = each.get(own, (0.0, 0.0))
+    if prefill <= 0 or decode <= 0:
+        return ()
+    return tuple(
+        [
+            WidthGain(threads, wide[0] / prefill, wide[1] / decode)
+            for threads, wide in sorted(each.items())
+            if threads > own
+        ]
+    )
 
 
 def speed(readings: Sequence[Speeds]) -> Speeds:

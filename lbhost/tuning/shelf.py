@@ -27,7 +27,7 @@ class MeasuredShape(msgspec.Struct, frozen=True):
     identity: Identity
     shape: Shape
     speeds: dict[str, Speeds]
-    """By the shape's name, for a person."""
+    """By the shape's name."""
     version: int = 1
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from lbhost.placement.gain import WidthGain
 from lbhost.wire import Embed, Finish, FinishReason, Submit
-from lbhost.worker.batch import Speeds, predict_s
+from lbhost.worker.batch import Speeds
 from lbhost.worker.crew import Crew
 from lbhost.worker.interfaces import MAX_FAILURES, EngineFailureError
 from lbhost.worker.llama_context import Decoded
 from lbhost.worker.requests import Key
-from lbhost.worker.speed import SpeedMeter
-from lbhost.worker.widths import Phase, Widths
+from lbhost.worker.timing import Timing
+from lbhost.worker.widths import Phase
 
 
 class Addressed(Protocol):
@@ -46,6 +47,7 @@ class BaseEngine(ABC, Generic[R, M]):
         fallback_token_s: a token's expected time while nothing is measured.
         tiled: whether attention is computed in tiles.
         slots: sequences that it decodes at once, at most.
+        gains: what is known beforehand of lent threads.
     """
 
     def __init__(
@@ -58,14 +60,19 @@ class BaseEngine(ABC, Generic[R, M]):
         crew: Crew | None = None,
         tiled: bool = False,
         slots: int = 0,
+        gains: Sequence[WidthGain] = (),
     ) -> None:
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._before_step = before_step
-        self._fallback_token_s = fallback_token_s
         self._crew = crew or Crew(1, lambda _: None)
-        self._widths = Widths(self._crew.own)
-        self._meter = SpeedMeter(tiled=tiled, slots=slots)
+        self._timing = Timing(
+            self._crew.own,
+            fallback_token_s=fallback_token_s,
+            tiled=tiled,
+            slots=slots,
+            gains=gains,
+        )
         self._requests: dict[Key, R] = {}
         self._computing: set[Key] = set()
         self._out: list[tuple[int, M]] = []
@@ -147,40 +154,22 @@ class BaseEngine(ABC, Generic[R, M]):
 
     def _choose_width(self, phase: Phase) -> None:
         """How many threads the next step has."""
-        crew = self._crew
-        known = self._knows_own_speed(phase)
-        crew.use(self._widths.choose(phase, crew.widest, known=known))
-
-    def _knows_own_speed(self, phase: Phase) -> bool:
-        speeds = self._meter.speeds
-        known = speeds.prefill_tok_s if phase is Phase.PREFILL else speeds.step_base_s
-        return known is not None
+        self._crew.use(self._timing.choose(phase, self._crew.widest))
 
     def _speeds(self) -> Speeds:
         """With the threads of the next step."""
-        width = self._crew.width
-        if width == self._crew.own:
-            return self._meter.speeds
-        return self._meter.speeds.times(
-            prefill=self._widths.gain(Phase.PREFILL, width),
-            decode=self._widths.gain(Phase.DECODE, width),
-        )
-
-    def _predict_s(self, sequences: int, prefill: int) -> float:
-        """Seconds of a step with the worker's own threads."""
-        return predict_s(sequences, prefill, self._meter.speeds, self._fallback_token_s)
+        return self._timing.speeds(self._crew.width)
 
     def _announce(self, sequences: int, prefill: int) -> None:
         """Tell whoever watches what the next step is expected to take."""
         if self._before_step is not None:
-            self._before_step(self._predict_s(sequences, prefill))
+            self._before_step(self._timing.own_s(sequences, prefill))
 
     def _measured(
         self,
         compute: Callable[[], tuple[Decoded, T]],
         keys: set[Key],
         *,
-        phase: Phase,
         sequences: int,
         prefill: int,
         forced: int = 0,
@@ -205,11 +194,7 @@ class BaseEngine(ABC, Generic[R, M]):
         self._computing = set()
         if result is Decoded.OK:
             if settled and not forced:  # a few tokens in one go tell nothing of prompts
-                if self._knows_own_speed(phase):
-                    own_s = self._predict_s(sequences, prefill)
-                    self._widths.observe(phase, crew.width, own_s, wall_s)
-                if crew.width == crew.own:
-                    self._meter.observe(sequences, prefill, cpu_s)
+                self._timing.observe(crew.width, sequences, prefill, cpu_s=cpu_s, wall_s=wall_s)
             self._wide_steps += crew.width > crew.own
             self._prompt_tokens += prefill - forced
             self._failures = 0

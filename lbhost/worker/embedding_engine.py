@@ -184,7 +184,6 @@ class EmbeddingEngine(BaseEngine[_Request, Delta | Vectors]):
         return self._measured(
             lambda: self._context.compute(inputs),
             {request.key for request, _ in chosen},
-            phase=Phase.PREFILL,
             sequences=0,
             prefill=tokens,
         )
@@ -256,7 +255,7 @@ class EmbeddingEngine(BaseEngine[_Request, Delta | Vectors]):
     def load(self) -> Load:
         """A snapshot for the board. There is no KV cache between two batches."""
         started = sum(request.started_s is not None for request in self._requests.values())
-        speeds = self._meter.speeds
+        speeds = self._timing.meter.speeds
         if speeds.prefill_tok_s is not None:
             # Nothing is ever decoded; unknown would mean that the worker has measured nothing.
             speeds = msgspec.structs.replace(speeds, step_base_s=0.0, step_seq_s=0.0)

@@ -14,11 +14,12 @@ by hand:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from lbhost import log
 from lbhost.guidance import GrammarError
+from lbhost.placement.gain import WidthGain
 from lbhost.wire import (
     Delta,
     Embed,
@@ -43,7 +44,6 @@ from lbhost.worker.sampling import PENALTY_LAST_N
 from lbhost.worker.seating import Seating
 from lbhost.worker.states import States
 from lbhost.worker.stints import Stints
-from lbhost.worker.widths import Phase
 
 
 class Engine(BaseEngine[Request, Delta]):
@@ -67,6 +67,7 @@ class Engine(BaseEngine[Request, Delta]):
         fallback_token_s: float = 0.01,
         crew: Crew | None = None,
         states: States | None = None,
+        gains: Sequence[WidthGain] = (),
     ) -> None:
         super().__init__(
             clock=clock,
@@ -76,13 +77,14 @@ class Engine(BaseEngine[Request, Delta]):
             crew=crew,
             tiled=context.tiled,
             slots=context.slots,
+            gains=gains,
         )
         self._context = context
         self._samplers = samplers
         self._slots = [Slot(i) for i in range(context.slots)]
         self.keeper = Keeper(states, self._slots, most_s=target_s)
         self._seating = Seating(
-            context, self._slots, self.keeper, lambda: self._meter.speeds.prefill_tok_s
+            context, self._slots, self.keeper, lambda: self._timing.meter.speeds.prefill_tok_s
         )
         self._composer = Composer(context, self._slots, target_s)
         self._stints = Stints(context, self._slots, target_s)
@@ -142,12 +144,11 @@ class Engine(BaseEngine[Request, Delta]):
         self._admit()
         self._held = self._seating.share()
         adapter = self._stints.turn(self._held)
-        phase = self._composer.phase(adapter)
-        self._choose_width(phase)
+        self._choose_width(self._composer.phase(adapter))
         entries = self._composer.entries(adapter, self._held, self._speeds())
         if not entries:
             return self.take()
-        result = self._compute(entries, phase)
+        result = self._compute(entries)
         if result is Decoded.OK:
             self._advance(entries)
         elif result is Decoded.ABORTED:
@@ -156,19 +157,18 @@ class Engine(BaseEngine[Request, Delta]):
             self._fail(entries, result)
         return self.take()
 
-    def _compute(self, entries: list[Entry], phase: Phase) -> Decoded:
+    def _compute(self, entries: list[Entry]) -> Decoded:
         decoding = sum(1 for entry in entries if entry.request.next_token)
         prefill = sum(len(entry.packed) // 4 for entry in entries) - decoding
         self._announce(decoding, prefill)
         forced = sum(len(entry.packed) // 4 for entry in entries if entry.request.forced)
         tells = not prefill and self._stints.settled and self._crew.width == self._crew.own
-        rows = partial(self._meter.times.rows, tells=tells) if decoding else None
+        rows = partial(self._timing.meter.times.rows, tells=tells) if decoding else None
         fillers = self._composer.fillers(entries, rows)
         self._composer.fill([*entries, *fillers])
         result, _ = self._measured(
             lambda: (self._context.decode(), None),
             {entry.request.key for entry in entries},
-            phase=phase,
             sequences=decoding + len(fillers),
             prefill=prefill,
             forced=forced,
@@ -390,7 +390,7 @@ class Engine(BaseEngine[Request, Delta]):
             kv_total=self._context.slots * self._context.n_ctx,
             tokens_out=self._tokens_out,
             prompt_tokens=self._prompt_tokens,
-            speeds=self._meter.speeds,
+            speeds=self._timing.meter.speeds,
             wide_steps=self._wide_steps,
             lent=self._lent if self._requests else (),
             adapter_switches=self._stints.switches,

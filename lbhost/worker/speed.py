@@ -13,6 +13,7 @@ import msgspec
 from lbhost.board import MOST_STEP_TIMES
 from lbhost.worker.batch import MIN_CHUNK, NEARLY_A_TILE, TILE, Speeds
 from lbhost.worker.step_times import BASE_SHARE, StepTimes
+from lbhost.worker.widths import Phase
 
 _DECAY = 0.95
 """Weight of the past, a decode step: a box becomes slower or faster within a second."""
@@ -58,16 +59,27 @@ class SpeedMeter:
     def __init__(self, *, tiled: bool = False, slots: int = 0) -> None:
         self._slots = slots
         self._told = min(slots, MOST_STEP_TIMES)
-        self.times = StepTimes()
-        """Of decode steps."""
-        self._prefill_tok_s: float | None = None
-        self._recent = _Steps(_DECAY)
-        self._many = _Steps(_SLOPE_DECAY)
         self._tiled = tiled
+        self._measured: set[Phase] = set()
+        """What more than suppositions are known of."""
+        self._speeds = Speeds()
+        self._forget(Phase.DECODE)
+        self._forget(Phase.PREFILL)
+
+    def _forget(self, phase: Phase) -> None:
+        """As if no step of this kind had been seen."""
+        if phase is Phase.DECODE:
+            self.times = StepTimes()
+            """Of decode steps."""
+            self._recent = _Steps(_DECAY)
+            self._many = _Steps(_SLOPE_DECAY)
+            return
+        self._prefill_tok_s: float | None = None
         self._usual: float | None = None
         """Of the chunks of late, how much of their work is what small ones cost more."""
-        self._speeds = Speeds(
-            chunk_base=0.0 if tiled else CHUNK_BASE, loose=LOOSE if tiled else None
+        base, loose = (0.0, LOOSE) if self._tiled else (CHUNK_BASE, None)
+        self._speeds = msgspec.structs.replace(
+            self._speeds, chunk_tok_s=None, chunk_base=base, loose=loose
         )
 
     @property
@@ -75,10 +87,29 @@ class SpeedMeter:
         """What is known by now."""
         return self._speeds
 
-    def observe(self, decoding: int, prefill: int, cpu_s: float) -> None:
-        """Take in one step: sequences decoded, prompt tokens computed, seconds it took."""
-        if cpu_s <= 0:
+    def knows(self, phase: Phase) -> bool:
+        """Whether a step of this kind can be predicted."""
+        speeds = self._speeds
+        known = speeds.prefill_tok_s if phase is Phase.PREFILL else speeds.step_base_s
+        return known is not None
+
+    def measured(self, phase: Phase) -> bool:
+        """Whether the own threads have computed a step of this kind alone."""
+        return phase in self._measured
+
+    def observe(self, decoding: int, prefill: int, cpu_s: float, *, supposed: bool = False) -> None:
+        """Take in one step: sequences decoded, prompt tokens computed, seconds it took.
+
+        Args:
+            supposed: it took other threads, too, and these would have taken about so long. The
+                first step of its kind that is measured makes that forgotten.
+        """
+        phase = Phase.of(prefill)
+        if cpu_s <= 0 or (supposed and phase in self._measured):
             return
+        if not supposed and phase not in self._measured:
+            self._measured.add(phase)
+            self._forget(phase)
         if prefill == 0:
             self._recent.observe(decoding, cpu_s)
             self._many.observe(decoding, cpu_s)

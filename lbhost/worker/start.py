@@ -116,6 +116,7 @@ def _generating(
             fallback_token_s=_fallback_token_s(model),
             crew=Crew(threads, context.set_threads),
             states=States(context, identity_of(model, configure.weights, context.slots)),
+            gains=configure.gains,
         )
 
     return Loop(link, board, fork, context, engine)

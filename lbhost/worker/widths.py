@@ -9,6 +9,9 @@ all are looked at again now and then, because neighbours come and go.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
+
+from lbhost.placement.gain import WidthGain
 
 PAYS = 1.04
 """A wider step must be so many times as fast as the next narrower one."""
@@ -19,9 +22,17 @@ WEIGHT = 0.2
 LOOK_AGAIN = 64
 """Every so many steps of a kind, one is computed with another width, so that all are known."""
 
-EARLY = frozenset({4, 8, 16, 32})
-"""Steps of a kind at which a young worker computes with its own threads: their speed has been
-measured once by then, in a step that touched all memory for the first time."""
+FIRST_OWN = 8
+"""The step of a kind, of those for which cores were lent, that the own threads compute alone if
+they have not yet…"""
+
+EARLY = frozenset({FIRST_OWN, 32})
+"""…and those that they compute in any case: the one before may have touched all memory for the
+first time."""
+
+SUPPOSED = 0.7
+"""What each thread as many as the own ones adds to their speed, until it is measured: two cores of
+an EPYC computed prompts 1.5 to 1.8 times as fast as one."""
 
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Threads beyond the own ones that are worth telling apart."""
@@ -33,13 +44,28 @@ class Phase(enum.Enum):
     PREFILL = "prefill"
     DECODE = "decode"
 
+    @classmethod
+    def of(cls, prefill: int) -> Phase:
+        """That of a step with so many tokens of prompts in it."""
+        return cls.PREFILL if prefill else cls.DECODE
+
 
 class Widths:
     """See the module. Widths count threads; `own` is the narrowest."""
 
-    def __init__(self, own: int = 1) -> None:
+    def __init__(self, own: int = 1, known: Sequence[WidthGain] = ()) -> None:
+        """
+        Args:
+            known: gains that were measured before; they stand until they are measured here.
+        """
         self._own = own
         self._gains: dict[tuple[Phase, int], float] = {}
+        for one in known:
+            self._gains[Phase.PREFILL, one.threads] = one.prefill
+            self._gains[Phase.DECODE, one.threads] = one.decode
+        self._known = {one.threads for one in known if one.threads > own}
+        self._seen: set[tuple[Phase, int]] = set()
+        """Of which gains were measured here."""
         self._steps = dict.fromkeys(Phase, 0)
 
     def choose(self, phase: Phase, widest: int, *, known: bool) -> int:
@@ -47,14 +73,15 @@ class Widths:
 
         Args:
             widest: threads that there are.
-            known: whether the speed of the own threads has been measured; until then they
-                compute alone, because a gain would mean nothing.
+            known: whether the speed of the own threads has been measured.
         """
-        if widest <= self._own or not known:
+        if widest <= self._own:
+            return self._own
+        self._steps[phase] += 1
+        if not known and self._steps[phase] >= FIRST_OWN:
             return self._own
         best, untried = self._best(phase, widest)
-        self._steps[phase] += 1
-        if untried is not None:
+        if untried is not None and (known or best == self._own or self._measures(phase)):
             return untried
         turn, rest = divmod(self._steps[phase], LOOK_AGAIN)
         if turn == 0 and rest in EARLY:
@@ -74,19 +101,43 @@ class Widths:
         if own_s <= 0 or wall_s <= 0:
             return
         gain, key = own_s / wall_s, (phase, width)
-        before = self._gains.get(key)
-        self._gains[key] = gain if before is None else before + WEIGHT * (gain - before)
+        weight = WEIGHT if key in self._seen else 1.0
+        self._seen.add(key)
+        before = self._gains.get(key, gain)
+        self._gains[key] = before + weight * (gain - before)
+
+    def suppose(self, phase: Phase, width: int) -> float:
+        """What a width's gain may be, and is taken for until it is measured, for the first step of
+        all: there is nothing yet that a gain could be measured by."""
+        if width > self._own:
+            beyond = (width - self._own) / self._own
+            self._gains.setdefault((phase, width), 1 + SUPPOSED * beyond)
+        return self.gain(phase, width)
+
+    def rebase(self, phase: Phase, ratio: float) -> None:
+        """The own threads take so many times as long as was supposed; so all gains are as many
+        times what they were."""
+        for key in [key for key in self._gains if key[0] is phase]:
+            self._gains[key] *= ratio
 
     def gain(self, phase: Phase, width: int) -> float:
         """How many times as fast as the own threads; 1 where it is not known."""
         return self._gains.get((phase, width), 1.0) if width > self._own else 1.0
 
+    def _measures(self, phase: Phase) -> bool:
+        """Whether there is something that an untried width could be measured by."""
+        return any(of is phase for of, _ in self._seen)
+
     def _best(self, phase: Phase, widest: int) -> tuple[int, int | None]:
-        """The width that pays, and the one beyond it if that was never tried."""
+        """The width that pays, and the one beyond it if that was never tried and nothing is known
+        of a still wider one that pays."""
         best, gain = self._own, self._gains.get((phase, self._own), 1.0)
-        for width in self._sizes(widest):
-            found = self._gains.get((phase, width))
+        gains = {width: self._gains.get((phase, width)) for width in self._sizes(widest)}
+        for width, found in gains.items():
             if found is None:
+                wider = [known or 0.0 for more, known in gains.items() if more > width]
+                if max(wider, default=0.0) >= gain * PAYS:
+                    continue
                 return best, width
             if found < gain * PAYS:
                 return best, None
@@ -94,5 +145,5 @@ class Widths:
         return best, None
 
     def _sizes(self, widest: int) -> list[int]:
-        beyond = widest - self._own
-        return [self._own + size for size in _SIZES if size < beyond] + [widest]
+        sizes = {self._own + size for size in _SIZES} | self._known
+        return [*sorted(size for size in sizes if size < widest), widest]

@@ -86,8 +86,10 @@ def speeds(runs: Sequence[dict[str, float]], slots: int, noise: float) -> Costs 
     told = [run for run in runs if all(name in run for name in SPEEDS)]
     if not told:
         return None
-    prefill, base, seq = [sum(run[name] for run in told) / len(told) for name in SPEEDS]
-    return Costs(prefill_tok_s=prefill, step_base_s=base, step_seq_s=seq, slots=slots, noise=noise)
+    everywhere = set[str].intersection(*[set(run) for run in told])
+    means = {name: sum(run[name] for run in told) / len(told) for name in everywhere}
+    known = {name: means[name] for name in SPEEDS}
+    return Costs(**known, steps_s=measures.steps_s(means), slots=slots, noise=noise)
 
 
 def validate(

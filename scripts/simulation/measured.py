@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from benchmarks import machine, peers, servers, stats
+from benchmarks.comparison import measures
 from benchmarks.figures import number
 from benchmarks.load import Job, Outcome, Plan
 from benchmarks.prompts import PromptWriter
@@ -64,6 +65,8 @@ class Measured(msgspec.Struct, frozen=True):
     step_base_s: float
     step_seq_s: float
     requests: list[Seen]
+    steps_s: tuple[float, ...] = ()
+    """Of 1, 2, … sequences; see Costs."""
 
     @property
     def arrivals(self) -> list[Arrival]:
@@ -75,6 +78,7 @@ class Measured(msgspec.Struct, frozen=True):
             prefill_tok_s=self.prefill_tok_s,
             step_base_s=self.step_base_s,
             step_seq_s=self.step_seq_s,
+            steps_s=self.steps_s,
             noise=noise,
             slots=self.slots,
         )
@@ -142,6 +146,7 @@ def measure(
         step_base_s=costs.step_base_s,
         step_seq_s=costs.step_seq_s,
         requests=seen,
+        steps_s=costs.steps_s,
     )
 
 
@@ -167,13 +172,12 @@ def _apply(server: Server, jobs: list[Job], clients: int = 0) -> list[stats.Requ
 
 def _costs(status: dict[str, Any], slots: int) -> Costs:
     """The mean of what the workers say."""
-    means = {}
-    for name in ("prefill_tok_s", "step_base_s", "step_seq_s"):
-        known = [worker[name] for worker in status["workers"] if worker[name] is not None]
-        if not known:
+    told = measures.speeds(status["workers"])
+    for name in measures.SPEEDS:
+        if name not in told:
             raise MeasureError(f"no worker has measured its {name}")
-        means[name] = sum(known) / len(known)
-    return Costs(**means, slots=slots)
+    means = {name: told[name] for name in measures.SPEEDS}
+    return Costs(**means, steps_s=measures.steps_s(told), slots=slots)
 
 
 class Compared(msgspec.Struct, frozen=True):

@@ -18,9 +18,9 @@ import msgspec
 from lbhost import board, wire
 from lbhost.gateway.scheduling.readings import WorkerReading
 from lbhost.order import Prompt
-from lbhost.worker.batch import Chunk, Speeds, predict_s
-from lbhost.worker.speed import SpeedMeter
-from lbhost.worker.widths import Phase, Widths
+from lbhost.worker.batch import Chunk
+from lbhost.worker.timing import Timing
+from lbhost.worker.widths import Phase
 from simulation.clock import START_S, VirtualLoop
 from simulation.costs import Costs
 from simulation.gaps import Gaps
@@ -37,6 +37,11 @@ FALLBACK_TOKEN_S = 0.01
 
 READING_S = 0.005
 """A reading is good for so long, as in the gateway."""
+
+
+def _timing(costs: Costs) -> Timing:
+    """A young worker's."""
+    return Timing(fallback_token_s=FALLBACK_TOKEN_S, tiled=True, slots=costs.slots)
 
 
 class Seat:
@@ -105,8 +110,7 @@ class VirtualWorker:
         self._loop = loop
         self._cores = cores
         self._planner = planner
-        self._meter = SpeedMeter(tiled=True, slots=costs.slots)
-        self._widths = Widths()
+        self._timing = _timing(costs)
         self._lent: tuple[int, ...] = ()
         self._wide_steps = 0
         self._rng = rng
@@ -187,10 +191,10 @@ class VirtualWorker:
         decoding = len(self.seats) - len(prompts)
         phase = Phase.PREFILL if prompts else Phase.DECODE
         widest = 1 + len(self._lent)
-        width = self._widths.choose(phase, widest, known=self._knows_own_speed(phase))
+        width = self._timing.choose(phase, widest)
         chunks: Sequence[Chunk] = ()
         if prompts:
-            chunks = self._planner.chunks(decoding, prompts, self._speeds(width))
+            chunks = self._planner.chunks(decoding, prompts, self._timing.speeds(width))
         cpu_s = self.costs.step_s(decoding, [chunk.count for chunk in chunks], width)
         if self.costs.noise:
             cpu_s *= math.exp(self._rng.gauss(0, self.costs.noise))
@@ -205,20 +209,6 @@ class VirtualWorker:
             count = min(shortest, max(1, int(RUN_S / step_s)))
         self._run = _Run(now, step_s, cpu_s, count, decoding, chunks, phase, width)
         self._timer = self._loop.call_at(now + count * step_s, self._end)
-
-    def _knows_own_speed(self, phase: Phase) -> bool:
-        speeds = self._meter.speeds
-        known = speeds.prefill_tok_s if phase is Phase.PREFILL else speeds.step_base_s
-        return known is not None
-
-    def _speeds(self, width: int) -> Speeds:
-        """With so many threads; see Engine._speeds."""
-        if width == 1:
-            return self._meter.speeds
-        return self._meter.speeds.times(
-            prefill=self._widths.gain(Phase.PREFILL, width),
-            decode=self._widths.gain(Phase.DECODE, width),
-        )
 
     def _cut_short(self, run: _Run) -> None:
         """Something has come: the step that runs is the last of these."""
@@ -246,14 +236,10 @@ class VirtualWorker:
             self._begin()
 
     def _measure(self, run: _Run) -> None:
-        """What the engine learns from a step; see Engine._compute."""
+        """What the engine learns from a step; see BaseEngine."""
         prefilled = sum(chunk.count for chunk in run.chunks)
-        if self._knows_own_speed(run.phase):
-            own_s = predict_s(run.decoding, prefilled, self._meter.speeds, FALLBACK_TOKEN_S)
-            self._widths.observe(run.phase, run.width, own_s, run.step_s)
-        if run.width == 1:
-            self._meter.observe(run.decoding, prefilled, run.cpu_s)
-        else:
+        self._timing.observe(run.width, run.decoding, prefilled, cpu_s=run.cpu_s, wall_s=run.step_s)
+        if run.width > 1:
             self._wide_steps += run.count
 
     def _advance(self, run: _Run) -> list[wire.Delta]:
@@ -314,7 +300,7 @@ class VirtualWorker:
         if self._hung_s is not None:
             heartbeat = self._hung_s
         share = self.core.share(now, run is not None)
-        speeds = self._meter.speeds
+        speeds = self._timing.meter.speeds
         progress = board.ProgressRow(
             epoch=self.epoch,
             heartbeat_ns=int(heartbeat * 1e9),
@@ -351,7 +337,7 @@ class VirtualWorker:
         self.waiting.clear()
         self.prefill_pending = 0
         self._lent = ()
-        self._meter, self._widths = SpeedMeter(tiled=True, slots=self.costs.slots), Widths()
+        self._timing = _timing(self.costs)
         self._identity = msgspec.structs.replace(self._identity, state=board.WorkerState.BACKOFF)
         self._read_s = -1.0
         link, self.link = self.link, None

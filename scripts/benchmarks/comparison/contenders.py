@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import machine, servers
-from benchmarks.comparison import balancers, dasllama
-from benchmarks.comparison.measures import SPEEDS
+from benchmarks.comparison import balancers, dasllama, measures
 from benchmarks.peers import Peers
 from benchmarks.servers import ALIAS, Server, ServerError
 
@@ -79,9 +78,7 @@ def lbhost(setting: Setting) -> Iterator[Contender]:
             return [row["pid"] for row in rows if row["pid"]]
 
         def speeds() -> dict[str, float]:
-            rows = servers.ask(server, "GET", "/status")["workers"]
-            known = {name: [row[name] for row in rows if row[name] is not None] for name in SPEEDS}
-            return {name: sum(each) / len(each) for name, each in known.items() if each}
+            return measures.speeds(servers.ask(server, "GET", "/status")["workers"])
 
         yield Contender(server, (server.pid,), workers, speeds=speeds)
 

@@ -5,7 +5,9 @@ Pure: no clock, no I/O.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks import stats
 from benchmarks.load import Job, Outcome
@@ -16,14 +18,39 @@ GOOD_GAP_S = 0.1
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 SPEEDS = ("prefill_tok_s", "step_base_s", "step_seq_s")
-"""What lbhost's workers had measured of themselves by then; scripts/simulate plays by it."""
+"""What lbhost's workers had measured of themselves by then; scripts/simulate plays by it, and by
+the `steps_s`, each of which has a name of its own: `step_1_s`, `step_2_s`, …"""
+
+_MOST_STEPS = 64
 
 Measures = Mapping[str, float]
 """By name: `tok_s` (output tokens per second), `ttft_p50`, `gap_p99`, `e2e_p95` (seconds from
 sending to the first token, between tokens, to the last), `goodput` (good requests per second),
 `requests`, `failed` (counts), `cpu_s` (CPU seconds per 1,000 output tokens), `late_s`, and lbhost's
-SPEEDS. Latencies of one kind of request have its name before a dot: `short.ttft_p99`. What had no
+`speeds`. Latencies of one kind of request have its name before a dot: `short.ttft_p99`. What had no
 value is missing."""
+
+
+def speeds(workers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of what the workers of a status say of themselves, without what none does."""
+    told: dict[str, list[float]] = {}
+    for worker in workers:
+        said = {name: worker[name] for name in SPEEDS}
+        said |= {_step(n): step_s for n, step_s in enumerate(worker.get("steps_s", ()), 1)}
+        for name, value in said.items():
+            if value is not None:
+                told.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in told.items()}
+
+
+def steps_s(told: Mapping[str, float]) -> tuple[float, ...]:
+    """Of 1, 2, … sequences, as far as `speeds` has them."""
+    names = itertools.takewhile(told.__contains__, map(_step, range(1, _MOST_STEPS + 1)))
+    return tuple([told[name] for name in names])
+
+
+def _step(sequences: int) -> str:
+    return f"step_{sequences}_s"
 
 
 def is_good(request: Request) -> bool:

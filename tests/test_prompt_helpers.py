@@ -191,6 +191,24 @@ async def test_a_short_body_goes_before_long_ones_that_have_waited_no_longer() -
         assert order == ["short", "long"]
 
 
+async def test_a_client_that_floods_the_helpers_waits_behind_itself_alone() -> None:
+    async with running(opened=False) as under_test:
+        order: list[str] = []
+
+        async def ask(client: str) -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                await under_test.prepare(text("a"), Kind.COMPLETION, client)
+            order.append(client)
+
+        tasks = [asyncio.create_task(ask("flood")) for _ in range(8)]
+        await until(lambda: under_test.waiting == 8, "the flood waits")
+        tasks.append(asyncio.create_task(ask("honest")))
+        await until(lambda: under_test.waiting == 9, "all wait")
+        under_test.open()
+        await asyncio.gather(*tasks)
+    assert order == ["flood", "honest", *["flood"] * 7]
+
+
 async def test_closing_answers_those_who_wait() -> None:
     async with running() as under_test:
         running_one = await busy(under_test, text("SLEEP"))

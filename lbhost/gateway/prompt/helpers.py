@@ -2,13 +2,13 @@
 
 A helper that dies, or is killed at its job's deadline, is replaced alone, and only the request
 that it worked on fails. Callers that are cancelled leave the queue; a job that nobody waits for
-any more is killed once it has run for longer than a new helper costs.
+any more is killed once it has run for longer than a new helper costs. The client goes next whose
+bodies have had the least of the helpers' time: one that sends bombs waits behind itself alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import time
 from collections.abc import Sequence
@@ -31,12 +31,13 @@ from lbhost.gateway.prompt.helper_process import COMMAND, HelperProcess
 from lbhost.gateway.prompt.inputs import Inputs
 from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.prompt.questions import Told
-from lbhost.gateway.scheduling.fairness import may_wait
+from lbhost.gateway.scheduling.fairness import VirtualTokens, may_wait
 
 MAX_WAITING = 64
 
 BYTES_PER_S = 256 * 1024
-"""A body waits as if it had come so much later as it is long: short ones go first, none starves."""
+"""Of a client's bodies, each waits as if it had come so much later as it is long: short ones go
+first, none starves."""
 
 ABANDONED_S = 0.5
 """How long a job may run after its caller left: a new helper costs about as much CPU time."""
@@ -67,9 +68,6 @@ class _Waiting:
             asyncio.get_running_loop().create_future()
         )
 
-    def __lt__(self, other: _Waiting) -> bool:
-        return self.place < other.place
-
 
 class Helpers:
     """A fixed number of helper processes and one bounded queue. Needs a running loop."""
@@ -90,6 +88,8 @@ class Helpers:
         self._counters = counters
         self._command = command
         self._queue: list[_Waiting] = []
+        self._had = VirtualTokens()
+        """What each client's bodies have taken, in seconds of a helper."""
         self._numbers = itertools.count()
         self._arrived = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
@@ -138,7 +138,8 @@ class Helpers:
             self._leave(waiting)
 
     def _enqueue(self, waiting: _Waiting) -> None:
-        heapq.heappush(self._queue, waiting)
+        self._queue.append(waiting)
+        self._had.joins(waiting.client)
         self._arrived.set()
 
     def _leave(self, waiting: _Waiting) -> bool:
@@ -146,7 +147,7 @@ class Helpers:
         if waiting not in self._queue:
             return False
         self._queue.remove(waiting)
-        heapq.heapify(self._queue)
+        self._had.leaves(waiting.client)
         return True
 
     def _waited(self, waiting: _Waiting) -> None:
@@ -157,7 +158,9 @@ class Helpers:
         while not self._queue:
             self._arrived.clear()
             await self._arrived.wait()
-        return heapq.heappop(self._queue)
+        first = min(self._queue, key=lambda one: (self._had.had(one.client), one.place))
+        self._leave(first)
+        return first
 
     async def _keep(self, number: int) -> None:
         """One helper's place: a process in it, for ever."""
@@ -213,8 +216,11 @@ class Helpers:
                 asking.cancel()
             if ended == "failed":  # or cancelled, at the end
                 _settle(waiting, NotReadyError("the server is shutting down"))
+            took = time.monotonic() - began
+            if ended != "returned":
+                self._had.charge(waiting.client, took)
             self._counters.helper_jobs.labels(ended).inc()
-            self._counters.helper_time.observe(time.monotonic() - began)
+            self._counters.helper_time.observe(took)
 
     async def _until_done_or_over(self, asking: asyncio.Future[Answer], waiting: _Waiting) -> None:
         """Until the answer, the deadline, or ABANDONED_S when the caller is gone."""

@@ -222,7 +222,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         int, Meta(ge=1, le=16), says("Processes that parse and tokenise long prompts.")
     ] = 2
     queue_timeout_s: Annotated[
-        Seconds, says("How long a request may wait for a worker before it is answered 503.")
+        Seconds,
+        says(
+            "How long a request may wait for a worker before it is answered 503; what would wait "
+            "much longer is refused at once, with the time after which to come again. In a flood "
+            "all that is taken waits about so long: where late answers are worth nothing, less."
+        ),
     ] = 60.0
     request_timeout_s: Annotated[
         Seconds, says("How long a request may take from arrival to its last token.")

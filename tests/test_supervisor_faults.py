@@ -123,6 +123,19 @@ async def test_no_descriptors_at_a_restart_are_a_crash_and_not_the_end(
         await running.until(lambda: gateway.state == "ready", "the gateway is back")
 
 
+async def test_a_gateway_that_has_retired_is_not_started_again_however_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with box(tmp_path, monkeypatch) as running:
+        gateway = running.server.gateway
+        running.kill(gateway.pid, signal.SIGSTOP)  # it does not get to do as it is told
+        gateway.retire(control.Retire(60.0))
+        running.kill(gateway.pid)
+        await running.until(lambda: gateway.pid is None, "it has ended")
+        assert (gateway.state, gateway.restarts) == ("stopped", 0)
+        assert running.kinds("gateway")[-1] == "gateway ended: SIGKILL"
+
+
 async def test_a_fork_that_could_not_be_sent_is_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

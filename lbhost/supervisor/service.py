@@ -208,6 +208,10 @@ class Service:
         self._crashed(self._complaint or how)
 
     def _crashed(self, why: str) -> None:
+        if self._retired:  # another one does its work
+            self.state, self.last_exit = "stopped", why
+            self._events.add("error", self.name, f"{self.label} ended: {why}")
+            return
         now = time.monotonic()
         ran = 0.0 if self._ready_at_s is None else now - self._ready_at_s
         self._past, delay = after_crash(

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import batched, load
+from benchmarks import batched, failover, load
 from benchmarks.__main__ import SECTIONS, parse
 from benchmarks.batched import Result, Shape
 from benchmarks.bench import BenchError
@@ -29,6 +29,11 @@ from benchmarks.stats import (
 )
 
 # --- statistics --------------------------------------------------------------------------------
+
+
+def test_a_pause_ends_with_the_first_text_that_was_not_on_its_way_at_the_kill() -> None:
+    assert failover.paused_s([9.9, 10.01, 10.3, 10.4], 10.0) == pytest.approx(0.3)
+    assert failover.paused_s([9.9, 10.01], 10.0) is None
 
 
 def test_quantiles_lie_between_the_nearest_ranks() -> None:

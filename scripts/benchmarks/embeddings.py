@@ -6,17 +6,13 @@ of --embedding-model; lbhost serves what `lbhost tune` made of it, if it has bee
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
-from benchmarks import embedding_loop, machine, servers
+from benchmarks import embedding_loop, generator, machine, servers
 from benchmarks.bench import Bench, BenchError
 from benchmarks.embedding_load import Outcome, Plan
 from benchmarks.embedding_loop import Loops
@@ -122,18 +118,8 @@ def apply(
     plan = Plan(*address, model, list(texts), clients, inputs, TIMEOUT_S, stop_s)
     pids = machine.tree(server.pid)
     before = machine.cpu_s(pids)
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.embedding_load"],
-        input=msgspec.json.encode(plan),
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
-        timeout=TIMEOUT_S + 30,
-        check=False,
-    )
+    outcome = generator.generate("benchmarks.embedding_load", plan, Outcome, TIMEOUT_S + 30)
     used = machine.cpu_s(pids) - before
-    if done.returncode:
-        raise BenchError("the load generator failed")
-    outcome = msgspec.json.decode(done.stdout, type=Outcome)
     if outcome.failures:
         raise BenchError(f"{server.name}: {outcome.failures[0]}")
     took = outcome.latencies_s

@@ -6,16 +6,12 @@ Both servers are up, and get the same load in turn, A B A B, with fresh prompts 
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
-from benchmarks import machine, servers, stats
+from benchmarks import generator, machine, servers, stats
 from benchmarks.bench import Bench, BenchError
 from benchmarks.figures import Figure, Target, at_least, at_most, number
 from benchmarks.load import Job, Outcome, Plan
@@ -95,19 +91,7 @@ def generate(server: Server, plan: Plan) -> Outcome:
     Raises:
         BenchError: a request failed, so that the figures would flatter the server.
     """
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.load"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
-    ) as process:
-        try:
-            answer, _ = process.communicate(msgspec.json.encode(plan), plan.timeout_s + 30)
-        finally:
-            process.kill()
-    if process.returncode:
-        raise BenchError("the load generator failed")
-    outcome = msgspec.json.decode(answer, type=Outcome)
+    outcome = generator.generate("benchmarks.load", plan, Outcome, plan.timeout_s + 30)
     if outcome.failures:
         failed = f"{len(outcome.failures)} of {len(plan.jobs)} requests to {server.name} failed"
         raise BenchError(f"{failed}: {outcome.failures[0]}")

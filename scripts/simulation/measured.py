@@ -9,15 +9,13 @@ with a simulation of the very same arrivals.
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from benchmarks import machine, peers, servers, stats
+from benchmarks import generator, machine, peers, servers, stats
 from benchmarks.comparison import measures
 from benchmarks.figures import number
 from benchmarks.load import Job, Outcome, Plan
@@ -154,17 +152,7 @@ def _apply(server: Server, jobs: list[Job], clients: int = 0) -> list[stats.Requ
     """From a process of its own, as scripts/bench does."""
     timeout_s = 300 + max(job.at or 0.0 for job in jobs)
     plan = Plan(server.host, server.port, servers.ALIAS, jobs, clients, timeout_s)
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load"],
-        input=msgspec.json.encode(plan),
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent.parent,
-        timeout=timeout_s + 30,
-        check=False,
-    )
-    if done.returncode:
-        raise MeasureError("the load generator failed")
-    outcome = msgspec.json.decode(done.stdout, type=Outcome)
+    outcome = generator.generate("benchmarks.load", plan, Outcome, timeout_s + 30)
     if outcome.failures:
         raise MeasureError(f"{len(outcome.failures)} requests failed: {outcome.failures[0]}")
     return outcome.requests

@@ -8,17 +8,15 @@ import csv
 import functools
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
 import psutil
 
-from benchmarks import machine, servers, stats
+from benchmarks import generator, machine, servers, stats
 from benchmarks.bench import Bench, BenchError
 from benchmarks.comparison import disturb, loads, measures, shape
 from benchmarks.comparison.contenders import CONTENDERS, Contender, Setting
@@ -77,11 +75,7 @@ class Comparison:
         self._capacity: dict[tuple[Weights, Arrivals], tuple[float, str]] = {}
 
     def run(self, names: list[str]) -> Iterator[Result]:
-        """Each scenario's result when it is there. Scenarios of the same servers share them.
-
-        Raises:
-            BenchError: a load generator failed.
-        """
+        """Each scenario's result when it is there. Scenarios of the same servers share them."""
         groups: dict[tuple[Weights, bool], list[str]] = {}
         for name in names:
             scenario = SCENARIOS[name]
@@ -237,7 +231,7 @@ class Comparison:
             if scenario.repeated:
                 for contender in running:
                     self._apply(contender, repeated, scenario.clients, self._seconds)
-        except BenchError as error:
+        except (BenchError, ServerError) as error:
             result.notes.append(f"not measured: {error}")
             return result
         taking = list(running)
@@ -304,19 +298,7 @@ class Comparison:
             REQUEST_TIMEOUT_S,
             contender.exact,
         )
-        with subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.load"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        ) as process:
-            try:
-                answer, _ = process.communicate(msgspec.json.encode(plan), timeout_s + GRACE_S)
-            finally:
-                process.kill()
-        if process.returncode:
-            raise ServerError("the load generator failed")
-        return msgspec.json.decode(answer, type=Outcome)
+        return generator.generate("benchmarks.load", plan, Outcome, timeout_s + GRACE_S)
 
     def _calm(self, contender: Contender) -> None:
         """Wait until a contender is up, whole and idle again after what was done to it.

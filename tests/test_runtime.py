@@ -82,10 +82,8 @@ def test_a_folder_whose_files_were_deleted_is_still_taken(tmp_path: Path) -> Non
     assert not path.exists()
 
 
-def test_another_servers_folder_of_the_same_name_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    first = RuntimeDir.claim(path)
-    path.rename(tmp_path / "taken away")
+def who_claims_it_next_keeps_it(path: Path, first: RuntimeDir) -> None:
+    """Whatever the server that had the folder does at its end."""
     second = RuntimeDir.claim(path)
     with second.listen():
         first.release()
@@ -93,6 +91,13 @@ def test_another_servers_folder_of_the_same_name_is_left_alone(tmp_path: Path) -
         assert f"pid {os.getpid()} already runs" in refusal(path)
     second.release()
     assert not path.exists()
+
+
+def test_another_servers_folder_of_the_same_name_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = RuntimeDir.claim(path)
+    path.rename(tmp_path / "taken away")
+    who_claims_it_next_keeps_it(path, first)
 
 
 def test_a_folder_open_to_others_or_not_ours_is_refused(
@@ -155,13 +160,7 @@ def test_a_folder_that_was_cleaned_away_is_the_next_servers(tmp_path: Path) -> N
     first = RuntimeDir.claim(path)
     first.listen().close()
     shutil.rmtree(path)
-    second = RuntimeDir.claim(path)
-    with second.listen():
-        first.release()
-        assert second.socket_path.exists()
-        assert f"pid {os.getpid()} already runs" in refusal(path)
-    second.release()
-    assert not path.exists()
+    who_claims_it_next_keeps_it(path, first)
 
 
 def test_a_socket_path_that_cannot_be_cleared_is_one_line(tmp_path: Path) -> None:

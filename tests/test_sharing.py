@@ -15,9 +15,17 @@ LONG = list(range(100, 200))
 OTHER = list(range(500, 600))
 
 
-def held(slot: int, done: int, prompt: list[int], *, rank: int = 1, scored: bool = False) -> Held:
+def held(
+    slot: int,
+    done: int,
+    prompt: list[int],
+    *,
+    rank: int = 1,
+    scored: bool = False,
+    scope: int = 0,
+) -> Held:
     """A slot whose number is its request's, with so many of the prompt's tokens computed."""
-    return Held(slot, pack_tokens(prompt[:done]), pack_tokens(prompt), slot, rank, scored)
+    return Held(slot, pack_tokens(prompt[:done]), pack_tokens(prompt), slot, rank, scored, scope)
 
 
 def test_the_first_of_those_that_are_alike_computes_and_the_others_wait() -> None:
@@ -57,6 +65,29 @@ def test_nobody_waits_for_who_has_a_lower_class() -> None:
 def test_little_is_not_worth_a_copy(common: int, waits: bool) -> None:
     other = [*LONG[:common], *OTHER]
     assert bool(share([held(0, 0, LONG), held(1, 0, other)], 32).waiting) is waits
+
+
+@pytest.mark.parametrize(("own", "worth"), [(67, True), (68, False)])
+def test_what_it_holds_itself_needs_no_copy(own: int, worth: bool) -> None:
+    computed = Held(0, pack_tokens(LONG))
+    copies = share([computed, held(1, own, LONG)], 32).copies
+    assert copies == ((Copy(0, 1, 99),) if worth else ())
+    shorter = held(0, 0, LONG[:98], rank=0)
+    assert bool(share([shorter, held(1, own - 1, LONG)], 32).waiting) is worth
+
+
+def test_one_waits_for_whoever_has_most_in_common_with_it() -> None:
+    little, much = [*LONG[:31], 1], [*LONG[:90], 1]
+    for first, second in ((little, much), (much, little)):
+        slots = [held(0, 0, first), held(1, 0, second), held(2, 0, LONG)]
+        assert share(slots, 32).waiting == {2}
+
+
+def test_nothing_is_shared_between_scopes() -> None:
+    mine, same, others = (held(n, 0, LONG, scope=scope) for n, scope in enumerate((1, 1, 2)))
+    assert share([mine, same, others], 32).waiting == {1}
+    computed = Held(3, pack_tokens(LONG), scope=1)
+    assert share([computed, mine, others], 32).copies == (Copy(3, 0, 99),)
 
 
 def test_who_is_to_be_scored_computes_all_of_it_itself() -> None:

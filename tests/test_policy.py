@@ -16,8 +16,11 @@ from lbhost.gateway.scheduling.policy import (
     ASSUMED_SPEEDS,
     Need,
     choose,
+    foresee,
     penalty,
     predict,
+    room_for_flex,
+    room_for_long,
 )
 from lbhost.gateway.scheduling.worker_view import WorkerView, seen_with
 
@@ -128,6 +131,24 @@ def test_errors_and_a_fresh_start_worsen_a_prediction() -> None:
     assert predict(SHORT, view(ready_for_s=2.5), ASSUMED_SPEEDS) == pytest.approx(1.5 * usual)
 
 
+def test_a_prediction_is_corrected_before_the_first_token_and_after_it_apart() -> None:
+    corrected = msgspec.structs.replace(view(in_flight=1), ttft_factor=2.0, output_factor=3.0)
+    expected = 2 * (128 / 500 + 3 * 0.008) + 3 * 64 * 0.014
+    assert predict(SHORT, corrected, ASSUMED_SPEEDS) == pytest.approx(expected)
+    idle = msgspec.structs.replace(view(), ttft_factor=2.0, output_factor=3.0)
+    assert predict(SHORT, idle, ASSUMED_SPEEDS) == pytest.approx(2 * 0.256 + 3 * 0.512)
+
+
+@pytest.mark.parametrize("error_rate", [0.0, 0.9])
+def test_what_is_foreseen_is_what_the_worker_is_believed_to_do(error_rate: float) -> None:
+    """A penalty makes it no slower, and one that is full is told of as if it had room."""
+    full = view(in_flight=4, share=0.5, error_rate=error_rate)
+    first_s, output_s = foresee(SHORT, full) or (0.0, 0.0)
+    assert first_s == pytest.approx(2 * (128 / 500 + 3 * 0.026))
+    assert output_s == pytest.approx(2 * 0.032)
+    assert foresee(SHORT, view(measured=False)) is None
+
+
 # --- cost -------------------------------------------------------------------------------
 
 
@@ -151,6 +172,15 @@ def test_a_worker_with_the_prefix_wins_until_it_is_crowded() -> None:
     assert picks(Policy.COST, [view(0), crowded], Need(400, 128)) == {0}
 
 
+def test_of_busy_workers_that_are_alike_the_least_loaded_get_it_by_chance() -> None:
+    told = (0.008,) * 5  # whatever else runs there
+    views = [
+        msgspec.structs.replace(view(i, in_flight=busy), steps_s=told)
+        for i, busy in enumerate((2, 1, 3, 1))
+    ]
+    assert picks(Policy.COST, views) == {1, 3}
+
+
 def test_full_workers_get_nothing() -> None:
     assert picks(Policy.COST, [view(0, in_flight=4), view(1, in_flight=4)]) == {None}
     assert picks(Policy.COST, [view(0, in_flight=4), view(1, in_flight=3)]) == {1}
@@ -168,6 +198,14 @@ def test_the_worker_that_fails_fastest_gets_the_least() -> None:
 def test_an_unmeasured_worker_counts_as_a_typical_one() -> None:
     assert picks(Policy.COST, [view(0, measured=False), view(1)]) == {0, 1}
     assert picks(Policy.COST, [view(0, measured=False), view(1, in_flight=1)]) == {0}
+    slow, fast = (
+        msgspec.structs.replace(view(i, in_flight=3), speeds=speeds)
+        for i, speeds in ((1, (200.0, 0.006, 0.020)), (2, (800.0, 0.002, 0.006)))
+    )
+    unknown = view(0, measured=False, in_flight=3)
+    assert picks(Policy.COST, [unknown, slow]) == {0, 1}
+    assert picks(Policy.COST, [unknown, slow, slow, fast]) == {3}
+    assert picks(Policy.COST, [unknown, slow, msgspec.structs.replace(fast, slots=3)]) == {0}
 
 
 # --- long prompts -----------------------------------------------------------------------
@@ -191,6 +229,33 @@ def test_short_ones_do_not_starve_long_ones(policy: Policy) -> None:
 
 def test_a_box_with_one_slot_still_serves_long_prompts() -> None:
     assert choose(Policy.COST, LONG, [view(slots=1)], Random(1), 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("slots", "taken", "room"),
+    [((1,), 0, True), ((1,), 1, False), ((2,), 0, True), ((2,), 1, False), ((8, 7), 13, True),
+     ((8, 7), 14, False), ((8, 8), 13, True), ((8, 8), 14, False)],
+)  # fmt: skip
+def test_one_slot_in_eight_is_kept_for_short_prompts(
+    slots: tuple[int, ...], taken: int, room: bool
+) -> None:
+    rest = [max(0, min(count, taken - sum(slots[:i]))) for i, count in enumerate(slots)]
+    views = [
+        view(i, slots=count, in_flight=long, long_in_flight=long)
+        for i, (count, long) in enumerate(zip(slots, rest, strict=True))
+    ]
+    assert room_for_long(views) is room
+
+
+@pytest.mark.parametrize(
+    ("slots", "taken", "room"),
+    [(1, 0, True), (1, 1, False), (2, 0, True), (2, 1, False), (7, 5, True), (7, 6, False),
+     (8, 5, True), (8, 6, False)],
+)  # fmt: skip
+def test_one_slot_in_four_is_kept_for_who_is_not_flex(slots: int, taken: int, room: bool) -> None:
+    assert room_for_flex([view(slots=slots, in_flight=taken)]) is room
+    crowded = [view(slots=slots, in_flight=taken), view(slots=0, in_flight=3)]
+    assert room_for_flex(crowded) is room, "more than there are slots are none less"
 
 
 # --- the others -------------------------------------------------------------------------

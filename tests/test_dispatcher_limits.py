@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
-from dispatching import bench, over, work
+from dispatching import Bench, bench, over, work
 from fake_worker import Script
 from lbhost import order, wire
 from lbhost.errors import (
@@ -16,6 +19,7 @@ from lbhost.errors import (
 )
 from lbhost.gateway.scheduling import group, prospects
 from lbhost.gateway.scheduling.job import JobState
+from lbhost.gateway.scheduling.worker_view import Speeds
 from running_gateway import until
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +37,14 @@ class TwoSecondsEach:
     def answer(self, _: wire.Submit) -> list[str]:
         self._now += 2.0
         return ["word"]
+
+
+@asynccontextmanager
+async def measured(speeds: Speeds, **settings: Any) -> AsyncIterator[Bench]:
+    """A worker of one slot, whose speeds are known already."""
+    async with bench(1, Script(speeds=speeds), slots=1, **settings) as b:
+        await until(lambda: b.sessions.measured_speeds() == speeds, "its speeds are seen")
+        yield b
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
@@ -70,10 +82,8 @@ async def test_retry_after_tells_how_fast_the_queue_moved() -> None:
 
 
 async def test_what_cannot_be_done_in_time_is_refused_once_predictions_have_proved_good() -> None:
-    script = Script(speeds=(100.0, 0.001, 0.001))
-    async with bench(1, script, slots=1, request_timeout_s=100.0, queue_timeout_s=20.0) as b:
+    async with measured((100.0, 0.001, 0.001), request_timeout_s=100.0, queue_timeout_s=20.0) as b:
         (fake,) = b.workers
-        await until(lambda: b.sessions.speeds() == script.speeds, "its speeds are seen")
         endless = {"max_tokens": 1_000_000, "ignore_eos": True}
         fake.hold()
         first = b.submit(10, **endless)
@@ -123,10 +133,8 @@ async def test_flex_leaves_tokens_of_the_queue_to_others() -> None:
 
 
 async def test_many_answers_to_one_prompt_are_its_work_once() -> None:
-    script = Script(speeds=(100.0, 0.001, 0.009))
-    async with bench(1, script, slots=1, queue_timeout_s=10.0) as b:
+    async with measured((100.0, 0.001, 0.009), queue_timeout_s=10.0) as b:
         (fake,) = b.workers
-        await until(lambda: b.sessions.measured_speeds() == script.speeds, "its speeds are seen")
         fake.hold()
         running = b.submit(10, 1)
         asked = work(900, 1)
@@ -140,10 +148,8 @@ async def test_many_answers_to_one_prompt_are_its_work_once() -> None:
 
 
 async def test_more_work_than_can_begin_in_time_is_refused_as_soon_as_speeds_are_known() -> None:
-    script = Script(speeds=(100.0, 0.001, 0.009))
-    async with bench(1, script, slots=1, queue_timeout_s=10.0) as b:
+    async with measured((100.0, 0.001, 0.009), queue_timeout_s=10.0) as b:
         (fake,) = b.workers
-        await until(lambda: b.sessions.measured_speeds() == script.speeds, "its speeds are seen")
         fake.hold()
         running = b.submit(10, 1)
         jobs = [b.submit(300, 1) for _ in range(4)]
@@ -159,9 +165,7 @@ async def test_more_work_than_can_begin_in_time_is_refused_as_soon_as_speeds_are
 
 
 async def test_what_a_worker_has_of_a_prompt_takes_no_time() -> None:
-    script = Script(speeds=(100.0, 0.001, 0.001))
-    async with bench(1, script, slots=1, request_timeout_s=10.0) as b:
-        await until(lambda: b.sessions.measured_speeds() == script.speeds, "its speeds are seen")
+    async with measured((100.0, 0.001, 0.001), request_timeout_s=10.0) as b:
         await over(b.submit(3200, 1))
         for _ in range(prospects.LEAST_SEEN):
             b.sessions.accuracy(0).completion.add(1.0, 1.0)
@@ -171,10 +175,8 @@ async def test_what_a_worker_has_of_a_prompt_takes_no_time() -> None:
 
 
 async def test_what_a_worker_has_of_a_prompt_is_no_work() -> None:
-    script = Script(speeds=(100.0, 0.001, 0.009))
-    async with bench(1, script, slots=1, queue_timeout_s=10.0) as b:
+    async with measured((100.0, 0.001, 0.009), queue_timeout_s=10.0) as b:
         (fake,) = b.workers
-        await until(lambda: b.sessions.measured_speeds() == script.speeds, "its speeds are seen")
         await over(b.submit(320, 1))
         fake.hold()
         jobs = [b.submit(320, 1) for _ in range(11)]  # 32 s of work if it were to be computed

@@ -22,7 +22,7 @@ from lbhost.gateway.scheduling.policy import (
     room_for_flex,
     room_for_long,
 )
-from lbhost.gateway.scheduling.worker_view import WorkerView, seen_with
+from lbhost.gateway.scheduling.worker_view import UNDISTURBED, WorkerView, seen_with
 
 SHORT = Need(prompt_tokens=128, expected_tokens=64)
 LONG = Need(prompt_tokens=2000, expected_tokens=64)
@@ -83,6 +83,8 @@ def test_steps_take_what_was_measured_for_their_sequences() -> None:
     assert predict(SHORT, told, ASSUMED_SPEEDS) == pytest.approx(
         128 / 500 + (128 / 64 + 1) * 0.017 + 64 * 0.016
     )
+    alone = msgspec.structs.replace(view(), steps_s=steps_s)
+    assert predict(SHORT, alone, ASSUMED_SPEEDS) == pytest.approx(128 / 500 + 64 * 0.005)
     beyond = msgspec.structs.replace(view(in_flight=5, slots=8), steps_s=steps_s)
     assert predict(SHORT, beyond, ASSUMED_SPEEDS) == pytest.approx(
         128 / 500 + (128 / 64 + 1) * 0.024 + 64 * (0.002 + 6 * 0.006)
@@ -150,6 +152,14 @@ def test_what_is_foreseen_is_what_the_worker_is_believed_to_do(error_rate: float
 
 
 # --- cost -------------------------------------------------------------------------------
+
+
+def test_a_worker_that_has_just_started_is_a_vacant_one_and_one_that_failed_is_not() -> None:
+    assert view(ready_for_s=0.0).vacant
+    assert not view(error_rate=0.2).vacant
+    assert view(share=UNDISTURBED).vacant
+    assert not view(share=0.99 * UNDISTURBED).vacant
+    assert not view(in_flight=1).vacant
 
 
 def test_one_short_request_on_a_free_core_beats_an_empty_worker_on_a_busy_one() -> None:
@@ -234,7 +244,8 @@ def test_a_box_with_one_slot_still_serves_long_prompts() -> None:
 @pytest.mark.parametrize(
     ("slots", "taken", "room"),
     [((1,), 0, True), ((1,), 1, False), ((2,), 0, True), ((2,), 1, False), ((8, 7), 13, True),
-     ((8, 7), 14, False), ((8, 8), 13, True), ((8, 8), 14, False)],
+     ((8, 7), 14, False), ((8, 8), 13, True), ((8, 8), 14, False),
+     ((1, 1), 1, False), ((8, 7, 2), 15, True)],  # an idle one of two slots keeps one anyhow
 )  # fmt: skip
 def test_one_slot_in_eight_is_kept_for_short_prompts(
     slots: tuple[int, ...], taken: int, room: bool
@@ -350,7 +361,11 @@ def test_adapters_that_take_turns_take_so_many_times_as_long() -> None:
     alone = view(in_flight=2, prefills=(100, 300))
     twice = 2 * predict(SHORT, alone, ASSUMED_SPEEDS)
     assert predict(SHORT, seen, ASSUMED_SPEEDS) == pytest.approx(twice)
-    assert seen_with(mixed, 3).takers == 3
+    assert seen.loaded
+    assert (seen_with(mixed, 3).takers, seen_with(mixed, 3).loaded) == (3, False)
+    plain = view(in_flight=2, prefills=(100,))
+    beside = seen_with(plain, 1)
+    assert (beside.prefills, beside.beside, beside.takers) == ((), 2, 2)
     assert seen_with(mixed, 0).prefills == ()
 
 

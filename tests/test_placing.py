@@ -145,6 +145,18 @@ def test_a_short_request_goes_to_the_worker_that_has_nothing(share: float) -> No
         assert choose(Policy.COST, Need(63, outputs), _two(share), Random(1), 0) == 0
 
 
+def test_the_better_idle_worker_gets_it_though_one_that_computes_would_be_sooner() -> None:
+    """1.27 s on four fifths of a core, 1.11 s beside a stream on a whole one."""
+    need = Need(400, 1)
+    busy = _Worker(4, CORE, running=[_Running(60, 0)]).view(1)
+    better, worse = _Worker(4, CORE, 0.8).view(0), _Worker(4, CORE, UNDISTURBED - 0.1).view(2)
+    assert predict(need, busy, ASSUMED_SPEEDS) * NOISE < predict(need, better, ASSUMED_SPEEDS)
+    assert choose(Policy.COST, need, [better, busy, worse], Random(1), 0) == 0
+    slow = _Worker(4, (200.0, 0.003, 0.009), 0.8).view(3)
+    for seed in range(20):
+        assert choose(Policy.COST, need, [slow, busy, better], Random(seed), 0) == 2
+
+
 def test_a_worker_beside_a_neighbour_is_left_alone_while_another_has_room() -> None:
     views = [_Worker(4, CORE, 0.2).view(0), _Worker(4, CORE, running=[_Running(60, 0)]).view(1)]
     assert choose(Policy.COST, Need(63, 64), views, Random(1), 0) == 1

@@ -71,6 +71,11 @@ def test_an_empty_worker_takes_prefill_plus_decode() -> None:
     assert predict(SHORT, view(), ASSUMED_SPEEDS) == pytest.approx(0.256 + 0.512)
 
 
+def test_what_a_worker_has_not_measured_is_predicted_by_what_is_typical() -> None:
+    expected = 128 / 200 + 64 * (0.004 + 0.008)
+    assert predict(SHORT, view(measured=False), ASSUMED_SPEEDS) == pytest.approx(expected)
+
+
 def test_company_slows_both_prefill_and_decode() -> None:
     # prefill rides with 3 chunks (128 / 64 + 1) of a 2-sequence decode, then 3 decode together
     expected = 128 / 500 + 3 * (0.002 + 2 * 0.006) + 64 * (0.002 + 3 * 0.006)
@@ -199,6 +204,9 @@ def test_full_workers_get_nothing() -> None:
 def test_a_request_waits_for_a_full_worker_rather_than_crawl_on_a_hot_core() -> None:
     assert picks(Policy.COST, [view(0, share=0.05), view(1, in_flight=4)]) == {None}
     assert picks(Policy.COST, [view(0, share=0.5), view(1, in_flight=4)]) == {0}
+    assert picks(Policy.COST, [view(0, share=0.4), view(1, in_flight=4)]) == {0}, "not soon enough"
+    failing = view(0, in_flight=1, error_rate=0.9)
+    assert picks(Policy.COST, [failing, view(1, in_flight=4)]) == {0}, "its core is its own"
 
 
 def test_the_worker_that_fails_fastest_gets_the_least() -> None:

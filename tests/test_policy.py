@@ -183,6 +183,8 @@ def test_equal_workers_share_by_chance_not_by_index() -> None:
 def test_a_worker_with_the_prefix_wins_until_it_is_crowded() -> None:
     need = Need(prompt_tokens=400, expected_tokens=32)
     assert picks(Policy.COST, [view(0), view(1, cached=384, in_flight=1)], need) == {1}
+    hardly_sooner = view(1, cached=144, in_flight=1)  # 1.00 s, and 1.06 in the idle one
+    assert picks(Policy.COST, [view(0), hardly_sooner], need) == {0}
     crowded = view(1, cached=384, in_flight=3, prefills=(350, 350, 350), slots=8)
     assert picks(Policy.COST, [view(0), crowded], Need(400, 128)) == {0}
 
@@ -194,6 +196,15 @@ def test_of_busy_workers_that_are_alike_the_least_loaded_get_it_by_chance() -> N
         for i, busy in enumerate((2, 1, 3, 1))
     ]
     assert picks(Policy.COST, views) == {1, 3}
+
+
+def test_of_busy_workers_the_one_with_the_fewest_prompts_ahead_gets_it() -> None:
+    free = view(in_flight=1)
+    behind = view(in_flight=1, prefills=(100,))
+    for place in range(3):
+        views = [behind] * 3
+        views[place] = free
+        assert picks(Policy.COST, views) == {place}
 
 
 def test_full_workers_get_nothing() -> None:

@@ -66,6 +66,9 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Names of models that it may use; None: all."""
     weight: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
     """Its part of a full box, beside the other keys'."""
+    metrics: Literal["own", "all"] = "own"
+    """Of /metrics: the series of the models that it may use, and what it has used itself; or all,
+    with the names of all models and keys."""
 
     @property
     def highest_rank(self) -> int:
@@ -198,4 +201,5 @@ hash = "{hashed}"
 # highest_service_tier = "priority"
 # models = ["name"]
 # weight = 1.0
+# metrics = "all"
 """

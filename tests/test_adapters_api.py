@@ -114,6 +114,9 @@ async def test_a_key_may_use_those_that_its_table_names(tmp_path: Path) -> None:
         assert [card["id"] for card in listed] == ["poet"]
         schemas = (await g.client.get("/openapi.json")).json()["components"]["schemas"]
         assert "pirate" not in json.dumps([s.get("properties") for s in schemas.values()])
+        metrics = (await g.client.get("/metrics")).text
+        assert 'lbhost_adapter_answers_total{adapter="poet"} 2.0' in metrics
+        assert "pirate" not in metrics
 
 
 async def test_the_pages_tell_of_them() -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from fake_worker import Script
 from lbhost import keys, order
 from lbhost.errors import NotReadyError, RateLimitError
 from lbhost.gateway.recorder import OUTCOMES, outcome
+from lbhost.purpose import GENERATES
 from running_gateway import CHAT, HELLO, MODEL, RunningGateway, running_gateway, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.uvloop]
@@ -59,12 +61,50 @@ async def test_named_keys_and_the_one_without_a_name_come_in(tmp_path: Path) -> 
         scopes = [submit.scope for submit in g.workers[0].submits]
         assert len(set(scopes)) == 3
         assert 0 not in scopes
-        headers = {"authorization": "Bearer sk-alice"}
+        headers = {"authorization": "Bearer sk-unnamed"}
         text = (await g.client.get("/metrics", headers=headers)).text
         assert 'lbhost_key_requests_total{key="alice"} 1.0' in text
         assert 'lbhost_key_tokens_total{key="bob",kind="completion"}' in text
         assert 'lbhost_key_running{key="bob"} 0.0' in text
         assert "sk-" not in text
+
+
+async def test_a_key_sees_of_the_metrics_what_it_may_use_itself(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    write(
+        path,
+        alice={"models": ["second"]},
+        bob={},
+        carol={"models": ["nothing"]},
+        prometheus={"metrics": "all", "models": ["nothing"]},
+    )
+    async with gateway(path, more={"second": GENERATES}) as g:
+        await g.add(1, model=1)
+        assert (await chat(g, "alice", model="second")).status_code == 200
+        assert (await chat(g, "bob")).status_code == 200
+
+        async def labels(name: str) -> dict[str, set[str]]:
+            headers = {"x-api-key": f"sk-{name}"}
+            found: dict[str, set[str]] = {}
+            text = (await g.client.get("/metrics", headers=headers)).text
+            for family in text_string_to_metric_families(text):
+                for sample in family.samples:
+                    for label, value in sample.labels.items():
+                        found.setdefault(label, set()).add(value)
+            return found
+
+        both, everyone = {MODEL, "second"}, {"alice", "bob", "carol", "prometheus"}
+        for name, models, whose in (
+            ("alice", {"second"}, {"alice"}),
+            ("bob", both, {"bob"}),
+            ("carol", set[str](), {"carol"}),
+            ("prometheus", both, everyone),
+            ("alice", {"second"}, {"alice"}),
+        ):
+            seen = await labels(name)
+            assert seen["key"] == whose
+            assert seen.get("model", set()) == seen.get("model_name", set()) == models
+            assert "sk-" not in str(seen)
 
 
 async def test_a_key_over_its_rate_is_a_429_in_the_shape_of_its_dialect(tmp_path: Path) -> None:

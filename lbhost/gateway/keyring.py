@@ -24,7 +24,7 @@ from lbhost.keys import Key
 LOOK_S = 1.0
 """Between two looks at the file."""
 
-_UNNAMED = Key(name="", hash="", highest_service_tier="priority")
+_UNNAMED = Key(name="", hash="", highest_service_tier="priority", metrics="all")
 
 _Stamp: TypeAlias = tuple[int, int, int, int] | None
 

@@ -34,7 +34,7 @@ from lbhost.gateway.api.parameters import MAX_CHOICES
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.catalogue import Catalogue, suits
 from lbhost.gateway.exchange import Exchange
-from lbhost.gateway.exposition import CONTENT_TYPE, Exposition
+from lbhost.gateway.exposition import CONTENT_TYPE, Exposition, View
 from lbhost.gateway.http import openapi
 from lbhost.gateway.http.access import Access, error_response
 from lbhost.gateway.http.door import Door
@@ -169,8 +169,20 @@ class _Pages:
     def _names(self, account: Account | None) -> tuple[str, ...]:
         return tuple(one.name for one in self._models.allowed(account))
 
-    async def metrics(self, _: Request) -> Response:
-        return Response(self._exposition.text(), headers={"content-type": CONTENT_TYPE})
+    async def metrics(self, request: Request) -> Response:
+        text = self._exposition.text(self._view(_exchange(request).account))
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    def _view(self, account: Account | None) -> View | None:
+        """What an API key may see of /metrics; None: everything."""
+        if account is None or account.key.metrics == "all":
+            return None
+        allowed = self._models.allowed(account)
+        return View(
+            frozenset(one.model.name for one in allowed),
+            frozenset(one.name for one in allowed if one.adapter is not None),
+            account.name,
+        )
 
 
 def _card(one: Variant, created: int) -> ModelCard:

@@ -7,7 +7,7 @@ included. Pure.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
@@ -24,7 +24,8 @@ MOST_SCALE = 1000.0
 """Much more than anybody means; far beyond, numbers are none any more."""
 
 NONE = 0
-"""The number of no adapter: the model as it is. A model's adapters count from 1."""
+"""The number of no adapter: the model as it is. A model's adapters count from 1, and several names
+of one file with one scale are one adapter."""
 
 
 class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +59,25 @@ class AdapterFile(msgspec.Struct, frozen=True):
         text = repr((scope, self.scale, self.file)).encode()
         digest = hashlib.blake2b(text, digest_size=8, person=b"lbhost adapter").digest()
         return int.from_bytes(digest) or 1
+
+
+def numbers(named: Sequence[AdapterFile]) -> list[int]:
+    """The number of each, by which workers know it."""
+    found: dict[tuple[FilePart, float], int] = {}
+    return [found.setdefault((one.file, one.scale), NONE + 1 + len(found)) for one in named]
+
+
+def distinct(named: Sequence[AdapterFile]) -> list[AdapterFile]:
+    """One of each number, in their order: what a worker computes with."""
+    found: dict[int, AdapterFile] = {}
+    for number, one in zip(numbers(named), named, strict=True):
+        found.setdefault(number, one)
+    return list(found.values())
+
+
+def file_bytes(named: Sequence[AdapterFile]) -> int:
+    """Memory that they take: each file is loaded once, whatever its names and scales."""
+    return sum(file.size for file in {one.file for one in named})
 
 
 _HINTS = get_type_hints(Adapter, include_extras=True)

@@ -47,7 +47,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     aliases: tuple[str, ...] = ()
     """More names that clients may use for it."""
     adapters: tuple[AdapterFile, ...] = ()
-    """Its LoRA adapters, by number from 1 on; 0 is none."""
+    """Its LoRA adapters, by their names; for their numbers see adapters.py."""
     gains: tuple[WidthGain, ...] = ()
     """What the probe has measured of cores beyond a worker's own; empty: nothing."""
 

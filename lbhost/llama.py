@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from lbhost import amx, flash, weights
-from lbhost.adapters import AdapterFile
+from lbhost.adapters import AdapterFile, distinct
 from lbhost.errors import ModelFileError
 from lbhost.gguf_file import GgufFile
 from lbhost.llamacpp import api as api  # re-exported for tools that need more of llama.h
@@ -350,7 +350,8 @@ class Model:
             api.llama_model_is_recurrent(self.handle) or api.llama_model_is_hybrid(self.handle)
         )
         # Before any context is made: its graph has room for those that there are by then.
-        self.adapters = [(self._adapter(one.file.path), one.scale) for one in adapters]
+        loaded = {file: self._adapter(file.path) for file in {one.file: None for one in adapters}}
+        self.adapters = [(loaded[one.file], one.scale) for one in distinct(adapters)]
         """llama_adapter_lora pointers, and the scale of each; they go with the model."""
 
     def _adapter(self, path: str) -> Any:

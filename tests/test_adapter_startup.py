@@ -12,6 +12,8 @@ import tiny_lora
 from lbhost import model
 from lbhost.adapters import Adapter
 from lbhost.config import Settings
+from lbhost.doctor import checkup
+from lbhost.doctor.findings import Level
 from lbhost.errors import LbhostError, ModelChangedError
 from lbhost.machine import topology
 from lbhost.model_entry import ModelEntry
@@ -56,7 +58,7 @@ def test_adapters_are_found_checked_and_counted_as_weights(found: Found, good: P
         ("a", 0.5, str(good)),
         ("b", 1.0, str(good)),
     ]
-    assert made.weights_bytes == plain.weights_bytes + 2 * good.stat().st_size
+    assert made.weights_bytes == plain.weights_bytes + good.stat().st_size, "one file, loaded once"
     assert plain.adapters == ()
     good.write_bytes(good.read_bytes())
     with pytest.raises(ModelChangedError, match="lbhost reload"), unchanged(made.files):
@@ -77,6 +79,24 @@ def test_one_that_cannot_be_is_refused_by_its_table_and_name(
         message = refusal(found, models=(chat(), chat(fine, bad, name="two")))
         assert message.startswith("models[1].adapters: 'bad': ")
         assert said in message
+
+
+def test_the_doctor_checks_and_counts_them(good: Path, tmp_path: Path) -> None:
+    environ = {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "HOME": str(tmp_path),
+        "XDG_RUNTIME_DIR": str(tmp_path),
+    }
+    wanted = tuple(Adapter(name=name, path=str(good)) for name in ("pirate", "buccaneer"))
+    plain, with_them, missing = (
+        checkup.examine(Settings(probe=False, ctx_size=64, adapters=some), environ)
+        for some in ((), wanted, (Adapter(name="poet", path="/nowhere/x.gguf"),))
+    )
+    assert plain.need_bytes is not None
+    assert with_them.need_bytes == plain.need_bytes + good.stat().st_size
+    assert "with the LoRA adapters pirate, buccaneer" in with_them.start[-1]
+    (problem,) = (one for one in missing.findings if one.level is Level.PROBLEM)
+    assert problem.text == "--adapters 'poet': model /nowhere/x.gguf does not exist"
 
 
 def test_an_adapter_is_not_called_like_the_single_models_file(found: Found, good: Path) -> None:

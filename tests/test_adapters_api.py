@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fake_worker import FakeWorker, Script
@@ -145,6 +146,39 @@ async def test_answers_are_counted_by_adapter() -> None:
         assert 'lbhost_requests_total{outcome="ok"} 3.0' in text
         names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
         assert len(names) == len(set(names))
+
+
+async def test_two_names_of_one_file_are_one_adapter_and_counted_apart() -> None:
+    buccaneer = msgspec.structs.replace(PIRATE, name="buccaneer")
+    faint = msgspec.structs.replace(PIRATE, name="faint", scale=0.5)
+    script = Script(answer=lambda submit: [f"adapter {submit.adapter}"])
+    async with running_gateway(adapters=(PIRATE, POET, buccaneer, faint), script=script) as g:
+        said_by = [(await said(g, model=one.name))[0] for one in (PIRATE, buccaneer, POET, faint)]
+        assert said_by == ["adapter 1", "adapter 1", "adapter 2", "adapter 3"]
+        pirate, same, poet, other = scopes(g.workers[0])
+        assert pirate == same
+        assert len({pirate, poet, other}) == 3
+        text = (await g.client.get("/metrics")).text
+        for name in ("pirate", "buccaneer", "faint"):
+            assert f'lbhost_adapter_answers_total{{adapter="{name}"}} 1.0' in text
+
+
+async def test_an_answer_that_nobody_waited_for_is_none() -> None:
+    async with running_gateway(adapters=(PIRATE, POET)) as g:
+        fake = g.workers[0]
+        fake.hold()
+        gone = asyncio.create_task(g.chat(model="poet"))
+        await until(lambda: bool(fake.submits), "the worker has it")
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        await until(lambda: bool(fake.cancels), "the worker is told")
+        fake.release()
+        await until(lambda: not fake.busy, "it is over")
+        await said(g, model="pirate")
+        text = (await g.client.get("/metrics")).text
+        assert 'lbhost_adapter_answers_total{adapter="pirate"} 1.0' in text
+        assert 'adapter="poet"' not in text
+        assert 'lbhost_requests_total{outcome="cancelled"} 1.0' in text
 
 
 async def test_a_request_that_loses_its_worker_goes_on_with_its_adapter() -> None:

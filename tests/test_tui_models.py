@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from fake_admin import FakeAdmin, model, status, worker
-from lbhost.status import Event, Status
+from lbhost.status import AdapterStatus, Event, Status
 from lbhost_tui import actions, eventlog, header, models, typed
 from lbhost_tui.fold import fold
 from lbhost_tui.paint import Parts, Role, crop, width_of
@@ -35,6 +35,9 @@ def picture() -> Status:
             min_workers=1,
             max_workers=4,
             scaling="auto",
+            adapters=[
+                AdapterStatus(name=n, path=f"/{n}.gguf", scale=1) for n in ("pirate", "poet")
+            ],
         ),
         model("vectors", kind="embedding", workers=1, workers_up=1),
         model("broken", state="failed", workers_up=0, failure="the file is gone"),
@@ -56,6 +59,7 @@ def test_a_models_line_says_the_worst_first_and_fits(width: int) -> None:
     assert "chat" in plain(line)
     assert width < 60 or "queue 3, oldest 41s" in plain(line)
     assert width < 100 or "up 2/2 by load 1-4" in plain(line)
+    assert width < 160 or plain(line).rstrip().endswith("LoRA pirate, poet")
     assert "the file" in plain(models.Heading(broken).line(width))
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from lbhost import inspection, llama, model
+from lbhost import adapter_files, inspection, llama, model
+from lbhost.adapters import file_bytes
 from lbhost.client import AdminClient
 from lbhost.config import Settings
 from lbhost.doctor import report as doctor
-from lbhost.errors import LbhostError, ModelFileError
+from lbhost.errors import LbhostError, ModelFileError, UsageError
 from lbhost.folders import default_runtime_dir
 from lbhost.machine import topology
 from lbhost.machine.tree import Roots
@@ -24,7 +25,7 @@ from lbhost.weights import identify, parts
 
 def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
     """Look at everything that `serve` would look at; takes about a second. Of several models the
-    first one stands for all."""
+    first one, with its adapters, stands for all."""
     settings = settings.served()[0]
     facts = problem = None
     try:
@@ -32,15 +33,19 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> doctor.Report:
         if not llama.supports_gpu():
             file, settings = _as_known(file, settings, environ)
         info = inspection.inspect(file.path, settings.kind, settings.pooling)
-    except ModelFileError as error:
+        adapters = adapter_files.find(
+            settings.adapters, file, info, model.resolve, inspection.inspect_adapters
+        )
+    except (ModelFileError, UsageError) as error:
         problem = error.message
     else:
         facts = doctor.ModelFacts(
             file.alias,
-            info.weights_bytes,
+            info.weights_bytes + file_bytes(adapters),
             info.kv_bytes_per_token,
             info.n_ctx_train,
             info.purpose,
+            tuple(one.name for one in adapters),
         )
     return doctor.collect(
         settings,

@@ -37,9 +37,12 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     name: str
     weights_bytes: int
+    """LoRA adapters' files included."""
     kv_bytes_per_token: int
     n_ctx_train: int
     purpose: Purpose = Purpose()
+    adapters: tuple[str, ...] = ()
+    """Names of its LoRA adapters."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -310,7 +313,10 @@ def _start(
         holds = f"{settings.slots} slots of {n_ctx} tokens each"
         if not model.purpose.generates:
             holds = f"{model.purpose.kind.value} of inputs of up to {n_ctx} tokens"
-        yield f"{model.name} ({gib(model.weights_bytes)}), {holds}, {gib(need)} of memory{each}"
+        weights = gib(model.weights_bytes)
+        if model.adapters:
+            weights += f" with the LoRA adapters {', '.join(model.adapters)}"
+        yield f"{model.name} ({weights}), {holds}, {gib(need)} of memory{each}"
 
 
 def _workers(box: Survey, placements: Sequence[Placement]) -> Iterator[str]:

@@ -6,7 +6,7 @@ Watches the dispatcher; influences nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter
 
@@ -133,11 +133,9 @@ class Recorder(Answers):
         metrics: Metrics,
         total: Figures,
         *,
-        adapters: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`total`: of all models together. `adapters`: names of this one's, by number from 1 on."""
-        self._adapters = ("", *adapters)
+        """`total`: of all models together."""
         self.figures = Figures()
         super().__init__(metrics.registry, self.figures, total, clock=clock)
         self._total = total
@@ -191,7 +189,7 @@ class Recorder(Answers):
         self._metrics.request_time.observe(now - job.arrived)
         self._metrics.finished.labels(str(finish.reason)).inc()
         if job.work.adapter:
-            name = self._adapters[job.work.adapter]
+            name = job.work.adapter_name
             self._metrics.adapter_answers.labels(name).inc()
             self._metrics.adapter_tokens.labels(name).inc(job.completion_tokens)
         self._metrics.prefill_time.observe(finish.prefill_s)

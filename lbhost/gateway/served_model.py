@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from lbhost import control
+from lbhost import adapters, control
 from lbhost.adapters import NONE, AdapterFile
 from lbhost.config import Settings
 from lbhost.gateway import vector_cache
@@ -81,7 +81,12 @@ class Variant(msgspec.Struct, frozen=True, eq=False):
         if self.adapter is None:
             return taken
         works = tuple(
-            msgspec.structs.replace(work, adapter=self.number, scope=self.adapter.scope(work.scope))
+            msgspec.structs.replace(
+                work,
+                adapter=self.number,
+                adapter_name=self.name,
+                scope=self.adapter.scope(work.scope),
+            )
             for work in taken.works
         )
         return msgspec.structs.replace(taken, works=works)
@@ -98,7 +103,7 @@ class ServedModel:
         self.number = number
         self.name = configure.model_alias
         self.aliases = configure.aliases
-        numbered = enumerate(configure.adapters, NONE + 1)
+        numbered = zip(adapters.numbers(configure.adapters), configure.adapters, strict=True)
         self.variants = (
             Variant(self, self.name, self.aliases),
             *(Variant(self, one.name, number=at, adapter=one) for at, one in numbered),
@@ -118,8 +123,7 @@ class ServedModel:
         if common.neighbours is not None:
             common.neighbours.add(self.sessions)
         common.lender.add(self.sessions)
-        adapters = [one.name for one in configure.adapters]
-        self.traffic = Recorder(self.counters, common.total, adapters=adapters)
+        self.traffic = Recorder(self.counters, common.total)
         self.states = Plane(
             common.purse if self.purpose.generates else Purse(0),
             self.sessions,

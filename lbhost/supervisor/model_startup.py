@@ -13,12 +13,11 @@ from typing import TypeVar
 
 import msgspec
 
-from lbhost import inspection, llama, log, model
-from lbhost.adapters import Adapter, AdapterFile
+from lbhost import adapter_files, inspection, llama, log, model
+from lbhost.adapters import AdapterFile, file_bytes
 from lbhost.board import Board
 from lbhost.config import Settings
 from lbhost.errors import (
-    AdapterFileError,
     LbhostError,
     ModelFileError,
     StartupError,
@@ -85,7 +84,7 @@ class PreparedModel(msgspec.Struct, frozen=True):
     weights: tuple[FilePart, ...] = ()
     """The model's files; whatever is loaded later must be these."""
     adapters: tuple[AdapterFile, ...] = ()
-    """Its LoRA adapters, by number from 1 on; the same goes for them."""
+    """Its LoRA adapters; the same goes for them."""
     table: int | None = None
     """The number of its table of `models`; None: there is none."""
     gains: tuple[WidthGain, ...] = ()
@@ -121,7 +120,7 @@ class PreparedModel(msgspec.Struct, frozen=True):
     @property
     def weights_bytes(self) -> int:
         """Memory that its weights take once they are loaded, adapters included."""
-        return self.info.weights_bytes + sum(adapter.file.size for adapter in self.adapters)
+        return self.info.weights_bytes + file_bytes(self.adapters)
 
     @property
     def sequences(self) -> int:
@@ -202,7 +201,9 @@ def _one(
         file, files, settings = start.file, start.files, start.settings
     with unchanged(files):
         info = reading.inspect(file.path, settings.kind, settings.pooling)
-    adapters = _adapters(settings.adapters, file, info, reading)
+    adapters = adapter_files.find(
+        settings.adapters, file, info, reading.resolve, reading.inspect_adapters
+    )
     gains: tuple[WidthGain, ...] = ()
     if not info.purpose.generates:
         settings = msgspec.structs.replace(settings, slots=max(settings.slots, EMBEDDING_SLOTS))
@@ -218,36 +219,6 @@ def _one(
     return PreparedModel(
         settings, file, info, placed, 0, files, adapters, gains=gains, before=before
     )
-
-
-def _adapters(
-    wanted: Sequence[Adapter], file: model.ModelFile, info: llama.ModelInfo, reading: Reading
-) -> tuple[AdapterFile, ...]:
-    """The model's adapters, found and checked.
-
-    Raises UsageError: one line that names the adapter.
-    """
-    if wanted and not info.purpose.generates:
-        raise UsageError(
-            f"--adapters {wanted[0].name!r}: only models that generate text can have adapters"
-        )
-    found: list[AdapterFile] = []
-    for one in wanted:
-        if one.name == file.alias:
-            raise UsageError(f"--adapters {one.name!r}: the model itself is called so")
-        try:
-            path = Path(reading.resolve(one.path, None).path)
-            found.append(AdapterFile(one.name, one.scale, *identify([path])))
-        except ModelFileError as error:
-            raise UsageError(f"--adapters {one.name!r}: {error.message}") from error
-    if found:
-        try:
-            with unchanged([one.file for one in found]):
-                reading.inspect_adapters(info.path, [one.file.path for one in found])
-        except AdapterFileError as error:
-            name = found[error.place].name
-            raise UsageError(f"--adapters {name!r}: {error.message}") from error
-    return tuple(found)
 
 
 def _before(file: model.ModelFile, contexts: Sequence[Context]) -> Context | None:

@@ -41,7 +41,7 @@ class Stints:
 
         Args:
             held: numbers of the requests that have nothing to compute yet, as others compute what
-                they begin with (sharing.py): with another adapter, where two are the same file.
+                they begin with (sharing.py).
         """
         if not self._context.adapters:
             return adapters.NONE

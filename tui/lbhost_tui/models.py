@@ -36,8 +36,9 @@ class Heading:
             _fact("p95", fmt.latency(model.ttft_p95_s), model.ttft_p95_s),
             _failing(model),
             _fact("req/s", fmt.number(round(model.requests_s, 1)), model.requests_s >= 0.05),
+            _adapters(model),
         )
-        for fact in facts:
+        for fact in filter(None, facts):
             if width_of(head) + 2 + width_of(fact) > width:
                 break
             head = (*head, ("  ", Role.TEXT), *fact)
@@ -78,6 +79,12 @@ def _failing(model: ModelStatus) -> Parts:
     role = columns.load(model.error_rate, 0.001, 0.05)
     dim = role is Role.TEXT
     return (("failing ", Role.DIM), (fmt.percent(model.error_rate), Role.DIM if dim else role))
+
+
+def _adapters(model: ModelStatus) -> Parts:
+    """Nothing, where it has none."""
+    names = ", ".join(adapter.name for adapter in model.adapters)
+    return (("LoRA ", Role.DIM), (names, Role.TEXT)) if names else ()
 
 
 def grouped(status: Status, rows: Sequence[Row]) -> Iterator[Row | Heading]:

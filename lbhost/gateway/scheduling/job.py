@@ -54,6 +54,8 @@ class Work(msgspec.Struct, frozen=True):
     """Tokens of each input in `prompt` that is to become a vector. Empty: text is wanted."""
     adapter: int = 0
     """The LoRA adapter that it is computed with; see wire.Submit."""
+    adapter_name: str = ""
+    """What it was asked for by; empty: there is none."""
 
     @property
     def fingerprint(self) -> str:

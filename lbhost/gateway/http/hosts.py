@@ -27,15 +27,18 @@ class Hosts:
         allowed = words(settings.allowed_hosts)
         self._any = ANY in allowed or not (allowed or on_loopback)
         self._names = {_name(host.encode()) for host in {*allowed, settings.host}}
+        self._last: bytes | None = None
+        """The newest that was allowed: most requests name the same."""
 
     def allow(self, host: bytes) -> bool:
         """Whether a Host header's value (name or address, maybe with a port) is this server."""
-        if self._any:
+        if self._any or host == self._last:
             return True
         name = _name(host)
-        if name is None:
+        if name is None or not (name in self._names or _is_local(name) or _is_address(name)):
             return False
-        return name in self._names or _is_local(name) or _is_address(name)
+        self._last = host
+        return True
 
 
 class Origins:

@@ -6,7 +6,7 @@ Every answer carries x-request-id, every error the shape of its path. Owns no st
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,8 +14,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lbhost.config import Settings
 from lbhost.errors import (
@@ -85,10 +85,10 @@ def build(
         ("/metrics", pages.metrics),
         ("/openapi.json", pages.openapi),
     ]
-    routes = [Route(path, page, methods=["GET"]) for path, page in get]
     places = settings.queue_size
     if settings.keys_file is not None:
         places = most_at_once(places)
+    posts: dict[str, ASGIApp] = {}
     for kind, paths in _taking().items():
         endpoint = Completions(
             kind,
@@ -98,9 +98,9 @@ def build(
             time_limit_s=settings.request_timeout_s,
             most_answers=min(MAX_CHOICES, places),
         )
-        routes += [Route(path, endpoint, methods=["POST"]) for path in paths]
+        posts |= dict.fromkeys(paths, endpoint)
     app = Starlette(
-        routes=routes,
+        routes=[_Posts(posts), *(Route(path, page, methods=["GET"]) for path, page in get)],
         exception_handlers={
             LbhostError: _on_lbhost_error,
             HTTPException: _on_http_exception,
@@ -116,6 +116,23 @@ def build(
         hosts=Hosts(settings, on_loopback=on_loopback),
         origins=Origins(settings),
     )
+
+
+class _Posts(BaseRoute):
+    """The paths that take bodies: one look, where a route for each would be asked in turn."""
+
+    def __init__(self, endpoints: Mapping[str, ASGIApp]) -> None:
+        self._endpoints = endpoints
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] != "http" or scope["path"] not in self._endpoints:
+            return Match.NONE, {}
+        return (Match.FULL if scope["method"] == "POST" else Match.PARTIAL), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise HTTPException(405, headers={"Allow": "POST"})
+        await self._endpoints[scope["path"]](scope, receive, send)
 
 
 class _Pages:

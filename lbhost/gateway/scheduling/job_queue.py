@@ -122,11 +122,12 @@ class JobQueue:
 
     def __init__(self) -> None:
         self._classes = {rank: _Class() for rank in (*_FIRST, order.FLEX)}
+        self._count = 0
         self.priority = 0
         """How many are of the priority class."""
 
     def __len__(self) -> int:
-        return sum(one.count for one in self._classes.values())
+        return self._count
 
     def __iter__(self) -> Iterator[Job]:
         """All of them; a copy, so that they may be removed meanwhile. In no promised order."""
@@ -160,11 +161,13 @@ class JobQueue:
 
     def add(self, job: Job) -> None:
         self._class(job).add(job)
+        self._count += 1
         self.priority += job.work.rank == order.PRIORITY
 
     def remove(self, job: Job) -> None:
         """Raises ValueError if it is not in."""
         self._class(job).remove(job)
+        self._count -= 1
         self.priority -= job.work.rank == order.PRIORITY
 
     def charge(self, job: Job, cost: float) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from lbhost import board
 from lbhost.gateway.scheduling.sessions import Sessions
 
+LOOK_AGAIN_S = 0.1
+"""Who has just seen a worker need not look for one: several times a request it is asked."""
+
 NOT_READY_GRACE_S = 2.0
 """How long after the last worker went requests are still queued: a replacement takes 0.3 s."""
 
@@ -56,8 +59,10 @@ class Readiness:
     @property
     def closed(self) -> bool:
         """Whether there is no worker, was none a moment ago, and none is about to come."""
-        just_now = self._clock() - self._ready_at < NOT_READY_GRACE_S
-        return self.outlook() is Outlook.CLOSED and not just_now
+        seen_s = self._clock() - self._ready_at
+        if seen_s < LOOK_AGAIN_S:
+            return False
+        return self.outlook() is Outlook.CLOSED and seen_s >= NOT_READY_GRACE_S
 
     def hopeless(self, queued: float) -> bool:
         """Whether nobody will come for a job that has waited since then, while it is closed."""

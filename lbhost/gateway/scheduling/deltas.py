@@ -32,6 +32,8 @@ class TextDelta(msgspec.Struct, frozen=True):
         """What it takes while it waits for its client: its characters, and as many for the rest.
 
         0: there is nothing in it that a client would see."""
+        if not (self.logprobs or self.prompt_logprobs):
+            return len(self.text)
         return len(self.text) + _SCORE_WEIGHT * self.scores
 
     @property

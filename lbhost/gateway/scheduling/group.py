@@ -49,12 +49,18 @@ class Group:
         await self.bell.wait(self._ready)
 
     def _ready(self) -> bool:
-        if self.over or self.error is not None:
-            return True
-        return self.jobs[0].work.stream and any(
-            job.has_news or (job.over and place not in self.told)
-            for place, job in enumerate(self.jobs)
-        )
+        """Asked twice for every token."""
+        over = True
+        for place, job in enumerate(self.jobs):
+            if job.error is not None:
+                return True
+            if not job.over:
+                if job.has_news:
+                    return True
+                over = False
+            elif job.work.stream and place not in self.told:
+                return True
+        return over
 
     def cancel(self) -> None:
         """Nobody wants the answer any more. Harmless when it is over."""
@@ -73,7 +79,10 @@ class Group:
     @property
     def error(self) -> LbhostError | None:
         """Why it failed: the first job's that has."""
-        return next((job.error for job in self.jobs if job.error is not None), None)
+        for job in self.jobs:
+            if job.error is not None:
+                return job.error
+        return None
 
 
 def submit(

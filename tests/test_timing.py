@@ -101,6 +101,17 @@ def test_a_measured_speed_is_not_changed_by_a_supposition() -> None:
     assert box.timing.speeds(2).decode_s(1) == pytest.approx(OWN_S[Phase.DECODE] / 1.5)
 
 
+def test_a_step_that_tells_nothing_of_prompts_is_no_measurement_of_them() -> None:
+    box = Box(timing(), prefill={2: 1.8}, decode={2: 1.5})
+    box.steps(Phase.DECODE, 1, lent=0)
+    box.steps(Phase.PREFILL, 1, lent=1)
+    supposed, gain = box.timing.own_s(0, 64), box.timing.widths.gain(Phase.PREFILL, 2)
+    box.timing.observe(1, 1, 1, cpu_s=0.9 * OWN_S[Phase.DECODE], wall_s=0.04)
+    assert not box.timing.meter.measured(Phase.PREFILL)
+    assert box.timing.own_s(0, 64) == supposed
+    assert box.timing.widths.gain(Phase.PREFILL, 2) == gain
+
+
 def test_a_step_that_took_no_time_is_not_believed() -> None:
     made = timing()
     made.observe(2, 1, 0, cpu_s=0.0, wall_s=0.0)

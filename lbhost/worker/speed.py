@@ -105,8 +105,9 @@ class SpeedMeter:
                 first step of its kind that is measured makes that forgotten.
         """
         phase = Phase.of(prefill)
-        if cpu_s <= 0 or (supposed and phase in self._measured):
-            return
+        decode_s = self._speeds.decode_s(decoding) if prefill else 0.0
+        if cpu_s <= (decode_s or 0.0) or (supposed and phase in self._measured):
+            return  # a few tokens of a prompt may take no longer than the decodes beside them
         if not supposed and phase not in self._measured:
             self._measured.add(phase)
             self._forget(phase)
@@ -115,7 +116,7 @@ class SpeedMeter:
             self._many.observe(decoding, cpu_s)
             self.times.observe(decoding, cpu_s)
         else:
-            self._observe_prefill(decoding, prefill, cpu_s)
+            self._observe_prefill(decoding, prefill, cpu_s, decode_s)
         base_s, seq_s = self._fit()
         self._speeds = msgspec.structs.replace(
             self._speeds,
@@ -125,15 +126,15 @@ class SpeedMeter:
             steps_s=self.times.table(self._told, self._slots),
         )
 
-    def _observe_prefill(self, decoding: int, prefill: int, cpu_s: float) -> None:
-        decode_s = self._speeds.decode_s(decoding)
+    def _observe_prefill(
+        self, decoding: int, prefill: int, cpu_s: float, decode_s: float | None
+    ) -> None:
+        """`decode_s`: what the step's decodes take of cpu_s, if that is known."""
         if decode_s is None:
             speed = (prefill + decoding) / cpu_s
-        elif cpu_s > decode_s:
+        else:
             speed = prefill / (cpu_s - decode_s)
             self._observe_chunk(prefill, cpu_s - decode_s)
-        else:
-            return
         self._prefill_tok_s = _averaged(self._prefill_tok_s, speed, prefill)
 
     def _observe_chunk(self, tokens: int, seconds: float) -> None:

@@ -68,13 +68,13 @@ class Timing:
         phase = Phase.of(prefill)
         own_s = self.own_s(sequences, prefill) if self.meter.knows(phase) else None
         measured = self.meter.measured(phase)
-        if width == self._own and own_s is not None and not measured:
-            self.widths.rebase(phase, cpu_s / own_s)
-            own_s = cpu_s
-        if own_s is not None:
-            self.widths.observe(phase, width, own_s, wall_s)
         if width == self._own:
             self.meter.observe(sequences, prefill, cpu_s)
-        elif not measured:
+            if own_s is not None and not measured and self.meter.measured(phase):
+                self.widths.rebase(phase, cpu_s / own_s)
+                own_s = cpu_s
+        if own_s is not None:
+            self.widths.observe(phase, width, own_s, wall_s)
+        if width != self._own and not measured:
             supposed_s = wall_s * self.widths.suppose(phase, width)
             self.meter.observe(sequences, prefill, supposed_s, supposed=True)

@@ -71,6 +71,20 @@ async def test_a_slow_body_is_a_408() -> None:
         await until(lambda: not g.gateway.server.server_state.tasks, "nobody waits for it")
 
 
+async def test_a_request_that_came_while_we_were_stopped_is_not_late() -> None:
+    async with running_gateway() as g:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+        shared = g.gateway.server.server_state.connections
+        await until(lambda: shared, "it is connected")
+        (connection,) = shared
+        assert isinstance(connection, protocol.LimitedProtocol)
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        connection._on_late_client()  # as when its timer and this are seen in one turn of the loop
+        async with asyncio.timeout(PATIENCE_S):
+            assert read(await reader.read())[0] == 200
+        writer.close()
+
+
 async def test_a_connection_that_says_nothing_is_closed() -> None:
     async with running_gateway(header_timeout_s=0.1) as g:
         assert await g.raw(b"") == b""

@@ -43,6 +43,9 @@ LINGER_S = 1.0
 """How long a refused client may go on sending into the void, so that it reads the answer:
 closing at once would reset the connection under it."""
 
+READ_FIRST_S = 0.01
+"""Between a client's time that is over and the judgement: what has come by then is read first."""
+
 
 class Shared:
     """What all connections of a server have in common."""
@@ -287,12 +290,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _arm(self, seconds: float) -> None:
         self._disarm()
-        self._client_timer = self.loop.call_later(seconds, self._on_slow_client)
+        self._client_timer = self.loop.call_later(seconds, self._on_late_client)
 
     def _disarm(self) -> None:
         if self._client_timer is not None:
             self._client_timer.cancel()
             self._client_timer = None
+
+    def _on_late_client(self) -> None:
+        """It may have been us: after a pause (a suspended machine, a crowded one) the loop sees its
+        timers before it reads what has come meanwhile."""
+        self._client_timer = self.loop.call_later(READ_FIRST_S, self._on_slow_client)
 
     def _on_slow_client(self) -> None:
         self._client_timer = None

@@ -253,8 +253,12 @@ async def test_without_waiting_the_answer_is_accepted_but_refusals_are_still_tol
 async def test_a_command_goes_on_when_its_client_leaves(tmp_path: Path) -> None:
     async with served(tmp_path) as (commands, client):
         commands.let.clear()
-        with pytest.raises(httpx2.ReadTimeout):
-            await client.post("/workers/1/drain", timeout=0.1)
+        leaving = asyncio.create_task(client.post("/workers/1/drain"))
+        async with asyncio.timeout(PATIENCE_S):
+            while not commands.asked:
+                await asyncio.sleep(0.01)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
         commands.let.set()
         assert (await client.post("/workers/1/resume")).status_code == 200
         assert commands.done[0] == ("drain", 1, None)

@@ -93,7 +93,8 @@ async def test_who_was_in_a_failed_decode_goes_on_elsewhere() -> None:
     failing = Script(answer=numbers, step_s=0.001)
     async with bench(script=failing, slots=2) as b:
         (first,) = b.workers
-        jobs = [b.submit(max_tokens=400) for _ in range(2)]
+        # So many that none is done before it breaks, however slow the box is.
+        jobs = [b.submit(max_tokens=2000) for _ in range(2)]
         await until(lambda: all(job.completion_tokens >= 20 for job in jobs), "both have begun")
         second = await b.add(1, slots=2, script=Script(answer=numbers))
         failing.breaks = lambda submit: True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import msgspec
 import pytest
 
 from fake_worker import Script
@@ -59,20 +60,22 @@ async def test_a_client_that_leaves_the_queue_never_reaches_a_worker() -> None:
 
 
 async def test_a_stream_whose_worker_dies_goes_on_elsewhere() -> None:
-    words = [f"{i} " for i in range(300)]
+    words = [f"{i} " for i in range(1500)]
     script = Script(answer=lambda _: words, step_s=0.002)
     async with running_gateway(workers=2, script=script) as g:
         body = {**HELLO, "stream": True, "stream_options": {"include_usage": True}}
         async with g.client.stream("POST", CHAT, json=body) as response:
             lines = response.aiter_lines()
             first = json.loads((await anext(lines))[6:])
-            next(fake for fake in g.workers if fake.submits).die()
+            dies, goes_on = sorted(g.workers, key=lambda fake: -len(fake.submits))
+            goes_on.script = msgspec.structs.replace(script, step_s=0.0)
+            dies.die()
             got = [first, *await events(lines)]
         assert got[-1] == "data: [DONE]"
         deltas = [event["choices"][0]["delta"] for event in got[:-2]]
         assert "".join(delta.get("content") or "" for delta in deltas) == "".join(words)
         assert [delta["role"] for delta in deltas if "role" in delta] == ["assistant"]
-        assert got[-2]["usage"]["completion_tokens"] == 300
+        assert got[-2]["usage"]["completion_tokens"] == 1500
         assert all(len(fake.submits) == 1 for fake in g.workers)
 
 

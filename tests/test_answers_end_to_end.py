@@ -111,7 +111,7 @@ def test_a_required_call_always_parses_streamed_or_not(client: OpenAI) -> None:
             "tools": TOOLS,
             "tool_choice": choice,
             "parallel_tool_calls": False,
-            "max_tokens": 120,
+            "max_tokens": 200,
             "seed": 1,
         }
         whole = client.chat.completions.create(**how).choices[0]
@@ -145,7 +145,7 @@ def _check_call(name: str, arguments: str, choice: Any) -> None:
 def test_several_answers_have_calls_of_their_own(shared: Server) -> None:
     body = {
         "messages": ASKED, "tools": TOOLS, "tool_choice": "required", "n": 3, "max_tokens": 150,
-        "parallel_tool_calls": False,
+        "parallel_tool_calls": False, "seed": 1,
     }  # fmt: skip
     choices = shared.http.post("/v1/chat/completions", json=body).json()["choices"]
     ids = [call["id"] for c in choices for call in c["message"]["tool_calls"]]

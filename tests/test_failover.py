@@ -87,7 +87,11 @@ def test_streams_go_on_when_their_worker_is_killed(shared: Streams) -> None:
     futures = shared.start()
     for worker in (0, 1, 0):
         kill(server, worker)
-        server.wait(lambda s: sum(w.slots_busy for w in s.workers) == len(PROMPTS), "all go on")
+        server.wait(
+            # On a slow box some may have come to their end meanwhile.
+            lambda s: sum(w.slots_busy for w in s.workers) == sum(not f.done() for f in futures),
+            "all go on",
+        )
     shared.check(futures)
     assert server.status().traffic.errors == errors
 

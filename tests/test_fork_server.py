@@ -45,13 +45,26 @@ def worker(forks: Template) -> Iterator[Worker]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def prompt() -> bytes:
+def _packed(text: str) -> bytes:
     vocab = Vocab.load(MODEL)
-    text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     tokens = vocab.tokenize(text, add_bos=True, parse_special=True)
     vocab.close()
     return wire.pack_tokens(tokens)
+
+
+@pytest.fixture(scope="module")
+def prompt() -> bytes:
+    return _packed(
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def counting() -> bytes:
+    """What follows has no near-ties: wherever it is computed again, as an attention tile or token
+    by token, it says the same."""
+    numbers = " ".join(f"The number {i} is followed by {i + 1}." for i in range(16))
+    return _packed(f"Once there was a thief. {numbers}")
 
 
 LONG = wire.pack_tokens([300 + i % 20_000 for i in range(1900)])
@@ -134,8 +147,8 @@ def test_a_worker_answers_and_writes_its_row(worker: Worker, prompt: bytes) -> N
 
 
 def test_two_requests_share_the_steps(worker: Worker, prompt: bytes) -> None:
-    for request in (1, 2):
-        worker.send(submit(request, prompt, 12, ignore_eos=True))
+    both = [wire.encode(submit(request, prompt, 12, ignore_eos=True)) for request in (1, 2)]
+    worker.data.sendall(b"".join(both))  # at once, however slow the box is
     answers = [worker.answer(request) for request in (1, 2)]
     assert len(answers[0].tokens) == len(answers[1].tokens) == 12
     assert worker.row().steps < 24
@@ -192,24 +205,24 @@ def test_a_draining_worker_ends_what_runs_and_refuses_the_rest(
     assert worker.answer(3).text == "The capital of France is Paris."
 
 
-def test_a_moved_request_goes_on_with_its_text_whole(worker: Worker, prompt: bytes) -> None:
+def test_a_moved_request_goes_on_with_its_text_whole(worker: Worker, counting: bytes) -> None:
     more: dict[str, object] = {"ignore_eos": True, "stop": ("\n\n\n",)}
-    worker.send(submit(1, prompt, 60, **more))
+    worker.send(submit(1, counting, 160, **more))
     whole = worker.answer(1)
-    worker.send(submit(2, prompt, 60, **more))
+    worker.send(submit(2, counting, 160, **more))
     while len(worker.answers.setdefault(2, Answer()).tokens) < 20:
         worker.read()
     worker.send(wire.Move(2))
     part = worker.answer(2)
     assert part.finish is not None
     assert part.finish.reason is FinishReason.MOVED
-    assert 20 <= len(part.tokens) < 60
-    worker.send(submit(3, prompt, 60, done=wire.pack_tokens(part.tokens), **more))
+    assert 20 <= len(part.tokens) < 160
+    worker.send(submit(3, counting, 160, done=wire.pack_tokens(part.tokens), **more))
     rest = worker.answer(3)
     assert part.tokens + rest.tokens == whole.tokens
     assert part.text + rest.text == whole.text
     assert rest.finish is not None
-    assert rest.finish.completion_tokens == 60
+    assert rest.finish.completion_tokens == 160
 
 
 def test_stop_gives_back_what_runs_and_exits_zero(worker: Worker) -> None:

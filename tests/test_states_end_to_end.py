@@ -55,8 +55,9 @@ def saved(server: Server, tokens: float) -> None:
 
 
 def taken_over(server: Server, states: float) -> None:
-    """Wait until so many states were used: /metrics may be a moment old."""
-    wait_for(lambda: metric(server, "state_hits_total") == states, f"{states} states were used")
+    """Wait until so many states were used: /metrics may be a moment old, and on a slow box a
+    request may move once more."""
+    wait_for(lambda: metric(server, "state_hits_total") >= states, f"{states} states were used")
 
 
 def test_a_restarted_worker_is_warm_at_once(shared: Server) -> None:

@@ -83,7 +83,9 @@ def _from_file(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such configuration file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError as error:
+        raise UsageError(f"{path}: nested too deep") from error
+    except (OSError, ValueError) as error:  # tomllib: also of a number of over 4,300 digits
         raise UsageError(f"{path}: {error}") from error
 
 

@@ -88,7 +88,10 @@ def checked(
         if key in _COUNTS_OR_AUTO:
             # As a number first: to `int | str` the text "3" is a good text.
             return value if value in ("auto", None) else msgspec.convert(value, Count, strict=False)
-        return msgspec.convert(value, hints[key], strict=False)
+        found = msgspec.convert(value, hints[key], strict=False)
+        if isinstance(found, str | tuple) and any("\0" in str(one) for one in found):
+            raise msgspec.ValidationError("Expected text without zero characters")
+        return found
     except msgspec.ValidationError as error:
         reason = _reason(key, hints[key], error)
         got = "got something else (not shown: it is a secret)" if secret else f"got {shown(value)}"

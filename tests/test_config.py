@@ -59,6 +59,23 @@ def test_texts_become_numbers() -> None:
     assert setting_sources.load({"workers": "auto"}, {}).workers == "auto"
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("port = " + "9" * 5000, "digits"),
+        ("port = " + "[" * 5000 + "]" * 5000, "nested too deep"),
+        ('model = "a\\u0000b"', "model: expected text without zero characters"),
+        ('state_dir = "a\\u0000b"', "state_dir: expected text without zero characters"),
+        ('[[models]]\nname = "a"\npath = "a\\u0000b"', "models[0].path: expected text without"),
+        ('allowed_hosts = ["a\\u0000b"]', "allowed_hosts: expected text without zero characters"),
+    ],
+)
+def test_what_no_file_of_settings_means_is_refused_in_one_line(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    assert says in refusal(file=write(tmp_path, text))
+
+
 def test_unknown_keys_are_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
     file = write(tmp_path, "prot = 1\n")
     assert refusal(file=file) == f"{file}: prot: unknown key; did you mean 'port'?"

@@ -16,8 +16,11 @@ import pytest
 from fake_worker import vector_of
 from lbhost import keys, wire
 from lbhost.board import WorkerState
+from lbhost.gateway.api import vectors as vectors_module
 from lbhost.gateway.api.embeddings import MOST_INPUTS
-from lbhost.gateway.prompt.inputs import PATHS
+from lbhost.gateway.api.endpoint import LARGE_INPUTS
+from lbhost.gateway.api.replies import Kind
+from lbhost.gateway.prompt.inputs import PATHS, Inputs
 from lbhost.gateway.scheduling.parts import MOST_PARTS, cut
 from lbhost.gateway.vector_cache import FILE
 from lbhost.purpose import ModelKind, Pooling, Purpose
@@ -153,6 +156,36 @@ async def test_vectors_that_fill_many_frames_come_back_whole(
     async with embedding_gateway(workers=1) as g:
         texts = [f"text {i}" for i in range(30)]
         assert vectors(await embed(g, texts)) == [expected(text) for text in texts]
+
+
+async def test_large_answers_are_written_one_at_a_time_and_small_ones_beside_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written, goes_on = vectors_module.body, asyncio.Event()
+    at_once, most = 0, 0
+
+    async def body(kind: Kind, inputs: Inputs, *args: Any, **more: Any) -> bytes:
+        nonlocal at_once, most
+        if len(inputs.each()) <= LARGE_INPUTS:
+            return await written(kind, inputs, *args, **more)
+        at_once += 1
+        most = max(most, at_once)
+        await goes_on.wait()
+        at_once -= 1
+        return await written(kind, inputs, *args, **more)
+
+    monkeypatch.setattr(vectors_module, "body", body)
+    texts = [f"text {i}" for i in range(LARGE_INPUTS + 1)]
+    async with embedding_gateway() as g:
+        large = [asyncio.create_task(embed(g, texts)) for _ in range(3)]
+        await until(lambda: at_once, "one is being written")
+        assert vectors(await embed(g, "hello")) == [expected("hello")]
+        await until(lambda: len(g.workers[0].embeds) >= 4, "all are computed")
+        await until(lambda: g.served.dispatcher.in_flight == 0, "and done")
+        goes_on.set()
+        for answer in await asyncio.gather(*large):
+            assert vectors(answer) == [expected(text) for text in texts]
+    assert most == 1
 
 
 async def test_what_a_lost_worker_had_is_computed_elsewhere() -> None:

@@ -223,6 +223,26 @@ async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.Monkey
             await reader.read(10)
 
 
+async def test_what_nobody_reads_takes_no_more_memory_than_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answer_transport, "WRITE_TIMEOUT_S", 3600.0)
+    flood = Script(answer=lambda _: ["x" * 8192] * 2000)
+    async with running_gateway(script=flood) as g:
+        g.gateway.server.unread.limit = 1
+        body = json.dumps({**HELLO, "stream": True}).encode()
+        submits, writers = g.workers[0].submits, []
+        for _ in range(3):
+            _, writer = await asyncio.open_connection("127.0.0.1", g.port, limit=1024)
+            writer.write(post(body))
+            writers.append(writer)
+        await until(lambda: len(submits) == 3, "it has all")
+        await until(lambda: g.gateway.server.connections == 1, "two are dropped")
+        await until(lambda: g.served.dispatcher.in_flight <= 1, "their slots are free")
+        for writer in writers:
+            writer.close()
+
+
 async def test_a_client_that_reads_slowly_is_not_dropped_while_it_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

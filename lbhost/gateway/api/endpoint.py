@@ -6,6 +6,7 @@ A plain ASGI application; what goes out is in answer.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -37,6 +38,9 @@ from lbhost.gateway.scheduling import group, parts
 from lbhost.gateway.served_model import ServedModel, Variant
 from lbhost.gateway.vector_cache import VectorCache
 
+LARGE_INPUTS = 64
+"""Of a request for vectors: one that has more waits for others that do."""
+
 
 class Completions:
     """POST to one of the paths of dialects.DIALECTS or questions.PATHS."""
@@ -64,6 +68,7 @@ class Completions:
         self._live = live
         self._most_answers = most_answers
         self._time_limit_s = time_limit_s
+        self._large = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises LbhostError only before anything was sent."""
@@ -158,47 +163,72 @@ class Completions:
             exchange.account.tier(taken.tier)  # refused whether or not there is work to do
         inputs = taken.each()
         keys = vector_cache.names(inputs, exchange.scope, model.vector_identity)
-        known = dict(zip(keys, await cache.get(keys), strict=True))
-        cached = [known[key] is not None for key in keys]
-        tokens = sum(taken.lengths)
-        cached_tokens = sum(compress(taken.lengths, cached))
-        exchange.details = {
-            "inputs": len(inputs),
-            "cached_inputs": sum(cached),
-            "prompt_tokens": tokens,
-            "cached_tokens": cached_tokens,
-        }
-        # What comes twice in a request is computed once.
-        wanted = {key: one for key, one in zip(keys, inputs, strict=True) if known[key] is None}
-        wanted_tokens = sum(map(len, wanted.values())) // 4
-        meter.begin_inputs(wanted_tokens, time.monotonic())
-        if wanted:
-            cut = parts.cut(
-                list(wanted.values()),
-                rank=RANKS[taken.tier],
-                scope=exchange.scope,
-                workers=model.dispatcher.workers,
-                most=self._most_answers,
+        async with contextlib.AsyncExitStack() as turn:
+            await self._take_turn(turn, len(keys), client)
+            known = dict(zip(keys, await cache.get(keys), strict=True))
+            cached = [known[key] is not None for key in keys]
+            tokens = sum(taken.lengths)
+            cached_tokens = sum(compress(taken.lengths, cached))
+            exchange.details = {
+                "inputs": len(inputs),
+                "cached_inputs": sum(cached),
+                "prompt_tokens": tokens,
+                "cached_tokens": cached_tokens,
+            }
+            # What comes twice in a request is computed once.
+            wanted = {key: one for key, one in zip(keys, inputs, strict=True) if known[key] is None}
+            meter.begin_inputs(sum(map(len, wanted.values())) // 4, time.monotonic())
+            if wanted:
+                await turn.aclose()
+                computed = await self._computed(model, answer, taken, wanted, client)
+                cache.put(computed)
+                known |= computed
+                await self._take_turn(turn, len(keys), client)
+            body = await vectors.body(
+                self._kind,
+                taken,
+                [known[key] or b"" for key in keys],
+                EmbeddingUsage(tokens, tokens, CachedInputs(cached_tokens, sum(cached))),
+                model=model.name,
+                request_id=exchange.request_id,
             )
-            works = owned(Taken(tuple(cut), tier=taken.tier), exchange).works
-            jobs = answer.group = group.submit(
-                model.dispatcher, works, exchange.began, exchange.complete
-            )
-            self._live.began(jobs, exchange, model.name, model.dispatcher)
-            client.on_gone(jobs.cancel)
-            await answer.computed(jobs)
-            computed = dict(zip(wanted, vectors.of_jobs(jobs.jobs), strict=True))
-            cache.put(computed)
-            known |= computed
-        body = await vectors.body(
-            self._kind,
-            taken,
-            [known[key] or b"" for key in keys],
-            EmbeddingUsage(tokens, tokens, CachedInputs(cached_tokens, sum(cached))),
-            model=model.name,
-            request_id=exchange.request_id,
+        await answer.tell(body)  # which may wait for the client: nobody else does
+
+    async def _take_turn(
+        self, turn: contextlib.AsyncExitStack, inputs: int, client: _Client
+    ) -> None:
+        """Large requests look vectors up and write them one at a time: each takes up to 20 MB for
+        that, and a thousand at once would take the box's memory. Raises ClientGoneError."""
+        if inputs > LARGE_INPUTS:
+            await turn.enter_async_context(self._large)
+            if client.gone:
+                raise ClientGoneError
+
+    async def _computed(
+        self,
+        model: ServedModel,
+        answer: Answer,
+        taken: Inputs,
+        wanted: dict[bytes, bytes],
+        client: _Client,
+    ) -> dict[bytes, bytes]:
+        """The vectors that were not kept. Raises LbhostError, ClientGoneError."""
+        exchange = answer.exchange
+        cut = parts.cut(
+            list(wanted.values()),
+            rank=RANKS[taken.tier],
+            scope=exchange.scope,
+            workers=model.dispatcher.workers,
+            most=self._most_answers,
         )
-        await answer.tell(body)
+        works = owned(Taken(tuple(cut), tier=taken.tier), exchange).works
+        jobs = answer.group = group.submit(
+            model.dispatcher, works, exchange.began, exchange.complete
+        )
+        self._live.began(jobs, exchange, model.name, model.dispatcher)
+        client.on_gone(jobs.cancel)
+        await answer.computed(jobs)
+        return dict(zip(wanted, vectors.of_jobs(jobs.jobs), strict=True))
 
     def _check_answers(self, taken: Taken) -> None:
         """Raises InvalidRequestError: more answers than a request may ask for."""

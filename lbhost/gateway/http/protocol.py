@@ -36,6 +36,7 @@ from lbhost.gateway.http.answer_transport import AnswerTransport, ReadingWatch
 from lbhost.gateway.http.budget import BodyHold, Budget
 from lbhost.gateway.http.framing import LINE_END, Framing, trailers, without_upgrade
 from lbhost.gateway.http.hosts import Origins
+from lbhost.gateway.http.unread import ANSWERS, Unread
 
 MAX_HEADER_FIELDS = 128
 
@@ -56,6 +57,7 @@ class Shared:
         self.limit = limit
         """Connections at once."""
         self.budget = budget
+        self.unread = Unread(ANSWERS * settings.max_body_bytes)
         self.waiting: dict[LimitedProtocol, None] = {}
         """Those without a complete head, longest wait first: they make room for others."""
 
@@ -96,6 +98,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._client_timer: asyncio.TimerHandle | None = None
         self._reading: ReadingWatch | None = None
         """None before there is a transport."""
+        self.owner = ""
+        """Whose unread answer it is, while there is one."""
 
     @property
     def idle(self) -> bool:
@@ -122,8 +126,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._phase = Phase.OVER
         self.shared.waiting.pop(self, None)
         self._hold.release()
-        if self._reading is not None:
-            self._reading.end()
+        self._keeps_up()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -329,11 +332,24 @@ class LimitedProtocol(HttpToolsProtocol):
         super().pause_writing()
         if self._reading is not None:
             self._reading.begin()
+        self.owner = "" if self._exchange is None else self._exchange.client
+        for one in self.shared.unread.begin(self):
+            assert isinstance(one, LimitedProtocol)
+            one.transport.abort()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._keeps_up()
+
+    @property
+    def unread(self) -> int:
+        """Bytes of answers that the client has not taken."""
+        return int(self.transport.get_write_buffer_size())
+
+    def _keeps_up(self) -> None:
         if self._reading is not None:
             self._reading.end()
+        self.shared.unread.end(self)
 
     # --- refusals --------------------------------------------------------------------
 

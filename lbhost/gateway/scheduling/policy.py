@@ -15,7 +15,7 @@ them cached in w) and m expected output tokens (design, section 5):
 A step of k sequences takes what the worker has measured for so many, or step_base + k * step_seq
 where it has told no more. The second term of ttft is the decoding that rides along with every
 chunk of prefill. All but `todo` is known before the request is, and linear in its tokens: a view
-works that part out when it is made (`costs`), so that a choice costs little.
+(worker_view.py) works that part out when it is made (`costs`), so that a choice costs little.
 
 Requests with different LoRA adapters take turns in a worker (lbhost/order.py). Where k adapters do,
 a request shares its steps and its place among the prompts with those of its own alone, and all of

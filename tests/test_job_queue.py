@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lbhost import order, wire
 from lbhost.gateway.scheduling.deltas import TextDelta
 from lbhost.gateway.scheduling.job import Job, Work
 from lbhost.gateway.scheduling.job_queue import JobQueue
 
 
-def job(number: int, place: float, *, tokens: int = 10, rank: int = order.DEFAULT) -> Job:
+def job(
+    number: int, place: float, *, tokens: int = 10, rank: int = order.DEFAULT, client: str = ""
+) -> Job:
     prompt = wire.pack_tokens(list(range(tokens)))
-    made = Job(number, Work(prompt, tokens, 50, wire.Sampling(), rank=rank), arrived=place)
+    work = Work(prompt, tokens, 50, wire.Sampling(), rank=rank, client=client)
+    made = Job(number, work, arrived=place)
     made.order = place
     return made
 
@@ -54,6 +59,39 @@ def test_priority_requests_that_wait_are_counted() -> None:
     assert queue.priority == 2
     queue.remove(first)
     assert queue.priority == 1
+
+
+def test_the_work_that_waits_is_summed_up_by_class_and_client() -> None:
+    queue = JobQueue()
+    jobs = [
+        job(1, 0.0, tokens=100, client="one", rank=order.PRIORITY),
+        job(2, 0.0, tokens=200, client="one"),
+        job(3, 0.0, tokens=400, client="other"),
+        job(4, 0.0, tokens=800, client="one", rank=order.FLEX),
+        job(5, 0.0, tokens=1600, client="one"),
+    ]
+    for made in jobs:
+        made.cost_s = made.number * 10.0
+        queue.add(made)
+    assert queue.tokens() == sum(made.tokens_to_come for made in jobs) == 3100 + 5 * 50
+    assert queue.tokens("one") == 2700 + 4 * 50
+    assert queue.cost_s(order.FLEX) == 150.0
+    assert queue.cost_s(order.DEFAULT) == 110.0
+    assert queue.cost_s(order.DEFAULT, "one") == 80.0
+    for made in jobs[:3]:
+        queue.remove(made)
+    assert (queue.tokens(), queue.tokens("other")) == (2400 + 2 * 50, 0)
+    assert (queue.cost_s(order.FLEX), queue.cost_s(order.DEFAULT)) == (90.0, 50.0)
+
+
+def test_what_is_not_in_cannot_be_taken_out() -> None:
+    queue = JobQueue()
+    one, same_place = job(1, 0.0), job(1, 0.0)
+    queue.add(one)
+    for other in (job(0, 0.0), same_place, job(2, 0.0), job(1, 0.0, client="nobody")):
+        with pytest.raises(ValueError, match="not queued"):
+            queue.remove(other)
+    assert list(queue) == [one]
 
 
 def test_a_job_that_goes_on_is_known_by_all_its_tokens() -> None:

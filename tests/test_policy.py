@@ -234,7 +234,11 @@ def test_an_unmeasured_worker_counts_as_a_typical_one() -> None:
     unknown = view(0, measured=False, in_flight=3)
     assert picks(Policy.COST, [unknown, slow]) == {0, 1}
     assert picks(Policy.COST, [unknown, slow, slow, fast]) == {3}
-    assert picks(Policy.COST, [unknown, slow, msgspec.structs.replace(fast, slots=3)]) == {0}
+    full = [msgspec.structs.replace(one, slots=3) for one in (slow, fast)]
+    assert picks(Policy.COST, [unknown, slow, full[1]]) == {0}
+    between = msgspec.structs.replace(slow, speeds=(500.0, 0.004, 0.013))
+    for need in (SHORT, Need(400, 1)):
+        assert picks(Policy.COST, [unknown, between, *full], need) == {0, 1}
 
 
 # --- long prompts -----------------------------------------------------------------------

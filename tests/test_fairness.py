@@ -222,6 +222,10 @@ def test_a_predicted_place_counts_turns_not_the_other_clients_whole_line() -> No
     queue.add(job(102, "single", place=2e6))
     assert queue.ahead(job(103, "single", place=3e6, weight=2.0)) == 2
     assert queue.ahead(job(104, "flood", place=1e6)) == 51
+    heavy = JobQueue()
+    for number in range(9):
+        heavy.add(job(number, "heavy", place=float(number), weight=3.0))
+    assert heavy.ahead(job(100, "single", place=1e6)) == 3
 
 
 @given(st.integers(1, 1000), st.integers(1, 20))

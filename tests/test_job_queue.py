@@ -78,8 +78,10 @@ def test_the_work_that_waits_is_summed_up_by_class_and_client() -> None:
     assert queue.cost_s(order.FLEX) == 150.0
     assert queue.cost_s(order.DEFAULT) == 110.0
     assert queue.cost_s(order.DEFAULT, "one") == 80.0
+    assert (queue.of_client("one"), queue.of_client("other")) == (4, 1)
     for made in jobs[:3]:
         queue.remove(made)
+    assert (queue.of_client("one"), queue.of_client("other")) == (2, 0)
     assert (queue.tokens(), queue.tokens("other")) == (2400 + 2 * 50, 0)
     assert (queue.cost_s(order.FLEX), queue.cost_s(order.DEFAULT)) == (90.0, 50.0)
 

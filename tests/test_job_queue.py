@@ -84,6 +84,10 @@ def test_the_work_that_waits_is_summed_up_by_class_and_client() -> None:
     assert (queue.of_client("one"), queue.of_client("other")) == (2, 0)
     assert (queue.tokens(), queue.tokens("other")) == (2400 + 2 * 50, 0)
     assert (queue.cost_s(order.FLEX), queue.cost_s(order.DEFAULT)) == (90.0, 50.0)
+    going_on = begun(job(6, 0.0, client="one"))
+    queue.add(going_on)
+    assert queue.tokens() == 2500 + going_on.tokens_to_come
+    assert queue.tokens("one") == 2500, "what has output is nobody's"
 
 
 def test_what_is_not_in_cannot_be_taken_out() -> None:

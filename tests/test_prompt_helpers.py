@@ -24,6 +24,7 @@ from lbhost.choices import LogFormat, LogLevel
 from lbhost.errors import (
     ContextLengthError,
     DeadlineError,
+    HelperGoneError,
     InvalidRequestError,
     LbhostError,
     NotReadyError,
@@ -238,6 +239,22 @@ async def test_a_helper_that_cannot_start_is_tried_again_ever_later(
         await until(lambda: len(waits) >= 4, "it was tried some times")
         assert not under_test.processes
     assert waits[:4] == [0.1, 0.2, 0.4, 0.8]
+
+
+async def test_a_helper_that_is_slow_to_start_is_given_ever_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: list[float] = []
+
+    async def too_slow(_process: object, _setup: Setup, limit_s: float) -> None:
+        limits.append(limit_s)
+        raise HelperGoneError(f"not ready after {limit_s:g} s")
+
+    monkeypatch.setattr(helper_process.HelperProcess, "start", too_slow)
+    monkeypatch.setattr(helpers, "BACKOFF_S", (0.0, 0.0))
+    async with running():
+        await until(lambda: len(limits) >= 6, "it was tried some times")
+    assert limits[:6] == [60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
 
 
 async def test_a_helper_that_is_killed_while_idle_comes_back() -> None:

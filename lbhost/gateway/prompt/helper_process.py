@@ -21,8 +21,9 @@ from lbhost.sandbox.environment import scrubbed
 
 COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "lbhost.gateway.prompt.helper")
 
-START_S = 60.0
-"""Seconds until the vocabulary must be loaded; it takes half a second on a quiet box."""
+START_S = (60.0, 600.0)
+"""Seconds until the vocabulary must be loaded, the first time and at most; it takes half a second
+on a quiet box."""
 
 
 OOM_SCORE = 500
@@ -49,8 +50,8 @@ class HelperProcess:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    async def start(self, setup: messages.Setup) -> None:
-        """Until it is ready. Raises HelperGoneError."""
+    async def start(self, setup: messages.Setup, limit_s: float = START_S[0]) -> None:
+        """Until it is ready, for `limit_s` seconds at most. Raises HelperGoneError."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -61,10 +62,10 @@ class HelperProcess:
             ours.close()
             raise HelperGoneError(f"no process could be made: {error.strerror}") from error
         try:
-            async with asyncio.timeout(START_S):
+            async with asyncio.timeout(limit_s):
                 answer = await self.ask(setup)
         except TimeoutError as error:
-            raise HelperGoneError(f"not ready after {START_S:g} s") from error
+            raise HelperGoneError(f"not ready after {limit_s:g} s") from error
         if not isinstance(answer, messages.Ready):
             reason = answer.message if isinstance(answer, messages.Failed) else "wrong answer"
             raise HelperGoneError(reason)

@@ -27,7 +27,7 @@ from lbhost.errors import (
 from lbhost.gateway.api.replies import Kind
 from lbhost.gateway.metrics import Metrics
 from lbhost.gateway.prompt.helper_messages import Answer, Prepared, Refused, Setup, Task
-from lbhost.gateway.prompt.helper_process import COMMAND, HelperProcess
+from lbhost.gateway.prompt.helper_process import COMMAND, START_S, HelperProcess
 from lbhost.gateway.prompt.inputs import Inputs
 from lbhost.gateway.prompt.preparation import Taken
 from lbhost.gateway.prompt.questions import Told
@@ -54,6 +54,14 @@ def cpu_limit_s(body_bytes: int) -> int:
 def deadline_s(body_bytes: int) -> float:
     """Seconds of wall clock for one body: helpers share their cores with busy workers."""
     return 3.0 * cpu_limit_s(body_bytes)
+
+
+def start_limit_s(deaths: int) -> float:
+    """Seconds that a helper may take to start, after so many that never worked: each time twice as
+    long, or on a box that is slow enough all of them would be ended shortly before they are ready.
+    """
+    first, longest = START_S
+    return min(longest, first * 2.0 ** min(deaths, 16))
 
 
 class _Waiting:
@@ -168,7 +176,7 @@ class Helpers:
         while True:
             process = HelperProcess(self._command)
             try:
-                await process.start(self._setup)
+                await process.start(self._setup, start_limit_s(deaths))
                 self.processes[number] = process
                 while True:
                     waiting = await self._next()

@@ -210,6 +210,8 @@ class HostRow(msgspec.Struct, frozen=True):
     """CPUs' worth of time that the cgroup allows; None without a quota."""
     throttled: float | None = None
     """Fraction of the last interval's quota periods in which the cgroup was throttled."""
+    oom_kills: int = 0
+    """Processes of the cgroup that the kernel has ended for want of memory, as far as was seen."""
 
 
 class GatewayRow(msgspec.Struct, frozen=True):

@@ -58,6 +58,16 @@ def test_the_tightest_limit_of_all_ancestors_binds(tmp_path: Path) -> None:
     assert [folder.name for folder in group.quota_folders()] == ["b.slice", "a.slice"]
 
 
+def test_processes_ended_for_want_of_memory_are_counted_in_v1_and_v2(tmp_path: Path) -> None:
+    v2, v1 = trees.container_v2(tmp_path / "v2"), trees.container_v1(tmp_path / "v1")
+    assert cgroup.locate(v2.roots).oom_kills() is None
+    assert cgroup.locate(v1.roots).oom_kills() is None
+    v2.put("sys/fs/cgroup/memory.events", "max 54\noom 4\noom_kill 3\noom_group_kill 0")
+    v1.put("sys/fs/cgroup/memory/memory.oom_control", "oom_kill_disable 0\noom_kill 5")
+    assert cgroup.locate(v2.roots).oom_kills() == 3
+    assert cgroup.locate(v1.roots).oom_kills() == 5
+
+
 def test_a_quota_changed_under_a_running_server_is_seen(tmp_path: Path) -> None:
     tree = trees.container_v2(tmp_path / "box")
     group = cgroup.locate(tree.roots)

@@ -23,3 +23,19 @@ def test_memory_that_is_nearly_gone_is_told_once_and_so_is_its_return() -> None:
         ),
         ("info", "113 MiB of 1.0 GiB of memory are left again"),
     ]
+
+
+def test_kills_for_want_of_memory_are_told_with_what_to_do() -> None:
+    events = EventLog()
+    watch = MemoryWatch(events)
+    for kills in (0, 1, 1, 3):
+        watch.look(HostRow(oom_kills=kills))
+    told = [(event.level, event.message) for event in events.after(0)]
+    rest = (
+        "of this server's control group for want of memory: raise its limit, or use fewer "
+        "--workers or --slots or a smaller --ctx-size"
+    )
+    assert told == [
+        ("warning", f"the kernel has ended a process {rest}"),
+        ("warning", f"the kernel has ended 2 processes {rest}"),
+    ]

@@ -343,6 +343,34 @@ def test_a_quota_lifted_at_runtime_is_forgotten(container: Box) -> None:
     assert container.host.throttled is None
 
 
+def test_a_server_moved_to_another_group_has_the_limits_of_that(container: Box) -> None:
+    container.tree.put("sys/fs/cgroup/memory.events", "oom_kill 2")
+    container.step()
+    for path, content in (
+        ("cpu.max", "50000 100000"),
+        ("memory.max", GIB),
+        ("memory.current", GIB // 4),
+        ("memory.events", "oom_kill 9"),
+    ):
+        container.tree.put(f"sys/fs/cgroup/moved/{path}", content)
+    container.tree.remove("sys/fs/cgroup/cpu.max")
+    container.tree.cgroup_v2("/moved")
+    container.step(times=8)
+    assert container.host.quota_cpus == 0.5
+    assert container.host.memory_total == GIB
+    assert container.host.memory_available == GIB - GIB // 4
+    assert container.host.oom_kills == 0
+
+
+def test_kills_for_want_of_memory_count_from_the_first_reading(container: Box) -> None:
+    found = []
+    for kills in (2, 2, 5, 6):
+        container.tree.put("sys/fs/cgroup/memory.events", f"oom 1\noom_kill {kills}")
+        container.step()
+        found.append(container.host.oom_kills)
+    assert found == [0, 0, 3, 4]
+
+
 @pytest.mark.parametrize("data", [None, b"", b"some", b"some avg10=", b"some avg10=x y"])
 def test_odd_pressure_files_are_unknown(data: bytes | None) -> None:
     assert hostload.some_avg10(data) is None

@@ -77,6 +77,17 @@ class Cgroup(msgspec.Struct, frozen=True):
         left = [_memory_left(folder, self.memory.v2) for folder in self.memory.folders]
         return min((rest for rest in left if rest is not None), default=None)
 
+    def oom_kills(self) -> int | None:
+        """Processes of the group that the kernel has ever ended for want of memory; None if it does
+        not say. (v1 counts since Linux 4.13.)"""
+        name = "memory.events" if self.memory.v2 else "memory.oom_control"
+        for folder in self.memory.folders:  # the nearest that has the controller enabled
+            for line in (tree.text(folder / name) or "").splitlines():
+                key, _, value = line.partition(" ")
+                if key == "oom_kill" and value.isdecimal():
+                    return int(value)
+        return None
+
 
 def locate(roots: Roots) -> Cgroup:
     """Find this process's control groups through /proc/self/cgroup and the mounts."""

@@ -20,6 +20,7 @@ class HostMeter:
     """Reads the host's row of the board. Call `read` at a steady pace, `close` at the end."""
 
     def __init__(self, roots: Roots) -> None:
+        self._roots = roots
         self._group = cgroup.locate(roots)
         self._meminfo = Probe(roots.procfs / "meminfo", 256)
         pressure = roots.procfs / "pressure"
@@ -27,6 +28,9 @@ class HostMeter:
         self._round = 0
         self._quota: float | None = None
         self._limit: int | None = None
+        self._oom_kills: int | None = None
+        """As the group counts them."""
+        self._oom_kills_seen = 0
         self._stats: dict[Path, tuple[Probe, deque[tuple[int, int]]]] = {}
 
     def read(self, sampled_ns: int) -> HostRow:
@@ -50,6 +54,7 @@ class HostMeter:
             memory_available=None if available is None else float(available),
             quota_cpus=self._quota,
             throttled=self._throttled(),
+            oom_kills=self._count_oom_kills(),
         )
 
     def close(self) -> None:
@@ -58,6 +63,9 @@ class HostMeter:
             probe.close()
 
     def _recheck(self) -> None:
+        group = cgroup.locate(self._roots)
+        if group != self._group:  # somebody has moved us: what it counts began without us
+            self._group, self._oom_kills = group, None
         self._quota = self._group.quota_cpus()
         self._limit = self._group.memory_limit()
         folders = set(self._group.quota_folders())
@@ -65,6 +73,13 @@ class HostMeter:
             self._stats.pop(gone)[0].close()
         for folder in folders - self._stats.keys():
             self._stats[folder] = (Probe(folder / "cpu.stat", 512), deque(maxlen=_WINDOW))
+
+    def _count_oom_kills(self) -> int:
+        """Those since the first reading."""
+        before, self._oom_kills = self._oom_kills, self._group.oom_kills()
+        if before is not None and self._oom_kills is not None:
+            self._oom_kills_seen += max(0, self._oom_kills - before)
+        return self._oom_kills_seen
 
     def _throttled(self) -> float | None:
         """Fraction of the last second's periods that ran out, in the worst of our groups."""

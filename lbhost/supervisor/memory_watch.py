@@ -1,4 +1,5 @@
-"""Says once when memory is nearly gone, and once when there is enough again.
+"""Says once when memory is nearly gone, once when there is enough again, and whenever the kernel
+has ended a process for want of it.
 
 A limit that is lowered under a running server cannot be answered: the kernel kills a worker when
 one needs a page more. The operator is to read the reason before that. Changes nothing.
@@ -20,9 +21,12 @@ class MemoryWatch:
     def __init__(self, events: EventLog) -> None:
         self._events = events
         self._low = False
+        self._oom_kills = 0
 
     def look(self, host: HostRow | None) -> None:
         """Tell of a change, if this is one."""
+        if host is not None:
+            self._look_at_kills(host.oom_kills)
         if host is None or not host.memory_total or host.memory_available is None:
             return
         total, left = host.memory_total, host.memory_available
@@ -37,3 +41,11 @@ class MemoryWatch:
         elif self._low and not nearly_gone(total, left / _ENOUGH):
             self._low = False
             self._events.add("info", "server", f"{words} again")
+
+    def _look_at_kills(self, oom_kills: int) -> None:
+        new, self._oom_kills = oom_kills - self._oom_kills, oom_kills
+        if new > 0:
+            what = "a process" if new == 1 else f"{new} processes"
+            text = f"the kernel has ended {what} of this server's control group for want of memory"
+            advice = "raise its limit, or use fewer --workers or --slots or a smaller --ctx-size"
+            self._events.add("warning", "server", f"{text}: {advice}")

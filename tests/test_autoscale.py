@@ -153,6 +153,16 @@ def test_an_idle_model_sleeps_and_a_request_wakes_it_at_once() -> None:
     assert not box.passes(29)
 
 
+def test_what_loads_for_longer_than_idle_ones_stay_is_not_put_to_sleep_meanwhile() -> None:
+    box = Box(a=Bounds(0, 4, sleep_after_s=30.0))
+    box.set("a", starting=True)
+    assert not box.passes(600)
+    box.set("a", starting=False)
+    assert not box.passes(29)
+    ((_, slept),) = box.passes(3)
+    assert slept.workers == 0
+
+
 def test_a_model_that_may_have_none_but_never_sleeps_keeps_one() -> None:
     box = Box(a=Bounds(0, 4))
     assert not box.passes(3600)

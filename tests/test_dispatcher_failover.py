@@ -177,14 +177,17 @@ async def test_a_stream_goes_to_an_idle_worker_where_it_is_done_sooner(
     # Four at once take four times as long as one.
     script = Script(answer=numbers, step_s=0.005, speeds=(10_000.0, 0.001, 0.05))
     async with bench(1, script) as b:
+        (full,) = b.workers
         jobs = [b.submit(max_tokens=600, ignore_eos=True) for _ in range(4)]
         await until(lambda: all(job.begun for job in jobs), "all run")
         idle = await b.add(1, script=script)
         for job in jobs:
             assert await over(job) == "".join(f"{i} " for i in range(600))
         moved = b.metrics.registry.get_sample_value("lbhost_moved_total", {"reason": "speed"})
-        # Three and one are near enough, and nobody goes back and forth.
-        assert moved == len(idle.submits) == 1.0
+        # One, and nobody goes back; a second one only where this box has been slow in between.
+        assert moved == len(idle.submits)
+        assert len(idle.submits) in (1, 2)
+        assert len(full.submits) == 4
 
 
 async def test_usage_and_timings_are_those_of_the_whole_answer() -> None:

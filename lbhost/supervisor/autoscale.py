@@ -96,6 +96,8 @@ class Look(msgspec.Struct, frozen=True):
     """Of its cores, what others leave to a worker."""
     weight: float = 1.0
     """Its part of the cores, against others' parts, where not all have what they need."""
+    starting: bool = False
+    """Whether none of its workers has come up yet: nobody could have used it so far."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -125,7 +127,7 @@ class _Model:
         self._at_s = now_s
         self._had = look.workers
         self._busy_s = now_s
-        """When there was last anything to do, or it got a worker."""
+        """When there was last anything to do, or a worker of it was on its way."""
         self._enough_s = now_s
         """Since when fewer workers would do, and how many of them."""
         self._fewer = 0
@@ -140,7 +142,8 @@ class _Model:
         if requests < 0:  # another gateway counts from 0
             requests, work_s = look.requests, look.work_s
         self._at_s, self._requests, self._work_s = now_s, look.requests, look.work_s
-        if work_s or look.in_flight or look.queued or look.workers > self._had:
+        asked = work_s or look.in_flight or look.queued
+        if asked or look.starting or look.workers > self._had:
             self._busy_s = now_s
         self._had = look.workers
         if passed <= 0:

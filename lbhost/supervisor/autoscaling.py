@@ -128,6 +128,7 @@ class Autoscaling:
             cores=0 if on_gpu else pool.desired.settings.threads,
             share=1.0 if on_gpu else self._share(model),
             weight=pool.desired.weight,
+            starting=has > 0 and not _settled(model),
         )
 
     def _bounds(self, model: Served, has: int, now_s: float, *, known: bool) -> Bounds:

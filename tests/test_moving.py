@@ -54,6 +54,8 @@ def test_a_request_moves_for_a_clear_gain_only() -> None:
     assert best([Offer(1, stay_s=90.0, go_s=9.0, pause_s=moving.MOST_PAUSE_S * 2)]) is None
     more = Offer(2, stay_s=30.0, go_s=8.0, pause_s=0.5)
     assert best([clear, more]) == more
+    later = Offer(3, stay_s=12.0, go_s=7.9, pause_s=0.5)
+    assert best([clear, later]) == clear, "what it gains counts, not how long it takes"
     assert best([]) is None
 
 

@@ -74,6 +74,13 @@ def test_what_was_not_seen_lies_between_its_neighbours_or_beyond() -> None:
     assert table[4:] == pytest.approx((0.038, 0.045))
 
 
+def test_the_first_steps_count_alike() -> None:
+    times = StepTimes()
+    for seconds in (0.1, 0.2, 0.6):
+        times.observe(1, seconds)
+    assert times.table(1, 1) == pytest.approx((0.3,))
+
+
 def test_a_slower_box_is_slower_for_all_numbers() -> None:
     times = StepTimes()
     for _ in range(40):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lbhost.gateway import exposition
 from lbhost.worker.saving import LEAST, Doing
 from serving import KV_BYTES, Server, wait_for
 
@@ -45,6 +47,21 @@ def held(server: Server) -> float:
     return metric(server, "state_bytes") / KV_BYTES
 
 
+def settled(server: Server) -> float:
+    """The same once it stays: what the test before has left to be saved is in it by then, and
+    /metrics is no older."""
+    since_s, tokens = time.monotonic(), held(server)
+
+    def stays() -> bool:
+        nonlocal since_s, tokens
+        if (now := held(server)) != tokens:
+            since_s, tokens = time.monotonic(), now
+        return time.monotonic() - since_s > 1.2 * exposition.TEXT_FRESH_S
+
+    wait_for(stays, "nothing more is saved")
+    return tokens
+
+
 def saved(server: Server, tokens: float) -> None:
     """Wait until the store holds so many, but for those that are not worth a save of their own.
 
@@ -71,7 +88,7 @@ def test_a_restarted_worker_is_warm_at_once(shared: Server) -> None:
 
 def test_what_a_killed_worker_knew_is_not_lost(shared: Server) -> None:
     prompt = "Once there was a king. " + STORY
-    before = held(shared)
+    before = settled(shared)
     text, count, _ = ask(shared, prompt)
     saved(shared, before + count)
     for worker in shared.status().workers:
@@ -88,7 +105,7 @@ def test_what_a_killed_worker_knew_is_not_lost(shared: Server) -> None:
 
 def test_a_conversation_that_goes_on_elsewhere_computes_its_new_part(shared: Server) -> None:
     prompt = "Once there was a queen. " + STORY
-    before = held(shared)
+    before = settled(shared)
     text, count, _ = ask(shared, prompt)
     saved(shared, before + count)
     assert shared.cli("restart", "all").returncode == 0
@@ -101,7 +118,7 @@ def test_a_conversation_that_goes_on_elsewhere_computes_its_new_part(shared: Ser
 
 def test_a_stream_whose_worker_is_killed_goes_on_from_its_last_state(shared: Server) -> None:
     prompt = "Once there was a thief. " + STORY
-    before = held(shared)
+    before = settled(shared)
     # Long enough that the kill comes before the last token, however late the reader is.
     undisturbed, count, _ = ask(shared, prompt, 160)
     saved(shared, before + count)

@@ -238,3 +238,27 @@ async def test_a_gateway_that_starts_with_a_bad_file_lets_nobody_in_until_it_is_
 def test_a_refusal_for_a_limit_has_an_outcome_of_its_own() -> None:
     assert outcome(RateLimitError("x")) in OUTCOMES
     assert outcome(RateLimitError("x")) != outcome(NotReadyError("x"))
+
+
+async def test_a_key_cannot_take_all_connections(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    write(path, alice={}, flood={})
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nx-api-key: sk-flood\r\n"
+        "content-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+    )
+    async with gateway(path, max_connections=8) as g:
+        taken = []
+        for _ in range(6):
+            reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+            writer.write(head.encode())
+            taken.append((reader, writer))
+        await until(lambda: g.gateway.keyring.named[1].open == 6, "they hold three quarters")
+        refused = await g.raw(head.encode())
+        assert refused.startswith(b"HTTP/1.1 429")
+        assert b'"queue_full"' in refused
+        assert (await chat(g, "alice")).status_code == 200
+        for _, writer in taken:
+            writer.close()
+        await until(lambda: g.gateway.keyring.named[1].open == 0, "they are gone")
+        assert (await chat(g, "flood")).status_code == 200

@@ -28,6 +28,8 @@ class Account:
         """`scope`: whose KV states its requests may use; see wire.Submit."""
         self.key = key
         self.scope = scope
+        self.open = 0
+        """Its requests that have come and are not answered."""
         self.running = 0
         """Answers that are being generated."""
         self.requests = 0

@@ -12,9 +12,10 @@ import time
 from typing import Protocol
 
 from lbhost import log
-from lbhost.errors import LbhostError
+from lbhost.errors import LbhostError, QueueFullError
 from lbhost.gateway.account import Account
 from lbhost.gateway.recorder import outcome
+from lbhost.gateway.scheduling.fairness import may_wait
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -61,6 +62,10 @@ class Exchange:
         """Whose request it is; see wire.Submit."""
         self.account: Account | None = None
         """Of the API key that it came with."""
+        self.others = 0
+        """Connections that had a request when it came, beside its own."""
+        self.connections: int | None = None
+        """That there may be; None: nobody counts them."""
         self.model = ""
         """Which model it is for, where several are served."""
         self.status: int | None = None
@@ -71,12 +76,30 @@ class Exchange:
         """The outcome of work that was asked for; None: there was none."""
         self.details: dict[str, object] = {}
         """More fields for the log line."""
+        self._entered = False
         self._over = False
 
     @property
     def client(self) -> str:
         """The name of its API key; empty: it has none."""
         return "" if self.account is None else self.account.name
+
+    def enter(self, account: Account) -> None:
+        """It came with this account's key.
+
+        Raises QueueFullError: requests of that key have their share of the connections: without
+        one, who sends a thousand bodies slowly keeps everybody else out.
+        """
+        self.account = account
+        most = self.connections
+        if account.name and most is not None and not may_wait(account.open, self.others, most):
+            raise QueueFullError(
+                f"{account.open} requests of this API key are open already, and there may be "
+                f"{most} connections",
+                retry_after_s=1.0,
+            )
+        account.open += 1
+        self._entered = True
 
     def fail(self, error: LbhostError) -> None:
         """It gets this error for an answer."""
@@ -89,6 +112,8 @@ class Exchange:
             return
         self._over = True
         self.body.release()
+        if self._entered and self.account is not None:
+            self.account.open -= 1
         if self.error is not None:
             self.ended_as = outcome(self.error)
             self.counter.refused(self.error)

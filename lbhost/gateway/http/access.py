@@ -96,9 +96,11 @@ class Access:
             if origin is not None and asked and scope["method"] == "OPTIONS":
                 own += _preflight_headers(scope)
                 return Response(status_code=204)
-            exchange.account = account = self._check_key(scope)
-            if account is not None and not self._share_prefixes:
-                exchange.scope = account.scope
+            account = self._check_key(scope)
+            if account is not None:
+                exchange.enter(account)
+                if not self._share_prefixes:
+                    exchange.scope = account.scope
         except LbhostError as error:
             exchange.fail(error)
             return error_response(error, exchange)

@@ -210,6 +210,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._upgrading or self._phase is not Phase.HEAD:
             return
         self.shared.waiting.pop(self, None)
+        self._exchange.others = len(self.connections) - len(self.shared.waiting) - 1
+        self._exchange.connections = self.shared.limit
         self.scope["state"]["exchange"] = self._exchange
         self._enter(Phase.BODY)
         self._arm(min(self._settings.body_timeout_s, self._settings.request_timeout_s))

@@ -57,6 +57,8 @@ def test_no_more_than_the_quota() -> None:
     assert lend(homes, cores(4), limit=2) == {0: (1,)}
     assert lend(homes, cores(4), limit=1) == {0: ()}
     assert lend(homes, cores(4), limit=0) == {0: ()}
+    two = [home(0, computing=True), home(1, computing=True), home(2), home(3)]
+    assert lend(two, cores(4), limit=3) == {0: (2,), 1: ()}
 
 
 def test_who_has_a_core_keeps_it() -> None:

@@ -16,6 +16,7 @@ from lbhost.order import (
     Prompt,
     Turn,
     after,
+    rank_of,
     takers,
     tokens_until_done,
     turns,
@@ -76,6 +77,12 @@ def test_rank_comes_before_length() -> None:
     flex, default, first = Prompt(0, 1, FLEX), Prompt(1, 50, DEFAULT), Prompt(2, 900, PRIORITY)
     line = turns([flex, default, first], Overtaken(), GRAIN)
     assert [turn.number for turn in line] == [2, 1, 0]
+
+
+def test_what_has_begun_goes_like_priority_but_flex_stays_flex() -> None:
+    ranks = (PRIORITY, DEFAULT, FLEX)
+    assert tuple(rank_of(rank, begun=False) for rank in ranks) == ranks
+    assert tuple(rank_of(rank, begun=True) for rank in ranks) == (PRIORITY, PRIORITY, FLEX)
 
 
 def test_flex_has_no_part_against_others_and_one_among_flex() -> None:

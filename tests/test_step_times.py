@@ -74,6 +74,13 @@ def test_what_was_not_seen_lies_between_its_neighbours_or_beyond() -> None:
     assert table[4:] == pytest.approx((0.038, 0.045))
 
 
+def test_between_several_that_were_seen_its_own_neighbours_count() -> None:
+    times = StepTimes()
+    for rows, seconds in ((2, 0.010), (4, 0.030), (8, 0.032)):
+        times.observe(rows, seconds)
+    assert times.table(7, 8)[2:] == pytest.approx((0.020, 0.030, 0.0305, 0.031, 0.0315))
+
+
 def test_the_first_steps_count_alike() -> None:
     times = StepTimes()
     for seconds in (0.1, 0.2, 0.6):

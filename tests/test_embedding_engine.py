@@ -22,6 +22,7 @@ from lbhost.wire import (
 from lbhost.worker.embedding_engine import EmbeddingEngine
 from lbhost.worker.interfaces import MAX_FAILURES, EngineFailureError
 from lbhost.worker.llama_context import Decoded
+from lbhost.worker.packing import WAIT_S
 
 N_VOCAB = 1000
 
@@ -82,8 +83,9 @@ class Bench:
 
     def run(self, steps: int = 1000) -> None:
         while self.engine.busy and steps:
-            self.hear(self.engine.step())
-            steps -= 1
+            if not self.engine.pause_s():
+                self.hear(self.engine.step())
+                steps -= 1
 
     def hear(self, out: list[tuple[int, Delta | Vectors]]) -> None:
         for _, message in out:
@@ -147,16 +149,18 @@ def test_a_short_request_does_not_wait_behind_a_long_one() -> None:
     assert 1 not in bench.vectors
 
 
-def test_what_comes_while_a_batch_is_computed_is_in_the_next_one() -> None:
+def test_an_idle_engine_waits_two_milliseconds_for_more_but_not_with_a_full_batch() -> None:
     bench = Bench()
-    bench.embed(1, [1] * 10)
-    bench.run(steps=1)
-    assert 1 in bench.vectors, "it waited for nobody"
-    for request in (2, 3, 4):
-        bench.embed(request, [request] * 10)
-    bench.run(steps=1)
-    assert {2, 3, 4} <= bench.vectors.keys()
-    assert len(bench.context.batches) == 2
+    bench.embed(1, [1])
+    began = bench.clock.now
+    assert 0 < bench.engine.pause_s() <= WAIT_S
+    while bench.engine.pause_s():
+        pass
+    assert bench.clock.now - began <= WAIT_S + 0.001
+    bench.run()
+    full = Bench()
+    full.embed(1, [1] * 30, [2] * 30)
+    assert full.engine.pause_s() == 0.0
 
 
 def test_cancelled_and_moved_requests_end_and_leave_the_others_alone() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lbhost.order import DEFAULT, FLEX, PRIORITY, Overtaken, after
-from lbhost.worker.packing import Waiting, pack
+from lbhost.worker.packing import MOST_SKIPPED, WAIT_S, Patience, Waiting, pack
 
 NOTHING = Overtaken()
 
@@ -73,3 +75,19 @@ def test_a_batch_is_never_empty_nor_too_large(
     assert chosen
     assert len(chosen) <= 16
     assert sum(chosen) <= 128 or len(chosen) == 1
+
+
+def test_waits_that_were_in_vain_become_rare_and_one_that_was_not_brings_them_back() -> None:
+    patience = Patience()
+    waits: list[int] = []
+    for at in range(200):
+        if patience.wait_s():
+            waits.append(at)
+            patience.waited(came=False)
+    gaps = [later - sooner for sooner, later in itertools.pairwise(waits)]
+    assert gaps[:4] == [2, 3, 5, 9]
+    assert max(gaps) == MOST_SKIPPED + 1
+    while not patience.wait_s():
+        pass
+    patience.waited(came=True)
+    assert [patience.wait_s() for _ in range(3)] == [WAIT_S] * 3

@@ -96,6 +96,10 @@ class BaseEngine(ABC, Generic[R, M]):
         """The requests in the batch that is being computed: for whoever decides on an abort."""
         return self._computing
 
+    def pause_s(self) -> float:
+        """How long to wait for more requests before the next `step`: what comes joins it later."""
+        return 0.0
+
     def reject(self, link: int, message: Submit | Embed) -> None:
         """Refuse a request: it belongs elsewhere."""
         self._answer(link, message, Finish(FinishReason.REJECTED))

@@ -23,7 +23,7 @@ from lbhost.worker.crew import Crew
 from lbhost.worker.interfaces import Load, Told
 from lbhost.worker.keeper import Keeper
 from lbhost.worker.llama_context import Decoded
-from lbhost.worker.packing import Waiting, pack
+from lbhost.worker.packing import Patience, Waiting, pack
 from lbhost.worker.requests import Key
 from lbhost.worker.widths import Phase
 
@@ -97,6 +97,10 @@ class EmbeddingEngine(BaseEngine[_Request, Delta | Vectors]):
         )
         self._context = context
         self.keeper = Keeper(None, [])
+        self._patience = Patience()
+        self._waits_until: float | None = None
+        self._had: int | None = None
+        """Requests that were there when the wait began."""
         self._numbers = 0
         self._overtaken = Overtaken()
 
@@ -122,12 +126,27 @@ class EmbeddingEngine(BaseEngine[_Request, Delta | Vectors]):
         if problem is not None:
             self._end(request, FinishReason.ERROR, error=problem)
             return
+        if not self._requests and (wait_s := self._patience.wait_s()):
+            self._waits_until = self._clock() + wait_s
         self._requests[request.key] = request
 
     def _answer(self, link: int, message: Submit | Embed, finish: Finish) -> None:
         self._out.append((link, Delta(message.request, (), "", finish)))
 
     # --- a step -----------------------------------------------------------------------
+
+    def pause_s(self) -> float:
+        """How long to wait for more requests before the next `step`."""
+        if self._waits_until is None:
+            return 0.0
+        if self._had is None:
+            self._had = len(self._requests)
+        full = self.prefill_pending >= self._context.usual_tokens
+        left = 0.0 if full or self._out else max(0.0, self._waits_until - self._clock())
+        if left == 0.0:
+            self._patience.waited(came=len(self._requests) > self._had)
+            self._waits_until = self._had = None
+        return left
 
     def step(self) -> list[Told]:
         """Compute one batch, if there is one, and return what is to be sent.

@@ -82,9 +82,9 @@ class Loop:
         try:
             while not self._stopping:
                 busy = self._engine.busy or self._keeper.due
-                self._receive(0.0 if busy else IDLE_S)
+                self._receive(self._engine.pause_s() if busy else IDLE_S)
                 self._handle()
-                if self._engine.busy:
+                if self._engine.busy and not self._engine.pause_s():
                     self._send(self._engine.step())
                 self._save()
                 if not (self._engine.busy or self._keeper.due):

@@ -1,8 +1,7 @@
 """Which inputs the next batch of an embedding worker computes. Pure.
 
 Whose turn it is, is said in lbhost/order.py, by which the router predicts too: fewest tokens left
-first, and a quarter for the oldest. An input is never cut. Nobody waits for more to come: what
-comes while a batch is computed is in the next one.
+first, and a quarter for the oldest. An input is never cut.
 """
 
 from __future__ import annotations
@@ -12,6 +11,11 @@ from collections.abc import Sequence
 import msgspec
 
 from lbhost.order import Overtaken, Prompt, turns
+
+WAIT_S = 0.002
+"""How long an idle worker waits for more to compute along with the first."""
+
+MOST_SKIPPED = 32
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -54,3 +58,24 @@ def pack(
         if left <= 0 or not places:
             break
     return counts
+
+
+class Patience:
+    """Whether it is worth waiting for more: where nobody came in vain, the next waits are skipped,
+    twice as many each time."""
+
+    def __init__(self) -> None:
+        self._skip = 0
+        self._skipped = 0
+
+    def wait_s(self) -> float:
+        """How long to wait now that something has come to an idle worker."""
+        if self._skipped < self._skip:
+            self._skipped += 1
+            return 0.0
+        return WAIT_S
+
+    def waited(self, *, came: bool) -> None:
+        """A wait is over; whether anything came."""
+        self._skip = 0 if came else min(max(1, 2 * self._skip), MOST_SKIPPED)
+        self._skipped = 0

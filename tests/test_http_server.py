@@ -191,6 +191,22 @@ async def test_a_refusal_before_the_body_closes_the_connection() -> None:
         assert (status, headers["connection"]) == (404, "close"), "or it would be used again"
 
 
+async def test_refused_clients_that_linger_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_S", 3600.0)
+    async with running_gateway(max_connections=2) as g:
+        writers = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+            writers.append(writer)
+            writer.write(b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
+            async with asyncio.timeout(PATIENCE_S):
+                assert b" 404 " in await reader.readuntil(b"\r\n\r\n")
+        assert g.gateway.server.connections == 2
+        assert (await g.chat()).status_code == 200
+        for writer in writers:
+            writer.close()
+
+
 async def test_a_refusal_can_be_read_by_a_client_that_sends_on_and_wants_to_close() -> None:
     """What a reverse proxy is that speaks HTTP/1.0, or closes after each request."""
     async with running_gateway(api_key="k" * 20) as g:

@@ -59,7 +59,8 @@ class Shared:
         self.budget = budget
         self.unread = Unread(ANSWERS * settings.max_body_bytes)
         self.waiting: dict[LimitedProtocol, None] = {}
-        """Those without a complete head, longest wait first: they make room for others."""
+        """Those without a complete head, and those that linger, longest wait first: they make room
+        for others."""
 
     def adopt(self, settings: Settings) -> None:
         """Other settings for what connections do from now on."""
@@ -404,3 +405,4 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._client_timer = self.loop.call_later(LINGER_S, self.transport.close)
+        self.shared.waiting[self] = None

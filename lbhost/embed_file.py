@@ -211,6 +211,8 @@ class Embedder:
         )
         self._threads = ThreadPoolExecutor(AT_ONCE)
         self._stopped = False
+        self._answered = False
+        """Whether there was a server: one that is gone may come back."""
 
     def __enter__(self) -> Embedder:
         return self
@@ -266,10 +268,12 @@ class Embedder:
             except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
                 raise UsageError(f"{self._url} is no URL of a server: {error}") from error
             except httpx2.TransportError as error:
-                if attempt == TRIES or self._stopped or isinstance(error, httpx2.TimeoutException):
+                hopeless = not self._answered or isinstance(error, httpx2.TimeoutException)
+                if attempt == TRIES or self._stopped or hopeless:
                     why = f"no server answers at {self._url}: {error}"
                     raise ServerGoneError(why) from error
             else:
+                self._answered = True
                 if answer.status_code == 200:
                     return _vectors(answer, len(some), numbers=numbers)
                 if answer.status_code not in (429, 503) or attempt == TRIES:

@@ -179,12 +179,14 @@ def _ask(repo: str, hub: Any, call: Callable[[], Any]) -> Any:
         return call()
     except (OSError, ValueError, hub.errors.HfHubHTTPError, *_network_errors()) as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, (ConnectionError, *_network_errors("TransportError"))):
+            line = f"the hub cannot be reached: {line}"
         raise ModelFileError(f"hf:{repo}: {line}") from error
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
+def _network_errors(name: str = "HTTPError") -> tuple[type[Exception], ...]:
     """What huggingface_hub lets through when the network fails: 1.x httpx's errors, 2.x httpx2's;
-    0.x raises OSError.
+    0.x raises OSError. With "TransportError" those where no answer came.
     """
     clients = [sys.modules.get(name) for name in ("httpx", "httpx2")]
-    return tuple(client.HTTPError for client in clients if client is not None)
+    return tuple(getattr(client, name) for client in clients if client is not None)

@@ -15,7 +15,7 @@ import msgspec
 from lbhost import adapters
 from lbhost.config import OF_ONE_MODEL, SECRET, Settings, flag_name
 from lbhost.errors import UsageError
-from lbhost.model_entry import entries
+from lbhost.model_entry import ModelEntry, entries
 from lbhost.setting_values import checked
 
 
@@ -39,7 +39,7 @@ def load(
     for key, value in (_from_file(config_file) if config_file else {}).items():
         values[key], origin[key] = value, f"{config_file}: {key}"
     for key, value in _from_environ(environ).items():
-        values[key], origin[key] = value, f"LBHOST_{key.upper()}"
+        values[key], origin[key] = value, _variable(key)
     for key, value in flags.items():
         values[key], origin[key] = value, "--" + flag_name(key)
     tables = (
@@ -53,7 +53,13 @@ def load(
         if key == "adapters":
             values[key] = adapters.parse(value, origin[key])
         else:
-            values[key] = checked(key, value, hints, origin[key], secret=key in SECRET)
+            where, in_environ = origin[key], origin[key] == _variable(key)
+            if key == "models":
+                raise UsageError(
+                    f"{where}: models are tables: write them into the file of --config"
+                )
+            spelt = _variable if in_environ else str
+            values[key] = checked(key, value, hints, where, secret=key in SECRET, spelt=spelt)
     if tables is not None:
         values["models"] = entries(tables, str(config_file), set(hints) - set(OF_ONE_MODEL))
         if both := next((key for key in OF_ONE_MODEL if key in values), None):
@@ -63,13 +69,28 @@ def load(
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
-        where = _sources(str(error), origin, config_file)
+        where = _sources(str(error), _given(str(error), values, origin), config_file)
         raise UsageError(f"{where}{error}") from error
+
+
+def _variable(key: str) -> str:
+    return f"LBHOST_{key.upper()}"
+
+
+def _given(message: str, values: Mapping[str, Any], origin: Mapping[str, str]) -> Mapping[str, str]:
+    """The places of the settings that a message can be about: of one model not those that its table
+    has of its own."""
+    table = re.match(r"models\[(\d+)\]", message)
+    if table is None:
+        return origin
+    entry: ModelEntry = values["models"][int(table[1])]
+    return {key: place for key, place in origin.items() if getattr(entry, key, None) is None}
 
 
 def _sources(message: str, origin: Mapping[str, str], file: Path | None) -> str:
     """Where the settings that a message names come from: the file, a variable or a flag each."""
-    named = set(re.findall(r"\w+", message))
+    unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", message)  # what somebody has written names none
+    named = set(re.findall(r"\w+", unquoted))
     found = {
         str(file) if place.startswith(f"{file}: ") else place
         for key, place in origin.items()
@@ -85,7 +106,9 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no such configuration file") from error
     except RecursionError as error:
         raise UsageError(f"{path}: nested too deep") from error
-    except (OSError, ValueError) as error:  # tomllib: also of a number of over 4,300 digits
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read it: {error.strerror or error}") from error
+    except ValueError as error:  # tomllib: also of a number of over 4,300 digits
         raise UsageError(f"{path}: {error}") from error
 
 

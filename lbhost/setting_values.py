@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import enum
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -63,14 +63,24 @@ def size(key: str, text: str, other: str = "") -> int:
     return int(found[1]) << 10 * " kmgt".index(found[2] or " ")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ " Did you mean X?" for an error message, or nothing."""
+def nearest(word: str, known: Iterable[str], spelt: Callable[[str], str] = str) -> str:
+    """ " Did you mean X?" for an error message, or nothing.
+
+    Args:
+        spelt: how one of them is written where the word comes from.
+    """
     close = difflib.get_close_matches(word, tuple(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {spelt(close[0])!r}?" if close else ""
 
 
 def checked(
-    key: str, value: Any, hints: Mapping[str, Any], where: str, *, secret: bool = False
+    key: str,
+    value: Any,
+    hints: Mapping[str, Any],
+    where: str,
+    *,
+    secret: bool = False,
+    spelt: Callable[[str], str] = str,
 ) -> Any:
     """The value in its field's type.
 
@@ -78,12 +88,13 @@ def checked(
         hints: the types of all fields by key.
         where: what the refusal names.
         secret: whether no message may hold the value.
+        spelt: how a key is written where this one comes from.
 
     Raises:
         UsageError: unknown key, wrong type or range.
     """
     if key not in hints:
-        raise UsageError(f"{where}: unknown key{nearest(key, hints)}")
+        raise UsageError(f"{where}: unknown key{nearest(key, hints, spelt)}")
     try:
         if key in _COUNTS_OR_AUTO:
             # As a number first: to `int | str` the text "3" is a good text.

@@ -34,6 +34,7 @@ from lbhost.supervisor import building, launcher, listener, peers
 from lbhost.supervisor.model_startup import PreparedModel
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.startup import Prepared
+from lbhost.supervisor.succession import Context
 from lbhost.supervisor.supervisor import Supervisor
 from lbhost.supervisor.worker import Worker
 
@@ -129,6 +130,7 @@ async def box(
     wait: bool = True,
     placements: Sequence[Placement] | None = None,
     source: Source | None = None,
+    before: Context | None = None,
 ) -> AsyncIterator[Box]:
     """A running supervisor; it is stopped, and everything below it is gone, at the end.
 
@@ -137,6 +139,7 @@ async def box(
         wait: for the server to serve.
         placements: other than the plan's for so many workers.
         source: where a reload reads the settings.
+        before: how a server before this one had each model.
     """
     settings = settings or Settings(shutdown_grace_s=5)
     folder = tmp_path / "fake"
@@ -164,7 +167,9 @@ async def box(
     prepared = Prepared(
         settings=settings,
         models=[
-            PreparedModel(own, ModelFile("/nowhere/fake.gguf", name), INFO, placed, 512)
+            PreparedModel(
+                own, ModelFile("/nowhere/fake.gguf", name), INFO, placed, 512, before=before
+            )
             for name, own in zip(models, settings.served(), strict=True)
         ],
         topology=found,

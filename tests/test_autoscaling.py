@@ -3,21 +3,26 @@ tells of, models sleep and wake."""
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from lbhost.board import WorkerState
 from lbhost.config import Settings
 from lbhost.errors import ConflictError
 from lbhost.model_entry import ModelEntry
+from lbhost.placement.placement import Placement
 from lbhost.status import ModelStatus
 from lbhost.supervisor import autoscale, autoscaling
+from lbhost.supervisor.succession import Context
 from supervising import Box, box, refused
 
 pytestmark = pytest.mark.anyio
 
+ONE = Placement((1,), 1)
 IDLE: dict[str, Any] = {"requests": 1}
 FLOOD: dict[str, Any] = {"requests": 9, "queue_depth": 8, "in_flight": 4, "backlog_s": 60.0}
 
@@ -56,6 +61,29 @@ async def up(running: Box, count: int, number: int = 0) -> None:
             (model(running, number).workers, model(running, number).workers_up) == (count, count)
         ),
         f"{count} workers are up",
+    )
+
+
+def box_of_two(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    chat: dict[str, Any],
+    vectors: dict[str, Any],
+) -> AbstractAsyncContextManager[Box]:
+    """Two models on two cores, each with what its table says."""
+    path = "/nowhere/fake.gguf"
+    tables = (
+        ModelEntry(name="chat", path=path, **chat),
+        ModelEntry(name="vectors", path=path, **vectors),
+    )
+    return box(
+        tmp_path,
+        monkeypatch,
+        settings=Settings(models=tables, shutdown_grace_s=5),
+        models=("chat", "vectors"),
+        cores=2,
+        modes=modes(0, 1),
     )
 
 
@@ -230,17 +258,8 @@ async def test_a_fixed_number_of_workers_cannot_be_given_to_the_load(
 async def test_models_trade_cores_and_do_not_crowd_on_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = "/nowhere/fake.gguf"
-    chat = ModelEntry(name="chat", path=path, min_workers=1)
-    vectors = ModelEntry(name="vectors", path=path, idle_timeout_s=0.5)
-    settings = Settings(models=(chat, vectors), shutdown_grace_s=5)
-    async with box(
-        tmp_path,
-        monkeypatch,
-        settings=settings,
-        models=("chat", "vectors"),
-        cores=2,
-        modes=modes(0, 1),
+    async with box_of_two(
+        tmp_path, monkeypatch, chat={"min_workers": 1}, vectors={"idle_timeout_s": 0.5}
     ) as running:
         cores = [worker.cores for worker in running.server.status().workers]
         assert sorted(cores) == [[0], [1]]
@@ -258,18 +277,11 @@ async def test_models_trade_cores_and_do_not_crowd_on_one(
 async def test_a_model_that_fixed_ones_hold_back_is_told_of_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = "/nowhere/fake.gguf"
-    chat = ModelEntry(name="chat", path=path, min_workers=1, weight=3.0)
-    vectors = ModelEntry(name="vectors", path=path, workers=1)
-    settings = Settings(models=(chat, vectors), shutdown_grace_s=5)
-    async with box(
+    async with box_of_two(
         tmp_path,
         monkeypatch,
-        settings=settings,
-        models=("chat", "vectors"),
-        workers=2,
-        cores=2,
-        modes=modes(0, 1),
+        chat={"min_workers": 1, "weight": 3.0},
+        vectors={"workers": 1},
     ) as running:
         assert [one.pool.desired.weight for one in running.server.fleet] == [3.0, 1.0]
         load(running, 0, **FLOOD)
@@ -326,3 +338,32 @@ async def test_nothing_changes_while_the_gateway_says_nothing(
         assert len(running.kinds("autoscale")) == seen
         monkeypatch.setattr(autoscaling, "FRESH_NS", fresh_ns)
         await asleep(running)
+
+
+@pytest.mark.parametrize(
+    ("settings", "before"),
+    [
+        (
+            Settings(max_workers=3, shutdown_grace_s=5),
+            Context("fake", "/nowhere/fake.gguf", 512, pinned=True, down=(ONE,)),
+        ),
+        (
+            Settings(workers=2, shutdown_grace_s=5),
+            Context("fake", "/nowhere/fake.gguf", 512, workers=1, down=(ONE,)),
+        ),
+    ],
+)
+async def test_what_an_operator_has_taken_down_stays_so_in_a_server_that_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings, before: Context
+) -> None:
+    async with box(
+        tmp_path, monkeypatch, settings=settings, modes=modes(), before=before
+    ) as running:
+        fleet = running.server.fleet
+        assert fleet.contexts()[0].workers == before.workers
+        assert len(fleet.contexts()[0].down) == 1
+        assert fleet.contexts()[0].pinned == before.pinned
+        down = next(i for i, want in fleet.models[0].pool.desired.members().items() if not want.up)
+        await ticks(running)
+        assert fleet.workers[down].state is WorkerState.STOPPED
+        assert await running.server.resume(down) == f"worker {down} is up"

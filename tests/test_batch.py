@@ -9,15 +9,18 @@ from hypothesis import strategies as st
 from lbhost.order import Overtaken, Prompt
 from lbhost.worker.batch import (
     FIRST_CHUNK,
+    LONGER,
     STRETCH,
     TILE,
     Chunk,
     Speeds,
+    beside,
     gaps,
     padding,
     plan,
     predict_s,
     prefill_size,
+    reach,
 )
 
 NOBODY = Overtaken()
@@ -264,3 +267,27 @@ def test_an_unmeasured_step_is_predicted_by_the_fallback() -> None:
 )
 def test_short_gaps_are_filled_and_long_ones_left(slots: list[int], filled: list[int]) -> None:
     assert gaps(slots) == filled
+
+
+def test_slots_that_hold_least_decode_along() -> None:
+    assert beside([0, 1, 2], 4, [90, 90, 90, 0]) == [3]
+    assert beside([1, 2], 4, [50, 90, 90, 60]) == [3, 0]
+    assert beside([1, 2, 3], 4, [100, 90, 90, 90, 300]) == [0], "4 holds more"
+    assert beside([1, 2, 3], 4, [100, 90, 90, 90, 100]) == [4]
+    assert beside([2, 3], 4, [10, 20, 90, 90, 80, 5]) == [0, 1], "4 is beside 5"
+    assert beside([0, 1], 2, [90, 90, 0]) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "lengths", "near"),
+    [
+        ([0, 1, 2], [90, 90, 500, 500 + LONGER], range(4)),
+        ([0, 1, 2], [90, 90, 500, 501 + LONGER], range(3)),
+        ([2], [0, 900, 90, 0, 0], range(2, 5)),
+    ],
+)
+def test_none_decodes_along_that_holds_far_more_than_those_that_have_to(
+    row: list[int], lengths: list[int], near: range
+) -> None:
+    assert reach(row, lengths) == near
+    assert beside(row, len(near), lengths) == sorted(set(near) - set(row))

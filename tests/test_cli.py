@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -64,7 +65,10 @@ def one_line(err: str) -> str:
         (["drain"], "WORKER"),
         (["drain", "one"], "one"),
         (["restart", "some"], "`all`"),
-        (["scale", "many"], "many"),
+        (["scale", "many"], "expected a whole number or auto, got 'many'"),
+        (["scale", "1.5"], "expected a whole number or auto, got '1.5'"),
+        (["drain", "0.5"], "expected a whole number, got '0.5'"),
+        (["events", "--worker", "0x1"], "--worker: expected a whole number, got '0x1'"),
         (["status", "--jsn"], "--json"),
         (["status", "--watch", "--interval", "0"], "--interval"),
         (["scale", "0"], "must be >= 1"),
@@ -90,7 +94,7 @@ def test_environment_and_file_are_checked_too(
     monkeypatch.setenv("LBHOST_SLOT", "3")
     code, _, err = run(capsys, "serve")
     assert code == 2
-    assert "LBHOST_SLOT: unknown key; did you mean 'slots'?" in one_line(err)
+    assert "LBHOST_SLOT: unknown key; did you mean 'LBHOST_SLOTS'?" in one_line(err)
     monkeypatch.delenv("LBHOST_SLOT")
     file = tmp_path / "lbhost.toml"
     file.write_text("prot = 1\n")
@@ -385,3 +389,20 @@ def test_a_full_disk_under_the_output_is_one_line() -> None:
         )
     assert made.returncode == 1
     assert "cannot write the output: No space left on device" in one_line(made.stderr)
+
+
+def test_printing_fails_neither_for_want_of_an_output_nor_of_a_character(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli, "run", lambda _: sys.stdout.write("a\u2013b\n") and None)
+    in_ascii = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", in_ascii)
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert in_ascii.buffer.getvalue() == b"a?b\n"
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit):
+        cli.main([])
+    sys.stdout.close()
+    sys.stderr.close()

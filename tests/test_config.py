@@ -80,7 +80,9 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(tmp_path: Path) -> 
     file = write(tmp_path, "prot = 1\n")
     assert refusal(file=file) == f"{file}: prot: unknown key; did you mean 'port'?"
     message = refusal(environ={"LBHOST_QUEUE_SIZ": "3"})
-    assert message == "LBHOST_QUEUE_SIZ: unknown key; did you mean 'queue_size'?"
+    assert message == "LBHOST_QUEUE_SIZ: unknown key; did you mean 'LBHOST_QUEUE_SIZE'?"
+    message = refusal(environ={"LBHOST_SHUTDOWN_GRACE": "3"})
+    assert message.endswith("did you mean 'LBHOST_SHUTDOWN_GRACE_S'?"), "what can be set"
     assert refusal(environ={"LBHOST_ZZZZZZ": "3"}) == "LBHOST_ZZZZZZ: unknown key"
 
 
@@ -173,10 +175,31 @@ def test_settings_must_fit_together() -> None:
     assert setting_sources.load({"warm_c": "50", "hot_c": "60"}, {}).hot_c == 60
 
 
+def test_a_refusal_blames_the_settings_that_clash_and_no_others(tmp_path: Path) -> None:
+    table = '[[models]]\nname = "chat"\npath = "x.gguf"\n'
+    file = write(tmp_path, f"{table}min_workers = 5\nmax_workers = 4\n")
+    limits = {"LBHOST_MAX_WORKERS": "9"}
+    clash = "models[0]: min_workers (5) must not be above max_workers (4)"
+    assert refusal(environ=limits, file=file) == f"{file}: {clash}"
+    file = write(tmp_path, f"{table}min_workers = 5\n")
+    limits = {"LBHOST_MAX_WORKERS": "4"}
+    assert refusal(environ=limits, file=file) == f"{file}, LBHOST_MAX_WORKERS: {clash}"
+    called: dict[str, object] = {"alias": "port", "adapters": "port=a.gguf"}
+    message = refusal(called, {"LBHOST_PORT": "9000"})
+    assert message == "--adapters: adapters[0].name: 'port' is there already"
+
+
+def test_models_come_from_the_file_alone(tmp_path: Path) -> None:
+    where = "models are tables: write them into the file of --config"
+    assert refusal(environ={"LBHOST_MODELS": "a"}) == f"LBHOST_MODELS: {where}"
+    file = write(tmp_path, '[[models]]\nname = "chat"\npath = "x.gguf"\n')
+    assert refusal(environ={"LBHOST_MODELS": "a"}, file=file) == f"LBHOST_MODELS: {where}"
+
+
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing.toml"
     assert refusal(file=missing) == f"{missing}: no such configuration file"
-    assert str(tmp_path) in refusal(file=tmp_path)
+    assert refusal(file=tmp_path) == f"{tmp_path}: cannot read it: Is a directory"
     assert "lbhost.toml" in refusal(file=write(tmp_path, "port = \n"))
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")

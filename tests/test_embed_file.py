@@ -177,7 +177,7 @@ async def test_a_file_of_other_vectors_is_left_alone(file: Path, tmp_path: Path)
 
 
 async def test_a_server_that_is_not_there_or_does_not_embed_is_said(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, tmp_path: Path
 ) -> None:
     def use(where: str) -> None:
         given = embed_file.texts(file, field="text", json_lines=False)
@@ -187,7 +187,6 @@ async def test_a_server_that_is_not_there_or_does_not_embed_is_said(
     async with running_gateway() as g:
         with pytest.raises(LbhostError, match="kind 'chat'"):
             await asyncio.to_thread(use, url(g))
-    monkeypatch.setattr(embed_file, "TRIES", 1)
     with pytest.raises(LbhostError, match="no server"):
         use("http://127.0.0.1:9")
     with pytest.raises(UsageError, match="cannot read"):

@@ -6,10 +6,11 @@ import sys
 import types
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from lbhost.errors import ModelFileError
-from lbhost.model import ModelFile, resolve
+from lbhost.model import ModelFile, pull, resolve
 
 
 def test_a_path_is_itself_and_names_the_alias(tmp_path: Path) -> None:
@@ -121,3 +122,14 @@ def test_what_the_hub_cannot_give_is_one_line(spec: str, says: str) -> None:
         resolve(spec)
     assert caught.value.message.startswith(says)
     assert "\n" not in caught.value.message
+
+
+def test_a_hub_that_cannot_be_reached_is_said(
+    hub: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(_repo: str) -> list[str]:
+        raise httpx2.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(hub, "list_repo_files", unreachable)
+    with pytest.raises(ModelFileError, match="me/one: the hub cannot be reached: Name or service"):
+        pull("hf:me/one")

@@ -10,16 +10,19 @@ import msgspec
 import pytest
 
 import tiny_bert
-from lbhost import inspection
+from lbhost import inspection, log, model
 from lbhost.board import Board, HostRow
 from lbhost.config import Settings
 from lbhost.errors import LbhostError, StartupError
 from lbhost.machine import topology
 from lbhost.model_entry import ModelEntry
+from lbhost.placement.placement import Placement
 from lbhost.purpose import KindChoice, ModelKind, Pooling, PoolingChoice, Purpose
 from lbhost.supervisor import model_startup
-from lbhost.supervisor.model_startup import EMBEDDING_SLOTS, Found, PreparedModel
+from lbhost.supervisor.model_startup import EMBEDDING_SLOTS, Found, PreparedModel, Reading
 from lbhost.supervisor.succession import Context
+from lbhost.tuning import remembered
+from lbhost.tuning.remembered import Start
 from supervising import INFO, write_box
 
 GIB = 1 << 30
@@ -150,6 +153,13 @@ def test_the_contexts_of_a_server_before_are_kept(tmp_path: Path, found: Found) 
         contexts=[Context("chat", chat.path, 256, workers=0)],
     )
     assert asleep.workers == 1
+    for sleeps, workers in ((False, 1), (True, 2)):
+        context = Context("chat", chat.path, 256, asleep=sleeps, down=(Placement((1,), 1),))
+        bounds = msgspec.structs.replace(chat, max_workers=2)
+        (down,) = find(found, bounds, contexts=[context])
+        assert down.workers == workers
+        assert down.down(down.placements) == {1}, "that on the same core"
+        assert down.down(down.placements[:1]) == {0}, "or as many"
     (renamed,) = find(found, msgspec.structs.replace(chat, name="new"), contexts=before)
     assert renamed.settings.ctx_size == 512
     (other,) = find(found, entry(tmp_path, "other"), contexts=before)
@@ -176,3 +186,32 @@ def test_all_models_share_the_memory(tmp_path: Path, found: Found) -> None:
     assert with_contexts(models, 6 * GIB) == [2560, 1024]
     with pytest.raises(StartupError, match=r"the models need .*a 323 MiB, b 909 MiB"):
         with_contexts(models, GIB)
+
+
+class Told:
+    """Stands in for the log."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, text: str, **_: object) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_what_was_tuned_is_told_by_who_uses_it(
+    tmp_path: Path, found: Found, monkeypatch: pytest.MonkeyPatch, *, tells: bool
+) -> None:
+    def as_tuned(start: Start, *_: object) -> Start:
+        return msgspec.structs.replace(start, tuned={"weights": "Q8_0"})
+
+    told = Told()
+    monkeypatch.setattr(remembered, "as_tuned", as_tuned)
+    monkeypatch.setattr(log, "get", lambda: told)
+    inspects = (inspection.inspect, inspection.inspect_adapters)
+    reading = Reading(model.resolve, *inspects, tells=tells)
+    settings = Settings(models=(entry(tmp_path, "chat"),), probe=False)
+    model_startup.find(settings, found, (), reading)
+    assert [line.partition(" (")[0] for line in told.lines] == [
+        "using what `lbhost tune` chose"
+    ] * tells

@@ -29,6 +29,16 @@ def test_it_does_not_count_for_a_service(tmp_path: Path) -> None:
     assert not niceness.counts(tree.roots)
 
 
+def test_a_container_that_sees_its_own_group_as_the_root_is_a_group(tmp_path: Path) -> None:
+    tree = trees.container_v1(tmp_path / "v1")
+    tree.put("proc/self/cgroup", "4:cpu,cpuacct:/\n0::/")
+    tree.put("proc/self/mountinfo", "42 30 0:42 / /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu")
+    tree.put("sys/fs/cgroup/cpu/cpu.shares", 1024)
+    assert not niceness.counts(tree.roots)
+    tree.put("sys/fs/cgroup/cpu/release_agent", "")  # the kernel's root alone has it
+    assert niceness.counts(tree.roots)
+
+
 def test_a_container_is_a_group(tmp_path: Path) -> None:
     assert not niceness.counts(trees.container_v1(tmp_path / "v1").roots)
     tree = trees.container_v2(tmp_path / "v2")

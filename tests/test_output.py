@@ -10,9 +10,10 @@ import pytest
 
 from lbhost import log
 from lbhost.choices import LogFormat, LogLevel
-from lbhost.supervisor import output
+from lbhost.supervisor import log_allowance, output
+from lbhost.supervisor.log_allowance import AGAIN, BURST, PER_S, LogAllowance
 from lbhost.supervisor.output import Output
-from lbhost.supervisor.output_lines import LONGEST, LONGEST_PARTIAL, Splitter, read
+from lbhost.supervisor.output_lines import LONGEST, LONGEST_PARTIAL, Splitter, Written, read
 
 pytestmark = pytest.mark.anyio
 
@@ -210,3 +211,38 @@ async def test_a_text_log_takes_no_line_for_anothers(capsys: pytest.CaptureFixtu
         end.sendall(ours("said\n12:00:00 [error    ] the server is broken") + b"\n")
     found.drain()
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_log_gets_all_until_it_is_flooded_then_pieces() -> None:
+    allowance = LogAllowance()
+    line = 1024
+    taken = [allowance.takes(line, 1, 5.0) for _ in range(2 * BURST // line)]
+    assert taken == [True] * (BURST // line) + [False] * (BURST // line)
+    soon_s, later_s = 5.0 + 0.9 * AGAIN / PER_S, 5.0 + AGAIN / PER_S
+    assert not allowance.takes(line, 1, soon_s), "no single lines"
+    assert allowance.takes(line, 1, later_s)
+    assert allowance.left_out() == BURST // line + 1
+    assert allowance.left_out() == 0
+    assert sum(allowance.takes(line, 1, later_s) for _ in range(BURST)) == AGAIN // line - 1
+    allowance.renew()
+    assert allowance.takes(BURST, 1, later_s), "the last words of a process are told"
+
+
+async def test_what_the_log_does_not_get_is_kept_and_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(log_allowance, "BURST", 40)
+    monkeypatch.setattr(log_allowance, "PER_S", 0)
+    found = Output(3)
+    for number in range(3):
+        found.add(Written("", (f"{number}" * 30,)))
+    with found.open(1) as end:
+        end.sendall(b"last words\n")
+    found.drain()
+    kept = [message for _, message in told(found)]
+    assert kept == ["0" * 30, "1" * 30, "2" * 30, "last words"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"worker 3: {kept[0]}",
+        "worker 3: (2 lines are not here: it writes too much)",
+        "worker 3: last words",
+    ]

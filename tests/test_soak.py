@@ -130,6 +130,8 @@ def test_the_configuration_has_text_and_vectors(tmp_path: Path) -> None:
         ["--rude", "0"],
         ["--rude", "3", "--at-once", "0"],
         ["--embedding-model", "some.gguf"],
+        ["--at-once", "5"],
+        ["--soak", "--at-once", "5"],
     ],
 )
 def test_what_cannot_be_run_is_refused(argv: list[str]) -> None:

@@ -66,3 +66,14 @@ def test_long_messages_are_wrapped_under_themselves() -> None:
     assert len(lines) > 3
     assert all(width_of(line) <= 60 for line in lines)
     assert plain(lines[1]).startswith(" " * 22 + "word")
+
+
+def test_what_is_shown_already_is_not_wrapped_again() -> None:
+    events = [event(seq=number, message=f"{number} " + "word " * 30) for number in range(3)]
+    wrapping = eventlog.Wrapping()
+    before = wrapping.lines(events[:2], 60)
+    after = wrapping.lines(events[1:], 60)
+    assert after == [line for one in events[1:] for line in eventlog.lines_of(one, 60)]
+    assert after[0] is before[len(before) // 2], "the very same"
+    narrow = wrapping.lines(events[1:], 50)
+    assert narrow == [line for one in events[1:] for line in eventlog.lines_of(one, 50)]

@@ -7,11 +7,12 @@ model file that is broken.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import cyclopts
 
@@ -29,7 +30,22 @@ from lbhost.errors import LbhostError, ModelDamagedError, UsageError
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
+    _settle_output()
     sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def _settle_output() -> None:
+    """Printing never fails for want of an output, nor of a character in the terminal's encoding."""
+    if sys.stdout is None:  # closed, as `>&-` does
+        sys.stdout = _nowhere()
+    if sys.stderr is None:
+        sys.stderr = _nowhere()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # stderr has backslashes for that
+
+
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
 
 
 def run(argv: Sequence[str]) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, Token
 from rich.console import Console
 
 from lbhost import __version__, setting_sources
@@ -44,9 +46,31 @@ def where(given: str | None) -> Path:
     return Path(settings.runtime_dir or default_runtime_dir(os.environ))
 
 
+def whole(kind: object, tokens: Sequence[Token]) -> int | str:
+    """Of a parameter: a number without a fraction, which cyclopts would round; or `auto`, where
+    the type has that.
+
+    Raises:
+        ValueError: something else.
+    """
+    words = [word for one in get_args(kind) for word in get_args(one)]
+    given = tokens[0].value
+    if given in words:
+        return given
+    if re.fullmatch(r"[+-]?\d{1,18}", given, re.ASCII):
+        return int(given)
+    raise ValueError(" or ".join(["expected a whole number", *words]) + f", got {given!r}")
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """As for whatever else prints: see `run`."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def console() -> Console:
     """Tables and colours as the terminal takes them; 80 columns and no colour in a pipe."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return _Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def dashboard() -> Callable[..., int]:

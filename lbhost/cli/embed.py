@@ -55,11 +55,13 @@ def embed(
     json_lines = form == "jsonl" or (form == "auto" and file.suffix in JSON_ENDINGS)
     given = embed_file.texts(file, field=field, json_lines=json_lines)
     key = setting_sources.load({}, os.environ).api_key
+    screen = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=screen,
+        disable=not screen.is_terminal,
     )
     began = time.monotonic()
     done = embed_file.Progress()

@@ -18,7 +18,7 @@ from cyclopts.validators import Number
 from rich.console import ConsoleRenderable
 
 from lbhost import report, requests_report
-from lbhost.cli.app import AsJson, RuntimeDir, app, console, dashboard, where
+from lbhost.cli.app import AsJson, RuntimeDir, app, console, dashboard, where, whole
 from lbhost.client import ALL_LINES, AdminClient
 from lbhost.errors import UsageError
 
@@ -32,7 +32,9 @@ Watch = Annotated[
 Interval = Annotated[
     float, Parameter(help="Seconds between two looks of --watch.", validator=Number(gte=0.1))
 ]
-WorkerId = Annotated[int, Parameter(help="The worker's number.", validator=Number(gte=0))]
+WorkerId = Annotated[
+    int, Parameter(help="The worker's number.", converter=whole, validator=Number(gte=0))
+]
 BACKLOG = 100
 
 
@@ -174,6 +176,7 @@ def scale(
         Parameter(
             help="How many workers there are to be; auto: as many as the load needs, again, where "
             "min_workers or max_workers was set.",
+            converter=whole,
             validator=_count,
         ),
     ],
@@ -235,12 +238,18 @@ def events(
         Parameter(
             help="How many past events at most. [default: 100, or all with --since]",
             show_default=False,
+            converter=whole,
             validator=Number(gte=0),
         ),
     ] = None,
     worker: Annotated[
         int | None,
-        Parameter(help="Only this worker's.", show_default=False, validator=Number(gte=0)),
+        Parameter(
+            help="Only this worker's.",
+            show_default=False,
+            converter=whole,
+            validator=Number(gte=0),
+        ),
     ] = None,
     level: Annotated[
         Literal["info", "warning", "error"] | None,
@@ -280,7 +289,8 @@ def logs(
         bool, Parameter(name=["--follow", "-f"], negative="", help="Go on with new lines.")
     ] = False,
     backlog: Annotated[
-        int, Parameter(help="How many past lines at most.", validator=Number(gte=0))
+        int,
+        Parameter(help="How many past lines at most.", converter=whole, validator=Number(gte=0)),
     ] = BACKLOG,
     json: AsJson = False,
     runtime_dir: RuntimeDir = None,

@@ -49,7 +49,10 @@ class Cgroup(msgspec.Struct, frozen=True):
     def shares_cpu(self) -> bool:
         """Whether the kernel weighs this group as a whole against its neighbours."""
         if not self.cpu.v2:
-            return self.cpu.path != "/"
+            # In a namespace the path is "/" as well, but only the real root has a release agent.
+            top = self.cpu.folders[-1:]
+            hidden = any(not (folder / "release_agent").exists() for folder in top)
+            return self.cpu.path != "/" or hidden
         return any((folder / "cpu.weight").is_file() for folder in self.cpu.folders)  # no root's
 
     def cpus(self) -> frozenset[int] | None:

@@ -57,8 +57,11 @@ class Served:
     def starting(self) -> bool:
         """Whether it may have its first worker yet."""
         states = {worker.state for worker in self.pool.workers.values()}
-        return self.hopeless is None and (
-            not states & lifecycle.UP or WorkerState.STARTING in states
+        wanted = any(want.up for want in self.pool.desired.workers.values())
+        return (
+            wanted
+            and self.hopeless is None
+            and (not states & lifecycle.UP or WorkerState.STARTING in states)
         )
 
     @property
@@ -116,6 +119,12 @@ class Fleet:
                 model.made.file.path,
                 model.made.n_ctx,
                 workers=sum(want.up for want in model.pool.desired.members().values()),
+                asleep=model.pool.desired.asleep,
+                down=tuple(
+                    want.home
+                    for want in model.pool.desired.members().values()
+                    if not want.up and want.home is not None
+                ),
                 pinned=model.pool.desired.pinned,
             )
             for model in self

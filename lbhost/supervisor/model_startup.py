@@ -68,6 +68,8 @@ class Reading(msgspec.Struct, frozen=True):
     resolve: Callable[[str, str | None], model.ModelFile]
     inspect: Callable[[str, KindChoice, PoolingChoice], llama.ModelInfo]
     inspect_adapters: Callable[[str, Sequence[str]], None]
+    tells: bool = True
+    """Whether the log says what is used: not where nothing will be."""
 
 
 class PreparedModel(msgspec.Struct, frozen=True):
@@ -96,11 +98,24 @@ class PreparedModel(msgspec.Struct, frozen=True):
     def workers(self) -> int:
         """How many it has at the start."""
         settings, before = self.settings, self.before
-        if before is not None and before.workers and settings.autoscaled:
-            return min(max(before.workers, settings.least_workers), len(self.placements))
+        count = 0 if before is None else (before.workers or before.asleep) + len(before.down)
+        if count and settings.autoscaled:
+            return min(max(count, settings.least_workers), len(self.placements))
         if isinstance(settings.workers, int):
             return settings.workers
         return max(1, settings.least_workers) if settings.autoscaled else len(self.placements)
+
+    def down(self, homes: Sequence[Placement]) -> frozenset[int]:
+        """Which of the workers with these homes do not run at the start: as many as an operator
+        has taken down in the server before, on the same cores as far as that goes."""
+        taken_down = () if self.before is None else self.before.down
+
+        def rank(index: int) -> tuple[bool, int]:
+            home = homes[index]
+            same = any(home.gpu == it.gpu and {*home.cpus} & {*it.cpus} for it in taken_down)
+            return not same, -index
+
+        return frozenset(sorted(range(len(homes)), key=rank)[: len(taken_down)])
 
     @property
     def pinned(self) -> bool:
@@ -197,7 +212,7 @@ def _one(
     """`others`: homes of other models' workers."""
     files = identify(parts(Path(file.path)))
     if box.on_cpus:
-        start = _as_tuned(Start(file, files, settings), box)
+        start = _as_tuned(Start(file, files, settings), box, tells=reading.tells)
         file, files, settings = start.file, start.files, start.settings
     with unchanged(files):
         info = reading.inspect(file.path, settings.kind, settings.pooling)
@@ -243,10 +258,10 @@ def _placed(settings: Settings, box: Found, others: Sequence[Placement]) -> list
     return placed
 
 
-def _as_tuned(start: Start, box: Found) -> Start:
-    """What `lbhost tune` has made of it, said in the log."""
+def _as_tuned(start: Start, box: Found, *, tells: bool) -> Start:
+    """What `lbhost tune` has made of it, said in the log if it `tells`."""
     found = remembered.as_tuned(start, box.environ, box.topology, box.roots)
-    if found.tuned:
+    if found.tuned and tells:
         log.get().info(
             "using what `lbhost tune` chose (--no-tuned does not, `lbhost tune --forget` removes "
             "it)",

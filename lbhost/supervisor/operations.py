@@ -7,9 +7,11 @@ command that cannot be carried out in the present state is refused and changes n
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 from lbhost.board import WorkerState
 from lbhost.errors import ConflictError, InvalidRequestError, WorkerNotFoundError
+from lbhost.placement.placement import Placement
 from lbhost.supervisor import lifecycle
 from lbhost.supervisor.desired import Rolling, WorkerWanted
 from lbhost.supervisor.fleet import Fleet
@@ -247,7 +249,12 @@ class Operations:
         return self._scaling is pool
 
     def set_workers(
-        self, pool: Pool, count: int, *, of_those_up: bool = False
+        self,
+        pool: Pool,
+        count: int,
+        *,
+        of_those_up: bool = False,
+        down: Callable[[Sequence[Placement]], frozenset[int]] = lambda _: frozenset(),
     ) -> tuple[list[Worker], list[Worker]]:
         """Want so many; `check_scale` has found room for them. Those that go, and those that come.
 
@@ -255,6 +262,7 @@ class Operations:
 
         Args:
             of_those_up: the others, which an operator has taken down, do not count and stay.
+            down: which of those that come, by their homes, are not to run.
         """
         wanted = pool.desired.members().items()
         members = [i for i, want in wanted if want.up or not of_those_up]
@@ -266,11 +274,16 @@ class Operations:
         for i in coming:
             pool.desired.workers[i] = WorkerWanted(None)
         self.homes.assign(pool.desired, self.fleet.beside(pool))
-        made = []
+        homes = []
         for i in coming:
-            want = pool.desired.workers[i]
-            assert want.home is not None, "check() has found room for it"
-            made.append(pool.add(i, want.home, want))
+            home = pool.desired.workers[i].home
+            assert home is not None, "check() has found room for it"
+            homes.append(home)
+        resting = down(homes)
+        made = [
+            pool.add(i, home, WorkerWanted(home, up=index not in resting))
+            for index, (i, home) in enumerate(zip(coming, homes, strict=True))
+        ]
         pool.reconcile()
         return leaving, made
 

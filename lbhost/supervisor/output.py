@@ -14,6 +14,7 @@ from collections.abc import Callable
 from lbhost import log
 from lbhost.status import LogLine
 from lbhost.supervisor.journal import Journal
+from lbhost.supervisor.log_allowance import LogAllowance
 from lbhost.supervisor.output_lines import Splitter, Written, read
 
 KEPT = 1000
@@ -36,6 +37,7 @@ class Output(Journal[LogLine]):
         self._worker = worker
         self._clock = clock
         self._characters = 0
+        self._allowance = LogAllowance()
         self._epoch = 0
         self._splitter = Splitter()
         self._source: socket.socket | None = None
@@ -59,6 +61,7 @@ class Output(Journal[LogLine]):
         """The process is gone: read what it has left, and no more."""
         if self._source is None:
             return
+        self._allowance.renew()
         for _ in range(LAST_READS):
             if not self._read():  # nothing more, or the end
                 break
@@ -71,10 +74,17 @@ class Output(Journal[LogLine]):
         self.close()
 
     def add(self, written: Written) -> None:
-        """Append what was written, and pass it on to the log."""
+        """Append what was written, and pass it on to the log, unless that is flooded."""
         for text in written.lines:
             self._append(written.level, text)
         name = f"worker {self._worker}"
+        size = sum(map(len, written.lines))
+        if written.fields is not None:
+            size = max(size, sum(len(str(value)) for value in written.fields.values()))
+        if not self._allowance.takes(size, len(written.lines), time.monotonic()):
+            return
+        if missing := self._allowance.left_out():
+            log.pass_on(f"{name}: ({missing} lines are not here: it writes too much)")
         if written.fields is None:
             log.pass_on(f"{name}: {written.lines[0]}")
         else:

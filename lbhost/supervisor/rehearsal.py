@@ -73,6 +73,7 @@ async def rehearse(
         _Resolver(prepared),
         partial(inspection.inspect, ask=ask),
         partial(inspection.inspect_adapters, ask=ask),
+        tells=False,
     )
     roots = Roots.from_environ(os.environ)
     box = Box(os.environ, roots, prepared.reread(), prepared.gpus, prepared.gpu_capable)

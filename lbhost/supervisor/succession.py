@@ -17,6 +17,7 @@ import msgspec
 
 from lbhost import control
 from lbhost.errors import StartupError, WireError
+from lbhost.placement.placement import Placement
 from lbhost.supervisor.message_link import MessageLink
 
 LINK_VARIABLE = "LBHOST_HANDOVER_FD"
@@ -31,7 +32,10 @@ class Context(msgspec.Struct, frozen=True):
     n_ctx: int
     """Tokens per slot."""
     workers: int = 0
-    """Wanted up; 0: it sleeps, or nobody says."""
+    """Wanted up; 0: it sleeps, all are taken down, or nobody says."""
+    asleep: bool = False
+    down: tuple[Placement, ...] = ()
+    """Homes of workers that an operator has taken down."""
     pinned: bool = False
     """Whether an operator has said how many, where the load would."""
 

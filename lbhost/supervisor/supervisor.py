@@ -185,11 +185,12 @@ class Supervisor(Commanded, Told):
         for model in self.fleet:
             made = model.made
             if made.workers < len(made.placements):
-                self.operations.set_workers(model.pool, made.workers)
+                self.operations.set_workers(model.pool, made.workers, down=made.down)
                 continue
-            for placement in made.placements:
+            down = made.down(made.placements)
+            for index, placement in enumerate(made.placements):
                 (worker,) = self._shared.ids.free(1)
-                model.pool.add(worker, placement, WorkerWanted(placement))
+                model.pool.add(worker, placement, WorkerWanted(placement, up=index not in down))
         self.fleet.reconcile()
         ticker = asyncio.create_task(self._tick())
         ticker.add_done_callback(self._ticker_ended)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lbhost.order import Overtaken, Prompt, after
-from lbhost.worker.batch import Speeds, gaps, padding, plan
+from lbhost.worker.batch import Speeds, beside, gaps, padding, plan, reach
 from lbhost.worker.interfaces import ContextLike
 from lbhost.worker.requests import Entry, Part, Slot
 from lbhost.worker.widths import Phase
@@ -114,15 +114,17 @@ class Composer:
         batch.gaps), and where more rows are sooner computed.
 
         Args:
-            rows: how many rows to compute for so many sequences of so many slots; None: as many.
+            rows: how many rows to compute for so many sequences, and at most; None: as many.
         """
         taken = [entry.slot.index for entry in entries]
         between = gaps(taken)
         row = sorted([*taken, *between])
-        beside = []
+        along: list[int] = []
         if rows is not None and row[-1] - row[0] + 1 == len(row):
-            beside = _beside(row, rows(len(row), len(self._slots)), len(self._slots))
-        free = [self._slots[index] for index in (*between, *beside)]
+            lengths = [len(slot.tokens) // 4 for slot in self._slots]
+            most = len(reach(row, lengths))
+            along = beside(row, rows(len(row), most), lengths)
+        free = [self._slots[index] for index in (*between, *along)]
         if not (free and self._context.can_copy):
             return []
         tokens = sum(len(entry.packed) // 4 + entry.padding for entry in entries) + len(free)
@@ -152,9 +154,3 @@ class Composer:
         tokens = padding(count, decoding)
         fits = len(slot.tokens) // 4 + count + tokens <= context.n_ctx
         return tokens if fits else 0
-
-
-def _beside(row: Sequence[int], wanted: int, slots: int) -> list[int]:
-    """Slots that make a row of neighbours so many: those after it, then those before it."""
-    more = [*range(row[-1] + 1, slots), *range(row[0] - 1, -1, -1)]
-    return more[: wanted - len(row)]

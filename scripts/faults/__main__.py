@@ -74,7 +74,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--at-once",
         type=int,
-        default=crowds.AT_ONCE,
         metavar="N",
         help=f"of --rude: clients at a time (default {crowds.AT_ONCE})",
     )
@@ -96,8 +95,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
             parser.error(f"{flag}: at least 1")
     if args.soak and args.minutes < soak.LEAST_MINUTES:
         parser.error(f"--soak: --minutes at least {soak.LEAST_MINUTES:g}, or no line can be laid")
-    if args.embedding_model is not None and not args.soak:
-        parser.error("--embedding-model is for --soak")
+    for flag, given, only in (
+        ("--embedding-model", args.embedding_model, ("--soak", args.soak)),
+        ("--at-once", args.at_once, ("--rude", args.rude is not None)),
+    ):
+        if given is not None and not only[1]:
+            parser.error(f"{flag} is for {only[0]}: give both, or leave it out")
     if not 0 < args.load <= 2:
         parser.error("--load: over 0, at most 2")
     return args
@@ -195,7 +198,8 @@ def play(args: argparse.Namespace) -> tuple[str, list[str], Any]:
         soaked = asyncio.run(soak.run(model, embedding, args.minutes, args.load, rng))
         return soak.report(soaked), soaked.broken, soaked
     if args.rude is not None:
-        crowded = asyncio.run(crowds.run(_path(args.model), args.rude, args.at_once, rng))
+        at_once = args.at_once or crowds.AT_ONCE
+        crowded = asyncio.run(crowds.run(_path(args.model), args.rude, at_once, rng))
         return crowds.report(crowded), crowded.broken, crowded
     results = asyncio.run(run(args))
     broken = [line for result in results for line in result.broken]

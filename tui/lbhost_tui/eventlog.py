@@ -83,6 +83,23 @@ def printable(message: str) -> str:
     return "".join(c if c.isprintable() else " " for c in message)
 
 
+class Wrapping:
+    """Lines of what is shown. Each is wrapped once, for that costs most: all but the newest stay as
+    they are when a worker writes a lot."""
+
+    def __init__(self) -> None:
+        self._width = 0
+        self._parts: dict[Event | LogLine, list[Parts]] = {}
+        """Of each that was shown last, at this width."""
+
+    def lines(self, shown: Iterable[Event | LogLine], width: int) -> list[Parts]:
+        """All of them as lines of `width` cells."""
+        before = self._parts if width == self._width else {}
+        self._width = width
+        self._parts = {one: before.get(one) or _lines_of(one, width) for one in shown}
+        return [line for lines in self._parts.values() for line in lines]
+
+
 class EventLog(ScrollView, Painted, can_focus=True):
     """The pane. It follows the newest event unless scrolled up."""
 
@@ -102,6 +119,7 @@ class EventLog(ScrollView, Painted, can_focus=True):
         self.worker: int | None = None
         """Whose events alone are shown; None: everybody's."""
         self._lines: list[Parts] = []
+        self._wrapping = Wrapping()
         self._width = 0
         self._follow = True
         """Whether new events scroll the pane: so it is until the user scrolls up."""
@@ -171,8 +189,7 @@ class EventLog(ScrollView, Painted, can_focus=True):
         """A new event may change earlier lines: it can end a chain that is folded then."""
         if not self._width:
             return
-        width = self._width - 1
-        self._lines = [line for one in self._shown() for line in _lines_of(one, width)]
+        self._lines = self._wrapping.lines(self._shown(), self._width - 1)
         self.virtual_size = Size(self._width, len(self._lines))
         self._keep_up()
         self.refresh()

@@ -158,9 +158,12 @@ class OomScore:
 
     @contextlib.contextmanager
     def at(self, score: int) -> Iterator[None]:
-        """Children that are made in this block keep the score (-1000 to 1000), we do not."""
+        """Children that are made in this block keep the score (-1000 to 1000), we do not.
+
+        A higher one stays: a container may have it, and none may go below what it was given.
+        """
         before = os.pread(self._fd, 16, 0)
-        os.pwrite(self._fd, b"%d" % score, 0)
+        os.pwrite(self._fd, b"%d" % max(score, int(before)), 0)
         try:
             yield
         finally:
@@ -174,6 +177,16 @@ def oom_score() -> OomScore | None:
         return OomScore()
     except OSError:
         return None
+
+
+def end_sooner(score: int) -> None:
+    """Have the kernel end this process rather than others when memory runs out (0 to 1000).
+
+    A score that is higher already stays; where /proc does not let us, it is only a preference.
+    """
+    file = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError):
+        file.write_text(str(max(score, int(file.read_text()))))
 
 
 class ThreadUse(NamedTuple):

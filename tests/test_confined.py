@@ -62,6 +62,15 @@ def test_every_child_is_confined(children: dict[str, int]) -> None:
         assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0), title
 
 
+def test_when_memory_runs_out_helpers_go_first_and_workers_next(children: dict[str, int]) -> None:
+    # As high as the whole run's at least: a container may have been given one of its own.
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    least = {"lbhost prompt helper": 500, "lbhost worker 0": 200, "lbhost gateway": own}
+    for title, score in least.items():
+        found = int(Path(f"/proc/{children[title]}/oom_score_adj").read_text())
+        assert found == max(own, score), title
+
+
 def test_no_child_knows_a_secret(children: dict[str, int]) -> None:
     for title, pid in children.items():
         assert KEY.encode() not in Path(f"/proc/{pid}/environ").read_bytes(), title

@@ -19,7 +19,7 @@ from lbhost.choices import LogFormat, LogLevel
 from lbhost.config import Settings
 from lbhost.errors import StartupError
 from lbhost.guidance import Constraints
-from lbhost.linux import die_with_parent, ignore_stop_signals
+from lbhost.linux import die_with_parent, end_sooner, ignore_stop_signals
 from lbhost.llama import Model
 from lbhost.placement.placement import Placement
 from lbhost.sandbox import profiles
@@ -31,6 +31,10 @@ from lbhost.worker.engine import Engine
 from lbhost.worker.loop import Loop
 from lbhost.worker.sampling import Samplers
 from lbhost.worker.states import States, identity_of
+
+OOM_SCORE = 200
+"""When memory runs out, the kernel should end a worker, whose requests go on in another one, or the
+fork server before the gateway or the supervisor; a prompt helper first (see its helper_process.py)."""
 
 
 def take_link(prog: str) -> socket.socket:
@@ -44,6 +48,7 @@ def take_link(prog: str) -> socket.socket:
     link.set_inheritable(False)
     stream.protect()
     ignore_stop_signals()
+    end_sooner(OOM_SCORE)
     return link
 
 

@@ -34,7 +34,7 @@ from lbhost.worker.states import States, identity_of
 
 OOM_SCORE = 200
 """When memory runs out, the kernel should end a worker, whose requests go on in another one, or the
-fork server before the gateway or the supervisor; a prompt helper first (see its helper_process.py)."""
+fork server before the gateway or the supervisor; a prompt helper first (helper_process.py)."""
 
 
 def take_link(prog: str) -> socket.socket:

@@ -26,6 +26,9 @@ HARDWARE_FRESH_NS = 100_000_000
 HOT = 0.75
 """What heat leaves of a core from which on it is not lent."""
 
+LEAST_TOK_S, MOST_TOK_S, MOST_STEP_S = 1e-3, 1e9, 3600.0
+"""What a worker's speeds and steps can be."""
+
 Siblings: TypeAlias = Callable[[Iterable[int]], tuple[int, ...]]
 """The other logical CPUs of some CPUs' physical cores."""
 
@@ -49,6 +52,20 @@ class WorkerReadings(Protocol):
     def cores(self) -> Iterable[tuple[int, board.CoreRow]]: ...
     def hot(self, core: board.CoreRow) -> bool: ...
     def quota_cpus(self) -> float | None: ...
+
+
+def believable(progress: board.ProgressRow) -> board.ProgressRow:
+    """The row, without its speeds where no measurement gives such: what a worker that somebody has
+    taken over writes must not stop the router, which divides by them."""
+    speed, steps = progress.prefill_tok_s, [*progress.steps_s]
+    steps += [s for s in (progress.step_base_s, progress.step_seq_s) if s is not None]
+    if (speed is None or LEAST_TOK_S <= speed <= MOST_TOK_S) and all(
+        0 <= step <= MOST_STEP_S for step in steps
+    ):
+        return progress
+    return msgspec.structs.replace(
+        progress, prefill_tok_s=None, step_base_s=None, step_seq_s=None, steps_s=()
+    )
 
 
 class Readings:
@@ -86,6 +103,7 @@ class Readings:
         if progress is None:
             return None
         hardware = self._hardware_of(identity, now)
+        progress = believable(progress)
         made = WorkerReading(
             identity, progress, hardware.share, hardware.idle, hardware.others, hardware.temp_c
         )

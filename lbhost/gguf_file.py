@@ -11,7 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lbhost.errors import ModelFileError
+from lbhost import regular_file
+from lbhost.errors import ModelFileError, UsageError
 from lbhost.llamacpp import ggml, reason_of
 
 
@@ -38,13 +39,15 @@ class GgufFile:
 
     def __init__(self, path: Path, errors: list[str]) -> None:
         try:
-            with path.open("rb") as file:
+            with regular_file.opened(path) as file:
                 magic = file.read(4)
                 size = os.fstat(file.fileno()).st_size
         except FileNotFoundError as error:
             raise ModelFileError(f"{path}: no such model file") from error
         except OSError as error:
             raise ModelFileError(f"{path}: cannot read it: {error.strerror}") from error
+        except UsageError as error:
+            raise ModelFileError(f"{path}: {error}") from error
         if magic != b"GGUF":
             raise ModelFileError(f"{path}: not a GGUF file")
         init = ggml("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _GgufInitParams)

@@ -21,8 +21,8 @@ from typing import TypeAlias
 import msgspec
 import setproctitle
 
-from lbhost import adapter_fit, gguf, llama
-from lbhost.errors import AdapterFileError, ModelDamagedError, ModelFileError
+from lbhost import adapter_fit, gguf, llama, regular_file
+from lbhost.errors import AdapterFileError, ModelDamagedError, ModelFileError, UsageError
 from lbhost.gguf import Tensor
 from lbhost.gguf_file import GgufFile
 from lbhost.llamacpp import collect_errors
@@ -273,7 +273,7 @@ def _lower(which: int, value: int) -> None:
 def _verify(path: Path) -> list[Tensor]:
     """Raises ModelFileError."""
     try:
-        with path.open("rb") as file:
+        with regular_file.opened(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ModelDamagedError(f"{path}: not a GGUF file: it is empty")
             with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
@@ -282,6 +282,8 @@ def _verify(path: Path) -> list[Tensor]:
         raise ModelFileError(f"{path}: no such model file") from error
     except OSError as error:
         raise ModelFileError(f"{path}: cannot read it: {error.strerror}") from error
+    except UsageError as error:
+        raise ModelFileError(f"{path}: {error}") from error
     except gguf.GgufError as error:
         raise ModelDamagedError(f"{path}: {error}") from error
 

@@ -19,7 +19,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from lbhost import order
+from lbhost import order, regular_file
 from lbhost.errors import UsageError
 
 MAX_KEYS = 1000
@@ -129,18 +129,7 @@ def _once(what: str, values: Sequence[str]) -> None:
 
 
 def _content(path: Path) -> bytes:
-    # Without waiting: a named pipe would never let go of who opens it.
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise UsageError("not a regular file")
-        with os.fdopen(fd, "rb", closefd=False) as file:  # of a folder it would raise and keep it
-            content = file.read(MAX_FILE_BYTES + 1)
-    finally:
-        os.close(fd)
-    if len(content) > MAX_FILE_BYTES:
-        raise UsageError(f"over {MAX_FILE_BYTES} bytes")
-    return content
+    return regular_file.content(path, MAX_FILE_BYTES)
 
 
 def is_open_to_others(path: Path) -> bool:

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from lbhost import amx, flash, weights
+from lbhost import amx, flash, hyperparameters, weights
 from lbhost.adapters import AdapterFile, distinct
-from lbhost.errors import ModelFileError
+from lbhost.errors import ModelDamagedError, ModelFileError
 from lbhost.gguf_file import GgufFile
 from lbhost.llamacpp import api as api  # re-exported for tools that need more of llama.h
 from lbhost.llamacpp import collect_errors, reason_of
@@ -76,6 +76,8 @@ def inspect(
         files = [GgufFile(part, errors) for part in weights.parts(path)]
     header = files[0]
     arch = header.text("general.architecture") or "?"
+    if (why := hyperparameters.problem(header, arch)) is not None:
+        raise ModelDamagedError(f"{path}: damaged: {why}, which cannot be")
     with _vocab_only(path) as model:
         recurrent = bool(api.llama_model_is_recurrent(model) or api.llama_model_is_hybrid(model))
         facts = _facts(model, files, arch)

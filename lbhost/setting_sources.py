@@ -12,11 +12,14 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from lbhost import adapters
+from lbhost import adapters, regular_file
 from lbhost.config import OF_ONE_MODEL, SECRET, Settings, flag_name
 from lbhost.errors import UsageError
 from lbhost.model_entry import ModelEntry, entries
 from lbhost.setting_values import checked
+
+MAX_FILE_BYTES = 1 << 20
+"""Of a configuration file."""
 
 
 def load(
@@ -101,9 +104,11 @@ def _sources(message: str, origin: Mapping[str, str], file: Path | None) -> str:
 
 def _from_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(regular_file.content(path, MAX_FILE_BYTES).decode())
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such configuration file") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     except RecursionError as error:
         raise UsageError(f"{path}: nested too deep") from error
     except OSError as error:

@@ -33,6 +33,8 @@ def parts(path: Path) -> list[Path]:
     if not match:
         return [path]
     stem, first, count = match[1], int(match[2]), int(match[3])
+    if count == 0:
+        raise ModelFileError(f"{path}: its name says that it has no parts; rename it")
     if first != 1:
         raise ModelFileError(f"{path}: name the first part, {stem}-00001-of-{count:05}.gguf")
     return [path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -199,7 +200,14 @@ def test_models_come_from_the_file_alone(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing.toml"
     assert refusal(file=missing) == f"{missing}: no such configuration file"
-    assert refusal(file=tmp_path) == f"{tmp_path}: cannot read it: Is a directory"
+    assert refusal(file=tmp_path) == f"{tmp_path}: not a regular file"
+    pipe = tmp_path / "pipe.toml"
+    os.mkfifo(pipe)  # nobody writes: who opened it as a file would wait for ever
+    assert refusal(file=pipe) == f"{pipe}: not a regular file"
+    endless = Path("/dev/zero")
+    assert refusal(file=endless) == "/dev/zero: not a regular file"
+    huge = write(tmp_path, "#" * setting_sources.MAX_FILE_BYTES + "#")
+    assert refusal(file=huge) == f"{huge}: over {setting_sources.MAX_FILE_BYTES} bytes"
     assert "lbhost.toml" in refusal(file=write(tmp_path, "port = \n"))
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -177,15 +178,29 @@ def test_what_llama_cpp_stumbles_over_ends_the_reading_process_only(
     tmp_path: Path,
 ) -> None:
     """Whole as a file; so many layers are nonsense, for which llama.cpp ends the process."""
-    pairs = [number("llama.block_count", 0xFFFFFFFF)]
-    path = tmp_path / "odd.gguf"
+    path = odd(tmp_path, number("llama.block_count", 0xFFFFFFFF))
+    with pytest.raises(ModelFileError, match=str(path)) as caught:
+        inspection.inspect(path)
+    assert caught.value.message.isprintable()
+
+
+def odd(folder: Path, *pairs: bytes) -> Path:
+    """A model's file that says more than it should."""
+    path = folder / "odd.gguf"
     whole = tiny_gguf.write(path, "gpt-2").read_bytes()
     count = struct.unpack_from("<Q", whole, 16)[0] + len(pairs)
     data = b"".join([whole[:16], struct.pack("<Q", count), *pairs, whole[24:]])
     path.write_bytes(data + bytes(-len(data) % 32))
-    with pytest.raises(ModelFileError, match=str(path)) as caught:
+    return path
+
+
+def test_a_number_that_cannot_be_is_named_before_llama_cpp_sees_it(tmp_path: Path) -> None:
+    """Which numbers: tests/test_hyperparameters.py."""
+    path = odd(tmp_path, text("llama.rope.freq_base") + struct.pack("<If", 6, math.nan))
+    with pytest.raises(ModelDamagedError) as caught:
         inspection.inspect(path)
-    assert caught.value.message.isprintable()
+    why = "damaged: llama.rope.freq_base is nan, which cannot be"
+    assert caught.value.message == f"{path}: {why}"
 
 
 class _TakenOver:
@@ -238,6 +253,14 @@ def test_signals_to_every_process_do_not_end_the_one_that_reads_the_model(tmp_pa
         asked = inspection.Ask(str(tmp_path / "none.gguf"), KindChoice.AUTO, PoolingChoice.AUTO)
         link.send(msgspec.msgpack.encode(asked))
         assert b"no such model file" in link.recv(inspection.MAX_PACKET)
+
+
+def test_a_part_that_is_a_named_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2))
+    first.write_bytes(made())
+    os.mkfifo(second)
+    with pytest.raises(ModelFileError, match=r"00002-of-00002\.gguf: not a regular"):
+        inspection.inspect(first)
 
 
 def test_a_missing_file_is_not_called_damaged(tmp_path: Path) -> None:

@@ -25,6 +25,25 @@ def chunks(body: bytes, size: int) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_http_1_0_gets_no_chunks_and_the_end_of_the_connection(streaming: bool) -> None:
+    """RFC 9112, 6.1: a client that has not said HTTP/1.1 must not get a transfer coding."""
+    async with running_gateway() as g:
+        body = json.dumps({**HELLO, "stream": streaming}).encode()
+        old = post(body, b"connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+        head, _, said = (await g.raw(old)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"transfer-encoding" not in head
+        assert b"\r\nconnection: close" in head
+        if streaming:
+            lines = said.split(b"\n\n")
+            assert all(line.startswith(b"data: ") for line in lines[:-1])
+            assert lines[-2:] == [b"data: [DONE]", b""]
+        else:
+            assert b"\r\ncontent-length: %d\r\n" % len(said) in head + b"\r\n"
+            assert json.loads(said)["choices"]
+
+
 async def test_a_trailer_is_refused_and_authenticates_nobody() -> None:
     async with running_gateway(api_key="secret-key") as g:
         body = json.dumps(HELLO).encode()

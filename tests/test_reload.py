@@ -221,6 +221,27 @@ async def test_a_hang_up_reloads(
         assert not running.server.signals
 
 
+async def test_a_fault_of_ours_is_told_and_the_next_hang_up_is_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
+) -> None:
+    monkeypatch.setattr("lbhost.supervisor.signals.has_terminal", lambda: False)
+
+    async def fails() -> str:
+        raise RuntimeError("not thought of")
+
+    async with box(tmp_path, monkeypatch, settings=file.settings, source=file.source) as running:
+        with monkeypatch.context() as broken:
+            broken.setattr(running.server, "reload", fails)
+            os.kill(os.getpid(), signal.SIGHUP)
+            told = "SIGHUP was not obeyed: RuntimeError('not thought of')"
+            await running.until(
+                lambda: any(told in said for said in running.kinds("server")), "it is told"
+            )
+        file.write("queue_size = 55")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await running.until(lambda: queue_limit(running) == 55, "the gateway has the new limit")
+
+
 async def test_a_reload_that_is_asked_for_while_the_server_starts_waits_until_it_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: File
 ) -> None:

@@ -14,6 +14,7 @@ from lbhost.config import Settings
 from lbhost.errors import ModelChangedError, ModelFileError
 from lbhost.model import resolve
 from lbhost.weights import identify, unchanged
+from lbhost.weights import parts as of_model
 from serving import Server
 from worker_harness import DEADLINE_S, template
 
@@ -26,6 +27,11 @@ def parts(tmp_path: Path) -> list[Path]:
     for path in paths:
         path.write_bytes(b"GGUF")
     return paths
+
+
+def test_a_name_that_promises_no_parts_is_refused_in_one_line() -> None:
+    with pytest.raises(ModelFileError, match="no parts; rename it"):
+        of_model(Path("x-00001-of-00000.gguf"))
 
 
 def test_the_same_files_pass(parts: list[Path]) -> None:

@@ -297,12 +297,17 @@ class Supervisor(Commanded, Told):
 
     async def _obey(self) -> None:
         """Do what signals ask for, one after the other, as soon as the server serves. What fails
-        is told as an event."""
+        is told as an event, and the next signal is obeyed all the same."""
         await self._serves.wait()
         while True:
             number = await self._signals.next_order()
-            with contextlib.suppress(LbhostError):
-                await (self.upgrade() if number == signal.SIGUSR2 else self.reload())
+            try:
+                with contextlib.suppress(LbhostError):  # told by who found it
+                    await (self.upgrade() if number == signal.SIGUSR2 else self.reload())
+            except Exception as error:  # noqa: BLE001 - a fault of ours
+                name = signal.Signals(number).name
+                self.events.add("error", "server", f"{name} was not obeyed: {error!r}"[:500])
+                log.get().error("a signal was not obeyed", signal=name, exc_info=error)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -37,6 +37,7 @@ from lbhost.gateway.http.budget import BodyHold, Budget
 from lbhost.gateway.http.framing import LINE_END, Framing, trailers, without_upgrade
 from lbhost.gateway.http.hosts import Origins
 from lbhost.gateway.http.unread import ANSWERS, Unread
+from lbhost.gateway.http.until_close import unframed
 
 MAX_HEADER_FIELDS = 128
 
@@ -218,6 +219,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._arm(min(self._settings.body_timeout_s, self._settings.request_timeout_s))
         super().on_headers_complete()
         self.cycle.transport = AnswerTransport(self.transport, self._lingers)
+        if self.scope["http_version"] < "1.1":
+            unframed(self.cycle)
 
     def _lingers(self) -> bool:
         """Whether the answer has gone out before the body was there."""

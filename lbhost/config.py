@@ -226,7 +226,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         says(
             "How long a request may wait for a worker before it is answered 503; what would wait "
             "much longer is refused at once, with the time after which to come again. In a flood "
-            "all that is taken waits about so long: where late answers are worth nothing, less."
+            "all that is taken waits about so long: where late answers are worth nothing, less. "
+            "It does not run while a model wakes."
         ),
     ] = 60.0
     request_timeout_s: Annotated[

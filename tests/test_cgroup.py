@@ -68,6 +68,16 @@ def test_processes_ended_for_want_of_memory_are_counted_in_v1_and_v2(tmp_path: P
     assert cgroup.locate(v1.roots).oom_kills() == 5
 
 
+def test_a_group_that_ends_as_a_whole_is_found_among_the_ancestors(tmp_path: Path) -> None:
+    tree = trees.intel_desktop(tmp_path / "box")
+    tree.cgroup_v2("/pod/container")
+    tree.put("sys/fs/cgroup/pod/container/memory.oom.group", 0)
+    assert not cgroup.locate(tree.roots).ends_whole()
+    tree.put("sys/fs/cgroup/pod/memory.oom.group", 1)
+    assert cgroup.locate(tree.roots).ends_whole()
+    assert not cgroup.locate(trees.container_v1(tmp_path / "v1").roots).ends_whole()
+
+
 def test_a_quota_changed_under_a_running_server_is_seen(tmp_path: Path) -> None:
     tree = trees.container_v2(tmp_path / "box")
     group = cgroup.locate(tree.roots)

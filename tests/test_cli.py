@@ -321,6 +321,9 @@ async def test_the_commands_do_what_they_say(
         assert code == 0
         assert {line["worker"] for line in map(json.loads, out.splitlines())} == {1}
         assert (await lbhost(where, "events", "--since", "2100-01-01"))[:2] == (0, "")
+        code, out, err = await lbhost(where, "events", "--worker", "99")
+        assert (code, out) == (2, "")
+        assert "no event of a worker 99" in err
         assert (await lbhost(where, "events", "--level", "error"))[:2] == (0, "")
 
         watching = await asyncio.create_subprocess_exec(

@@ -149,6 +149,13 @@ def test_memory_that_is_nearly_gone_is_named(tmp_path: Path) -> None:
     assert "only 0 MiB of 512 MiB of memory are left" in texts(judge(look(tree)))
 
 
+def test_a_cgroup_that_the_kernel_ends_as_a_whole_is_named(tmp_path: Path) -> None:
+    tree = trees.container_v2(tmp_path / "box")
+    for value, named in ((0, False), (1, True)):
+        tree.put("sys/fs/cgroup/memory.oom.group", value)
+        assert ("the kernel ends the whole server" in texts(judge(look(tree)))) is named
+
+
 def test_a_hot_core_is_named(tmp_path: Path) -> None:
     tree = trees.raspberry_pi(tmp_path / "box")
     tree.zone(0, "cpu-thermal", 84000)

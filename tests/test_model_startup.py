@@ -188,6 +188,28 @@ def test_all_models_share_the_memory(tmp_path: Path, found: Found) -> None:
         with_contexts(models, GIB)
 
 
+def test_no_pin_is_dropped_where_memory_is_short(tmp_path: Path, found: Found) -> None:
+    heavy = msgspec.structs.replace(INFO, kv_bytes_per_token=100_000, n_ctx_train=8192)
+    chat = entry(tmp_path, "chat", max_workers=2)
+    grown = [Context("chat", chat.path, 1024, workers=2, pinned=True)]
+    (made,) = find(found, chat, contexts=grown)
+    made = msgspec.structs.replace(made, info=heavy)
+    least = 2 * (100_000 * 1024 * made.sequences) + made.weights_bytes
+    outcomes = set()
+    for available in range(least, 4 * least, least // 20):
+        board = Board.create(workers=1, cores=2, gpus=0)
+        try:
+            board.host.write(0, HostRow(memory_available=float(available)))
+            (fitted,) = model_startup.with_contexts([made], board)
+        except StartupError:
+            outcomes.add("refused")
+        else:
+            outcomes.add((fitted.workers, fitted.pinned))
+        finally:
+            board.close()
+    assert outcomes == {"refused", (2, True)}
+
+
 class Told:
     """Stands in for the log."""
 

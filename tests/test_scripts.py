@@ -226,6 +226,18 @@ def test_an_environment_that_was_moved_is_made_anew(clone: Clone, tmp_path: Path
     assert clone.calls == ["venv", "pip install elsewhere[starter]"]
 
 
+def test_an_environment_that_is_a_link_is_left_alone(clone: Clone, tmp_path: Path) -> None:
+    others = tmp_path / "elsewhere/.venv"
+    others.mkdir(parents=True)
+    (others / "pyvenv.cfg").touch()
+    (clone.root / ".venv").symlink_to(others)
+    line = only_line(clone.run("serve"))
+    assert f".venv is a link to {others}" in line
+    assert f"rm {clone.root}/.venv" in line
+    assert clone.calls == []
+    assert [file.name for file in others.iterdir()] == ["pyvenv.cfg"]
+
+
 def test_an_environment_whose_python_is_gone_is_made_anew(clone: Clone) -> None:
     clone.run("serve")
     assert clone.calls

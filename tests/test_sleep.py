@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from dispatching import Bench, bench, over
 from lbhost import control
 from lbhost.board import ScaleRow
-from lbhost.errors import NotReadyError
+from lbhost.errors import DeadlineError, NotReadyError
 from lbhost.gateway.scheduling.sleep import AGAIN_S, Sleep
 from running_gateway import PATIENCE_S, running_gateway, until
 
@@ -65,6 +66,43 @@ def test_a_sleeper_is_woken_again_but_not_all_the_time() -> None:
         now += AGAIN_S / 10
         sleep.look(now)
     assert 10 <= len(told) <= 11
+
+
+def test_a_wait_counts_from_when_the_model_was_last_seen_asleep() -> None:
+    asleep = True
+    sleep = Sleep(lambda: asleep)
+    assert sleep.awake_since(10.0, 10.5) == 10.5, "it has not begun yet"
+    sleep.look(11.0)
+    asleep = False
+    sleep.look(12.0)
+    assert sleep.awake_since(10.0, 12.0) == 11.0
+    assert sleep.awake_since(11.5, 12.0) == 11.5, "who came later has not waited for it"
+
+
+async def test_the_queue_timeout_does_not_run_while_the_model_wakes() -> None:
+    now = time.monotonic()
+    async with bench(0, clock=lambda: now, queue_timeout_s=0.02, request_timeout_s=30) as b:
+        sleeper = Sleeper(b)
+        job = b.submit()
+        for _ in range(4):
+            told = sleeper.told
+            now += 1.0  # past the queue timeout by far
+            await until(lambda before=told: sleeper.told > before, "it is told again")
+            assert not job.over
+        sleeper.asleep = False
+        now += 0.05
+        await over(job)
+        assert isinstance(job.error, DeadlineError), "no worker came within it once it was awake"
+
+
+async def test_the_request_timeout_runs_while_the_model_wakes() -> None:
+    now = time.monotonic()
+    async with bench(0, clock=lambda: now, queue_timeout_s=0.02, request_timeout_s=30) as b:
+        Sleeper(b)
+        job = b.submit()
+        now += 31.0
+        await over(job)
+        assert isinstance(job.error, DeadlineError)
 
 
 async def test_work_is_counted_when_it_comes_and_put_right_when_it_ends() -> None:

@@ -48,7 +48,7 @@ def embed(
     May be stopped at any time; run again it goes on where it was. LBHOST_API_KEY holds the key, if
     the server asks for one.
     """
-    from contextlib import nullcontext
+    from contextlib import ExitStack, nullcontext
 
     from lbhost import embed_file
 
@@ -69,15 +69,17 @@ def embed(
     def tell(progress: embed_file.Progress) -> None:
         nonlocal done
         done = progress
+        bar.start()  # not before the server has answered: an error stands alone then
         bar.update(task, completed=progress.bytes, description=f"{progress.texts} texts")
 
     where = server_url(url, runtime_dir)
     try:
         with (
-            bar,
+            ExitStack() as at_end,
             embed_file.Embedder(where, key=key, model=model) as embedder,
             nullcontext() if out is None else embed_file.VectorFile(out) as vectors,
         ):
+            at_end.callback(bar.stop)
             size = file.stat().st_size if file.is_file() else None
             task = bar.add_task("0 texts", total=size)
             embedder.run(given, vectors, tell)

@@ -273,11 +273,22 @@ def events(
     with AdminClient(where(runtime_dir)) as client:
         wanted = partial(client.events, follow=follow, worker=worker, level=level, since=after)
         found = client.and_after(backlog, wanted) if follow else wanted(backlog=backlog)
+        event = None
         for event in found:
             if json:
                 print(msgspec.json.encode(event).decode(), flush=follow)
             else:
                 screen.print(report.event_line(event), soft_wrap=True)
+        if event is None and worker is not None and not follow:
+            _require_known(client, worker)
+
+
+def _require_known(client: AdminClient, worker: int) -> None:
+    """Raises UsageError: nobody has that id; events of workers that are gone are kept, too."""
+    known = [one.id for one in client.status().workers]
+    if worker not in known:
+        there = ", ".join(map(str, known))
+        raise UsageError(f"no event of a worker {worker}, and none has that id; there are: {there}")
 
 
 @app.command

@@ -207,6 +207,13 @@ def _memory(survey: Survey) -> Iterator[Finding]:
             "raise the limit, free memory, or use fewer --workers or --slots or a smaller "
             "--ctx-size",
         )
+    if survey.oom_ends_whole:
+        yield _advice(
+            "memory.oom.group is 1 in the cgroup (Kubernetes sets it): over the memory limit the "
+            "kernel ends the whole server, not one worker",
+            "set --memory-limit so that all workers fit together, or have it off (kubelet: "
+            "singleProcessOOMKill: true, systemd: OOMPolicy=continue)",
+        )
     if survey.swap_total and survey.swap_free is not None:
         used = survey.swap_total - survey.swap_free
         if used > survey.swap_total / 20:

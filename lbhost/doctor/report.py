@@ -145,7 +145,7 @@ def examine(
             Finding(
                 Level.NOTE,
                 f"lbhost is running here (pid {running.pid}) and serves {running.model} at "
-                f"{running.endpoint}: memory and cores below are what it leaves",
+                f"{running.endpoint}: memory and cores above are what it leaves",
             )
         )
     return Report(

@@ -15,7 +15,7 @@ import msgspec
 import psutil
 
 from lbhost.board import Board, CoreRow, GpuRow, HostRow
-from lbhost.machine import coresensors, topology, tree
+from lbhost.machine import cgroup, coresensors, topology, tree
 from lbhost.machine.gpu import GpuInfo, Gpus, visible
 from lbhost.machine.sampler import INTERVAL_S, Sampler, Watched
 from lbhost.machine.topology import Topology
@@ -56,6 +56,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     numa_balancing: bool | None = None
     swap_total: int | None = None
     swap_free: int | None = None
+    oom_ends_whole: bool = False
+    """Whether one process too large ends all of the cgroup's."""
     protection: Protection | None = None
     """What the kernel offers to confine children with."""
     open_files: int = 0
@@ -117,6 +119,7 @@ def take(
         numa_balancing=None if balancing is None else bool(balancing),
         swap_total=swap_total,
         swap_free=swap_free,
+        oom_ends_whole=cgroup.locate(roots).ends_whole(),
         protection=profiles.offered(),
         open_files=soft,
         open_files_most=hard,

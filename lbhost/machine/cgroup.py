@@ -91,6 +91,12 @@ class Cgroup(msgspec.Struct, frozen=True):
                     return int(value)
         return None
 
+    def ends_whole(self) -> bool:
+        """Whether the kernel, where memory runs out, ends every process of a group that this one is
+        in at once (v2's memory.oom.group; Kubernetes sets it)."""
+        folders = self.memory.folders if self.memory.v2 else ()
+        return any(tree.integer(folder / "memory.oom.group") == 1 for folder in folders)
+
 
 def locate(roots: Roots) -> Cgroup:
     """Find this process's control groups through /proc/self/cgroup and the mounts."""

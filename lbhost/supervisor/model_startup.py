@@ -20,7 +20,6 @@ from lbhost.config import Settings
 from lbhost.errors import (
     LbhostError,
     ModelFileError,
-    StartupError,
     UsageError,
 )
 from lbhost.machine.gpu import GpuInfo
@@ -295,22 +294,12 @@ def _shaped(
 
 
 def with_contexts(models: Sequence[PreparedModel], board: Board) -> list[PreparedModel]:
-    """The models with the tokens per slot that memory leaves to all of them together. Workers that
-    the load had brought come with it where memory holds them beside those that they follow.
+    """The models with the tokens per slot that memory leaves to all of them together, for as many
+    workers as each may have: how many were there `before`, and were pinned, changes nothing.
 
     Raises:
         StartupError: it does not hold them.
     """
-    try:
-        return _with_contexts(models, board)
-    except StartupError:
-        alone = [msgspec.structs.replace(made, before=None) for made in models]
-        if all(made.before is None for made in models):
-            raise
-        return _with_contexts(alone, board)
-
-
-def _with_contexts(models: Sequence[PreparedModel], board: Board) -> list[PreparedModel]:
     host = board.host.read(0)
     free = None if host is None else host.memory_available
     rows = [board.gpus.read(i) for i in range(len(board.gpus))]

@@ -50,6 +50,8 @@ is_set_up() { # EXTRA...
 
 use_venv() { # EXTRA...
     is_set_up "$@" && return 0
+    [ ! -L "$venv" ] || die "$venv is a link to $(readlink "$venv"), whose environment a set-up" \
+        "would replace: remove the link (rm $venv), and run this again"
     # One set-up at a time: two at once would write into each other's environment.
     exec 9<"$root/pyproject.toml"
     if ! flock -n 9; then

@@ -113,11 +113,28 @@ class Register:
         job.queued = self._clock()
         self._queue.add(job)
         latest = job.arrived + settings.request_timeout_s
-        if job.work.rank != order.FLEX and not job.begun:
+        if _within_queue_timeout(job):
             latest = min(latest, job.queued + settings.queue_timeout_s)
         self._deadlines.set(job, latest)
 
+    def _put_off(self, job: Job) -> bool:
+        """Whether a job that waits has a later deadline, because its model has slept meanwhile."""
+        if job.state is not JobState.QUEUED or not _within_queue_timeout(job):
+            return False
+        now, settings = self._clock(), self._admission.settings
+        awake_since = self._sessions.sleep.awake_since(job.queued, now)
+        if awake_since <= job.queued:
+            return False
+        latest = awake_since + settings.queue_timeout_s
+        latest = min(latest, job.arrived + settings.request_timeout_s)
+        if latest <= now:
+            return False
+        self._deadlines.set(job, latest)
+        return True
+
     def _on_deadline(self, job: Job) -> None:
+        if self._put_off(job):
+            return
         waited = self._clock() - job.arrived
         if job.state is JobState.RUNNING:
             assert job.worker is not None
@@ -126,3 +143,9 @@ class Register:
         else:
             message = f"no worker had room within {waited:.1f} s"
         self.drop(job, DeadlineError(message, retry_after_s=self._admission.wait_s()))
+
+
+def _within_queue_timeout(job: Job) -> bool:
+    """Whether the queue timeout holds for it: flex waits as long as it may take, and what has begun
+    was with a worker already."""
+    return job.work.rank != order.FLEX and not job.begun

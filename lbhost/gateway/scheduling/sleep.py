@@ -22,9 +22,19 @@ class Sleep:
         self.asleep = asleep
         self._wake = wake
         self._told = -1e9
+        self._seen_asleep = -1e9
 
     def look(self, now: float) -> None:
         """Somebody waits."""
-        if now - self._told >= AGAIN_S and self.asleep():
-            self._told = now
-            self._wake()
+        if self.asleep():
+            self._seen_asleep = now
+            if now - self._told >= AGAIN_S:
+                self._told = now
+                self._wake()
+
+    def awake_since(self, queued: float, now: float) -> float:
+        """From when on a request that waits since `queued` waits for workers that are awake: what
+        waking takes is no wait in the queue."""
+        if self.asleep():
+            return now
+        return max(queued, self._seen_asleep)

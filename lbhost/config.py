@@ -392,11 +392,6 @@ def described(key: str) -> str:
     return next((meta.description for meta in hint.__metadata__ if meta.description), "")
 
 
-def words(given: Names) -> frozenset[str]:
-    """The single ones, in lower case; a slash at the end does not count."""
-    return frozenset(word.lower().rstrip("/") for word in names(given))
-
-
 def flag_name(key: str) -> str:
     """`shutdown_grace_s` is `--shutdown-grace`: flags drop the unit."""
     name = key.removesuffix("_s").removesuffix("_ms").removesuffix("_c")

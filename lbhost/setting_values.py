@@ -37,6 +37,11 @@ def names(given: Names) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in listed if word.strip()))
 
 
+def words(given: Names) -> frozenset[str]:
+    """The single ones, in lower case; a slash at the end does not count."""
+    return frozenset(word.lower().rstrip("/") for word in names(given))
+
+
 LONGEST_NAME = 256
 """Of a model, in characters."""
 

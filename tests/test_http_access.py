@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from lbhost import config, setting_sources
+from lbhost import setting_sources
 from lbhost.config import Settings
 from lbhost.gateway.http.hosts import Hosts, Origins
 from lbhost.gateway.keyring import scope_of
+from lbhost.setting_values import words
 from running_gateway import CHAT, HELLO, RunningGateway, running_gateway, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.uvloop]
@@ -121,8 +122,8 @@ def test_names_are_a_list_or_a_text_with_commas(tmp_path: Path) -> None:
     file = tmp_path / "lbhost.toml"
     file.write_text('allowed_hosts = ["a.example", "B.example:80"]\n')
     settings = setting_sources.load({"allowed_origins": "https://A.example/, *"}, {}, file)
-    assert config.words(settings.allowed_hosts) == {"a.example", "b.example:80"}
-    assert config.words(settings.allowed_origins) == {"https://a.example", "*"}
+    assert words(settings.allowed_hosts) == {"a.example", "b.example:80"}
+    assert words(settings.allowed_origins) == {"https://a.example", "*"}
 
 
 # --- keys and preflights ----------------------------------------------------------------

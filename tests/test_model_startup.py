@@ -195,7 +195,7 @@ def test_no_pin_is_dropped_where_memory_is_short(tmp_path: Path, found: Found) -
     (made,) = find(found, chat, contexts=grown)
     made = msgspec.structs.replace(made, info=heavy)
     least = 2 * (100_000 * 1024 * made.sequences) + made.weights_bytes
-    outcomes = set()
+    outcomes: set[object] = set()
     for available in range(least, 4 * least, least // 20):
         board = Board.create(workers=1, cores=2, gpus=0)
         try:

@@ -25,6 +25,10 @@ class Sleeper:
         self.told = 0
         b.sessions.sleep = Sleep(lambda: self.asleep, self._wake)
 
+    async def is_told_again(self) -> None:
+        before = self.told
+        await until(lambda: self.told > before, "the supervisor is told again")
+
     def _wake(self) -> None:
         self.told += 1
 
@@ -85,9 +89,8 @@ async def test_the_queue_timeout_does_not_run_while_the_model_wakes() -> None:
         sleeper = Sleeper(b)
         job = b.submit()
         for _ in range(4):
-            told = sleeper.told
             now += 1.0  # past the queue timeout by far
-            await until(lambda before=told: sleeper.told > before, "it is told again")
+            await sleeper.is_told_again()
             assert not job.over
         sleeper.asleep = False
         now += 0.05

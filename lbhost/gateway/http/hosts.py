@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from urllib.parse import urlsplit
 
-from lbhost.config import Settings, words
+from lbhost.config import Settings
+from lbhost.setting_values import words
 
 ANY = "*"
 

@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lbhost.config import Settings
 from lbhost.errors import (
@@ -29,13 +29,12 @@ from lbhost.errors import (
     NotReadyError,
     PayloadTooLargeError,
 )
-from lbhost.gateway.api import error_shapes, replies
 from lbhost.gateway.exchange import Counter, Exchange
-from lbhost.gateway.http.access import identifying_headers
 from lbhost.gateway.http.answer_transport import AnswerTransport, ReadingWatch
 from lbhost.gateway.http.budget import BodyHold, Budget
 from lbhost.gateway.http.framing import LINE_END, Framing, trailers, without_upgrade
 from lbhost.gateway.http.hosts import Origins
+from lbhost.gateway.http.refusal import refusal
 from lbhost.gateway.http.unread import ANSWERS, Unread
 from lbhost.gateway.http.until_close import unframed
 
@@ -381,26 +380,14 @@ class LimitedProtocol(HttpToolsProtocol):
         if not (running and self.cycle.response_started):
             exchange.fail(error)
             exchange.end()
-            body = error_shapes.body(error, exchange.path, exchange.request_id)
-            headers = [
-                *self.server_state.default_headers,
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-                (b"connection", b"close"),
-                *identifying_headers(exchange.path, exchange.request_id),
-                *self.shared.origins.headers_for(self._received_headers()),
-                *replies.error_headers(error),
-            ]
-            lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-            self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
+            # As far as they came: none before the first request.
+            for_pages = self.shared.origins.headers_for(self.headers or [])
+            headers = [*self.server_state.default_headers, *for_pages]
+            self.transport.write(refusal(error, exchange.path, exchange.request_id, headers))
         if running:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._linger()
-
-    def _received_headers(self) -> list[tuple[bytes, bytes]]:
-        """Of the request that is refused, as far as they came; none before the first request."""
-        return self.headers or []
 
     def _linger(self) -> None:
         if self.transport.is_closing():

@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 
 from fake_worker import Script
 from http_bytes import check_refusal, post, read
-from lbhost.gateway.http import answer_transport, budget, descriptors, protocol
+from lbhost.gateway.http import answer_transport, budget, protocol
 from running_gateway import CHAT, HELLO, PATIENCE_S, RunningGateway, running_gateway, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.uvloop]
@@ -328,25 +328,6 @@ async def test_a_body_is_counted_only_until_intake_has_made_work_of_it() -> None
 
 
 # --- descriptors and uvicorn ------------------------------------------------------------
-
-
-def test_connections_leave_descriptors_for_the_rest() -> None:
-    assert descriptors.room(1024, 64) == 16
-    assert descriptors.room(1024, 20) == descriptors.FEWEST
-    assert descriptors.room(1024, 20_000) == 1024
-    assert descriptors.room(1024, resource.RLIM_INFINITY) == 1024
-
-
-def test_states_get_the_descriptors_that_connections_leave(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    limits = {resource.RLIMIT_NOFILE: (300, 1000)}
-    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
-    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
-    assert descriptors.states_within(100, 200) == 100
-    assert limits[resource.RLIMIT_NOFILE][0] > 300
-    assert descriptors.states_within(100, 850) == 1000 - 850 - 2 * descriptors.RESERVED
-    assert descriptors.states_within(100, 5000) == descriptors.FEWEST
 
 
 CROWD = """

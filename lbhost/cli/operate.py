@@ -287,7 +287,7 @@ def _require_known(client: AdminClient, worker: int) -> None:
     """Raises UsageError: nobody has that id; events of workers that are gone are kept, too."""
     known = [one.id for one in client.status().workers]
     if worker not in known:
-        there = ", ".join(map(str, known))
+        there = ", ".join(map(str, known)) or "none"
         raise UsageError(f"no event of a worker {worker}, and none has that id; there are: {there}")
 
 

@@ -89,11 +89,11 @@ async def test_the_queue_timeout_does_not_run_while_the_model_wakes() -> None:
         sleeper = Sleeper(b)
         job = b.submit()
         for _ in range(4):
-            now += 1.0  # past the queue timeout by far
+            now += 1.1 * AGAIN_S  # past the queue timeout by far
             await sleeper.is_told_again()
             assert not job.over
         sleeper.asleep = False
-        now += 0.05
+        now += 0.05  # all within NOT_READY_GRACE_S: nobody is given up as hopeless
         await over(job)
         assert isinstance(job.error, DeadlineError), "no worker came within it once it was awake"
 
@@ -103,7 +103,7 @@ async def test_the_request_timeout_runs_while_the_model_wakes() -> None:
     async with bench(0, clock=lambda: now, queue_timeout_s=0.02, request_timeout_s=30) as b:
         Sleeper(b)
         job = b.submit()
-        now += 31.0
+        now += 1000.0
         await over(job)
         assert isinstance(job.error, DeadlineError)
 

@@ -34,8 +34,8 @@ def private(path: Path, flag: str) -> Path:
     if found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
         raise StartupError(
-            f"{what} is open to other users (mode {mode:03o}): `chmod 700` it or choose another "
-            f"{flag}"
+            f"{what} is open to other users (mode {mode:03o}): choose another {flag}, or "
+            "`chmod 700` it if it is for lbhost alone"
         )
     return path
 

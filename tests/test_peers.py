@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -67,19 +70,53 @@ def _child_of(pid: int) -> int:
     return int(children[0].pid)
 
 
-async def test_a_child_is_told_no_and_nothing_is_done(tmp_path: Path) -> None:
-    runtime = RuntimeDir.claim(tmp_path / "run")
+@asynccontextmanager
+async def admin(folder: Path) -> AsyncIterator[Path]:
+    """An admin API; its socket."""
+    runtime = RuntimeDir.claim(folder / "run")
     server = AdminServer(Admin(Noted()), runtime.listen())
     await server.start()
     try:
-        path = str(runtime.socket_path)
+        yield runtime.socket_path
+    finally:
+        await server.stop()
+        runtime.release()
+
+
+async def test_a_child_is_told_no_and_nothing_is_done(tmp_path: Path) -> None:
+    async with admin(tmp_path) as path:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", ASK, path), stdout=subprocess.PIPE
+            *(sys.executable, "-c", ASK, str(path)), stdout=subprocess.PIPE
         )
         answer, _ = await asyncio.wait_for(child.communicate(), 60.0)
         assert answer.startswith(b"HTTP/1.1 403 ")
         assert b'"this socket is for the server\'s own user"' in answer
-        assert runtime.socket_path.stat().st_mode & 0o777 == 0o600
-    finally:
-        await server.stop()
-        runtime.release()
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+WHOLE = b"GET /nothing HTTP/1.1\r\nhost: lbhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "unfinished",
+    [b"", b"GET /sta", b"POST /scale HTTP/1.1\r\nhost: lbhost\r\ncontent-length: 9\r\n\r\n{"],
+    ids=["nothing", "half a head", "half a body"],
+)
+async def test_who_does_not_end_what_it_asks_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unfinished: bytes
+) -> None:
+    async with admin(tmp_path) as path:
+        kept, asks = await asyncio.open_unix_connection(path)
+        asks.write(WHOLE)
+        head = await asyncio.wait_for(kept.readuntil(b"\r\n\r\n"), 60.0)
+        assert b"404" in head
+        monkeypatch.setattr(peers, "UNFINISHED_S", 0.05)
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(unfinished)
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 60.0) == b""
+        asks.write(WHOLE[:-2])  # its second request: for that, too, there is no more time
+        with contextlib.suppress(ConnectionError):
+            assert b"HTTP/1.1" not in await asyncio.wait_for(kept.read(), 60.0)
+        for end in (writer, asks):
+            end.close()

@@ -287,7 +287,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    what = f"{request.method} {request.url.path}"
+    what = f"{request.method} {request.scope['path']}"  # its URL would name the socket
     if error.status_code == 404:
         return await _refused(request, NotFoundError(f"{what}: no such path"))
     if error.status_code == 405:

@@ -7,6 +7,7 @@ this user's too: it must not get to the commands by a socket that it can reach.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import struct
@@ -20,6 +21,9 @@ from lbhost.errors import ForbiddenError
 from lbhost.linux import parent
 
 _MOST_ANCESTORS = 64
+
+UNFINISHED_S = 30.0
+"""A request that has not come whole within this never will."""
 
 
 class Peer(NamedTuple):
@@ -62,16 +66,38 @@ def is_ours(pid: int) -> bool:
 
 
 class PeerProtocol(HttpToolsProtocol):
-    """uvicorn's protocol; whoever may not is told so, whatever it asks."""
+    """uvicorn's protocol; whoever may not is told so, whatever it asks. Who does not end what it
+    asks is hung up on: connections are few, and the operator's must be among them."""
 
     _refused = False
+    _hang_up: asyncio.TimerHandle | None = None
+    """While a request is to come, or to be completed."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._hang_up = self.loop.call_later(UNFINISHED_S, transport.abort)
         peer = peer_of(transport.get_extra_info("socket"))
         self._refused = not may_command(peer)
         if self._refused:
             log.get().warning("admin connection refused", pid=peer.pid, uid=peer.uid)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._hang_up is None:  # not the connection's first
+            self._hang_up = self.loop.call_later(UNFINISHED_S, self.transport.abort)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._keep()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._keep()
+        super().connection_lost(exc)
+
+    def _keep(self) -> None:
+        if self._hang_up is not None:
+            self._hang_up.cancel()
+            self._hang_up = None
 
     def data_received(self, data: bytes) -> None:
         if not self._refused:

@@ -33,9 +33,10 @@ class Tree:
         """Write one file in place, as the kernel's files are: open descriptors see it."""
         file = self.folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a") as stream:
-            stream.truncate(0)
-            stream.write(f"{content}\n")
+        data = f"{content}\n".encode()
+        with file.open("r+b" if file.exists() else "wb", buffering=0) as stream:
+            stream.write(data)  # at once, and cut after it: nobody reads an empty file
+            stream.truncate()
 
     def link(self, path: str, target: str) -> None:
         """Make `path` a symbolic link to `target`, both inside the tree; makes the folder."""

@@ -226,6 +226,11 @@ class FakeAdmin:
         async with self._news:
             self._news.notify_all()
         await self._task
+        # Who was accepted in these very turns of the loop would be served for ever.
+        for _ in range(10):
+            for connection in list(self._server.server_state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)
         self._server = self._task = None
         self.socket_path.unlink(missing_ok=True)
 

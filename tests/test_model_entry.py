@@ -115,5 +115,5 @@ def test_what_each_table_says_for_itself_is_no_flag_beside_them(tmp_path: Path, 
 
 
 def test_tables_come_from_a_file_only() -> None:
-    with pytest.raises(UsageError, match="LBHOST_MODELS: unknown key"):
+    with pytest.raises(UsageError, match="LBHOST_MODELS: models are tables"):
         setting_sources.load({}, {"LBHOST_MODELS": "x"})

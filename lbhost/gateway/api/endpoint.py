@@ -267,6 +267,7 @@ class Completions:
                 retry_after_s=1,
             ) from error
         finally:
+            client.on_gone(_nothing)  # what is over cannot be ended
             preparing[client_name] -= 1
             if not preparing[client_name]:
                 del preparing[client_name]
@@ -277,6 +278,10 @@ def _expire(limit: asyncio.Timeout) -> None:
     """End what a time-out guards as if its time were over."""
     if not limit.expired():
         limit.reschedule(asyncio.get_running_loop().time())
+
+
+def _nothing() -> None:
+    """To be done for a client that has gone: whoever waits looks at `gone` then."""
 
 
 class _Client:

@@ -279,7 +279,8 @@ def events(
                 print(msgspec.json.encode(event).decode(), flush=follow)
             else:
                 screen.print(report.event_line(event), soft_wrap=True)
-        if event is None and worker is not None and not follow:
+        everything = backlog and level is None and since is None
+        if event is None and worker is not None and everything and not follow:
             _require_known(client, worker)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lbhost.gateway.http.unread import Unread
+from lbhost.gateway.http.unread import ANSWERS, LEAST, Unread, most
 
 
 class Slow:
@@ -43,3 +43,8 @@ def test_what_was_read_counts_no_more() -> None:
     assert not unread.begin(second)
     second.unread = 10
     assert not unread.begin(Slow("b", 80)), "what is left of it counts"
+
+
+def test_small_bodies_make_no_small_answers() -> None:
+    assert most(4 << 20) == ANSWERS * (4 << 20)
+    assert most(1024) == LEAST, "a thousand streams that pause with 64 KiB each"

@@ -35,7 +35,7 @@ from lbhost.gateway.http.budget import BodyHold, Budget
 from lbhost.gateway.http.framing import LINE_END, Framing, trailers, without_upgrade
 from lbhost.gateway.http.hosts import Origins
 from lbhost.gateway.http.refusal import refusal
-from lbhost.gateway.http.unread import ANSWERS, Unread
+from lbhost.gateway.http.unread import Unread, most
 from lbhost.gateway.http.until_close import unframed
 
 MAX_HEADER_FIELDS = 128
@@ -57,7 +57,7 @@ class Shared:
         self.limit = limit
         """Connections at once."""
         self.budget = budget
-        self.unread = Unread(ANSWERS * settings.max_body_bytes)
+        self.unread = Unread(most(settings.max_body_bytes))
         self.waiting: dict[LimitedProtocol, None] = {}
         """Those without a complete head, and those that linger, longest wait first: they make room
         for others."""

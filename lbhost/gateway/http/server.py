@@ -20,7 +20,7 @@ from lbhost.gateway.exchange import Counter
 from lbhost.gateway.http import descriptors
 from lbhost.gateway.http.budget import BODIES, Budget
 from lbhost.gateway.http.protocol import LimitedProtocol, Shared
-from lbhost.gateway.http.unread import ANSWERS, Unread
+from lbhost.gateway.http.unread import Unread, most
 
 RETIRE_IDLE_S = 5.0
 RETIRE_LOOK_S = 0.05
@@ -77,7 +77,7 @@ class Server(uvicorn.Server):
         self.settings = settings
         self.budget.limit = BODIES * settings.max_body_bytes
         self._shared.adopt(settings)
-        self.unread.limit = ANSWERS * settings.max_body_bytes
+        self.unread.limit = most(settings.max_body_bytes)
         self._shared.limit = _connections(settings)
         self.config.timeout_keep_alive = settings.keep_alive_s  # type: ignore[assignment]
         self._door.app = app

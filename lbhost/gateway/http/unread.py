@@ -10,7 +10,16 @@ from collections import Counter
 from typing import Protocol
 
 ANSWERS = 64
-"""All unread answers together may be as large as so many of the largest bodies."""
+"""All unread answers together may be as large as so many of the largest bodies…"""
+
+LEAST = 64 << 20
+"""…or take so many bytes: whoever allows small bodies only has not said that of answers, and each
+client that pauses for a moment has 64 KiB of a stream to read."""
+
+
+def most(max_body_bytes: int) -> int:
+    """Bytes that all unread answers may take."""
+    return max(ANSWERS * max_body_bytes, LEAST)
 
 
 class Reader(Protocol):
@@ -44,8 +53,8 @@ class Unread:
             taken: Counter[str] = Counter()
             for one, size in sizes.items():
                 taken[one.owner] += size
-            most = max(taken, key=taken.__getitem__)
-            longest = next(one for one in sizes if one.owner == most)
+            owner = max(taken, key=taken.__getitem__)
+            longest = next(one for one in sizes if one.owner == owner)
             total -= sizes.pop(longest)
             self.end(longest)
             dropped.append(longest)

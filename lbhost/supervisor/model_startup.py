@@ -106,15 +106,20 @@ class PreparedModel(msgspec.Struct, frozen=True):
 
     def down(self, homes: Sequence[Placement]) -> frozenset[int]:
         """Which of the workers with these homes do not run at the start: as many as an operator
-        has taken down in the server before, on the same cores as far as that goes."""
-        taken_down = () if self.before is None else self.before.down
+        has taken down in the server before, on the same cores as far as that goes. One runs where
+        one did, however few there are now."""
+        before = self.before
+        if before is None:
+            return frozenset()
+        taken_down = before.down
+        most = len(homes) - (1 if before.workers or before.asleep else 0)
 
         def rank(index: int) -> tuple[bool, int]:
             home = homes[index]
             same = any(home.gpu == it.gpu and {*home.cpus} & {*it.cpus} for it in taken_down)
             return not same, -index
 
-        return frozenset(sorted(range(len(homes)), key=rank)[: len(taken_down)])
+        return frozenset(sorted(range(len(homes)), key=rank)[: min(len(taken_down), most)])
 
     @property
     def pinned(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,8 @@ print(own.read_text().strip())
 )
 def test_a_score_is_raised_and_never_lowered(had: str, score: int, child: str, then: str) -> None:
     """A container's processes may not go below what it was given: trying raised."""
+    if int(Path("/proc/self/oom_score_adj").read_text()) > int(had):
+        pytest.skip(f"this run may not have {had}: it was given more itself")
     command = [sys.executable, "-c", PROGRAM, had, str(score)]
     said = subprocess.check_output(command, text=True).split()
     assert said == [child, had, then]

@@ -246,3 +246,19 @@ async def test_what_the_log_does_not_get_is_kept_and_counted(
         "worker 3: (2 lines are not here: it writes too much)",
         "worker 3: last words",
     ]
+
+
+async def test_a_new_process_is_told_of_though_the_one_before_has_flooded_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(log_allowance, "BURST", 40)
+    monkeypatch.setattr(log_allowance, "PER_S", 0)
+    found = Output(3)
+    found.open(1).close()
+    await until(lambda: found._source is None)
+    for number in range(2):
+        found.add(Written("", (f"{number}" * 30,)))
+    with found.open(2):
+        found.add(Written("", ("hello",)))
+        assert "worker 3: hello" in capsys.readouterr().err
+    found.drain()

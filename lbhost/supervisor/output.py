@@ -50,6 +50,7 @@ class Output(Journal[LogLine]):
             OSError: no socket is left.
         """
         self.drain()
+        self._allowance.renew()  # the one before may have closed its end itself
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)  # llama.cpp's own lines, too, are lost rather than waited for

@@ -123,12 +123,15 @@ async def test_no_descriptors_at_a_restart_are_a_crash_and_not_the_end(
         await running.until(lambda: gateway.state == "ready", "the gateway is back")
 
 
+@pytest.mark.parametrize("hears", [True, False])
 async def test_a_gateway_that_has_retired_is_not_started_again_however_it_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hears: bool
 ) -> None:
     async with box(tmp_path, monkeypatch) as running:
         gateway = running.server.gateway
         running.kill(gateway.pid, signal.SIGSTOP)  # it does not get to do as it is told
+        if not hears:
+            monkeypatch.setattr(gateway, "send", Refusal())
         gateway.retire(control.Retire(60.0))
         running.kill(gateway.pid)
         await running.until(lambda: gateway.pid is None, "it has ended")

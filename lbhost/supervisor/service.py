@@ -112,8 +112,10 @@ class Service:
         return self._link is not None and self._link.send(message, fds)
 
     def retire(self, message: control.Control, fds: Sequence[int] = ()) -> None:
-        """Tell it to end when it is through with what it has."""
-        self._retired = self.send(message, fds)
+        """Tell it to end when it is through with what it has. Who is beyond hearing that is on its
+        way down, and not started again either."""
+        self._retired = True
+        self.send(message, fds)
 
     def ready(self) -> None:
         """It has said that it can work. Too late if it was told to end meanwhile."""

@@ -8,8 +8,12 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from lbhost.gateway.api.endpoint import Completions, _Client
 from lbhost.gateway.api.replies import Kind
+
+pytestmark = pytest.mark.anyio
 
 
 async def test_who_leaves_once_a_request_is_prepared_ends_nothing_that_is_over() -> None:

@@ -18,8 +18,10 @@ const openai = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
 const anthropic = new Anthropic({ baseURL: root, apiKey, maxRetries: 0 });
 const model = (await openai.models.list()).data[0].id;
 const messages = [{ role: "user", content: "Name three rivers." }];
-const Person = z.object({ name: z.string(), age: z.number().int(), mood: z.enum(["good", "bad"]) });
-const parameters = { type: "object", properties: { city: { type: "string", maxLength: 12 } }, required: ["city"] };
+// Bounded all over: a small model may fill what is free until its tokens are used up.
+const Person = z.object({ name: z.string().max(12), age: z.number().int().min(0).max(120), mood: z.enum(["good", "bad"]) });
+const city = { type: "string", maxLength: 12 };
+const parameters = { type: "object", properties: { city }, required: ["city"], additionalProperties: false };
 const ask = { model, messages, temperature: 0, max_tokens: 24 };
 
 test("openai: a chat, whole and streamed", async () => {

@@ -140,7 +140,7 @@ SCENARIOS: dict[str, Scenario] = {
     "shipped-8": _closed(8, ", the file as shipped; lbhost as `lbhost tune` left it")._replace(
         weights=Weights.SHIPPED
     ),
-    "1b-1": _closed(1, "; 1B shape", 3, 32)._replace(weights=Weights.SHAPE_1B),
+    "1b-1": _closed(1, "; 1B shape", 16, 32)._replace(weights=Weights.SHAPE_1B),
     "1b-8": _closed(8, "; 1B shape", 2, 32)._replace(weights=Weights.SHAPE_1B),
     "quota-8": _closed(8, ", in a cgroup with 1.5 CPUs")._replace(disturbance=Disturbance.QUOTA),
 }

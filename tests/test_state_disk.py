@@ -142,6 +142,15 @@ def test_the_oldest_make_room_and_never_for_older_ones(folder: Path) -> None:
     assert len(read(disk, most_bytes=5000)) == 1, "the newest one fits"
 
 
+def test_nothing_makes_room_that_would_not_be_enough(folder: Path) -> None:
+    disk = Disk(folder, 2 * 5000)
+    paths = [written(disk, [i], 1000.0 * i) for i in (1, 3)]
+    assert write(disk, [9], 2000.0, payload=4000) is None, "the newer one stays"
+    assert files(folder) == sorted(paths)
+    written(disk, [9], 4000.0, payload=4000)
+    assert not any(path.exists() for path in paths)
+
+
 def test_files_of_a_clock_that_was_ahead_make_room(folder: Path) -> None:
     disk = Disk(folder, 2 * (written(Disk(folder, 1 << 20), [1]).stat().st_size + 200))
     ahead = [written(disk, [n], time.time() + 86_400) for n in (1, 2)]
@@ -236,6 +245,27 @@ async def test_what_memory_has_no_room_for_goes_to_disk(folder: Path) -> None:
     assert 0 < plane.entries < 6
     plane.close()
     worker.socket.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["kept at the end", "evicted"])
+async def test_a_state_whose_file_has_made_room_for_others_is_written_again(
+    folder: Path, how: str
+) -> None:
+    disk = Disk(folder, 1 << 20)
+    path = written(disk, [1, 2, 3], 1000.0)
+    plane = Plane(Purse(1 << 20), Speeds(), disk=DiskThread(disk))
+    worker = Worker(plane)
+    worker.send(Able(IDENTITY))
+    await until(lambda: plane.entries == 1, "it is read")
+    disk.remove(path)
+    if how == "evicted":
+        plane.purse.want(1)
+    else:
+        await plane.keep(60)
+    plane.close()
+    worker.socket.close()
+    assert [kept.file for kept in read(disk)] == [path]
 
 
 @pytest.mark.anyio

@@ -108,10 +108,13 @@ class Disk:
                 left -= kept.header.size
                 yield kept
 
-    def touch(self, path: Path, used_s: float) -> None:
-        """It has been of use at this Unix time."""
-        with contextlib.suppress(OSError):  # it went meanwhile
+    def touch(self, path: Path, used_s: float) -> bool:
+        """It has been of use at this Unix time. False: it has made room meanwhile."""
+        try:
             os.utime(path, (used_s, used_s))
+        except OSError:
+            return False
+        return True
 
     def remove(self, path: Path) -> None:
         """It is of no use any more."""
@@ -157,11 +160,16 @@ class Disk:
             found += self._files(folder)
         found.sort(key=lambda entry: -_used_s(entry[1]))
         used = sum(status.st_size for _, status in found)
+        going: list[Path] = []
         while found and used + size > self._budget and _used_s(found[-1][1]) < used_s:
             path, status = found.pop()
-            self.remove(path)
+            going.append(path)
             used -= status.st_size
-        return used + size <= self._budget
+        if used + size > self._budget:
+            return False  # and nothing goes for nothing
+        for path in going:
+            self.remove(path)
+        return True
 
 
 def _used_s(status: os.stat_result) -> float:

@@ -57,23 +57,28 @@ class DiskThread:
             count += 1
         log.get().info("KV states read from disk", states=count, folder=str(self._disk.folder))
 
-    def evict(self, fd: int, header: Header, used_s: float) -> None:
-        """Write a state that memory has no room for, and close it; or only close it."""
+    def evict(self, fd: int, header: Header, used_s: float, file: Path | None = None) -> None:
+        """Write a state that memory has no room for, and close it; or only close it.
+
+        Args:
+            file: see `write`.
+        """
         if self._closed or self._waiting >= MOST_WAITING:
             os.close(fd)
             return
         self._waiting += 1
         loop = asyncio.get_running_loop()
-        done = self._thread.submit(self._write, fd, header, used_s)
+        done = self._thread.submit(self._write, fd, header, used_s, file)
         done.add_done_callback(lambda _: self._closed or loop.call_soon_threadsafe(self._written))
 
     def _written(self) -> None:
         self._waiting -= 1
 
-    def _write(self, fd: int, header: Header, used_s: float) -> bool:
+    def _write(self, fd: int, header: Header, used_s: float, file: Path | None) -> bool:
         """Whether the disk takes states."""
         try:
-            self._disk.write(fd, header, used_s)
+            if file is None or not self._disk.touch(file, used_s):
+                self._disk.write(fd, header, used_s)
             return True
         except OSError as error:
             self._tell(error)
@@ -87,19 +92,21 @@ class DiskThread:
             reason = error.strerror or str(error)
             log.get().warning("KV states cannot be kept on disk", reason=reason)
 
-    async def write(self, fd: int, header: Header, used_s: float) -> bool:
-        """Write a state, which stays the caller's. False if the disk takes none."""
+    async def write(
+        self, fd: int, header: Header, used_s: float, file: Path | None = None
+    ) -> bool:
+        """Write a state, which stays the caller's. False if the disk takes none.
+
+        Args:
+            file: that it was read from. While that is there, only its time is written.
+        """
         loop = asyncio.get_running_loop()
         try:
             own = os.dup(fd)  # before the first wait: fd may be closed in that
         except OSError as error:  # no descriptor is left
             self._tell(error)
             return False
-        return await loop.run_in_executor(self._thread, self._write, own, header, used_s)
-
-    def touch(self, path: Path, used_s: float) -> None:
-        """It has been of use at this Unix time."""
-        self._thread.submit(self._disk.touch, path, used_s)
+        return await loop.run_in_executor(self._thread, self._write, own, header, used_s, file)
 
     def remove(self, path: Path) -> None:
         """It is of no use any more."""

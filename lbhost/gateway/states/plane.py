@@ -11,7 +11,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -270,7 +269,7 @@ class Plane:
         self.counts.restored += 1
         header, ago_s = kept.header, max(0.0, time.time() - kept.used_s)
         used = self._clock() - ago_s
-        entry = Entry(header.scope, header.tokens, kept.fd, header.size, used, file=str(kept.file))
+        entry = Entry(header.scope, header.tokens, kept.fd, header.size, used, file=kept.file)
         self._add(entry)
 
     # --- from one gateway to the next -----------------------------------------------------
@@ -324,10 +323,11 @@ class Plane:
     def _shrink(self) -> None:
         for entry in self._store.shrink(self.limit, self._most_entries, self._clock()):
             self.counts.evicted += 1
-            if self._disk is not None and entry.file is None:
-                self._disk.evict(entry.fd, state_file.read(entry.fd), self._used_s(entry))
-            else:
+            if self._disk is None:
                 os.close(entry.fd)
+            else:
+                header, used_s = state_file.read(entry.fd), self._used_s(entry)
+                self._disk.evict(entry.fd, header, used_s, entry.file)
 
     def _remove(self, entry: Entry) -> None:
         if self._store.remove(entry):
@@ -337,7 +337,7 @@ class Plane:
         """It is of no use any more, in memory or on disk."""
         os.close(entry.fd)
         if self._disk is not None and entry.file is not None:
-            self._disk.remove(Path(entry.file))
+            self._disk.remove(entry.file)
 
     def _used_s(self, entry: Entry) -> float:
         """Unix time at which it was last of use."""
@@ -352,9 +352,6 @@ class Plane:
                 for entry in self.last_used_first():
                     if entry not in self._store:
                         continue  # it gave way while another one was written: its fd is closed
-                    if entry.file is not None:
-                        self._disk.touch(Path(entry.file), self._used_s(entry))
-                    elif not await self._disk.write(
-                        entry.fd, state_file.read(entry.fd), self._used_s(entry)
-                    ):
+                    header, used_s = state_file.read(entry.fd), self._used_s(entry)
+                    if not await self._disk.write(entry.fd, header, used_s, entry.file):
                         return

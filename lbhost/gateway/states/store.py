@@ -12,6 +12,7 @@ import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -34,8 +35,8 @@ class Entry(msgspec.Struct, eq=False):
     """How often a worker has gone on from it, or from the beginning that it took the place of."""
     deaths: int = 0
     """Workers that ended by themselves while they were to load it."""
-    file: str | None = None
-    """The file that holds it too; its owner's to remove."""
+    file: Path | None = None
+    """That it was read from; its owner's to remove. It may have made room for others since."""
     shared: int = 0
     """How many of its tokens, from the first on, another state holds too; the store's to write."""
 

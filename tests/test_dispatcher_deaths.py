@@ -89,6 +89,22 @@ async def test_those_who_wait_with_the_prompt_of_a_query_of_death_are_not_tried(
         assert [len(submit.prompt) // 4 for submit in b.workers[-1].submits] == [34]
 
 
+async def test_its_prompt_with_another_adapter_is_no_query_of_death() -> None:
+    async with bench(slots=1) as b:
+        b.workers[0].hold()
+        deadly, other = b.submit(33), b.submit(33, adapter=1, scope=1)
+        for epoch in (1, 2):
+            dies = b.workers[-1]
+            await until(partial(bool, dies.submits), "the worker has it")
+            dies.die()
+            b.dispatcher.worker_ended(0, epoch, by_its_work=True)
+            await until(lambda: not b.sessions.links(), "that is seen")
+            await b.add(epoch=epoch + 1, slots=1, held=True)
+        b.workers[-1].release()
+        assert [await over(job) for job in (deadly, other)] == ["", "one two three four five"]
+        assert isinstance(deadly.error, QueryOfDeathError)
+
+
 async def test_who_was_in_a_failed_decode_goes_on_elsewhere() -> None:
     failing = Script(answer=numbers, step_s=0.001)
     async with bench(script=failing, slots=2) as b:

@@ -78,12 +78,12 @@ class Losses:
         now = self._clock()
         if job.state is not JobState.QUEUED or trust(job.deaths, now) is not Trust.NOWHERE:
             return
-        fingerprint = job.work.fingerprint
+        work, fingerprint = job.work, job.work.fingerprint
         self._condemned.add(fingerprint, now)
         workers = [f"{death.worker}.{death.epoch}" for death in job.deaths if death.counts]
         tell_later("query of death", fingerprint=fingerprint, workers=workers)
         for one in self._queue:
-            if one.work.prompt == job.work.prompt:
+            if one.work.prompt == work.prompt and one.work.adapter == work.adapter:
                 self._register.drop(one, _deadly())
 
 

@@ -92,9 +92,7 @@ class DiskThread:
             reason = error.strerror or str(error)
             log.get().warning("KV states cannot be kept on disk", reason=reason)
 
-    async def write(
-        self, fd: int, header: Header, used_s: float, file: Path | None = None
-    ) -> bool:
+    async def write(self, fd: int, header: Header, used_s: float, file: Path | None = None) -> bool:
         """Write a state, which stays the caller's. False if the disk takes none.
 
         Args:

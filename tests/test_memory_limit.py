@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
+from pathlib import Path
 
 import pytest
 
+from lbhost.board import WorkerState
 from lbhost.config import Settings
 from lbhost.errors import StartupError, UsageError
 from lbhost.linux import anonymous_bytes
 from lbhost.placement.memory import WORKER_BYTES, require_within
 from lbhost.setting_sources import load
+from lbhost.supervisor import pool
 from lbhost.supervisor.memory_limit import HASTE, OVER_S, MemoryLimit, Used, Verdict
+from supervising import box
 
 LIMIT = 1000
 
@@ -88,6 +93,26 @@ def test_one_that_is_replaced_again_and_again_runs_on_and_that_is_told_once() ->
     assert watch.insist(LIMIT + 1, epoch=3) == {0: Verdict.LET_BE}
     watch.now_s += 60.0
     assert watch.insist(LIMIT + 1, epoch=4) == {0: Verdict.REPLACE}
+
+
+@pytest.mark.anyio
+async def test_one_far_over_its_limit_is_replaced_once_and_not_in_its_turn_of_a_rolling_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(memory_limit="1G", shutdown_grace_s=5)
+    async with box(tmp_path, monkeypatch, settings=settings, workers=3) as running:
+        running.tell("worker-0", "busy")  # it is the first one's turn until its work is over
+        restarting = asyncio.create_task(running.server.restart_all())
+        await running.state(0, WorkerState.DRAINING)
+        large = running.pid(2)
+        monkeypatch.setattr(pool, "anonymous_bytes", lambda pid: (pid == large) << 31)
+        await running.until(lambda: running.worker(2).epoch == 2, "it has a new process")
+        assert running.worker(0).state is WorkerState.DRAINING
+        await running.state(2, WorkerState.READY)
+        running.tell("worker-0", "")
+        assert await restarting == "rolling restart done: 3 workers"
+        assert running.worker(2).memory_restarts == 1
+        assert len(running.kinds("memory_limit")) == 1
 
 
 def test_memory_of_a_process_is_what_no_file_backs() -> None:

@@ -235,8 +235,10 @@ class Pool(Roster):
             return
         worker.memory_restarts += 1
         self._events.add("warning", "memory_limit", f"{text}: replacing it", worker.id)
-        patience = 0.0 if verdict is Over.REPLACE_NOW else DRAIN_S
-        self.want(worker, epoch=worker.epoch + 1, down_by_s=now_s + patience)
+        if verdict is Over.REPLACE_NOW:  # nor does it wait for its turn in a rolling restart
+            self.processes.stop(worker, "far over its memory limit")
+        else:
+            self.want(worker, epoch=worker.epoch + 1, down_by_s=now_s + DRAIN_S)
 
     def pin(self) -> None:
         """Hold every running worker to its CPUs: a cpuset that went and came has taken them."""

@@ -105,7 +105,8 @@ class Operations:
             lambda: worker.epoch >= target or _changed_mind(pool, worker, target) or self.stopping
         )
         if worker.epoch < target and pool.wanted(worker).up:
-            raise ConflictError(f"{worker.name} was resumed before its restart had begun")
+            resumed = f"{worker.name} was resumed before its restart had begun"
+            raise ConflictError("the server is stopping" if self.stopping else resumed)
         await self.until_up(pool, worker)
         return f"{worker.name} is up again"
 
@@ -308,11 +309,13 @@ class Operations:
             return
         if worker.state is _S.FAILED:
             raise ConflictError(f"{worker.name} does not start: {worker.last_exit}")
+        if self.stopping:
+            raise ConflictError("the server is stopping")
         want = pool.wanted(worker)
         if want.up and not want.leaving and want.home is None:
             has = self.homes.describe()
             raise ConflictError(f"there is no core for {worker.name}: this server has {has}")
-        if want.runs and model.unloadable is not None and not self.stopping:
+        if want.runs and model.unloadable is not None:
             raise ConflictError(f"{worker.name} does not start: {model.unloadable}")
         raise ConflictError(f"{worker.name} was taken down before it was up")
 

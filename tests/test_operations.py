@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lbhost.board import WorkerState
@@ -16,6 +17,8 @@ from lbhost.errors import (
     InvalidRequestError,
     WorkerNotFoundError,
 )
+from lbhost.placement.placement import Placement
+from lbhost.supervisor.succession import Context
 from supervising import box, gone, refused
 
 pytestmark = pytest.mark.anyio
@@ -274,3 +277,26 @@ async def test_unknown_workers_are_not_found(
             running.server.restart(7),
         ):
             assert "7" in await refused(command, WorkerNotFoundError)
+
+
+async def test_what_operators_of_the_server_before_have_wanted_since_is_wanted_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(min_workers=1, max_workers=3, shutdown_grace_s=5)
+    before = Context("fake", "/nowhere/fake.gguf", 512, workers=2)
+    placed = [Placement((cpu,), 1) for cpu in range(3)]
+    async with box(
+        tmp_path, monkeypatch, settings=settings, before=before, placements=placed
+    ) as running:
+        operations, workers = running.server.operations, running.server.fleet.workers
+        homes = {i: worker.place for i, worker in workers.items()}
+        operations.follow([msgspec.structs.replace(before, workers=1, down=(homes[0],))])
+        await running.state(0, S.STOPPED)
+        assert [row.wanted for row in running.server.status().workers] == ["down", "up"]
+        operations.follow([msgspec.structs.replace(before, workers=3, pinned=True)])
+        for worker in range(3):
+            await running.state(worker, S.READY)
+        assert running.server.desired.models["fake"].pinned
+        operations.follow([])
+        operations.follow([msgspec.structs.replace(before, name="another", down=(homes[1],))])
+        assert all(row.wanted == "up" for row in running.server.status().workers)

@@ -6,15 +6,17 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from lbhost import control
+from lbhost.placement.placement import Placement
 from lbhost.supervisor import handover
 from lbhost.supervisor.children import Children
-from lbhost.supervisor.handover import Predecessor
-from lbhost.supervisor.succession import Line, Message, Next, Serving, TakeOver
+from lbhost.supervisor.handover import Handover, Predecessor
+from lbhost.supervisor.succession import Context, Line, Message, Next, Serving, TakeOver
 from lbhost.supervisor.successor import Successor
 
 PATIENCE_S = 60.0
@@ -71,7 +73,7 @@ async def test_the_first_server_is_told_of_every_later_one(monkeypatch: pytest.M
     for pid in (3, 4, 5):
         ours, theirs = control.socketpair()
         lines.append(Line(ours, told.append))
-        servers.append(Predecessor(theirs, lambda: None, lambda: None, anchor))
+        servers.append(Predecessor(theirs, lambda _: None, lambda: None, anchor))
         lines[-1].send(TakeOver(os.getpid()))
         async with asyncio.timeout(PATIENCE_S):
             while not servers[-1].taken:
@@ -95,6 +97,39 @@ async def test_the_first_server_is_told_of_every_later_one(monkeypatch: pytest.M
 async def test_without_a_process_that_stays_no_line_leads_there() -> None:
     ours, theirs = control.socketpair()
     with ours:
-        server = Predecessor(theirs, lambda: None, lambda: None)
+        server = Predecessor(theirs, lambda _: None, lambda: None)
         assert server.line_to_anchor() == ()
         server.close()
+
+
+@pytest.mark.anyio
+async def test_who_takes_over_hears_what_operators_have_wanted_since_it_began_to_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handover, "live_without_parent", lambda: None)  # we are no server
+    ours, theirs = control.socketpair()
+    line, taken = Line(ours, lambda _: None), list[tuple[Context, ...]]()
+    server = Predecessor(theirs, taken.append, lambda: None)
+
+    async def hand_over(message: TakeOver) -> None:
+        line.send(message)
+
+    last = (Context("m", "/m.gguf", 512, workers=1, down=(Placement((1,), 1),), pinned=True),)
+    other: Any = SimpleNamespace(pid=3, hand_over=hand_over)
+    silent: Any = SimpleNamespace(
+        hand_over=lambda _: None, present=True, hand_on=lambda: None, add=lambda *_: None
+    )
+    giving = Handover(
+        *(silent, silent, silent, "", silent, silent, silent),
+        contexts=lambda: last,
+        let_go=lambda _: None,
+        wake=lambda: None,
+    )
+    with socket.socket() as states:
+        await giving._commit(other, states)
+    async with asyncio.timeout(PATIENCE_S):
+        while not taken:
+            await asyncio.sleep(0)
+    assert taken == [last]
+    server.close()
+    line.close()

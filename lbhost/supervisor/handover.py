@@ -47,13 +47,13 @@ class Predecessor:
     def __init__(
         self,
         link: socket.socket,
-        take: Callable[[], None],
+        take: Callable[[tuple[Context, ...]], None],
         lost: Callable[[], None],
         anchor: socket.socket | None = None,
     ) -> None:
         """
         Args:
-            take: called when everything is ours.
+            take: called when everything is ours, with how the models were served last.
             lost: called if it ends before that.
             anchor: the line to the process that stays, where that is not the server before us.
         """
@@ -100,10 +100,10 @@ class Predecessor:
 
     def _message(self, message: Message) -> None:
         match message:
-            case TakeOver(anchor):
+            case TakeOver(anchor, contexts):
                 self.taken, self.anchor = True, anchor
                 self._hold_on()
-                self._take()
+                self._take(contexts)
             case Done():
                 self.over.set()
 
@@ -168,7 +168,10 @@ class Handover:
         self._successor: Successor | None = None
 
     def begin(
-        self, inheritance: Inheritance, take: Callable[[], None], lost: Callable[[], None]
+        self,
+        inheritance: Inheritance,
+        take: Callable[[tuple[Context, ...]], None],
+        lost: Callable[[], None],
     ) -> None:
         """This server is to take over. See Predecessor."""
         self.predecessor = Predecessor(inheritance.link, take, lost, inheritance.anchor)
@@ -231,8 +234,9 @@ class Handover:
         self._manager.hand_over(pid)
         self._runtime.hand_on()
         self.given = True
-        self._let_go(states.fileno())
-        await successor.hand_over(self._anchor())
+        message = TakeOver(self._anchor(), self._contexts())
+        self._let_go(states.fileno())  # no operator is obeyed any more
+        await successor.hand_over(message)
         if before is not None:
             before.followed_by(pid)
         self.settled = True

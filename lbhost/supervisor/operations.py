@@ -6,8 +6,11 @@ command that cannot be carried out in the present state is refused and changes n
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
+
+import msgspec
 
 from lbhost.board import WorkerState
 from lbhost.errors import ConflictError, InvalidRequestError, WorkerNotFoundError
@@ -18,6 +21,7 @@ from lbhost.supervisor.fleet import Fleet
 from lbhost.supervisor.pool import Pool
 from lbhost.supervisor.rolling import Over, surge
 from lbhost.supervisor.shared import Shared
+from lbhost.supervisor.succession import Context
 from lbhost.supervisor.worker import Worker
 
 _S = WorkerState
@@ -287,6 +291,26 @@ class Operations:
         ]
         pool.reconcile()
         return leaving, made
+
+    def follow(self, contexts: Sequence[Context]) -> None:
+        """Want what operators of the server before this one have wanted since this one began to
+        start: which workers are down, and how many a pinned model has."""
+        by_name = {context.name: context for context in contexts}
+        for model in self.fleet:
+            if model.name not in by_name:
+                continue
+            made = msgspec.structs.replace(model.made, before=by_name[model.name])
+            pool = model.pool
+            pool.desired.pinned = made.pinned
+            if made.pinned and made.workers != len(pool.desired.members()):
+                with contextlib.suppress(InvalidRequestError):  # the box has become too small
+                    self.homes.check(pool.desired, made.workers)
+                    self.set_workers(pool, made.workers)
+            homes = {i: want.home for i, want in pool.desired.members().items() if want.home}
+            down = made.down([home for home in homes.values() if home is not None])
+            for index, i in enumerate(homes):
+                pool.want(pool.workers[i], up=index not in down, down_by_s=None)
+            pool.reconcile()
 
     # --- conditions -----------------------------------------------------------------------
 

@@ -66,6 +66,8 @@ class TakeOver(msgspec.Struct, frozen=True, tag="take_over"):
     anchor: int
     """The process that stays for whoever started the first server, and passes signals on; 0: none,
     the service manager has been told of the new one."""
+    contexts: tuple[Context, ...] = ()
+    """How the models are served by now: an operator may have drained a worker since Inherit."""
 
 
 class TookOver(msgspec.Struct, frozen=True, tag="took_over"):

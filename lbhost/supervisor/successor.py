@@ -83,12 +83,12 @@ class Successor:
         if self._refusal is not None:
             raise ConflictError(f"the new server does not start: {self._refusal}; this one goes on")
 
-    async def hand_over(self, anchor: int) -> None:
+    async def hand_over(self, message: TakeOver) -> None:
         """Everything is its own from now on; returns once it can be administered."""
         assert self.pid is not None
         assert self._line is not None
         self._children.disown(self.pid)
-        self._line.send(TakeOver(anchor))
+        self._line.send(message)
         try:
             async with asyncio.timeout(TAKE_LIMIT_S):
                 while not self._took and self.pid is not None:

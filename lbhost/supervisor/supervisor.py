@@ -44,7 +44,7 @@ from lbhost.supervisor.service_manager import ServiceManager
 from lbhost.supervisor.shared import Shared
 from lbhost.supervisor.signals import Signals
 from lbhost.supervisor.startup import Prepared, wanted
-from lbhost.supervisor.succession import Inheritance
+from lbhost.supervisor.succession import Context, Inheritance
 from lbhost.supervisor.told import Told
 from lbhost.supervisor.watcher import Watcher
 
@@ -262,9 +262,10 @@ class Supervisor(Commanded, Told):
         self._manager.ready(f"serving {names} at {self.endpoint}")
         self._announce(self.status())
 
-    def _take_over(self) -> None:
+    def _take_over(self, contexts: tuple[Context, ...]) -> None:
         """The server before this one has let go of everything."""
         self._taking = asyncio.ensure_future(self._take())
+        self.operations.follow(contexts)
 
     async def _take(self) -> None:
         assert self._handover.predecessor is not None

@@ -123,6 +123,23 @@ async def test_who_was_in_a_failed_decode_goes_on_elsewhere() -> None:
         assert session.error_rate.at(time.monotonic()) > 0
 
 
+async def test_who_failed_a_request_does_not_get_it_again_though_nobody_else_is_idle() -> None:
+    async with bench(2, slots=1) as b:
+        for fake in b.workers:
+            fake.hold()
+        beside, job = b.submit(5), b.submit(7)
+        await until(lambda: all(fake.busy for fake in b.workers), "all slots are taken")
+        other, failing = sorted(b.workers, key=lambda fake: len(fake.submits[0].prompt))
+        failing.script = Script(fail="no reason", fail_as=wire.FinishReason.FAILED)
+        failing.release()
+        await until(lambda: job.deaths, "its decode has failed")
+        failing.script = Script()
+        assert await over(b.submit(6)) == "one two three four five"
+        other.release()
+        assert [await over(one) for one in (beside, job)] == ["one two three four five"] * 2
+        assert [len(submit.prompt) // 4 for submit in failing.submits] == [7, 6]
+
+
 async def test_a_request_whose_decodes_fail_is_given_up_and_those_beside_it_are_answered() -> None:
     def deadly(submit: wire.Submit) -> bool:
         return len(submit.prompt) // 4 == 77

@@ -65,8 +65,7 @@ class Placer:
             if trusted is Trust.LATER:
                 continue
             alone = trusted is Trust.ALONE
-            there = _elsewhere(job, views) if job.deaths else views
-            index = _emptiest(there) if alone else self._router.choose(job, usable, there)
+            index = self._choose(job, usable, views, alone=alone)
             if index is None:
                 continue
             session, reading = usable[index]
@@ -86,6 +85,25 @@ class Placer:
             views[index] = session.view(reading, now_ns, wide=wide)
         return attempts
 
+    def _choose(
+        self,
+        job: Job,
+        usable: Sequence[tuple[Session, WorkerReading]],
+        views: Sequence[WorkerView],
+        *,
+        alone: bool,
+    ) -> int | None:
+        """Index of the usable session that gets the job now; None: it waits."""
+        if not (alone or job.deaths):
+            return self._router.choose(job, usable, views)
+        places = _elsewhere(job, views)
+        there = [views[i] for i in places]
+        if alone:
+            chosen = _emptiest(there)
+        else:
+            chosen = self._router.choose(job, [usable[i] for i in places], there)
+        return None if chosen is None else places[chosen]
+
     def _assign(self, job: Job, attempt: Attempt) -> None:
         self._queue.remove(job)
         attempt.session.assign(attempt)
@@ -99,17 +117,11 @@ class Placer:
         job.started = self._clock()
 
 
-def _elsewhere(job: Job, views: Sequence[WorkerView]) -> Sequence[WorkerView]:
-    """Without room in processes that have failed to compute the job, if there are others."""
+def _elsewhere(job: Job, views: Sequence[WorkerView]) -> list[int]:
+    """Indices of those that have not failed to compute the job; of all where there is none."""
     failed = {(death.worker, death.epoch) for death in job.deaths}
-    if all((view.worker, view.epoch) in failed for view in views):
-        return views
-    return [
-        msgspec.structs.replace(view, slots=view.in_flight)
-        if (view.worker, view.epoch) in failed
-        else view
-        for view in views
-    ]
+    places = range(len(views))
+    return [i for i in places if (views[i].worker, views[i].epoch) not in failed] or [*places]
 
 
 def _emptiest(views: Sequence[WorkerView]) -> int | None:

@@ -156,6 +156,25 @@ def test_a_writer_that_died_half_way_leaves_an_unreadable_row_for_its_successor(
     assert table._seqs[at // 8] % 2 == 0
 
 
+def test_a_write_that_does_not_end_holds_up_nobody(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With others on the core a thousand yields to them take seconds."""
+    table, yields = board.progress, list[None]()
+    monkeypatch.setattr(os, "sched_yield", lambda: yields.append(None))
+    table.write(0, row(1))
+    assert table.read(0) == row(1)
+    table._seqs[table._at(0) // 8] += 1
+    assert table.read(0) == row(1), "what was read last"
+    assert 0 < len(yields) <= 10
+    yields.clear()
+    assert table.read(0) == row(1)
+    assert not yields, "it was waited for once"
+    table.write(0, row(2))
+    assert table.read(0) == row(2)
+    assert table.read(1) == ProgressRow(), "another one's"
+
+
 def test_every_flipped_bit_is_noticed(board: Board) -> None:
     table = board.progress
     table.write(0, row(4))

@@ -15,6 +15,10 @@ from lbhost.errors import WireError
 
 P = TypeVar("P")
 
+AT_ONCE = 2048
+"""Packets that are taken before others have their turn in the loop: several times what a socket
+holds. Who sends without end, a process that was taken over, would keep it for ever else."""
+
 
 class PacketLink(Generic[P]):
     """Reads from now on, in the running loop."""
@@ -50,7 +54,9 @@ class PacketLink(Generic[P]):
 
     def drain(self) -> None:
         """Take all that is there: also what a process that has ended left, its last words."""
-        while self._open:
+        for _ in range(AT_ONCE):
+            if not self._open:
+                return
             try:
                 packet = self._receive(self._socket)
             except BlockingIOError:

@@ -118,8 +118,8 @@ class Table(Generic[R]):
     def read(self, index: int) -> R | None:
         """A consistent copy of a row, the row type's defaults if it was never written.
 
-        Where its writer died, or is held up, in the middle of a write: what was read last; None if
-        nothing was.
+        Where its writer died, or is held up, in the middle of a write, or where somebody has
+        written what no writer of ours does: what was read last; None if nothing was.
         """
         at = self._at(index)
         end = at + 8 + self._size
@@ -142,7 +142,10 @@ class Table(Generic[R]):
                 continue
             payload = copy[:-4]
             if zlib.crc32(payload, seq & 0xFFFFFFFF) == _CRC.unpack(copy[-4:])[0]:
-                row = self._decode(payload)
+                try:
+                    row = self._decode(payload)
+                except ValueError:  # no such state: a process that was taken over has written that
+                    break
                 self._newest[index] = seq, row
                 return row
         if seq & 1:

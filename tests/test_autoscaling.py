@@ -143,6 +143,17 @@ async def test_a_retiring_server_wakes_a_model_for_a_request_that_it_still_has(
         await up(running, 1)
 
 
+async def test_figures_that_no_gateway_counts_do_not_end_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(min_workers=1, max_workers=2, shutdown_grace_s=5)
+    async with box(tmp_path, monkeypatch, settings=settings, modes=modes()) as running:
+        load(running, requests=2, work_s=1e308, backlog_s=1e308)
+        await ticks(running)
+        load(running, **FLOOD)
+        await up(running, 2)
+
+
 async def test_what_an_operator_has_taken_down_stays_so_and_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

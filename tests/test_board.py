@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -173,6 +174,16 @@ def test_a_write_that_does_not_end_holds_up_nobody(
     table.write(0, row(2))
     assert table.read(0) == row(2)
     assert table.read(1) == ProgressRow(), "another one's"
+
+
+def test_a_state_that_there_is_not_makes_no_row(board: Board) -> None:
+    strange = IdentityRow(present=True, state=cast("WorkerState", 99))
+    board.identity.write(0, strange)
+    assert board.identity.read(0) is None
+    board.identity.write(0, IdentityRow(present=True))
+    assert board.identity.read(0) == IdentityRow(present=True)
+    board.identity.write(0, strange)
+    assert board.identity.read(0) == IdentityRow(present=True), "what was read last"
 
 
 def test_every_flipped_bit_is_noticed(board: Board) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -207,6 +208,20 @@ def die(plane: Plane, number: int) -> None:
     assert plane.attach(dying.link, number, new, own=0)
     dying.socket.close()
     plane.leave(dying.link)
+
+
+async def test_whatever_a_worker_says_of_its_loads_states_are_found() -> None:
+    async with running() as (plane, worker):
+        worker.save(PROMPT)
+        plane.read(worker.link)
+        wanted = job(PROMPT)
+        for seconds, count in ((math.inf, 0), (0.0, -(1 << 60)), (math.nan, 1 << 60)):
+            for _ in range(4000):
+                worker.send(Taken(1, 1, count, seconds))
+                plane.read(worker.link)
+            wanted.match_version = -1
+            plane.look(wanted)
+            assert wanted.match is not None
 
 
 async def test_a_state_under_which_two_workers_crashed_is_given_up() -> None:

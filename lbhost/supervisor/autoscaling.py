@@ -26,6 +26,9 @@ NO_ROOM_S = 10.0
 HELD_AGAIN_S = 600.0
 """A model that is held back by others' fixed numbers is told of again after so long without."""
 
+MOST_S = 1e12
+"""Seconds of work that a gateway may have counted."""
+
 LEAST_SHARE = 0.2
 """Of a core; what others leave of it may be less for a moment."""
 
@@ -107,7 +110,8 @@ class Autoscaling:
     def _look(self, number: int, model: Served, now_s: float) -> Look:
         row = self._board.models.read(number)
         woken = number in self._woken
-        if row is not None and time.monotonic_ns() - row.heartbeat_ns <= FRESH_NS:
+        fresh = row is not None and time.monotonic_ns() - row.heartbeat_ns <= FRESH_NS
+        if row is not None and fresh and _believable(row):
             known, self._rows[number] = True, row
         else:  # the gateway is away, or cannot serve it: what it has stays
             known, row = woken, self._rows.get(number, ModelRow())
@@ -178,6 +182,12 @@ class Autoscaling:
             return False
         self._refused.pop(model.name, None)
         return True
+
+
+def _believable(row: ModelRow) -> bool:
+    """Whether a gateway counts such work: what a process that was taken over writes there must not
+    end the supervisor, which reckons with it."""
+    return abs(row.work_s) <= MOST_S and abs(row.backlog_s) <= MOST_S
 
 
 def _autoscaled(model: Served) -> bool:

@@ -40,6 +40,8 @@ _GUESS_BYTES_S = 1e9
 _FIXED_S = 0.002
 _WEIGHT = 0.2
 """Of the newest load in the speed."""
+_LEAST_BYTES_S, _MOST_BYTES_S = 1e6, 1e12
+"""What a load's speed can be: a worker that was taken over says anything, and it is divided by."""
 
 
 class Counts(msgspec.Struct):
@@ -307,6 +309,7 @@ class Plane:
             self.counts.tokens += taken.tokens
             self.counts.load_s += taken.seconds
             speed = taken.bytes / max(1e-6, taken.seconds - _FIXED_S)
+            speed = min(_MOST_BYTES_S, max(_LEAST_BYTES_S, speed))
             self._bytes_s += _WEIGHT * (speed - self._bytes_s)
         elif taken.problem:
             self.counts.failed += 1

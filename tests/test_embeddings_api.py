@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -194,6 +195,43 @@ async def test_large_answers_are_written_one_at_a_time_and_small_ones_beside_the
         for answer in await asyncio.gather(*large):
             assert vectors(answer) == [expected(text) for text in texts]
     assert most == 1
+
+
+async def test_large_requests_that_wait_for_their_turn_are_as_many_as_may_wait_in_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written, goes_on = vectors_module.body, asyncio.Event()
+    asked: list[tuple[float, ...]] = []
+
+    async def body(*args: Any, **more: Any) -> bytes:
+        await goes_on.wait()
+        return await written(*args, **more)
+
+    turn = Completions._take_turn
+
+    async def take_turn(endpoint: Completions, *args: Any) -> None:
+        asked.append(args[3:])
+        await turn(endpoint, *args)
+
+    monkeypatch.setattr(vectors_module, "body", body)
+    monkeypatch.setattr(Completions, "_take_turn", take_turn)
+    texts = [f"text {i}" for i in range(LARGE_INPUTS + 1)]
+    async with embedding_gateway(queue_size=1, queue_timeout_s=55) as g:
+        large = [asyncio.create_task(embed(g, texts))]
+        await until(lambda: len(asked) == 2, "it is being written")
+        large.append(asyncio.create_task(embed(g, texts)))
+        await until(lambda: len(asked) == 3, "another waits for its turn")
+        refused = await embed(g, texts)
+        assert refusal(refused, 429)["code"] == "queue_full"
+        assert refused.headers["retry-after"] == "1"
+        goes_on.set()
+        for answer in await asyncio.gather(*large):
+            assert len(vectors(answer)) == len(texts)
+        flex = await embed(g, texts, service_tier="flex")
+        assert len(vectors(flex)) == len(texts)
+    usual = (1, 55)
+    # What was computed waits to be written for as long as its time limit lets it.
+    assert asked == [usual, (), usual, usual, (), (1, math.inf), ()]
 
 
 async def test_what_a_lost_worker_had_is_computed_elsewhere() -> None:

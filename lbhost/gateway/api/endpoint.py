@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
-from collections.abc import Callable
 from itertools import compress
 
 from starlette.types import Receive, Scope, Send
@@ -17,11 +17,13 @@ from starlette.types import Receive, Scope, Send
 from lbhost.errors import (
     DeadlineError,
     InvalidRequestError,
+    QueueFullError,
     UnsupportedMediaTypeError,
 )
 from lbhost.gateway import vector_cache
 from lbhost.gateway.api import model_name, vectors
 from lbhost.gateway.api.answer import Answer, ClientGoneError
+from lbhost.gateway.api.client_watch import Client, while_wanted
 from lbhost.gateway.api.dialects import DIALECTS
 from lbhost.gateway.api.embeddings import CachedInputs, EmbeddingUsage
 from lbhost.gateway.api.metering import Meter, owned
@@ -69,6 +71,8 @@ class Completions:
         self._most_answers = most_answers
         self._time_limit_s = time_limit_s
         self._large = asyncio.Lock()
+        self._waiting = 0
+        """Requests that want it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises LbhostError only before anything was sent."""
@@ -115,7 +119,7 @@ class Completions:
         body = await _read(receive)
         asked = self._asked(body, answer.exchange)
         model = asked.model
-        client = _Client(receive)
+        client = Client(receive)
         try:
             taken = await self._prepare(model, body, client, answer.exchange)
             del body  # it may be large, and a stream long
@@ -129,7 +133,7 @@ class Completions:
             client.forget()
 
     async def _text(
-        self, asked: Variant, answer: Answer, meter: Meter, taken: Taken, client: _Client
+        self, asked: Variant, answer: Answer, meter: Meter, taken: Taken, client: Client
     ) -> None:
         exchange, model = answer.exchange, asked.model
         self._check_answers(taken)
@@ -156,15 +160,19 @@ class Completions:
             await answer.whole(jobs, reply, n=taken.n, best_of=taken.best_of)
 
     async def _vectors(
-        self, model: ServedModel, answer: Answer, meter: Meter, taken: Inputs, client: _Client
+        self, model: ServedModel, answer: Answer, meter: Meter, taken: Inputs, client: Client
     ) -> None:
         exchange, cache = answer.exchange, self._cache
+        tier: str | None = taken.tier
         if exchange.account is not None:
-            exchange.account.tier(taken.tier)  # refused whether or not there is work to do
+            tier = exchange.account.tier(tier)  # refused whether or not there is work to do
         inputs = taken.each()
         keys = vector_cache.names(inputs, exchange.scope, model.vector_identity)
         async with contextlib.AsyncExitStack() as turn:
-            await self._take_turn(turn, len(keys), client)
+            if len(keys) > LARGE_INPUTS:
+                settings = model.settings
+                wait_s = math.inf if tier == "flex" else settings.queue_timeout_s
+                await self._take_turn(turn, client, exchange, settings.queue_size, wait_s)
             known = dict(zip(keys, await cache.get(keys), strict=True))
             cached = [known[key] is not None for key in keys]
             tokens = sum(taken.lengths)
@@ -183,7 +191,8 @@ class Completions:
                 computed = await self._computed(model, answer, taken, wanted, client)
                 cache.put(computed)
                 known |= computed
-                await self._take_turn(turn, len(keys), client)
+                if len(keys) > LARGE_INPUTS:
+                    await self._take_turn(turn, client, exchange)
             body = await vectors.body(
                 self._kind,
                 taken,
@@ -195,14 +204,46 @@ class Completions:
         await answer.tell(body)  # which may wait for the client: nobody else does
 
     async def _take_turn(
-        self, turn: contextlib.AsyncExitStack, inputs: int, client: _Client
+        self,
+        turn: contextlib.AsyncExitStack,
+        client: Client,
+        exchange: Exchange,
+        most: float = math.inf,
+        wait_s: float = math.inf,
     ) -> None:
         """Large requests look vectors up and write them one at a time: each takes up to 20 MB for
-        that, and a thousand at once would take the box's memory. Raises ClientGoneError."""
-        if inputs > LARGE_INPUTS:
-            await turn.enter_async_context(self._large)
-            if client.gone:
-                raise ClientGoneError
+        that, and a thousand at once would take the box's memory.
+
+        Args:
+            most: requests that may wait. wait_s: for so long at the most; the time limit of the
+                request counts in any case. What was computed already has no other limit.
+
+        Raises:
+            QueueFullError: as many wait already.
+            DeadlineError: its turn has not come in time.
+            ClientGoneError: the client did not wait for it.
+        """
+        if self._waiting >= most:
+            raise QueueFullError(
+                f"{self._waiting} requests of more than {LARGE_INPUTS} inputs are waiting already",
+                retry_after_s=1,
+            )
+        self._waiting += 1
+        try:
+            async with while_wanted(client, min(wait_s, self._left_s(exchange))):
+                await turn.enter_async_context(self._large)
+        except TimeoutError as error:
+            waited = time.monotonic() - exchange.began
+            raise DeadlineError(
+                f"others of more than {LARGE_INPUTS} inputs went first for {waited:.1f} s",
+                retry_after_s=1,
+            ) from error
+        finally:
+            self._waiting -= 1
+
+    def _left_s(self, exchange: Exchange) -> float:
+        """Seconds that a request's time limit leaves it."""
+        return exchange.began + self._time_limit_s - time.monotonic()
 
     async def _computed(
         self,
@@ -210,7 +251,7 @@ class Completions:
         answer: Answer,
         taken: Inputs,
         wanted: dict[bytes, bytes],
-        client: _Client,
+        client: Client,
     ) -> dict[bytes, bytes]:
         """The vectors that were not kept. Raises LbhostError, ClientGoneError."""
         exchange = answer.exchange
@@ -242,71 +283,32 @@ class Completions:
             )
 
     async def _prepare(
-        self, model: ServedModel, body: bytes, client: _Client, exchange: Exchange
+        self, model: ServedModel, body: bytes, client: Client, exchange: Exchange
     ) -> Taken | Inputs | Told:
         """Intake, for as long as the client waits for it and there is time.
 
         Raises:
+            ClientGoneError: the client has left.
             DeadlineError: it took too long.
             LbhostError: what Dispatcher.check_open and Intake.take raise.
         """
         client_name, preparing = exchange.client, model.preparing
         before, own_before = preparing.total(), preparing[client_name]
         preparing[client_name] += 1
-        limit = asyncio.timeout(exchange.began + self._time_limit_s - time.monotonic())
-        client.on_gone(lambda: _expire(limit))
         try:
             model.dispatcher.check_open(before, client_name, own_before)
-            async with limit:
+            async with while_wanted(client, self._left_s(exchange)):
                 return await model.intake.take(body, self._kind, client_name)
         except TimeoutError as error:
-            if client.gone:
-                raise ClientGoneError from error
             raise DeadlineError(
                 f"not even read after {self._time_limit_s:g} s, which is the limit",
                 retry_after_s=1,
             ) from error
         finally:
-            client.on_gone(_nothing)  # what is over cannot be ended
             preparing[client_name] -= 1
             if not preparing[client_name]:
                 del preparing[client_name]
             exchange.body.release()
-
-
-def _expire(limit: asyncio.Timeout) -> None:
-    """End what a time-out guards as if its time were over."""
-    if not limit.expired():
-        limit.reschedule(asyncio.get_running_loop().time())
-
-
-def _nothing() -> None:
-    """To be done for a client that has gone: whoever waits looks at `gone` then."""
-
-
-class _Client:
-    """Notices when the client hangs up. `forget` must be called in the end."""
-
-    def __init__(self, receive: Receive) -> None:
-        self.gone = False
-        self._then: Callable[[], None] | None = None
-        self._task = asyncio.create_task(self._watch(receive))
-
-    def on_gone(self, then: Callable[[], None]) -> None:
-        """What to do when it happens, instead of what was said before; at once if it has."""
-        self._then = then
-        if self.gone:
-            then()
-
-    def forget(self) -> None:
-        self._task.cancel()
-
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        if self._then is not None:
-            self._then()
 
 
 def check_media_type(scope: Scope) -> None:

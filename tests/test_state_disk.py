@@ -248,6 +248,26 @@ async def test_what_memory_has_no_room_for_goes_to_disk(folder: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_the_file_of_a_state_that_memory_has_already_stays(folder: Path) -> None:
+    disk = Disk(folder, 1 << 20)
+    path = written(disk, [1, 2, 3], 1000.0)
+    plane = Plane(Purse(1 << 20), Speeds(), disk=DiskThread(disk))
+    worker = Worker(plane)
+    worker.save([1, 2, 3], scope=7)
+    await until(lambda: plane.entries == 1, "it is in memory")
+    worker.send(Able(IDENTITY))
+    await until(lambda: plane.counts.restored == 1, "it is read")
+    before = path.stat().st_ino
+    await plane.keep(60)  # behind whatever else the disk was to do
+    assert path.stat().st_ino == before, "it is not even written again"
+    worker.save([1, 2, 3, 4], scope=7)
+    await until(lambda: plane.counts.saved == 2, "what grows takes its place")
+    plane.close()
+    assert not path.exists()
+    worker.socket.close()
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("how", ["kept at the end", "evicted"])
 async def test_a_state_whose_file_has_made_room_for_others_is_written_again(
     folder: Path, how: str

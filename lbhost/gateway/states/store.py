@@ -129,7 +129,10 @@ class Store:
         mine = self._scopes.setdefault(entry.scope, _Scope())
         at = bisect_left(mine.keys, entry.tokens)
         if at < len(mine.keys) and mine.keys[at].startswith(entry.tokens):
-            mine.entries[at].used = max(mine.entries[at].used, entry.used)
+            held = mine.entries[at]
+            held.used = max(held.used, entry.used)
+            if held.file is None and held.tokens == entry.tokens:  # it is in that file, too
+                held.file, entry.file = entry.file, None
             return [entry]
         removed: list[Entry] = []
         # None is the beginning of another, so that at most the one before is this one's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import msgspec
@@ -200,6 +201,8 @@ async def test_the_server_goes_and_comes_back(fake: FakeAdmin) -> None:
         await fake.stop()
         await tui.sees("server gone, last seen", "reconnecting…")
         assert tui.app.stale
+        assert re.search(r"✕ lost since \d\d:\d\d:\d\d   http", tui.lines[0])
+        assert "ready" not in tui.lines[0]
         assert " 88 " in tui.row(0)
         await tui.press("u")
         await tui.sees("the server is gone")
@@ -207,6 +210,7 @@ async def test_the_server_goes_and_comes_back(fake: FakeAdmin) -> None:
         await fake.start()
         await tui.until(lambda: " 99 " in tui.row(0) and "server gone" not in tui.text)
         assert not tui.app.stale
+        assert "● ready" in tui.lines[0]
 
 
 async def test_unknown_readings_are_dashes(fake: FakeAdmin) -> None:

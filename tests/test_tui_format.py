@@ -233,6 +233,18 @@ def test_the_models_name_is_the_last_to_go(width: int) -> None:
     assert width_of(line) == width
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_header_of_a_lost_server_says_since_when_and_nothing_of_its_state(width: int) -> None:
+    for picture in (status(1), msgspec.structs.replace(status(1), state="degraded")):
+        for seen_s, says in ((None, "✕ lost"), (1.6e9, f"✕ lost since {fmt.clock(1.6e9)}")):
+            line = header.title(picture, width, header.lost(seen_s, unreadable=False))
+            assert (says if width > 40 else "✕ lost") in plain(line)
+            assert width_of(line) == width
+            assert not any(word in plain(line) for word in ("ready", "degraded", "up "))
+    other = header.title(status(1), width, header.lost(None, unreadable=True))
+    assert "✕ other version" in plain(other)
+
+
 def test_the_header_says_what_else_than_chat_is_served() -> None:
     assert "embedding" not in plain(header.title(status(1), 100))
     embeds = msgspec.structs.replace(status(1), kind="embedding")

@@ -21,7 +21,7 @@ from textual.theme import Theme
 from textual.timer import Timer
 
 from lbhost.status import RequestStatus, Status, WorkerStatus
-from lbhost_tui import layout, notice, themes
+from lbhost_tui import header, layout, notice, themes
 from lbhost_tui.client import AdminClient
 from lbhost_tui.columns import Row
 from lbhost_tui.cores import CoreStrip, rows
@@ -104,6 +104,8 @@ class Dashboard(Views):
         self._feed = Feed(self._client, self.post_message)
         self._status: Status | None = None
         self._seen_s: float | None = None
+        self._heard: tuple[float, float] | None = None
+        """When the newest picture came, shown or not: by time.monotonic() and the wall clock."""
         self._held: StatusArrived | None = None
         """The newest picture that came while paused."""
         self._paused = False
@@ -199,6 +201,7 @@ class Dashboard(Views):
     def on_status_arrived(self, message: StatusArrived) -> None:
         """A picture: remember its rates, show it."""
         status, now = message.status, message.at_s
+        self._heard = now, time.time() - time.monotonic() + now
         self._total.add(now, status.traffic.tokens_s + status.traffic.prompt_tokens_s)
         self._freshness.note(status.workers, now)
         self._cores.note(status, now)
@@ -289,7 +292,7 @@ class Dashboard(Views):
         self._arrange(len(shown))
         total = self._total
         tokens = None if status is None else partial(total.cells, now)
-        self._header.show(status, tokens, stale=self.stale)
+        self._header.show(status, tokens, self._lost())
         self._table.show(shown, stale=self.stale, empty=self._empty_text())
         self._cores.draw(status, now, stale=self.stale)
         if self.stale:
@@ -304,11 +307,18 @@ class Dashboard(Views):
         age = Age.GONE if worker is None else self._freshness.age(worker.id, self._seen_s or 0.0)
         self._detail.show(worker, self._status, age, stale=self.stale)
 
+    def _lost(self) -> Parts:
+        """What the header says of a server that does not answer; nothing of one that does."""
+        if self._gone is None:
+            return ()
+        seen = None if self._heard is None else self._heard[1]
+        return header.lost(seen, unreadable=self._gone.unreadable)
+
     def draw_notice(self) -> None:
         """The line between header and table."""
         parts: Parts = ()
         if self._gone is not None:
-            ago = None if self._seen_s is None else time.monotonic() - self._seen_s
+            ago = None if self._heard is None else time.monotonic() - self._heard[0]
             parts = notice.gone(ago, self._gone.reason, unreadable=self._gone.unreadable)
         elif self._status is not None:
             parts = notice.news(self._status, self._doing)

@@ -33,14 +33,19 @@ SPACED = 110
 """From this width on, the figures stand further apart."""
 
 
-def title(status: Status | None, width: int) -> Parts:
-    """Model, state, endpoint and uptime; when it is tight, the model's name goes last."""
+def title(status: Status | None, width: int, lost: Parts = ()) -> Parts:
+    """Model, state, endpoint and uptime; when it is tight, the model's name goes last.
+
+    `lost`: in place of state and uptime, which are the last known ones of a server that is gone.
+    """
     brand: Parts = ((" lbhost ", Role.KEY),)
     if status is None:
         return brand
-    state = columns.state(status.state)
+    state = lost or columns.state(status.state)
     where: Parts = ((status.endpoint, Role.TEXT),)
     up: Parts = (("up ", Role.DIM), (fmt.span(status.uptime_s), Role.TEXT))
+    if lost:
+        where, up = ((status.endpoint, Role.DIM),), ()
     model: Parts = ((" " + named(status), Role.STRONG),)
     if status.kind != "chat" and len(status.models) < 2:
         model = (*model, (f" {status.kind}", Role.DIM))
@@ -55,12 +60,22 @@ def title(status: Status | None, width: int) -> Parts:
         ((*brand, *model), join((state, where), 2)),
         ((*brand, *model), state),
         (model, state),
+        (model, state[:1]),
         (model, ()),
     ):
         right = (*right, (" ", Role.TEXT))
         if width_of(left) + width_of(right) + 2 <= width:
             return spread(left, right, width)
     return fit(model, width)
+
+
+def lost(seen_s: float | None, *, unreadable: bool) -> Parts:
+    """What stands for a server's state when it does not answer, or another one does that this
+    version cannot read. `seen_s`: when it was last seen, by the wall clock."""
+    if unreadable:
+        return (("✕ other version", Role.BAD),)
+    since = "" if seen_s is None else f" since {fmt.clock(seen_s)}"
+    return (("✕ lost", Role.BAD), (since, Role.BAD))
 
 
 def figures(status: Status | None) -> tuple[Parts, ...]:
@@ -152,7 +167,7 @@ class ServerHeader(Vertical):
         self._figures = [Lines(palette, classes="figure") for _ in FIGURES]
         self._spark = Lines(palette, name="total")
         self._why = Lines(palette, name="why")
-        self._last: tuple[Status | None, Cells | None, bool] = (None, None, False)
+        self._last: tuple[Status | None, Cells | None, Parts] = (None, None, ())
 
     def compose(self) -> ComposeResult:
         """Build the lines."""
@@ -170,15 +185,19 @@ class ServerHeader(Vertical):
         """The title and the sparkline depend on the width."""
         self.call_after_refresh(self._draw)
 
-    def show(self, status: Status | None, tokens: Cells | None, *, stale: bool) -> None:
-        """Show a picture; `tokens` gives tokens/s of the last two minutes in n parts."""
-        self._last = (status, tokens, stale)
+    def show(self, status: Status | None, tokens: Cells | None, gone: Parts = ()) -> None:
+        """Show a picture; `tokens` gives tokens/s of the last two minutes in n parts.
+
+        `gone`: that the picture is only a memory, and of when; see `lost`.
+        """
+        self._last = (status, tokens, gone)
         self._draw()
 
     def _draw(self) -> None:
-        status, tokens, stale = self._last
+        status, tokens, gone = self._last
+        stale = bool(gone)
         spaced = 2 if self.size.width >= SPACED else 0
-        self._title.show([title(status, self.size.width)], stale=stale)
+        self._title.show([title(status, self.size.width, gone)])
         for line, (name, least), value in zip(self._figures, FIGURES, figures(status), strict=True):
             if line.styles.width is None or line.styles.width.value != least + spaced:
                 line.styles.width = least + spaced

@@ -8,11 +8,13 @@ import msgspec
 
 from lbhost import grammar
 from lbhost.errors import InvalidRequestError
+from lbhost.gateway.api.closed_objects import closed
 from lbhost.grammar import Grammar
 
 
 class JsonSchema(msgspec.Struct, frozen=True):
-    """A schema as OpenAI's clients send it. `strict` or not, the answer follows it."""
+    """A schema as OpenAI's clients send it. `strict` or not, the answer follows it; `strict`, its
+    objects have no other keys than those that are named."""
 
     schema: dict[str, Any] | None = None
     name: str | None = None
@@ -35,14 +37,16 @@ def grammars(
     """All that an answer is asked to follow. Raises InvalidRequestError: not understood."""
     given: list[Grammar] = []
     if response_format is not None:
-        schema = response_format.schema
+        schema, strict = response_format.schema, False
         if response_format.json_schema is not None:
             schema = response_format.json_schema.schema
+            strict = bool(response_format.json_schema.strict)
         form = of_kind(
             response_format.type,
             schema,
             where="response_format",
             schema_at="response_format.json_schema.schema",
+            strict=strict,
         )
         given += [] if form is None else [form]
     if ebnf:
@@ -53,12 +57,13 @@ def grammars(
 
 
 def of_kind(
-    kind: str, schema: dict[str, Any] | None, *, where: str, schema_at: str
+    kind: str, schema: dict[str, Any] | None, *, where: str, schema_at: str, strict: bool = False
 ) -> Grammar | None:
     """What an answer of text, json_object or json_schema must follow; None: nothing.
 
     Args:
         where, schema_at: what the client calls the format and its schema, from the field on.
+        strict: as OpenAI has it: see closed_objects.py.
 
     Raises:
         InvalidRequestError: another kind, no schema, too large.
@@ -72,7 +77,7 @@ def of_kind(
         case "json_schema":
             if schema is None:
                 raise InvalidRequestError(f"{schema_at}: must be given", param=param)
-            return grammar.of_schema(schema, param)
+            return grammar.of_schema(closed(schema) if strict else schema, param)
     raise InvalidRequestError(
         f"{where}.type: text, json_object or json_schema, not {kind[:40]!r}", param=param
     )

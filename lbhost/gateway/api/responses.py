@@ -200,7 +200,11 @@ class ResponsesRequest(Parameters, frozen=True, kw_only=True):
         if self.text is not None and self.text.format is not None:
             form = self.text.format
             found = formats.of_kind(
-                form.type, form.schema, where="text.format", schema_at="text.format.schema"
+                form.type,
+                form.schema,
+                where="text.format",
+                schema_at="text.format.schema",
+                strict=bool(form.strict),
             )
             given += [] if found is None else [found]
         return given

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from lbhost import grammar
+from lbhost.gateway.api.closed_objects import closed
 from lbhost.gateway.api.tools import forced_tags
 from lbhost.gateway.api.tools.families import SYNTAX, Family
 from lbhost.grammar import Grammar
@@ -30,7 +31,8 @@ class Tool(msgspec.Struct, frozen=True):
 def calls_only(
     tools: Sequence[Tool], family: Family, *, parallel: bool, thinking_until: str = ""
 ) -> Grammar:
-    """One call of one of the tools, or several one after the other.
+    """One call of one of the tools, or several one after the other. Arguments have no other keys
+    than those that the schema names, unless it says that they may.
 
     Args:
         thinking_until: the tag that ends what the prompt makes the model think first.
@@ -60,12 +62,13 @@ def calls_only(
     lines.append(f"call: {calls}")
     for i, tool in enumerate(tools):
         grammar.check_numbers(tool.parameters, "tools")
+        parameters = closed(tool.parameters)
         if SYNTAX[family].tags is not None:
-            tagged = forced_tags.rules(f"call_{i}", tool.name, tool.parameters, family)
+            tagged = forced_tags.rules(f"call_{i}", tool.name, parameters, family)
             if tagged is not None:
                 lines += tagged
                 continue
-        schema = json.dumps({**_object(tool.parameters), "x-guidance": _COMPACT})
+        schema = json.dumps({**_object(parameters), "x-guidance": _COMPACT})
         lines.append(f"args_{i}: %json {schema}")
         if family is Family.DEEPSEEK:
             head = json.dumps(f"{tool.name}\n```json\n")

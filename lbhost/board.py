@@ -175,6 +175,8 @@ class CoreRow(msgspec.Struct, frozen=True):
     """Cores with the same number share their last-level cache."""
     node: int = 0
     efficiency: bool = False
+    foreign: float | None = None
+    """`lasting` without what the server's own processes use: by it a core is lent or not."""
 
     @property
     def usual_others(self) -> float | None:

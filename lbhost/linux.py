@@ -128,6 +128,29 @@ def anonymous_bytes(pid: int) -> int | None:
     return 1024 * sum(int(words[1]) for words in found) if found else None
 
 
+def children(pid: int) -> list[int]:
+    """What a process's main thread has started and not yet reaped; empty where that is not told."""
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_bytes()
+    except OSError:  # it has ended, or the kernel was built without
+        return []
+    return [int(child) for child in listed.split()]
+
+
+def ran_on(pid: int) -> int | None:
+    """The CPU that a process's main thread ran on last; None if there is no such process. 30 us."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return _cpu_of(stat)
+
+
+def _cpu_of(stat: bytes) -> int:
+    """The 39th column, counted from the end of the second, which may hold spaces."""
+    return int(stat.rpartition(b")")[2].split()[36])
+
+
 def is_stopped(pid: int) -> bool:
     """Whether somebody has stopped the process (SIGSTOP, SIGTSTP, a debugger)."""
     try:
@@ -213,9 +236,7 @@ def helpers(pid: int) -> dict[int, ThreadUse]:
             with contextlib.suppress(OSError):
                 task = Path(f"/proc/{pid}/task/{thread}")
                 used_ns = int((task / "schedstat").read_bytes().split()[0])
-                stat = (task / "stat").read_bytes()
-                # The 39th column, counted from the end of the second, which may hold spaces.
-                cpu = int(stat.rpartition(b")")[2].split()[36])
+                cpu = _cpu_of((task / "stat").read_bytes())
                 found[thread] = ThreadUse(cpu, used_ns / 1e9)
     return found
 

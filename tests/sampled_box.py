@@ -24,6 +24,9 @@ class Box:
         self.cpu_s: dict[int, float | None] = {}
         self.threads: dict[int, dict[int, ThreadUse]] = {}
         self.workers: list[Watched] = []
+        self.services: dict[int, list[int]] = {}
+        """Processes that are no workers, and what they have started."""
+        self.ran_on: dict[int, int] = {}
         self.sampler = Sampler(
             self.board,
             self.topology,
@@ -31,6 +34,8 @@ class Box:
             clock_ns=lambda: self.now_ns,
             cpu_clock_s=lambda pid: self.cpu_s.get(pid),
             threads=lambda pid: self.threads.get(pid, {}),
+            ran_on=self.ran_on.get,
+            children=lambda pid: self.services[pid],
         )
         self.sampler.sample()
 
@@ -38,6 +43,18 @@ class Box:
         """A worker whose pid is 100 + its id, and which has run for 5 s."""
         self.workers.append(Watched(worker, 100 + worker, cpus))
         self.cpu_s[100 + worker] = 5.0
+
+    def runs(self, pid: int, cpu: int, used_s: float, *, under: int | None = None) -> None:
+        """A process that is no worker has used so much by now, lately on this CPU.
+
+        Args:
+            under: the one that has started it.
+        """
+        started = self.services.setdefault(pid if under is None else under, [])
+        if under is not None and pid not in started:
+            started.append(pid)
+        self.cpu_s[pid] = used_s
+        self.ran_on[pid] = cpu
 
     def step(
         self,
@@ -53,7 +70,7 @@ class Box:
                 used = self.cpu_s[100 + worker]
                 assert used is not None
                 self.cpu_s[100 + worker] = used + seconds
-            self.sampler.sample(self.workers)
+            self.sampler.sample(self.workers, list(self.services))
 
     def core(self, cpu: int) -> CoreRow:
         row = self.board.cores.read(cpu)

@@ -63,7 +63,14 @@ def test_a_vm_with_nothing_knows_use_and_nothing_else(tmp_path: Path) -> None:
     box.step({1: (25, 0, 0)}, times=8)
     box.sampler.close()
     assert box.core(1) == CoreRow(
-        sampled_ns=box.now_ns, idle=0.0, others=1.0, steal=0.0, niced=0.0, lasting=1.0, lead=True
+        sampled_ns=box.now_ns,
+        idle=0.0,
+        others=1.0,
+        steal=0.0,
+        niced=0.0,
+        lasting=1.0,
+        lead=True,
+        foreign=1.0,
     )
 
 

@@ -137,6 +137,21 @@ async def test_a_moments_use_by_others_is_no_reason() -> None:
         await over(job)
 
 
+async def test_the_servers_own_processes_close_no_core() -> None:
+    now = [100.0]
+    async with bench(0, clock=lambda: now[0]) as b:
+        core(b, 0)
+        core(b, 1, others=0.5, lasting=0.5, foreign=0.1)
+        core(b, 2, others=0.5, lasting=0.5, foreign=0.4)
+        fake = await b.add(0, slots=4, script=Script())
+        fake.set_state(WorkerState.READY, cpus="0")
+        fake.hold()
+        job = b.submit()
+        await told(fake, (1,))
+        fake.release()
+        await over(job)
+
+
 async def test_a_hot_core_is_not_lent_nor_more_than_the_quota() -> None:
     async with box(2) as b:
         core(b, 2, temp_c=94.0)

@@ -1,6 +1,6 @@
 """How much of each CPU was idle, stolen, and used by others than its worker. Pure.
 
-From /proc/stat (per CPU, in ticks of 10 ms) and the workers' own CPU clocks (exact). Shares
+From /proc/stat (per CPU, in ticks of 10 ms) and the CPU clocks of our processes (exact). Shares
 are taken of the wall clock, not of the sum of the ticks: idle ticks come from an exact clock,
 while user and system ticks are sampled and can be off by several in a quarter second.
 
@@ -48,6 +48,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     """The part of `others` that runs at lowered priority."""
     lasting: float | None = None
     """`others`, smoothed over LASTING_S: what comes and goes by the moment hardly shows."""
+    foreign: float | None = None
+    """`lasting` without what this server's processes that are no workers use."""
 
 
 _UNKNOWN = Usage()
@@ -60,6 +62,7 @@ class _Interval(msgspec.Struct, gc=False):
     total_s: float
     nice_s: float
     own_s: float | None
+    served_s: float
 
 
 def parse(data: bytes) -> dict[int, Ticks]:
@@ -91,10 +94,20 @@ class UsageMeter:
         self._before: dict[int, Ticks] = {}
         self._at_s: float | None = None
         self._intervals: dict[int, deque[_Interval]] = {}
-        self._lasting: dict[int, float] = {}
+        self._lasting: dict[int, tuple[float, float]] = {}
+        """What others use, and foreigners; the latter may be under 0 for a moment."""
+
+    def forget(self) -> None:
+        """What was used up to now says nothing of what will be: begin with the next interval."""
+        self._intervals.clear()
+        self._lasting.clear()
 
     def add(
-        self, at_s: float, ticks: Mapping[int, Ticks], own_s: Mapping[int, float | None]
+        self,
+        at_s: float,
+        ticks: Mapping[int, Ticks],
+        own_s: Mapping[int, float | None],
+        served_s: Mapping[int, float] | None = None,
     ) -> dict[int, Usage]:
         """Usage of every CPU in `ticks` as of this reading.
 
@@ -103,6 +116,7 @@ class UsageMeter:
             ticks: what `parse` gave.
             own_s: per CPU, seconds that its own worker ran since the last reading. None:
                 there is a worker but its clock says nothing. Absent: there is no worker.
+            served_s: per CPU, about so many seconds that this server's other processes ran.
         """
         if self._at_s is None:
             self._before, self._at_s = dict(ticks), at_s
@@ -113,7 +127,8 @@ class UsageMeter:
         believed = self._lasting
         self._lasting = {}
         for cpu, now in ticks.items():
-            interval = self._interval(cpu, now, seconds, own_s.get(cpu, 0.0))
+            served = (served_s or {}).get(cpu, 0.0)
+            interval = self._interval(cpu, now, seconds, own_s.get(cpu, 0.0), served)
             # A CPU that was offline meanwhile, or whose counters jumped, starts afresh.
             history = self._intervals.get(cpu) if interval is not None else None
             history = deque() if history is None else history
@@ -123,18 +138,22 @@ class UsageMeter:
                     history.popleft()
             intervals[cpu] = history
             usage[cpu] = now_used = _over(history)
-            if now_used.others is not None:
-                lasting = now_used.others
+            if now_used.others is not None and now_used.foreign is not None:
+                lasting, foreign = now_used.others, now_used.foreign
                 if len(history) > 1 and cpu in believed:
                     weight = 1 - math.exp(-seconds / LASTING_S)
-                    lasting = believed[cpu] + weight * (lasting - believed[cpu])
-                self._lasting[cpu] = lasting
-                usage[cpu] = msgspec.structs.replace(now_used, lasting=lasting)
+                    before, alien = believed[cpu]
+                    lasting = before + weight * (lasting - before)
+                    foreign = alien + weight * (foreign - alien)
+                self._lasting[cpu] = lasting, foreign
+                usage[cpu] = msgspec.structs.replace(
+                    now_used, lasting=lasting, foreign=_fraction(foreign)
+                )
         self._before, self._at_s, self._intervals = dict(ticks), at_s, intervals
         return usage
 
     def _interval(
-        self, cpu: int, now: Ticks, seconds: float, own_s: float | None
+        self, cpu: int, now: Ticks, seconds: float, own_s: float | None, served_s: float
     ) -> _Interval | None:
         before = self._before.get(cpu)
         if before is None or seconds <= 0:
@@ -150,6 +169,7 @@ class UsageMeter:
             total_s=(now.total - before.total) * tick_s,
             nice_s=max(0, now.nice - before.nice) * tick_s,
             own_s=own_s,
+            served_s=min(served_s, seconds),
         )
 
 
@@ -158,7 +178,7 @@ def _span(history: deque[_Interval]) -> float:
 
 
 def _over(history: deque[_Interval]) -> Usage:
-    seconds = idle = steal = total = own = own_seconds = own_idle = own_nice = 0.0
+    seconds = idle = steal = total = own = own_seconds = own_idle = own_nice = served = 0.0
     for interval in history:
         seconds += interval.seconds
         idle += interval.idle_s
@@ -169,15 +189,20 @@ def _over(history: deque[_Interval]) -> Usage:
             own_seconds += interval.seconds
             own_idle += interval.idle_s
             own_nice += interval.nice_s
+            served += interval.served_s
     # Sandboxed kernels show zeros for ever: that is not a CPU which is always busy.
     if seconds < _LEAST_S or total < seconds / 2:
         return _UNKNOWN
-    others = niced = None
+    others = niced = foreign = None
     if own_seconds:
         others = _fraction(1 - (own_idle + own) / own_seconds)
         # Workers are niced themselves.
         niced = min(others, _fraction((own_nice - own) / own_seconds))
-    return Usage(_fraction(idle / seconds), others, _fraction(steal / seconds), niced)
+        # Not cut off at 0: where a process ran is known by and large only, and evens out.
+        foreign = others - served / own_seconds
+    return Usage(
+        _fraction(idle / seconds), others, _fraction(steal / seconds), niced, foreign=foreign
+    )
 
 
 def _fraction(value: float) -> float:

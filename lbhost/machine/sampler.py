@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from lbhost.board import Board, CoreRow
-from lbhost.linux import ThreadUse, cpu_s, helpers
+from lbhost.linux import ThreadUse, children, cpu_s, helpers, ran_on
 from lbhost.machine import cpustat
 from lbhost.machine.coresensors import CoreSensors
 from lbhost.machine.gpu import Gpus
@@ -31,6 +31,8 @@ REFRESH_S = 30.0
 """Sensors are looked for again after this time…"""
 REFRESH_LOST_S = 10.0
 """…and after this time when one of them has vanished."""
+LITTLE_S = 0.0025
+"""A process that used no more since the last sample is not asked where: a hundredth of a core."""
 
 
 class Watched(msgspec.Struct, frozen=True):
@@ -57,6 +59,8 @@ class Sampler:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         cpu_clock_s: Callable[[int], float | None] = cpu_s,
         threads: Callable[[int], Mapping[int, ThreadUse]] = helpers,
+        ran_on: Callable[[int], int | None] = ran_on,
+        children: Callable[[int], Sequence[int]] = children,
     ) -> None:
         """Open the sensors.
 
@@ -65,6 +69,7 @@ class Sampler:
             clock_ns: CLOCK_MONOTONIC, for tests to replace.
             cpu_clock_s: CPU seconds used by a pid, None if it is gone.
             threads: of a pid, but for the main one.
+            ran_on: the CPU that a pid ran on last. children: of a pid.
         """
         self._board = board
         self._know(topology)
@@ -78,21 +83,27 @@ class Sampler:
         self._sensors = CoreSensors(roots, topology)
         self._host = HostMeter(roots)
         self._threads = threads
+        self._ran_on = ran_on
+        self._children = children
+        self._served_used_s: dict[int, float] = {}
         self._cpu_used_s: dict[int, float] = {}
         self._thread_used_s: dict[int, dict[int, float]] = {}
         self._refreshed_ns = clock_ns()
         self._round = 0
 
-    def sample(self, workers: Sequence[Watched] = ()) -> None:
+    def sample(self, workers: Sequence[Watched] = (), services: Sequence[int] = ()) -> None:
         """Take one sample and publish it.
 
         Args:
             workers: all workers with a process now.
+            services: pids of other processes of this server, whose use is no neighbour's; that of
+                their children is not, either.
         """
         now_ns = self._clock_ns()
         stat = self._stat.read()
         ticks = {} if stat is None else cpustat.parse(stat)
-        usage = self._meter.add(now_ns / 1e9, ticks, self._own_use(workers))
+        served = self._served_use(services, {worker.pid for worker in workers})
+        usage = self._meter.add(now_ns / 1e9, ticks, self._own_use(workers), served)
         complete = self._sensors.read(now_ns / 1e9)
         unknown = cpustat.Usage()
         write = self._board.cores.write
@@ -119,6 +130,7 @@ class Sampler:
                     llc=core.llc,
                     node=core.node,
                     efficiency=core.kind is CoreKind.EFFICIENCY,
+                    foreign=used.foreign,
                 ),
             )
         self._board.host.write(0, self._host.read(now_ns))
@@ -127,6 +139,16 @@ class Sampler:
         if now_ns - self._refreshed_ns > 1e9 * (REFRESH_S if complete else REFRESH_LOST_S):
             self._refreshed_ns = now_ns
             self._sensors.refresh()
+
+    def forget_use(self) -> None:
+        """Begin anew with who uses the CPUs: it is unknown until the next sample."""
+        self._meter.forget()
+        used = ("idle", "others", "steal", "niced", "lasting", "foreign")
+        unknown = dict.fromkeys(used)
+        for cpu in self._cores:
+            row = self._board.cores.read(cpu)
+            if row is not None:
+                self._board.cores.write(cpu, msgspec.structs.replace(row, **unknown))
 
     def adopt(self, topology: Topology) -> None:
         """Read another set of CPUs from now on: some came online, or went.
@@ -177,6 +199,23 @@ class Sampler:
         for pid in self._thread_used_s.keys() - used.keys():
             del self._thread_used_s[pid]
         return own
+
+    def _served_use(self, services: Sequence[int], workers: set[int]) -> dict[int, float]:
+        """Per CPU, seconds that the services and their children ran since the last sample, each
+        where it ran last. One that was not seen before was started since."""
+        found: dict[int, float] = {}
+        used: dict[int, float] = {}
+        below = [child for service in services for child in self._children(service)]
+        for pid in {*services, *below}:
+            now = None if pid in workers else self._cpu_clock_s(pid)
+            if now is None:
+                continue
+            used[pid] = now
+            ran_s = now - self._served_used_s.get(pid, 0.0)
+            if ran_s > LITTLE_S and (cpu := self._ran_on(pid)) is not None:
+                found[cpu] = found.get(cpu, 0.0) + ran_s
+        self._served_used_s = used
+        return found
 
     def _lent_use(self, worker: Watched) -> dict[int, float]:
         """Seconds that a worker ran on CPUs that it is not pinned to, since the last sample.

@@ -246,6 +246,7 @@ class Supervisor(Commanded, Told):
             self.gateway.start()  # to take over: clients come as soon as it listens
         elif self.gateway.state == "ready":
             self._announced = True
+            self._watcher.begin()
             self._serves.set()
             for name, why in hopeless.items():
                 if why is not None:

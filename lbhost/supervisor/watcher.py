@@ -6,6 +6,7 @@ each judges its own progress by the rows that are read here once a tick.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 
@@ -54,7 +55,7 @@ class Watcher:
             looked: whether the last tick was in time; if not, nobody is judged by this one.
         """
         progress = self._fleet.progress()
-        self._sampler.sample(self._watched(progress))
+        self._sampler.sample(self._watched(progress), self._services())
         self._memory.look(self._board.host.read(0))
         gateway = self._board.gateway.read(0)
         self._look_at_gateway(gateway, now_s, looked=looked)
@@ -65,6 +66,10 @@ class Watcher:
             and time.monotonic_ns() - gateway.heartbeat_ns < GATEWAY_FRESH_NS
         )
         self._fleet.tick(now_s, progress, looked=looked, gateway_fresh=fresh)
+
+    def begin(self) -> None:
+        """Everything is up: what starting it has used of the cores is no neighbour's use."""
+        self._sampler.forget_use()
 
     def look_at_box(self) -> None:
         """What the cgroup, the affinity mask and hotplug leave us may change at any time."""
@@ -91,6 +96,12 @@ class Watcher:
             found.append(Watched(worker.id, worker.pid, worker.place.cpus, wide))
         self._wide_steps = wide_steps
         return found
+
+    def _services(self) -> list[int]:
+        """This process and all below it that are no workers; what the gateway has started, its
+        prompt helpers, the sampler finds itself."""
+        pids = [service.pid for service in (self._gateway, *self._fleet.fork_servers())]
+        return [os.getpid(), *(pid for pid in pids if pid is not None)]
 
     def _look_at_gateway(self, row: GatewayRow | None, now_s: float, *, looked: bool) -> None:
         if not looked:

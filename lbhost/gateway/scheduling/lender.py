@@ -21,10 +21,12 @@ LOOK_S = 0.25
 """The cores' readings are looked at so often; the sampler writes them as often."""
 
 USED = 0.35
-"""A core of which others have used so much over the last second or so is not lent…"""
+"""A core of which strangers have used so much over the last second or so is not lent…"""
 
 FREE = 0.2
-"""…until it is less than this again. The gateway and its clients run somewhere too."""
+"""…until it is less than this again. Clients run somewhere too; the server's own processes do not
+count: a lone client's gateway computes while no worker does, and what a core that they use is
+worth the borrower measures (worker/widths.py)."""
 
 
 class Lender:
@@ -121,7 +123,7 @@ class Lender:
         self._limit = None if quota is None else int(quota)
 
     def _is_used(self, cpu: int, row: CoreRow) -> bool:
-        used = row.usual_others or 0.0
+        used = (row.usual_others if row.foreign is None else row.foreign) or 0.0
         if used > USED:
             self._closed.add(cpu)
         elif used < FREE:

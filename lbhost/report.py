@@ -192,6 +192,7 @@ def _cells(worker: WorkerStatus) -> tuple[Text, ...]:
 def _notes(status: Status) -> list[str]:
     """A line for whatever is not as it should be."""
     notes = [f"{model.name}: {model.failure}" for model in status.models if model.failure]
+    notes += status.warnings
     for worker in status.workers:
         if worker.spare:
             notes.append(f"worker {worker.id} is a spare: it stands in for one that restarts")

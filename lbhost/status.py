@@ -283,6 +283,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What the model is served for: chat, embedding or rerank."""
     models: list[ModelStatus] = []
     """All that are served, in the order of the configuration."""
+    warnings: list[str] = []
+    """What of the server does not work now, and what to do: a line each."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -223,6 +223,8 @@ def test_the_notice_speaks_up_only_when_something_is_up() -> None:
     gone = plain(notice.gone(12.3, "nobody listens on its socket"))
     assert "server gone, last seen 12s ago, reconnecting…" in gone
     assert "drain worker 1…" in plain(notice.news(status(2), ["drain worker 1"]))
+    warned = msgspec.structs.replace(status(2), warnings=["the disk is gone: do this"])
+    assert "the disk is gone: do this" in plain(notice.news(warned, []))
 
 
 @pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 120])

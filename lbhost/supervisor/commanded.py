@@ -25,6 +25,7 @@ from lbhost.supervisor.rehearsal import rehearse
 from lbhost.supervisor.runtime import RuntimeDir
 from lbhost.supervisor.service import Service
 from lbhost.supervisor.startup import Prepared
+from lbhost.supervisor.state_folder import StateFolder
 
 
 class Commanded:
@@ -46,6 +47,7 @@ class Commanded:
     _children: Children
     _handover: Handover
     _runtime: RuntimeDir
+    _state_folder: StateFolder
     _stopping: bool
 
     def status(self) -> Status:
@@ -75,6 +77,7 @@ class Commanded:
             host=assembly.host(),
             fork_servers=self.fleet.fork_server_status(),
             models=assembly.models(self.fleet),
+            warnings=self._state_folder.warnings,
         )
 
     def _state(self) -> str:

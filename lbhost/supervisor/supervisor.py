@@ -44,6 +44,7 @@ from lbhost.supervisor.service_manager import ServiceManager
 from lbhost.supervisor.shared import Shared
 from lbhost.supervisor.signals import Signals
 from lbhost.supervisor.startup import Prepared, wanted
+from lbhost.supervisor.state_folder import StateFolder
 from lbhost.supervisor.succession import Context, Inheritance
 from lbhost.supervisor.told import Told
 from lbhost.supervisor.watcher import Watcher
@@ -97,6 +98,7 @@ class Supervisor(Commanded, Told):
         self._manager = ServiceManager(os.environ)
         nice_counts = niceness.counts(Roots.from_environ(os.environ))
         self._assembly = Assembly(prepared.settings, prepared.board, nice_counts=nice_counts)
+        self._state_folder = StateFolder(prepared.settings, self.events)
         self.desired = wanted(prepared)
         self.configuration = Configuration(
             prepared, listener, self.desired, self.events, asked, source, self._adopt
@@ -226,6 +228,7 @@ class Supervisor(Commanded, Told):
             if now >= reread_s and not self._stopping:
                 reread_s = now + REREAD_S
                 self._watcher.look_at_box()
+                self._state_folder.look()
                 await self._admin_socket.look_again()
             self._check_start()
             if self._announced:

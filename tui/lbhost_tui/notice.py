@@ -64,6 +64,8 @@ def news(status: Status, doing: Iterable[str]) -> Parts:
         why = f": {worker.last_exit}" if worker.last_exit else ""
         key = ", u starts it again" if worker.state == "failed" else ""
         say(f"worker {worker.id}{more} {worker.state}{key}{retry}{why}", Role.BAD)
+    for warning in status.warnings:
+        say(warning, Role.WARN)
     return tuple(parts)
 
 

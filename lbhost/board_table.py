@@ -33,8 +33,9 @@ _SIZED = {str: "text", tuple[int, ...]: "cpus", tuple[float, ...]: "floats"}
 _SPINS = 64
 """Looks at a row that is being written, some 20 µs: on another core that is done by then."""
 _YIELDS = 8
-"""More looks, before each of which others may run, and the writer with them. With another busy
-process on the core each takes 0.7 ms, with two 2 ms: 2000 of them held up the gateway for 1.5 s."""
+"""More looks where nothing is known of a row yet, before each of which others may run, and the
+writer with them. With another busy process on the core each takes 0.7 ms, with two 2 ms: 2000 of
+them held up the gateway for 1.5 s."""
 _NO_NUMBER = b"\xff"
 """Four of them are a NaN."""
 
@@ -133,6 +134,8 @@ class Table(Generic[R]):
                 if self._unfinished.get(index) == seq:
                     break
                 if look >= _SPINS:
+                    if known is not None:
+                        break
                     os.sched_yield()
                 continue
             if known is not None and known[0] == seq:

@@ -10,6 +10,7 @@ import pytest
 
 from fake_worker import Script
 from http_answers import ENDLESS, check_error, events, stream
+from http_bytes import post
 from lbhost.board import Wanted, WorkerState
 from running_gateway import CHAT, HELLO, PATIENCE_S, running_gateway, until
 
@@ -38,6 +39,28 @@ async def test_a_client_that_leaves_before_the_first_token_frees_its_slot(stream
         await until(lambda: fake.submits, "the worker has it")
         request.cancel()
         await until(lambda: fake.cancels, "the worker is told")
+        await until(lambda: g.served.dispatcher.in_flight == 0, "its slot is free")
+
+
+async def test_a_client_that_half_closes_has_left_but_gets_pages() -> None:
+    async def ask(request: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", g.port)
+        writer.write(request)
+        writer.write_eof()
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+
+    async with running_gateway() as g:
+        (fake,) = g.workers
+        for path in ("/health", "/v1/models"):  # as some health checkers ask
+            page = await ask(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+            assert page.startswith(b"HTTP/1.1 200 ")
+            assert page.endswith(b"}")
+        fake.hold()
+        assert await ask(post(msgspec.json.encode(HELLO))) == b""
+        await until(lambda: g.served.dispatcher.active == 0, "nothing waits for it")
         await until(lambda: g.served.dispatcher.in_flight == 0, "its slot is free")
 
 

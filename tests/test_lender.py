@@ -96,6 +96,46 @@ async def test_a_core_is_asked_back_before_its_owner_gets_the_request() -> None:
         await over(second)
 
 
+async def test_between_two_requests_of_a_lone_client_nothing_is_told() -> None:
+    async with bench(0) as b:
+        core(b, 0)
+        core(b, 1)
+        fake = await b.add(0, slots=4, script=Script())
+        fake.set_state(WorkerState.READY, cpus="0")
+        for _ in range(3):
+            await over(b.submit())
+        assert fake.lent == [(1,)]
+
+
+async def test_what_an_idle_worker_keeps_is_asked_back_for_whoever_needs_it() -> None:
+    async with box(2) as b:
+        first, one, two = lone(b)
+        await told(one, (two.worker,))
+        one.release()
+        await over(first)
+        assert one.lent == [(two.worker,)]
+        sent: list[str] = []
+        for fake in (one, two):
+            session = b.sessions.current(fake.worker)
+            assert session is not None
+            send = session.link.send
+
+            def noted(frame: bytes, name: str = f"to {fake.worker}", send: Any = send) -> None:
+                sent.append(name)
+                send(frame)
+
+            session.link.send = noted  # type: ignore[method-assign]
+        one.hold()
+        jobs = [b.submit(), b.submit()]
+        assert {job.worker for job in jobs} == {one.worker, two.worker}
+        await told(one, ())
+        assert sent.index(f"to {one.worker}") < sent.index(f"to {two.worker}")
+        for fake in b.workers:
+            fake.release()
+        for job in jobs:
+            await over(job)
+
+
 async def test_what_ends_gives_its_core_to_the_one_that_goes_on() -> None:
     async with box(2) as b:
         first, one, two = lone(b)

@@ -2,13 +2,15 @@
 
 Lives where the exact counts of requests are: one decision for the workers of all models, since a
 core that one of them lends may be another's home. A core is asked back before its owner gets a
-request, so that the two overlap by one step of the borrower at most.
+request, so that the two overlap by one step of the borrower at most. A borrower whose requests have
+ended keeps what it was lent until somebody wants it: between two texts of a lone client, which take
+milliseconds, nothing has to be told.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from lbhost import wire
 from lbhost.board import CoreRow, WorkerState
@@ -71,13 +73,22 @@ class Lender:
         before = {session.worker: cpus for session, cpus in self._lent.items()}
         found = lend(homes, self._cores, limit=self._limit, before=before) if self.enabled else {}
         wanted = {session: found.get(session.worker, ()) for session in borrowers}
+        keepable = self._keepable(homes, found.values())
         for session in self._lent.keys() - wanted.keys():
-            wanted[session] = ()
+            cpus = self._lent[session]
+            wanted[session] = cpus if keepable.issuperset(cpus) else ()
         changed = [s for s, cpus in wanted.items() if cpus != self._lent.get(s, ())]
         # What one gets, another may have to give back: they are told in this order.
         for session in sorted(changed, key=lambda s: len(wanted[s]) - len(self._lent.get(s, ()))):
             session.link.send(wire.encode(wire.Lend(wanted[session])))
         self._lent = {session: cpus for session, cpus in wanted.items() if cpus}
+
+    def _keepable(self, homes: Sequence[Home], given: Iterable[Lent]) -> set[int]:
+        """Cores that whoever had them last may keep, to compute nothing."""
+        if not self.enabled:
+            return set()
+        used = {cpu for home in homes if not home.idle for cpu in home.cpus}.union(*given)
+        return {core.cpu for core in self._cores if core.open} - used
 
     def forget(self, link: WorkerLink) -> None:
         """It is gone, and with it what was lent over it."""

@@ -179,14 +179,17 @@ class OomScore:
         self._fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._fd)
 
-    @contextlib.contextmanager
-    def at(self, score: int) -> Iterator[None]:
-        """Children that are made in this block keep the score (-1000 to 1000), we do not.
-
-        A higher one stays: a container may have it, and none may go below what it was given.
-        """
+    def raise_to(self, score: int) -> bytes:
+        """A higher score stays (-1000 to 1000): a container may have given it, and none may go
+        below that. Returns what it was. Raises OSError: it may not be changed."""
         before = os.pread(self._fd, 16, 0)
         os.pwrite(self._fd, b"%d" % max(score, int(before)), 0)
+        return before
+
+    @contextlib.contextmanager
+    def at(self, score: int) -> Iterator[None]:
+        """Children that are made in this block keep the score, we do not."""
+        before = self.raise_to(score)
         try:
             yield
         finally:
@@ -205,11 +208,11 @@ def oom_score() -> OomScore | None:
 def end_sooner(score: int) -> None:
     """Have the kernel end this process rather than others when memory runs out (0 to 1000).
 
-    A score that is higher already stays; where /proc does not let us, it is only a preference.
+    Where /proc does not let us, it is only a preference. Opened anew: what a parent has opened
+    stays the parent's score.
     """
-    file = Path("/proc/self/oom_score_adj")
     with contextlib.suppress(OSError):
-        file.write_text(str(max(score, int(file.read_text()))))
+        OomScore().raise_to(score)
 
 
 class ThreadUse(NamedTuple):

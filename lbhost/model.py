@@ -22,8 +22,13 @@ import msgspec
 
 from lbhost import local_models
 from lbhost.errors import ModelFileError
+from lbhost.hub_retries import told_once
 from lbhost.local_models import LocalModel
 from lbhost.weights import parts
+
+
+class _UnreachableError(ModelFileError):
+    """Nobody knows what the hub has."""
 
 
 class ModelFile(msgspec.Struct, frozen=True):
@@ -156,10 +161,16 @@ def _files_of(repo: str, hub: Any, *, offline: bool) -> list[str]:
     """The files of a repository; those that were downloaded before, if it cannot be asked."""
     try:
         files: list[str] = _ask(repo, hub, partial(hub.list_repo_files, repo))
-    except ModelFileError:
-        files = local_models.in_hub_cache(repo, os.environ) if offline else []
-        if not files:
-            raise
+    except ModelFileError as error:
+        files = local_models.in_hub_cache(repo, os.environ)
+        if files and offline:
+            return files
+        if isinstance(error, _UnreachableError):
+            before = (
+                "what was downloaded before can be served" if files else "it is not in the cache"
+            )
+            raise ModelFileError(f"{error.message}; {before}") from error
+        raise
     return files
 
 
@@ -176,12 +187,17 @@ def _only_gguf(repo: str, files: list[str]) -> str:
 def _ask(repo: str, hub: Any, call: Callable[[], Any]) -> Any:
     """The hub's answer, its errors in one line."""
     try:
-        return call()
+        with told_once(f"hf:{repo}"):
+            return call()
     except (OSError, ValueError, hub.errors.HfHubHTTPError, *_network_errors()) as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, (ConnectionError, *_network_errors("TransportError"))):
+        unreachable = isinstance(error, (ConnectionError, *_network_errors("TransportError")))
+        if isinstance(error, hub.errors.LocalEntryNotFoundError):
+            line = "the hub cannot be reached; the file is not in the cache"
+        elif unreachable:
             line = f"the hub cannot be reached: {line}"
-        raise ModelFileError(f"hf:{repo}: {line}") from error
+        kind = _UnreachableError if unreachable else ModelFileError
+        raise kind(f"hf:{repo}: {line}") from error
 
 
 def _network_errors(name: str = "HTTPError") -> tuple[type[Exception], ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 import types
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from lbhost import local_models
 from lbhost.errors import ModelFileError
 from lbhost.model import ModelFile, pull, resolve
 
@@ -59,6 +62,10 @@ class HfHubHTTPError(Exception):
     """Stands in for huggingface_hub's error of that name."""
 
 
+class LocalEntryNotFoundError(HfHubHTTPError):
+    """Likewise: neither there nor here."""
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
     """A huggingface_hub whose repositories are lists, and whose downloads are empty files."""
@@ -81,7 +88,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
         path.touch()
         return str(path)
 
-    errors = types.SimpleNamespace(HfHubHTTPError=HfHubHTTPError)
+    errors = types.SimpleNamespace(
+        HfHubHTTPError=HfHubHTTPError, LocalEntryNotFoundError=LocalEntryNotFoundError
+    )
     for key, value in (
         ("list_repo_files", list_repo_files),
         ("hf_hub_download", download),
@@ -124,12 +133,64 @@ def test_what_the_hub_cannot_give_is_one_line(spec: str, says: str) -> None:
     assert "\n" not in caught.value.message
 
 
-def test_a_hub_that_cannot_be_reached_is_said(
-    hub: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_hub_that_cannot_be_reached_is_said_and_what_the_cache_has(
+    hub: types.ModuleType, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
     def unreachable(_repo: str) -> list[str]:
         raise httpx2.ConnectError("Name or service not known")
 
     monkeypatch.setattr(hub, "list_repo_files", unreachable)
-    with pytest.raises(ModelFileError, match="me/one: the hub cannot be reached: Name or service"):
+    monkeypatch.setattr(local_models, "in_hub_cache", lambda *_: ["one.gguf"] if cached else [])
+    says = "me/one: the hub cannot be reached: Name or service not known; "
+    with pytest.raises(ModelFileError, match=says) as caught:
         pull("hf:me/one")
+    assert ("can be served" if cached else "not in the cache") in caught.value.message
+    if cached:
+        assert resolve("hf:me/one").alias == "one"
+    else:
+        with pytest.raises(ModelFileError, match=says):
+            resolve("hf:me/one")
+
+
+def test_a_file_that_is_neither_there_nor_here_is_one_short_line(
+    hub: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(_repo: str, _name: str) -> str:
+        raise LocalEntryNotFoundError("An error happened. Please check your connection.")
+
+    monkeypatch.setattr(hub, "hf_hub_download", nowhere)
+    with pytest.raises(ModelFileError) as caught:
+        pull("hf:me/many:b.gguf")
+    assert (
+        caught.value.message
+        == "hf:me/many: the hub cannot be reached; the file is not in the cache"
+    )
+
+
+def test_what_the_hubs_client_says_of_its_tries_is_one_line(
+    hub: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    root, client = logging.getLogger("huggingface_hub"), logging.getLogger("huggingface_hub.http")
+
+    def tries(_repo: str) -> list[str]:
+        client.warning("'no route' thrown while requesting GET http://hub/me/one")
+        client.warning("Retrying in 1s [Retry 1/5].")
+        client.warning("unauthenticated")
+        client.warning("Retrying in 2s [Retry 2/5].")
+        return ["one.gguf"]
+
+    monkeypatch.setattr(hub, "list_repo_files", tries)
+    root.addHandler(handler)
+    try:
+        assert resolve("hf:me/one").alias == "one"
+        assert written.getvalue() == "unauthenticated\n"
+        assert (
+            capsys.readouterr().err == "lbhost: hf:me/one: the hub does not answer; trying again\n"
+        )
+        client.warning("Retrying in 3s")
+        assert written.getvalue().endswith("Retrying in 3s\n"), "as before once it is over"
+    finally:
+        root.removeHandler(handler)

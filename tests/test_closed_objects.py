@@ -71,6 +71,8 @@ def test_objects_that_name_their_keys_have_no_others(given: Schema, made: Schema
         of(CITY, required=["city", "country"]),
         of(CITY, minProperties=2),
         {"const": of(CITY)},
+        of(CITY, enum=[{"city": "Rome", "country": "Italy"}]),
+        {"anyOf": [of(CITY), {}], "const": {"city": "Rome", "country": "Italy"}},
         {"allOf": [of(CITY), of({"country": {}})]},
         of(CITY, anyOf=[of({"country": {}}), of({"county": {}})]),
         of(CITY, anyOf=[{"allOf": [of({"country": {}})]}]),

@@ -16,6 +16,8 @@ _SCHEMAS = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalProper
 """Keywords with a schema, or a list of them."""
 _MORE = ("anyOf", "oneOf", "allOf", "$ref")
 """Keywords by which other schemas may hold for the same object."""
+_WHOLE = frozenset(("enum", "const"))
+"""Keywords that list whole objects, other keys and all."""
 _UNUSUAL = frozenset(("if", "not", "dependentSchemas", "$dynamicRef", "unevaluatedProperties"))
 
 
@@ -39,7 +41,7 @@ def _closed(schema: Any) -> Any:
             )
         else:
             made[key] = value
-    if "additionalProperties" not in made and _names_all(made):
+    if _WHOLE.isdisjoint(made) and "additionalProperties" not in made and _names_all(made):
         made["additionalProperties"] = False
     return made
 
@@ -64,7 +66,7 @@ def _puts_together(schema: Any) -> bool:
     if not _UNUSUAL.isdisjoint(schema):
         return True
     parts = schema.get("allOf")
-    several = isinstance(parts, list) and len(parts) > 1
+    several = (isinstance(parts, list) and len(parts) > 1) or not _WHOLE.isdisjoint(schema)
     more = [schema[key] for key in _MORE if key in schema]
     if (several or "properties" in schema or len(more) > 1) and any(map(_shapes, more)):
         return True

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 _OF_TRIES = ("thrown while requesting", "Retrying in")
-"""In each of those warnings, from 0.2x to 2.4."""
+"""In each of those warnings (2.4)."""
 
 
 class _Once(logging.Filter):
@@ -26,13 +26,15 @@ class _Once(logging.Filter):
         if not self._told:
             self._told = True
             with contextlib.suppress(OSError):  # nobody reads it
-                sys.stderr.write(f"lbhost: {self._what}: the hub does not answer; trying again\n")
+                sys.stderr.write(
+                    f"lbhost: {self._what}: the hub does not answer as it should; trying again\n"
+                )
         return False
 
 
 @contextlib.contextmanager
 def told_once(what: str) -> Iterator[None]:
-    """Until its end the warnings about tries are one line, of `what` is fetched; others stay."""
+    """Until its end the warnings about tries are one line, about `what`; others stay."""
     once = _Once(what)
     handlers = logging.getLogger("huggingface_hub").handlers[:]
     for handler in handlers:

@@ -166,9 +166,10 @@ def _files_of(repo: str, hub: Any, *, offline: bool) -> list[str]:
         if files and offline:
             return files
         if isinstance(error, _UnreachableError):
-            before = (
-                "what was downloaded before can be served" if files else "it is not in the cache"
-            )
+            before = "the cache has no model of it"
+            if files:
+                spec = f"hf:{repo}:{files[0]}"
+                before = f"the cache has {files[0]}: `--model {spec}` serves it all the same"
             raise ModelFileError(f"{error.message}; {before}") from error
         raise
     return files

@@ -145,7 +145,9 @@ def test_a_hub_that_cannot_be_reached_is_said_and_what_the_cache_has(
     says = "me/one: the hub cannot be reached: Name or service not known; "
     with pytest.raises(ModelFileError, match=says) as caught:
         pull("hf:me/one")
-    assert ("can be served" if cached else "not in the cache") in caught.value.message
+    assert (
+        "--model hf:me/one:one.gguf" if cached else "has no model of it"
+    ) in caught.value.message
     if cached:
         assert resolve("hf:me/one").alias == "one"
     else:
@@ -188,7 +190,8 @@ def test_what_the_hubs_client_says_of_its_tries_is_one_line(
         assert resolve("hf:me/one").alias == "one"
         assert written.getvalue() == "unauthenticated\n"
         assert (
-            capsys.readouterr().err == "lbhost: hf:me/one: the hub does not answer; trying again\n"
+            capsys.readouterr().err
+            == "lbhost: hf:me/one: the hub does not answer as it should; trying again\n"
         )
         client.warning("Retrying in 3s")
         assert written.getvalue().endswith("Retrying in 3s\n"), "as before once it is over"

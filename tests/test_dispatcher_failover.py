@@ -169,6 +169,25 @@ async def test_a_priority_request_gets_the_slot_of_the_lowest_that_came_last(
         assert value("lbhost_moved_total", {"reason": "priority"}) == 2.0
 
 
+async def test_a_priority_request_gets_a_slot_beside_a_worker_that_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(moving, "SETTLED_S", 0.0)
+    async with bench(2, Script(answer=numbers, step_s=0.001), slots=1) as b:
+        jobs = [b.submit(max_tokens=LONG) for _ in range(2)]
+        await until(lambda: all(job.begun for job in jobs), "both run")
+        leaves, stays = b.workers
+        leaves.set_state(WorkerState.RESTING)
+        leaves.script = msgspec.structs.replace(leaves.script, reject=True)
+        b.dispatcher.worker_leaves()
+        assert await over(b.submit(12, 5, rank=order.PRIORITY)) == "0 1 2 3 4 "
+        assert (len(leaves.moves), len(stays.moves)) == (0, 1)
+        assert not any(job.over for job in jobs)
+        stays.script = Script(answer=numbers)
+        for job in jobs:
+            assert await over(job) == "".join(f"{i} " for i in range(LONG))
+
+
 async def test_a_stream_goes_to_an_idle_worker_where_it_is_done_sooner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

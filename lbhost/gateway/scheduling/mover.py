@@ -75,7 +75,7 @@ class Mover:
         if leaving:
             room -= sum(job.begun for job in self._queue)
             self._evacuate(leaving, room)
-        elif room <= 0:
+        if room <= 0 and (not leaving or self._priority_is_next()):
             self._preempt(usable)
 
     def _on_their_way(self) -> list[Attempt]:
@@ -96,6 +96,13 @@ class Mover:
             for number in moving.evacuate(self._running([session]), room):
                 self._ask_back(session, number, reason)
                 room -= 1
+
+    def _priority_is_next(self) -> bool:
+        """Whether a slot that comes free now is a priority request's: those that have come back
+        from a worker that leaves go before it."""
+        waiting = [job.order for job in self._queue if job.work.rank == order.PRIORITY]
+        begun = [job.order for job in self._queue if job.begun]
+        return bool(waiting) and (not begun or min(waiting) <= min(begun))
 
     def _preempt(self, usable: Iterable[tuple[Session, WorkerReading]]) -> None:
         """One slot for each priority request that waits, and no more."""

@@ -36,7 +36,7 @@ class Entry(msgspec.Struct, eq=False):
     deaths: int = 0
     """Workers that ended by themselves while they were to load it."""
     file: Path | None = None
-    """That it was read from; its owner's to remove. It may have made room for others since."""
+    """That holds it, too; its owner's to remove. It may have made room for others since."""
     shared: int = 0
     """How many of its tokens, from the first on, another state holds too; the store's to write."""
 

@@ -262,10 +262,13 @@ def test_a_model_is_pulled_once_and_there_when_the_hub_is_gone(client: Client, h
         examined = [pool.submit(client.run, "doctor", "--model", spec) for spec in specs]
     refused = pulling.result()
     assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith("lbhost: hf:me/tiny: ")
+    tried, said = refused.stderr.splitlines()  # and nothing of each attempt
+    assert tried.startswith("lbhost: hf:me/tiny: the hub does not answer")
+    assert said.startswith("lbhost: hf:me/tiny: the hub cannot be reached: ")
+    assert said.endswith("`--model hf:me/tiny:tiny.gguf` serves it all the same")
     for one in examined:
-        said = one.result()
-        assert f"{path}: " in said.stdout + said.stderr, "found, and no model that can be read"
+        looked = one.result()
+        assert f"{path}: " in looked.stdout + looked.stderr, "found, and no model that can be read"
 
 
 def test_what_arrives_damaged_is_refused_and_removed(client: Client) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from lbhost.config import Settings
 from lbhost.supervisor.events import EventLog
@@ -60,6 +63,24 @@ def test_another_folder_of_the_same_name_is_not_the_servers(tmp_path: Path) -> N
     watched.look()
     assert [level for level, _ in watched.told] == ["warning", "info"]
     assert watched.folder.warnings == []
+
+
+def test_a_box_without_a_thread_to_spare_is_looked_at_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    path = tmp_path / "states"
+    path.mkdir()
+    watched = Watched(path)
+    path.rmdir()
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", start)
+        watched.folder.look()
+    assert watched.told == []
+    watched.look()
+    assert [level for level, _ in watched.told] == ["warning"]
 
 
 def test_where_no_states_are_kept_on_disk_there_is_nothing_to_tell(tmp_path: Path) -> None:

@@ -48,10 +48,14 @@ class StateFolder:
             else:
                 text = f"the state dir {self._path} is there again: KV states are kept in it"
                 self._events.add("info", "server", text)
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._see, args=(self._path,), name="lbhost state dir", daemon=True
         )
-        self._thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the box has no thread for it now: no reason to end the supervisor
+            return
+        self._thread = thread
 
     def _see(self, path: str) -> None:
         self._seen = _identity(path)

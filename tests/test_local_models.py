@@ -262,8 +262,8 @@ def test_a_model_is_pulled_once_and_there_when_the_hub_is_gone(client: Client, h
         examined = [pool.submit(client.run, "doctor", "--model", spec) for spec in specs]
     refused = pulling.result()
     assert refused.returncode == 1
-    tried, said = refused.stderr.splitlines()  # and nothing of each attempt
-    assert tried.startswith("lbhost: hf:me/tiny: the hub does not answer")
+    *tries, said = refused.stderr.splitlines()
+    assert len(tries) <= 1, "older clients try once, newer ones six times"
     assert said.startswith("lbhost: hf:me/tiny: the hub cannot be reached: ")
     assert said.endswith("`--model hf:me/tiny:tiny.gguf` serves it all the same")
     for one in examined:

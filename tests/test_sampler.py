@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 
 import trees
 from lbhost.board import Board, CoreRow
-from lbhost.linux import ThreadUse, children, cpu_s, helpers, ran_on
+from lbhost.linux import ThreadUse, cpu_s, helpers
 from lbhost.machine import cpustat, hostload
 from lbhost.machine.sampler import Sampler, Watched
 from lbhost.machine.topology import discover
@@ -144,67 +143,6 @@ def test_what_a_worker_uses_of_lent_cores_is_not_others_there_nor_its_own_at_hom
         desktop.step({0: (12, 0, 0)}, {0: 0.12})
     assert desktop.core(0).others == pytest.approx(0.0, abs=0.05)
     assert desktop.core(1).others == pytest.approx(0.0, abs=0.05)
-
-
-def test_what_the_servers_other_processes_use_is_no_strangers(desktop: Box) -> None:
-    desktop.watch(0, 0)
-    desktop.runs(7, cpu=1, used_s=0.0)
-    desktop.step(times=2)
-    for turn in range(1, 9):  # a gateway on core 1, beside a program that takes a fifth of it
-        desktop.runs(7, cpu=1, used_s=0.1 * turn)
-        desktop.step({1: (15, 0, 0)})
-    core = desktop.core(1)
-    assert core.others == pytest.approx(0.6)
-    assert 0.1 < (core.foreign or 0.0) <= 0.2
-    assert (core.lasting or 0.0) > 0.5
-    assert desktop.core(0).foreign == pytest.approx(0.0)
-
-
-def test_nor_is_what_they_start(desktop: Box) -> None:
-    desktop.runs(7, cpu=1, used_s=3.0)
-    desktop.step(times=2)
-    desktop.runs(8, cpu=2, used_s=0.25, under=7)  # a prompt helper that has just come
-    desktop.step({2: (25, 0, 0)})
-    desktop.runs(8, cpu=2, used_s=0.5)
-    desktop.step({2: (25, 0, 0)})
-    assert desktop.core(2).others == pytest.approx(1.0)
-    assert desktop.core(2).foreign == pytest.approx(0.0)
-
-
-def test_a_process_that_is_said_to_run_elsewhere_now_and_then_evens_out(desktop: Box) -> None:
-    desktop.runs(7, cpu=1, used_s=0.0)
-    desktop.step(times=2)
-    seen = []
-    for turn in range(1, 25):  # half of the time on either core, seen on one of them
-        desktop.runs(7, cpu=turn % 2, used_s=0.2 * turn)
-        desktop.step({0: (10, 0, 0), 1: (10, 0, 0)})
-        seen += [desktop.core(0).foreign or 0.0, desktop.core(1).foreign or 0.0]
-    assert max(seen) < 0.2
-
-
-def test_what_was_used_before_says_nothing_once_it_is_to_be_forgotten(desktop: Box) -> None:
-    desktop.step({0: (25, 0, 0), 1: (25, 0, 0)}, times=12)
-    assert desktop.core(0).foreign == pytest.approx(1.0)
-    desktop.sampler.forget_use()
-    for cpu in (0, 1):
-        row = desktop.core(cpu)
-        assert (row.idle, row.others, row.lasting, row.foreign) == (None, None, None, None)
-        assert row.lead
-    desktop.step({1: (25, 0, 0)})
-    assert desktop.core(0).foreign == pytest.approx(0.0)
-    assert desktop.core(1).foreign == pytest.approx(1.0)  # a neighbour, after a quarter second
-
-
-def test_a_process_tells_where_it_ran_and_what_it_has_started() -> None:
-    pid = os.getpid()
-    assert ran_on(pid) in range(os.cpu_count() or 1)
-    assert ran_on(2**22 + 1) is None
-    assert children(2**22 + 1) == []
-    if Path(f"/proc/{pid}/task/{pid}/children").exists():  # not every kernel tells
-        with subprocess.Popen(["sleep", "600"]) as one:
-            started = children(pid)
-            one.kill()
-        assert one.pid in started
 
 
 def test_a_process_tells_how_long_each_of_its_threads_ran_and_where() -> None:

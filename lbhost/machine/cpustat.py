@@ -98,9 +98,10 @@ class UsageMeter:
         """What others use, and foreigners; the latter may be under 0 for a moment."""
 
     def forget(self) -> None:
-        """What was used up to now says nothing of what will be: begin with the next interval."""
+        """What was used up to now was our own, as far as anybody knows: no foreigner is believed
+        in until the next intervals show one."""
         self._intervals.clear()
-        self._lasting.clear()
+        self._lasting = {cpu: (lasting, 0.0) for cpu, (lasting, _) in self._lasting.items()}
 
     def add(
         self,
@@ -140,7 +141,7 @@ class UsageMeter:
             usage[cpu] = now_used = _over(history)
             if now_used.others is not None and now_used.foreign is not None:
                 lasting, foreign = now_used.others, now_used.foreign
-                if len(history) > 1 and cpu in believed:
+                if cpu in believed:
                     weight = 1 - math.exp(-seconds / LASTING_S)
                     before, alien = believed[cpu]
                     lasting = before + weight * (lasting - before)

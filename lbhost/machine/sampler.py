@@ -140,15 +140,14 @@ class Sampler:
             self._refreshed_ns = now_ns
             self._sensors.refresh()
 
-    def forget_use(self) -> None:
-        """Begin anew with who uses the CPUs: it is unknown until the next sample."""
+    def forget_foreigners(self) -> None:
+        """What strangers have used of the CPUs by now may have been processes of ours that have
+        ended since: only what comes from now on is theirs."""
         self._meter.forget()
-        used = ("idle", "others", "steal", "niced", "lasting", "foreign")
-        unknown = dict.fromkeys(used)
         for cpu in self._cores:
             row = self._board.cores.read(cpu)
-            if row is not None:
-                self._board.cores.write(cpu, msgspec.structs.replace(row, **unknown))
+            if row is not None and row.foreign is not None:
+                self._board.cores.write(cpu, msgspec.structs.replace(row, foreign=0.0))
 
     def adopt(self, topology: Topology) -> None:
         """Read another set of CPUs from now on: some came online, or went.

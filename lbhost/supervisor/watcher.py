@@ -47,6 +47,7 @@ class Watcher:
         self._memory = MemoryWatch(events)
         self._wide_steps: dict[int, int] = {}
         """By pid, as of the last sample."""
+        self._looked = False
 
     def look(self, now_s: float, *, looked: bool) -> None:
         """One tick.
@@ -56,6 +57,9 @@ class Watcher:
         """
         progress = self._fleet.progress()
         self._sampler.sample(self._watched(progress), self._services())
+        if not self._looked:  # measuring shapes before the first look may have taken all cores
+            self._looked = True
+            self._sampler.forget_foreigners()
         self._memory.look(self._board.host.read(0))
         gateway = self._board.gateway.read(0)
         self._look_at_gateway(gateway, now_s, looked=looked)
@@ -69,7 +73,7 @@ class Watcher:
 
     def begin(self) -> None:
         """Everything is up: what starting it has used of the cores is no neighbour's use."""
-        self._sampler.forget_use()
+        self._sampler.forget_foreigners()
 
     def look_at_box(self) -> None:
         """What the cgroup, the affinity mask and hotplug leave us may change at any time."""

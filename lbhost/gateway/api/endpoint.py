@@ -235,7 +235,8 @@ class Completions:
         except TimeoutError as error:
             waited = time.monotonic() - exchange.began
             raise DeadlineError(
-                f"others of more than {LARGE_INPUTS} inputs went first for {waited:.1f} s",
+                f"others of more than {LARGE_INPUTS} inputs still went first {waited:.1f} s after "
+                "it had come",
                 retry_after_s=1,
             ) from error
         finally:

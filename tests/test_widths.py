@@ -138,6 +138,12 @@ def test_the_own_threads_wait_for_their_turn_where_a_probe_has_measured_what_pay
     assert first == {Phase.PREFILL: 41, Phase.DECODE: 19}  # what they lose is a fiftieth
 
 
+def test_a_gain_that_was_measured_while_nothing_was_computed_is_none() -> None:
+    widths = Widths(1, [WidthGain(2, 1.8, 0.0)])
+    assert widths.gain(Phase.DECODE, 2) == 1.0
+    assert set(run(widths, {1: 1.0, 2: 1.5}, 20)) == {2}
+
+
 def test_a_disturbed_core_of_its_own_does_not_make_a_second_one_look_useless() -> None:
     assert run(Widths(), {1: 0.5, 2: 0.9}, 300)[-5:] == [2] * 5
 

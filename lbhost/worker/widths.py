@@ -101,13 +101,15 @@ class Widths:
     def __init__(self, own: int = 1, known: Sequence[WidthGain] = ()) -> None:
         """
         Args:
-            known: gains that were measured before; they stand until they are measured here.
+            known: gains that were measured before; they stand until they are measured here. One
+                of 0 is none: nothing was computed while it was measured.
         """
         self._own = own
         self._gains: dict[tuple[Phase, int], float] = {}
         for one in known:
-            self._gains[Phase.PREFILL, one.threads] = one.prefill
-            self._gains[Phase.DECODE, one.threads] = one.decode
+            for phase, gain in ((Phase.PREFILL, one.prefill), (Phase.DECODE, one.decode)):
+                if gain > 0:
+                    self._gains[phase, one.threads] = gain
         self._known = {one.threads for one in known if one.threads > own}
         self._seen: set[tuple[Phase, int]] = set()
         """Of which gains were measured here."""

@@ -18,6 +18,8 @@ _MORE = ("anyOf", "oneOf", "allOf", "$ref")
 """Keywords by which other schemas may hold for the same object."""
 _WHOLE = frozenset(("enum", "const"))
 """Keywords that list whole objects, other keys and all."""
+_KEYS = frozenset(("properties", "patternProperties", "required"))
+"""Keywords that say which keys an object has."""
 _UNUSUAL = frozenset(("if", "not", "dependentSchemas", "$dynamicRef", "unevaluatedProperties"))
 
 
@@ -29,7 +31,7 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _closed(schema: Any) -> Any:
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or not _WHOLE.isdisjoint(schema):
         return schema
     made: dict[str, Any] = {}
     for key, value in schema.items():
@@ -41,7 +43,7 @@ def _closed(schema: Any) -> Any:
             )
         else:
             made[key] = value
-    if _WHOLE.isdisjoint(made) and "additionalProperties" not in made and _names_all(made):
+    if "additionalProperties" not in made and _names_all(made):
         made["additionalProperties"] = False
     return made
 
@@ -68,7 +70,8 @@ def _puts_together(schema: Any) -> bool:
     parts = schema.get("allOf")
     several = (isinstance(parts, list) and len(parts) > 1) or not _WHOLE.isdisjoint(schema)
     more = [schema[key] for key in _MORE if key in schema]
-    if (several or "properties" in schema or len(more) > 1) and any(map(_shapes, more)):
+    named = schema.get("properties")
+    if (several or len(more) > 1 or not _KEYS.isdisjoint(schema)) and _shapes(more, named):
         return True
     below: list[Any] = [schema[key] for key in _SCHEMAS if key in schema]
     for key in _NAMES:
@@ -77,10 +80,15 @@ def _puts_together(schema: Any) -> bool:
     return any(map(_puts_together, below))
 
 
-def _shapes(part: Any) -> bool:
-    """Whether it says which keys an object has: itself, or (a text) where it is to be found."""
+def _shapes(part: Any, named: Any) -> bool:
+    """Whether it says which keys an object has, but for wanting some that are `named` already:
+    itself, or (a text) where it is to be found."""
     if isinstance(part, list):
-        return any(map(_shapes, part))
+        return any(_shapes(one, named) for one in part)
     if isinstance(part, dict):
-        return "properties" in part or any(_shapes(part[key]) for key in _MORE if key in part)
+        if "properties" in part or "patternProperties" in part:
+            return True
+        if "required" in part and not _names_all({"properties": named, **part}):
+            return True
+        return any(_shapes(part[key], named) for key in _MORE if key in part)
     return isinstance(part, str)

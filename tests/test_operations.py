@@ -300,3 +300,6 @@ async def test_what_operators_of_the_server_before_have_wanted_since_is_wanted_h
         operations.follow([])
         operations.follow([msgspec.structs.replace(before, name="another", down=(homes[1],))])
         assert all(row.wanted == "up" for row in running.server.status().workers)
+        operations.stopping = True
+        operations.follow([msgspec.structs.replace(before, workers=2, down=(homes[1],))])
+        assert all(row.wanted == "up" for row in running.server.status().workers)

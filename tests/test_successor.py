@@ -13,7 +13,7 @@ import pytest
 
 from lbhost import control
 from lbhost.placement.placement import Placement
-from lbhost.supervisor import handover
+from lbhost.supervisor import handover, succession
 from lbhost.supervisor.children import Children
 from lbhost.supervisor.handover import Handover, Predecessor
 from lbhost.supervisor.succession import Context, Line, Message, Next, Serving, TakeOver
@@ -100,6 +100,13 @@ async def test_without_a_process_that_stays_no_line_leads_there() -> None:
         server = Predecessor(theirs, lambda _: None, lambda: None)
         assert server.line_to_anchor() == ()
         server.close()
+
+
+def test_the_message_of_a_release_that_says_nothing_of_its_models_is_understood() -> None:
+    ours, theirs = control.socketpair()
+    with ours, theirs:
+        ours.send(b'{"type":"take_over","anchor":5}')
+        assert succession.receive(theirs) == (TakeOver(5), [])
 
 
 @pytest.mark.anyio

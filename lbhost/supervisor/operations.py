@@ -294,7 +294,10 @@ class Operations:
 
     def follow(self, contexts: Sequence[Context]) -> None:
         """Want what operators of the server before this one have wanted since this one began to
-        start: which workers are down, and how many a pinned model has."""
+        start: which workers are down, and how many a pinned model has. Nothing once this one stops:
+        none of its workers is to run any more."""
+        if self.stopping:
+            return
         by_name = {context.name: context for context in contexts}
         for model in self.fleet:
             if model.name not in by_name:

@@ -13,6 +13,7 @@ from dispatching import Bench, bench, over, work
 from fake_worker import Script
 from lbhost import order, wire
 from lbhost.errors import (
+    DeadlineError,
     QueueFullError,
     TooLateError,
     TooSlowError,
@@ -145,6 +146,30 @@ async def test_many_answers_to_one_prompt_are_its_work_once() -> None:
         await over(running)
         await until(lambda: many.over, "all are done")
         assert many.error is None
+
+
+async def test_what_waits_for_others_of_its_own_request_is_not_too_late() -> None:
+    async with bench(slots=1, queue_timeout_s=0.2) as b:
+        (fake,) = b.workers
+        fake.hold()
+        several = group.submit(b.dispatcher, [work()] * 3, time.monotonic())
+        stranger = b.submit()
+        await until(lambda: stranger.over, "it has waited for too long")
+        assert isinstance(stranger.error, DeadlineError)
+        states = [job.state for job in several.jobs]  # whose time would have been over before
+        assert states == [JobState.RUNNING, JobState.QUEUED, JobState.QUEUED]
+        several.cancel()
+
+
+async def test_what_no_worker_has_for_the_time_of_the_queue_is_too_late_with_all_its_jobs() -> None:
+    async with bench(slots=1, queue_timeout_s=0.2) as b:
+        (fake,) = b.workers
+        fake.hold()
+        several = group.submit(b.dispatcher, [work()] * 2, time.monotonic())
+        assert several.jobs[0].state is JobState.RUNNING
+        fake.close()
+        await until(lambda: several.over, "they have waited for too long")
+        assert all(isinstance(job.error, DeadlineError) for job in several.jobs)
 
 
 async def test_more_work_than_can_begin_in_time_is_refused_as_soon_as_speeds_are_known() -> None:

@@ -78,6 +78,8 @@ class Bell:
     def __init__(self) -> None:
         self._waiter: asyncio.Future[None] | None = None
         self._rung = False
+        self.served = -math.inf
+        """When a worker last let go of one of the jobs; the dispatcher's to write."""
 
     async def wait(self, ready: Callable[[], bool]) -> None:
         """Return when it is ready, or was rung. `ready` is asked again whenever it is woken."""

@@ -74,6 +74,7 @@ class Register:
     def requeue(self, job: Job, *, in_place: bool = False) -> None:
         """Back with what it has so far: to the front, or to the place that its arrival gave it."""
         del self.attempts[job.number]
+        job.bell.served = self._clock()
         job.to_be_continued()
         if job.begun:
             job.expected_tokens = self._router.expected_tokens(job.work, job.completion_tokens)
@@ -95,7 +96,8 @@ class Register:
     ) -> None:
         """With an answer, an error, or neither: nobody wants it any more."""
         self._deadlines.clear(job)
-        self.attempts.pop(job.number, None)
+        if self.attempts.pop(job.number, None) is not None:
+            job.bell.served = self._clock()
         del self.jobs[job.number]
         self.work_s += self._router.spent_s(job) - job.booked_s
         job.end(finish, error)
@@ -118,19 +120,27 @@ class Register:
         self._deadlines.set(job, latest)
 
     def _put_off(self, job: Job) -> bool:
-        """Whether a job that waits has a later deadline, because its model has slept meanwhile."""
+        """Whether a job that waits has a later deadline: its model has slept meanwhile, or workers
+        had others of its request, which has begun by that."""
         if job.state is not JobState.QUEUED or not _within_queue_timeout(job):
             return False
         now, settings = self._clock(), self._admission.settings
         awake_since = self._sessions.sleep.awake_since(job.queued, now)
-        if awake_since <= job.queued:
+        since = max(awake_since, self._had_others(job, now))
+        if since <= job.queued:
             return False
-        latest = awake_since + settings.queue_timeout_s
+        latest = since + settings.queue_timeout_s
         latest = min(latest, job.arrived + settings.request_timeout_s)
         if latest <= now:
             return False
         self._deadlines.set(job, latest)
         return True
+
+    def _had_others(self, job: Job, now: float) -> float:
+        """When a worker last had a job of the same request: now, if one has."""
+        if any(one.job.bell is job.bell for one in self.attempts.values()):
+            return now
+        return job.bell.served
 
     def _on_deadline(self, job: Job) -> None:
         if self._put_off(job):

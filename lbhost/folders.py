@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping
@@ -23,12 +24,15 @@ def private(path: Path, flag: str) -> Path:
     path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow a foreign link)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # what it is comes out below
+            path.mkdir(mode=0o700)
         found = path.lstat()
     except OSError as error:
         raise StartupError(f"cannot make {what}: {error.strerror}") from error
+    if stat.S_ISLNK(found.st_mode):
+        raise StartupError(f"{what} is a link: name the folder itself with {flag}")
     if not stat.S_ISDIR(found.st_mode):
-        raise StartupError(f"{what} is not a folder")
+        raise StartupError(f"{what} is not a folder: move it away, or choose another {flag}")
     if found.st_uid != os.geteuid():
         raise StartupError(f"{what} belongs to another user (uid {found.st_uid})")
     if found.st_mode & 0o077:

@@ -116,9 +116,12 @@ def test_a_folder_open_to_others_or_not_ours_is_refused(
 def test_links_and_files_are_no_folders(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert "is not a folder" in refusal(tmp_path / "link")
+    assert "is a link: name the folder itself with --runtime-dir" in refusal(tmp_path / "link")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "no folder")
+    assert "is a link: name the folder itself" in refusal(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    assert "cannot make the runtime dir" in refusal(tmp_path / "file")
+    assert "is not a folder: move it away, or choose another" in refusal(tmp_path / "file")
+    assert "cannot make the runtime dir" in refusal(tmp_path / "file" / "below")
 
 
 def test_a_path_too_long_for_a_socket_is_refused_before_anything_is_made(tmp_path: Path) -> None:

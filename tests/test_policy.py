@@ -34,6 +34,7 @@ def view(
     in_flight: int = 0,
     slots: int = 4,
     long_in_flight: int = 0,
+    flex_in_flight: int = 0,
     prefills: tuple[int, ...] = (),
     cached: int = 0,
     share: float = 1.0,
@@ -49,6 +50,7 @@ def view(
         slots=slots,
         in_flight=in_flight,
         long_in_flight=long_in_flight,
+        flex_in_flight=flex_in_flight,
         prefills=prefills,
         cached=cached,
         speeds=(500.0, 0.002, 0.006) if measured else None,
@@ -282,6 +284,17 @@ def test_one_slot_in_eight_is_kept_for_short_prompts(
 
 
 @pytest.mark.parametrize(
+    ("flex", "long", "room"),
+    [(12, 0, True), (12, 2, True), (12, 3, False), (15, 0, True), (4, 10, True), (4, 11, False)],
+)
+def test_slots_that_flex_has_are_not_those_kept_for_short_prompts(
+    flex: int, long: int, room: bool
+) -> None:
+    one = view(slots=16, in_flight=flex + long, long_in_flight=long, flex_in_flight=flex)
+    assert room_for_long([one]) is room
+
+
+@pytest.mark.parametrize(
     ("slots", "taken", "room"),
     [(1, 0, True), (1, 1, False), (2, 0, True), (2, 1, False), (7, 5, True), (7, 6, False),
      (8, 5, True), (8, 6, False)],
@@ -327,6 +340,7 @@ views_strategy = st.lists(
         slots=st.integers(1, 8),
         in_flight=st.integers(0, 8),
         long_in_flight=st.integers(0, 8),
+        flex_in_flight=st.integers(0, 8),
         prefills=st.lists(st.integers(1, 10_000), max_size=4).map(tuple),
         cached=st.integers(0, 3000),
         speeds=st.none() | st.tuples(st.floats(1, 1e5), st.floats(0, 10), st.floats(0, 10)),

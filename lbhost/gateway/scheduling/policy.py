@@ -118,11 +118,12 @@ def room_for_long(views: Sequence[WorkerView]) -> bool:
 
     One slot in eight is kept, at least one, unless there is but one slot. Judged by the long
     ones alone, so that a stream of short ones cannot starve them. An idle worker of several
-    slots has room left after any one request.
+    slots has room left after any one request. A slot that a flex one has is none: until the long
+    ones are done, that does not compute either, and no short one would get a slot.
     """
     if any(not view.in_flight and view.slots > 1 for view in views):
         return True
-    slots = sum(view.slots for view in views)
+    slots = sum(max(0, view.slots - view.flex_in_flight) for view in views)
     kept = 0 if slots <= 1 else max(1, slots // 8)
     return sum(view.long_in_flight for view in views) < slots - kept
 

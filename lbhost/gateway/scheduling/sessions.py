@@ -206,12 +206,16 @@ class Session:
         if any(attempt.job.work.adapter for attempt in self.attempts.values()):
             adapters = {number: one.job.work.adapter for number, one in self.attempts.items()}
         factors = self.accuracy.factors(wide)
+        jobs = [attempt.job for attempt in self.attempts.values()]
+        flex = sum(job.work.rank == order.FLEX for job in jobs)
+        long = sum(job.long and job.work.rank != order.FLEX for job in jobs)
         return WorkerView(
             worker=self.worker,
             epoch=self.epoch,
             slots=len(self.attempts) + self.room,
             in_flight=len(self.attempts),
-            long_in_flight=sum(attempt.job.long for attempt in self.attempts.values()),
+            long_in_flight=long,
+            flex_in_flight=flex,
             prefills=tuple([tokens for _, tokens, _ in left]),
             ranks=()
             if all(rank == order.DEFAULT for rank, _, _ in left)

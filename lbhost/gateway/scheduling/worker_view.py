@@ -36,7 +36,9 @@ class WorkerView(msgspec.Struct, frozen=True):
     in_flight: int
     """Requests there; the greater of what the gateway sent and what the board says."""
     long_in_flight: int = 0
-    """Those of them with a long prompt."""
+    """Those of them with a long prompt, but for flex ones."""
+    flex_in_flight: int = 0
+    """Those of them whose prompts wait for all others'."""
     prefills: tuple[int, ...] = ()
     """Prompt tokens left to compute of each request there that has no output yet."""
     cached: int = 0

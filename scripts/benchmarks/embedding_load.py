@@ -13,6 +13,8 @@ import time
 
 import msgspec
 
+from benchmarks.load import SETTLE_S
+
 MOST_REQUESTS = 10_000
 
 
@@ -158,4 +160,5 @@ async def run(plan: Plan) -> Outcome:
 
 if __name__ == "__main__":
     wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
+    time.sleep(SETTLE_S)
     sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(run(wanted))))

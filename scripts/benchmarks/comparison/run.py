@@ -33,7 +33,7 @@ from benchmarks.comparison.scenarios import (
     Scenario,
     Weights,
 )
-from benchmarks.load import Job, Outcome, Plan
+from benchmarks.load import SETTLE_S, Job, Outcome, Plan
 from benchmarks.servers import ServerError
 
 CAPACITY_CLIENTS = 8
@@ -278,7 +278,7 @@ class Comparison:
         if scenario.disturbance is Disturbance.HALF:
             return disturb.half_duty(core)
         if scenario.disturbance is Disturbance.STOP:
-            return disturb.stopped_worker(contender.workers, self._seconds / 4)
+            return disturb.stopped_worker(contender.workers, SETTLE_S + self._seconds / 4)
         return nullcontext()
 
     def _apply(

@@ -3,8 +3,7 @@
 A width's *gain* is the time that one's own threads would take, by the speed meter, over the wall
 time that the step took with so many threads. Wall time, because a thread that waits for a
 disturbed one sleeps. A width is tried when the next smaller one has paid, and kept while it pays;
-all are looked at again now and then, because neighbours come and go. A look is expected to lose
-what the best width would have saved, and all looks of a kind together lose LOOK_SHARE at most.
+all are looked at again now and then, because neighbours come and go.
 """
 
 from __future__ import annotations
@@ -21,30 +20,15 @@ WEIGHT = 0.2
 """Of the newest step in a gain."""
 
 LOOK_AGAIN = 64
-"""Every so many steps of a kind at most, one is computed with another width than the best…"""
-
-RARELY = 4
-"""…and every so many times as many, while all that is measured is about what was known."""
-
-LOOK_SHARE = 0.005
-"""Of the time computed since a width was last looked at: what looking at it again may lose, as far
-as that is known; all widths together."""
-
-LEAST_GAIN = 0.3
-"""No width is supposed to be worse, or it would never be looked at again."""
-
-SURPRISE = 0.25
-"""So far from what was known, a measurement says that something has changed."""
-
-STALE_WEIGHT = 0.4
-"""Of a step in a gain that was not measured for LOOK_AGAIN steps: what is known of it is old."""
+"""Every so many steps of a kind, one is computed with another width, so that all are known."""
 
 FIRST_OWN = 8
 """The step of a kind, of those for which cores were lent, that the own threads compute alone if
-they have not yet, and nothing was measured of what the best width brings."""
+they have not yet…"""
 
-FIRST_SHARE = 0.02
-"""Of the time computed so far: what their first step may lose, if something was."""
+EARLY = frozenset({FIRST_OWN, 32})
+"""…and those that they compute in any case: the one before may have touched all memory for the
+first time."""
 
 SUPPOSED = 0.7
 """What each thread as many as the own ones adds to their speed, until it is measured: two cores of
@@ -66,35 +50,6 @@ class Phase(enum.Enum):
         return cls.PREFILL if prefill else cls.DECODE
 
 
-class _Looks:
-    """What was computed of one phase, while cores were lent and while none were."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        """Those for which there was a choice."""
-        self.seconds = 0.0
-        self.own_s = 0.0
-        """Of a usual step, with the own threads."""
-        self.newest = 0
-        """The step of the newest look."""
-        self.calm = 1
-        """LOOK_AGAIN is stretched by so much."""
-        self._last: dict[int, tuple[int, float]] = {}
-
-    def last(self, width: int) -> tuple[int, float]:
-        """`steps` and `seconds` when the width was measured last; 0 if it never was."""
-        return self._last.get(width, (0, 0.0))
-
-    def stale(self, width: int) -> bool:
-        return self.steps - self.last(width)[0] >= LOOK_AGAIN
-
-    def add(self, width: int, own_s: float, wall_s: float) -> None:
-        """A step was measured."""
-        self.seconds += wall_s
-        self.own_s += (WEIGHT if self._last else 1.0) * (own_s - self.own_s)
-        self._last[width] = self.steps, self.seconds
-
-
 class Widths:
     """See the module. Widths count threads; `own` is the narrowest."""
 
@@ -113,7 +68,7 @@ class Widths:
         self._known = {one.threads for one in known if one.threads > own}
         self._seen: set[tuple[Phase, int]] = set()
         """Of which gains were measured here."""
-        self._looks = {phase: _Looks() for phase in Phase}
+        self._steps = dict.fromkeys(Phase, 0)
 
     def choose(self, phase: Phase, widest: int, *, known: bool) -> int:
         """Threads of the next step.
@@ -124,37 +79,19 @@ class Widths:
         """
         if widest <= self._own:
             return self._own
-        looks = self._looks[phase]
-        looks.steps += 1
+        self._steps[phase] += 1
+        if not known and self._steps[phase] >= FIRST_OWN:
+            return self._own
         best, untried = self._best(phase, widest)
-        if not known and looks.steps >= FIRST_OWN:
-            patient = best in self._known or (phase is Phase.PREFILL and self._decodes_pay(best))
-            if not patient or self._affordable(phase, self._own, best, FIRST_SHARE):
-                return self._own
         if untried is not None and (known or best == self._own or self._measures(phase)):
             return untried
-        if looks.steps - looks.newest < LOOK_AGAIN * looks.calm:
+        turn, rest = divmod(self._steps[phase], LOOK_AGAIN)
+        if turn == 0 and rest in EARLY:
+            return self._own
+        if rest:
             return best
-        others = [width for width in (self._own, *self._sizes(widest)) if width != best]
-        for width in sorted(others, key=looks.last):
-            if self._affordable(phase, width, best, LOOK_SHARE / len(others)):
-                looks.newest = looks.steps
-                return width
-        return best
-
-    def _decodes_pay(self, width: int) -> bool:
-        """Whether single tokens were measured to be faster with it. Then prompts are, too: they
-        take more computing for each byte of weights."""
-        own, wide = (Phase.DECODE, self._own), (Phase.DECODE, width)
-        return {own, wide} <= self._seen and self._gains[wide] >= self._gains[own] * PAYS
-
-    def _affordable(self, phase: Phase, width: int, best: int, share: float) -> bool:
-        """Whether a step with this width is expected to lose, against the best one, at most this
-        share of the time computed since the last."""
-        looks = self._looks[phase]
-        gain = max(LEAST_GAIN, self._gains.get((phase, width), 1.0))
-        lost_s = looks.own_s * (1 / gain - 1 / self._gains.get((phase, best), 1.0))
-        return lost_s <= share * (looks.seconds - looks.last(width)[1])
+        again = [self._own, *self._sizes(widest)]
+        return again[turn % len(again)]
 
     def observe(self, phase: Phase, width: int, own_s: float, wall_s: float) -> None:
         """A step is over.
@@ -165,17 +102,11 @@ class Widths:
         """
         if own_s <= 0 or wall_s <= 0:
             return
-        gain, key, looks = own_s / wall_s, (phase, width), self._looks[phase]
-        stale = looks.stale(width)
-        weight = STALE_WEIGHT if stale and width > self._own else WEIGHT
-        before = self._gains.get(key, gain)
-        self._gains[key] = before + (weight if key in self._seen else 1.0) * (gain - before)
-        if abs(gain / before - 1) > SURPRISE:
-            looks.calm = 1
-        elif stale:
-            looks.calm = min(2 * looks.calm, RARELY)
+        gain, key = own_s / wall_s, (phase, width)
+        weight = WEIGHT if key in self._seen else 1.0
         self._seen.add(key)
-        looks.add(width, own_s, wall_s)
+        before = self._gains.get(key, gain)
+        self._gains[key] = before + weight * (gain - before)
 
     def suppose(self, phase: Phase, width: int) -> float:
         """What a width's gain may be, and is taken for until it is measured, for the first step of

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from dispatching import bench, numbers, over
+from dispatching import Bench, bench, numbers, over
 from fake_worker import Script
 from lbhost import wire
 from lbhost.errors import (
@@ -23,6 +23,18 @@ pytestmark = pytest.mark.anyio
 
 
 # --- queries of death ---------------------------------------------------------------------
+
+
+async def two_deaths(b: Bench) -> None:
+    """A worker of one slot dies of what it computes, and the one after it; the third answers."""
+    for epoch in (1, 2):
+        dies = b.workers[-1]
+        await until(partial(bool, dies.submits), "the worker has it")
+        dies.die()
+        b.dispatcher.worker_ended(0, epoch, by_its_work=True)
+        await until(lambda: not b.sessions.links(), "that is seen")
+        await b.add(epoch=epoch + 1, slots=1, held=True)
+    b.workers[-1].release()
 
 
 async def test_a_request_that_kills_two_workers_is_a_query_of_death() -> None:
@@ -76,14 +88,7 @@ async def test_those_who_wait_with_the_prompt_of_a_query_of_death_are_not_tried(
     async with bench(slots=1) as b:
         b.workers[0].hold()
         jobs = [b.submit(33), b.submit(33), b.submit(34)]
-        for epoch in (1, 2):
-            dies = b.workers[-1]
-            await until(partial(bool, dies.submits), "the worker has it")
-            dies.die()
-            b.dispatcher.worker_ended(0, epoch, by_its_work=True)
-            await until(lambda: not b.sessions.links(), "that is seen")
-            await b.add(epoch=epoch + 1, slots=1, held=True)
-        b.workers[-1].release()
+        await two_deaths(b)
         assert [await over(job) for job in jobs] == ["", "", "one two three four five"]
         assert [type(job.error) for job in jobs[:2]] == [QueryOfDeathError] * 2
         assert [len(submit.prompt) // 4 for submit in b.workers[-1].submits] == [34]
@@ -93,14 +98,7 @@ async def test_its_prompt_with_another_adapter_is_no_query_of_death() -> None:
     async with bench(slots=1) as b:
         b.workers[0].hold()
         deadly, other = b.submit(33), b.submit(33, adapter=1, scope=1)
-        for epoch in (1, 2):
-            dies = b.workers[-1]
-            await until(partial(bool, dies.submits), "the worker has it")
-            dies.die()
-            b.dispatcher.worker_ended(0, epoch, by_its_work=True)
-            await until(lambda: not b.sessions.links(), "that is seen")
-            await b.add(epoch=epoch + 1, slots=1, held=True)
-        b.workers[-1].release()
+        await two_deaths(b)
         assert [await over(job) for job in (deadly, other)] == ["", "one two three four five"]
         assert isinstance(deadly.error, QueryOfDeathError)
 

@@ -46,6 +46,22 @@ def lone(b: Bench) -> tuple[Job, FakeWorker, FakeWorker]:
     return job, one, two
 
 
+def sent(b: Bench) -> list[str]:
+    """Whom each frame goes to from now on: "to 0", "to 1", …, in their order."""
+    order: list[str] = []
+    for fake in b.workers:
+        session = b.sessions.current(fake.worker)
+        assert session is not None
+        send = session.link.send
+
+        def noted(frame: bytes, name: str = f"to {fake.worker}", send: Any = send) -> None:
+            order.append(name)
+            send(frame)
+
+        session.link.send = noted  # type: ignore[method-assign]
+    return order
+
+
 async def test_a_lone_request_gets_every_idle_core_until_another_comes() -> None:
     async with box(3) as b:
         for fake in b.workers:
@@ -73,19 +89,9 @@ async def test_a_lone_request_gets_every_idle_core_until_another_comes() -> None
 
 async def test_a_core_is_asked_back_before_its_owner_gets_the_request() -> None:
     async with box(2) as b:
-        order: list[str] = []
         first, borrower, owner = lone(b)
         await told(borrower, (owner.worker,))
-        for fake in (borrower, owner):
-            session = b.sessions.current(fake.worker)
-            assert session is not None
-            send = session.link.send
-
-            def noted(frame: bytes, name: str = f"to {fake.worker}", send: Any = send) -> None:
-                order.append(name)
-                send(frame)
-
-            session.link.send = noted  # type: ignore[method-assign]
+        order = sent(b)
         second = b.submit()
         assert second.worker == owner.worker
         assert order == [f"to {borrower.worker}", f"to {owner.worker}"]
@@ -114,22 +120,12 @@ async def test_what_an_idle_worker_keeps_is_asked_back_for_whoever_needs_it() ->
         one.release()
         await over(first)
         assert one.lent == [(two.worker,)]
-        sent: list[str] = []
-        for fake in (one, two):
-            session = b.sessions.current(fake.worker)
-            assert session is not None
-            send = session.link.send
-
-            def noted(frame: bytes, name: str = f"to {fake.worker}", send: Any = send) -> None:
-                sent.append(name)
-                send(frame)
-
-            session.link.send = noted  # type: ignore[method-assign]
+        order = sent(b)
         one.hold()
         jobs = [b.submit(), b.submit()]
         assert {job.worker for job in jobs} == {one.worker, two.worker}
         await told(one, ())
-        assert sent.index(f"to {one.worker}") < sent.index(f"to {two.worker}")
+        assert order.index(f"to {one.worker}") < order.index(f"to {two.worker}")
         for fake in b.workers:
             fake.release()
         for job in jobs:

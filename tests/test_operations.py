@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from pathlib import Path
 
 import msgspec
@@ -136,18 +135,6 @@ async def test_a_restart_that_is_taken_back_says_so(
         await running.state(0, S.DRAINING)
         await running.server.resume(0)
         with pytest.raises(ConflictError, match="was resumed"):
-            await restarting
-
-
-async def test_a_restart_that_the_servers_end_overtakes_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with box(tmp_path, monkeypatch) as running:
-        running.tell("worker-0", "busy")
-        restarting = asyncio.create_task(running.server.restart(0))
-        await running.state(0, S.DRAINING)
-        running.server.request_stop(signal.SIGTERM)
-        with pytest.raises(ConflictError, match="the server is stopping"):
             await restarting
 
 

@@ -59,7 +59,7 @@ async def test_commands_that_wait_end_when_the_server_stops(
         restarting = asyncio.create_task(running.server.restart(0))
         await running.state(0, S.DRAINING)
         running.server.request_stop(signal.SIGTERM)
-        with pytest.raises(ConflictError):
+        with pytest.raises(ConflictError, match="the server is stopping"):
             await restarting
 
 

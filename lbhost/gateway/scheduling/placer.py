@@ -94,7 +94,7 @@ class Placer:
         alone: bool,
     ) -> int | None:
         """Index of the usable session that gets the job now; None: it waits."""
-        if not (alone or job.deaths):
+        if not job.deaths:
             return self._router.choose(job, usable, views)
         places = _elsewhere(job, views)
         there = [views[i] for i in places]

@@ -3,10 +3,12 @@ kills, drains and a reload."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,6 @@ TEXTS = [f"text {i}: the cat sat on mat number {i * 7}." for i in range(20)]
 PROMPTS = ("The history of Rome begins", "Once there was a fox that")
 TOKENS = 150
 
-Events = list[dict[str, Any]]
-
 
 class Box:
     """The server and its lbhost.toml."""
@@ -37,59 +37,50 @@ class Box:
     def __init__(self, server: Server, config: Path) -> None:
         self.server = server
         self.config = config
-        fields = {"max_tokens": TOKENS, "ignore_eos": True}
         self.whole = {
-            (name, prompt): undisturbed(server, prompt, model=name, **fields)
+            (name, prompt): undisturbed(
+                server, prompt, model=name, max_tokens=TOKENS, ignore_eos=True
+            )
             for name in CHATS
             for prompt in PROMPTS
         }
 
-    def load(self) -> Load:
-        """A stream of each prompt on each chat model, and embeddings all the while."""
-        server, fields = self.server, {"max_tokens": TOKENS, "ignore_eos": True}
-        streams = {
-            (name, prompt): server.later(server.stream, prompt, model=name, **fields)
-            for name, prompt in self.whole
-        }
-        embedded = [server.later(self._embed_until, list(streams.values())) for _ in range(2)]
-        load = Load(self, streams, embedded)
-        server.wait(lambda s: busy(s, "first") and busy(s, "second"), "both chat models compute")
-        return load
+    @contextmanager
+    def load(self) -> Iterator[None]:
+        """Streams of each prompt on each chat model, and embeddings, all the while.
 
-    def _embed_until(self, streams: list[Future[Events]]) -> list[httpx2.Response]:
-        """One text after the other, for as long as a stream is on its way."""
-        answers: list[httpx2.Response] = []
-        while not answers or not all(stream.done() for stream in streams):
-            answers.append(self.embed(TEXTS[len(answers) % len(TEXTS)]))
-        return answers
+        None fails, and each stream says what it says when nobody disturbs it. They are asked
+        again and again: a server that has just been taken over from answers one more request on
+        each connection that it has kept, and this one's workers do nothing meanwhile.
+        """
+        server, over = self.server, threading.Event()
+        asked = [server.later(self._streams, *key, over) for key in self.whole]
+        asked += [server.later(self._texts, over) for _ in range(2)]
+        try:
+            server.wait(lambda s: all(busy(s, name) for name in CHATS), "both chat models compute")
+            yield
+        finally:
+            over.set()
+        for future in asked:
+            future.result(PATIENCE_S)
+
+    def _streams(self, model: str, prompt: str, over: threading.Event) -> None:
+        while not over.is_set():
+            events = self.server.stream(prompt, model=model, max_tokens=TOKENS, ignore_eos=True)
+            check_stream(events, self.whole[model, prompt])
+            assert {event["model"] for event in events if "model" in event} == {model}
+
+    def _texts(self, over: threading.Event) -> None:
+        """One text after the other."""
+        for i in itertools.count():
+            if over.is_set():
+                break
+            answer = self.embed(TEXTS[i % len(TEXTS)])
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["model"] == VECTORS
 
     def embed(self, given: Any) -> httpx2.Response:
         return self.server.http.post("/v1/embeddings", json={"model": VECTORS, "input": given})
-
-
-class Load:
-    """Requests that are on their way."""
-
-    def __init__(
-        self,
-        box: Box,
-        streams: dict[tuple[str, str], Future[Events]],
-        embedded: list[Future[list[httpx2.Response]]],
-    ) -> None:
-        self._box = box
-        self._streams = streams
-        self._embedded = embedded
-
-    def check(self) -> None:
-        """None has failed, and each stream says what it says when nobody disturbs it."""
-        for key, future in self._streams.items():
-            events = future.result(PATIENCE_S)
-            check_stream(events, self._box.whole[key])
-            assert {event["model"] for event in events if "model" in event} == {key[0]}
-        for some in self._embedded:
-            for answer in some.result(PATIENCE_S):
-                assert answer.status_code == 200, answer.text
-                assert answer.json()["model"] == VECTORS
 
 
 @pytest.fixture(scope="module")
@@ -156,49 +147,45 @@ def test_the_official_client_uses_each_by_its_name(shared: Box) -> None:
 
 
 def test_a_killed_worker_of_each_model_costs_nobody_anything(shared: Box) -> None:
-    load = shared.load()
-    for model in (*CHATS, VECTORS):
-        (victim, *_) = workers_of(shared.server.status(), model)
-        assert victim.pid is not None
-        pid = victim.pid
-        os.kill(pid, signal.SIGKILL)
-        shared.server.wait(lambda s, pid=pid, of=model: replaced(s, pid, of), "it is replaced")  # type: ignore[misc]
-    load.check()
+    with shared.load():
+        for model in (*CHATS, VECTORS):
+            (victim, *_) = workers_of(shared.server.status(), model)
+            assert victim.pid is not None
+            pid = victim.pid
+            os.kill(pid, signal.SIGKILL)
+            shared.server.wait(lambda s, pid=pid, of=model: replaced(s, pid, of), "it is replaced")  # type: ignore[misc]
     assert shared.server.status().traffic.errors == 0
 
 
 def test_a_drain_and_a_rolling_restart_cost_nobody_anything(shared: Box) -> None:
     server = shared.server
-    load = shared.load()
-    victim = workers_of(server.status(), "first")[0].id
-    assert server.admin.post(f"/workers/{victim}/drain").status_code == 200
-    assert server.worker(victim).state == "stopped"
-    assert server.admin.post(f"/workers/{victim}/resume").status_code == 200
-    before = {worker.pid for worker in server.status().workers}
-    assert server.admin.post("/workers/restart").status_code == 200
-    assert not before & {worker.pid for worker in server.status().workers}
-    load.check()
+    with shared.load():
+        victim = workers_of(server.status(), "first")[0].id
+        assert server.admin.post(f"/workers/{victim}/drain").status_code == 200
+        assert server.worker(victim).state == "stopped"
+        assert server.admin.post(f"/workers/{victim}/resume").status_code == 200
+        before = {worker.pid for worker in server.status().workers}
+        assert server.admin.post("/workers/restart").status_code == 200
+        assert not before & {worker.pid for worker in server.status().workers}
 
 
 def test_a_reload_changes_the_limits_of_all_under_load(shared: Box) -> None:
-    load = shared.load()
-    pids = {worker.pid for worker in shared.server.status().workers}
-    shared.config.write_text("queue_size = 77\n" + shared.config.read_text())
-    answer = shared.server.cli("reload")
-    assert answer.returncode == 0, answer.stderr
-    load.check()
+    with shared.load():
+        pids = {worker.pid for worker in shared.server.status().workers}
+        shared.config.write_text("queue_size = 77\n" + shared.config.read_text())
+        answer = shared.server.cli("reload")
+        assert answer.returncode == 0, answer.stderr
     assert {worker.pid for worker in shared.server.status().workers} == pids
     text = shared.server.http.get("/metrics").text
     assert [f'lbhost_queue_limit{{model="{name}"}} 77.0' in text for name in CHATS] == [True, True]
 
 
 def test_another_server_takes_over_under_load(shared: Box) -> None:
-    load = shared.load()
-    before = {worker.pid for worker in shared.server.status().workers}
-    shared.config.write_text("slots = 3\n" + shared.config.read_text())
-    answer = shared.server.cli("reload")
-    assert answer.returncode == 0, answer.stderr
-    load.check()
+    with shared.load():
+        before = {worker.pid for worker in shared.server.status().workers}
+        shared.config.write_text("slots = 3\n" + shared.config.read_text())
+        answer = shared.server.cli("reload")
+        assert answer.returncode == 0, answer.stderr
     status = shared.server.status()
     assert not before & {worker.pid for worker in status.workers}
     assert [model.slots for model in status.models[:2]] == [3, 3]

@@ -117,12 +117,24 @@ async def test_nothing_is_sent_that_the_worker_has_or_that_does_not_pay() -> Non
         await until(lambda: plane.entries == 1, "the state has come")
         new = job(PROMPT)
         plane.look(new)
-        assert not plane.attach(worker.link, 1, new, own=160)
+        assert not plane.attach(worker.link, 1, new, own=192)
         other = job([9, *PROMPT])
         plane.look(other)
         assert other.match is None
         assert not plane.attach(worker.link, 2, other, own=0)
         assert plane.counts.misses == 1
+
+
+async def test_a_short_prompts_state_goes_with_it_too() -> None:
+    async with running() as (plane, worker):
+        worker.save(PROMPT[:40])
+        await until(lambda: plane.entries == 1, "the state has come")
+        new = job(PROMPT[:32])
+        plane.look(new)
+        assert plane.attach(worker.link, 1, new, own=0)
+        fewer = job(PROMPT[:15])
+        plane.look(fewer)
+        assert not plane.attach(worker.link, 2, fewer, own=0), "that is computed as soon"
 
 
 async def test_a_state_whose_copying_takes_longer_than_computing_is_left() -> None:

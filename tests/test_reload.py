@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ class File:
     @property
     def settings(self) -> Settings:
         return self.source.load()
+
+
+@pytest.fixture(autouse=True)
+def hang_ups_come() -> Iterator[None]:
+    """As in a terminal: under nohup they are ignored, and a server leaves that as it is."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -57,7 +57,10 @@ class Box:
         asked = [server.later(self._streams, *key, over) for key in self.whole]
         asked += [server.later(self._texts, over) for _ in range(2)]
         try:
-            server.wait(lambda s: all(busy(s, name) for name in CHATS), "both chat models compute")
+            server.wait(
+                lambda s: all(busy(s, name) for name in CHATS) or any(one.done() for one in asked),
+                "both chat models compute",  # or one has failed, which is told below
+            )
             yield
         finally:
             over.set()

@@ -68,13 +68,13 @@ def test_what_the_own_threads_take_is_supposed_until_it_is_measured() -> None:
 def test_wider_steps_are_compared_with_each_other_before_the_own_threads_were_measured() -> None:
     box = Box(timing(), prefill={}, decode={2: 1.6, 3: 2.1, 4: 2.0, 5: 3.0})
     assert box.steps(Phase.DECODE, FIRST_OWN - 1, lent=4) == [2, 2, 3, 4, 3, 3, 3]
-    assert box.steps(Phase.DECODE, 10, lent=4) == [1, *[3] * 9]
+    assert box.steps(Phase.DECODE, 10, lent=4) == [1, 4, *[3] * 8]  # another look at 4
 
 
 def test_lent_cores_that_are_of_no_use_are_left_alone_once_that_is_known() -> None:
     box = Box(timing(), prefill={}, decode={2: 0.7})
     assert box.steps(Phase.DECODE, FIRST_OWN - 1, lent=1) == [2] * (FIRST_OWN - 1)
-    assert box.steps(Phase.DECODE, LOOK_AGAIN - FIRST_OWN, lent=1).count(2) == 0
+    assert box.steps(Phase.DECODE, LOOK_AGAIN - FIRST_OWN, lent=1).count(2) == len([4, 8, 16])
 
 
 def test_the_first_step_has_as_many_threads_as_the_probe_has_found_to_pay() -> None:
@@ -90,6 +90,17 @@ def test_what_the_probe_has_found_useless_is_not_tried_first() -> None:
     box = Box(probed, prefill={2: 1.8}, decode={2: 1.5})
     assert box.steps(Phase.DECODE, LOOK_AGAIN - 1, lent=1) == [1] * (LOOK_AGAIN - 1)
     assert box.steps(Phase.DECODE, 5, lent=1) == [2] * 5  # it was looked at again, and pays now
+
+
+def test_a_first_step_that_touched_all_memory_says_nothing_against_what_was_probed() -> None:
+    probed = timing(WidthGain(2, 1.6, 1.5))
+    wall_s = 2 * OWN_S[Phase.PREFILL]
+    assert probed.choose(Phase.PREFILL, 2) == 2
+    probed.observe(2, 0, 64, cpu_s=wall_s, wall_s=wall_s)
+    box = Box(probed, prefill={2: 1.8}, decode={2: 1.5})
+    assert box.steps(Phase.PREFILL, 1, lent=0) == [1]
+    assert probed.widths.gain(Phase.PREFILL, 2) == pytest.approx(1.6)
+    assert box.steps(Phase.PREFILL, 4, lent=1) == [2] * 4
 
 
 def test_a_measured_speed_is_not_changed_by_a_supposition() -> None:

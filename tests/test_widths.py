@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lbhost.placement.gain import WidthGain
-from lbhost.worker.widths import EARLY, FIRST_OWN, LOOK_AGAIN, Phase, Widths
+from lbhost.worker.widths import DOUBTS, EARLY, FIRST_OWN, LOOK_AGAIN, Phase, Widths
 
 
 def run(
@@ -40,15 +40,42 @@ def test_what_pays_is_tried_and_kept() -> None:
 
 
 def test_it_stops_widening_where_nothing_is_won() -> None:
-    taken = run(Widths(), {1: 1.0, 2: 1.5, 3: 1.51, 4: 3.0}, 30)
+    taken = run(Widths(), {1: 1.0, 2: 1.5, 3: 1.51, 4: 3.0}, LOOK_AGAIN - 1)
     assert taken[:3] == [2, 3, 2]
-    assert set(taken[2:]) == {1, 2}
-    assert taken.count(1) == 1
+    assert set(taken[2:]) == {1, 2, 3}
+    assert taken.count(3) == 1 + len([4, 8, 16])
+    assert taken.count(1) == len(EARLY)
+
+
+def test_what_one_disturbed_step_makes_look_useless_is_looked_at_again_soon() -> None:
+    widths = Widths(1, [WidthGain(2, 1.5, 1.5)])
+    run(widths, {1: 1.0, 2: 0.7}, 1, phase=Phase.PREFILL)  # whose core it is was not done yet
+    taken = run(widths, {1: 1.0, 2: 1.8}, 40, phase=Phase.PREFILL)
+    assert taken[:6] == [1, 1, 1, 1, 2, 2]
+    assert set(taken[6:]) == {1, 2}
+    assert taken[6:].count(1) == len(EARLY)
+
+
+def test_looks_at_what_does_not_pay_become_rare() -> None:
+    taken = run(Widths(), {1: 1.0, 2: 0.8}, 4 * LOOK_AGAIN)
+    looks = [step for step, width in enumerate(taken, 1) if width == 2]
+    assert looks[:5] == [1, 6, 15, 32, LOOK_AGAIN]
+    assert len(looks) <= 1 + DOUBTS + 4 // 2
+
+
+def test_what_paid_is_looked_at_soon_when_it_seems_not_to_any_more() -> None:
+    widths = Widths()
+    run(widths, {1: 1.0, 2: 1.6}, LOOK_AGAIN + 1)
+    slow = run(widths, {1: 1.0, 2: 0.9}, 30)  # the whole box was slow, say: what one core takes is
+    fast = run(widths, {1: 1.0, 2: 1.6}, 10)  # measured now and then only
+    assert 4 <= slow.index(1) < 15
+    assert set(slow[slow.index(1) :]) == {1, 2}
+    assert fast[-1] == 2
 
 
 def test_prompts_and_single_tokens_have_widths_of_their_own() -> None:
     widths = Widths()
-    assert run(widths, {1: 1.0, 2: 0.8}, 10)[1:] == [1] * 9
+    assert run(widths, {1: 1.0, 2: 0.8}, 5)[1:] == [1] * 4
     assert run(widths, {1: 1.0, 2: 1.8}, 10, phase=Phase.PREFILL).count(2) == 9
     assert widths.gain(Phase.PREFILL, 2) > 1.5 > 1.0 > widths.gain(Phase.DECODE, 2)
 

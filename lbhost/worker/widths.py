@@ -17,7 +17,15 @@ PAYS = 1.04
 """A wider step must be so many times as fast as the next narrower one."""
 
 WEIGHT = 0.2
-"""Of the newest step in a gain."""
+"""Of the newest step in a gain, of which there have been more than…"""
+
+SURE = 5
+"""…so many: a mean of fewer."""
+
+DOUBTS = 4
+"""So often a width that was measured not to pay, or not to pay any more, is looked at again soon:
+after 4, 8, 16 and 32 steps. Its core's owner may not have been done, or all cores slow for a moment
+(what the own threads take was measured up to 64 steps ago)."""
 
 LOOK_AGAIN = 64
 """Every so many steps of a kind, one is computed with another width, so that all are known."""
@@ -66,8 +74,12 @@ class Widths:
                 if gain > 0:
                     self._gains[phase, one.threads] = gain
         self._known = {one.threads for one in known if one.threads > own}
-        self._seen: set[tuple[Phase, int]] = set()
-        """Of which gains were measured here."""
+        self._seen: dict[tuple[Phase, int], int] = {}
+        """How often gains were measured here."""
+        self._looked: dict[tuple[Phase, int], int] = {}
+        """In which step of its kind a width was last taken."""
+        self._doubts: dict[tuple[Phase, int], int] = {}
+        """How often a width was looked at since it has not paid."""
         self._steps = dict.fromkeys(Phase, 0)
 
     def choose(self, phase: Phase, widest: int, *, known: bool) -> int:
@@ -80,10 +92,17 @@ class Widths:
         if widest <= self._own:
             return self._own
         self._steps[phase] += 1
+        width = self._choose(phase, widest, known=known)
+        self._looked[phase, width] = self._steps[phase]
+        return width
+
+    def _choose(self, phase: Phase, widest: int, *, known: bool) -> int:
         if not known and self._steps[phase] >= FIRST_OWN:
             return self._own
         best, untried = self._best(phase, widest)
         if untried is not None and (known or best == self._own or self._measures(phase)):
+            if (phase, untried) in self._seen:
+                self._doubts[phase, untried] = self._doubts.get((phase, untried), 0) + 1
             return untried
         turn, rest = divmod(self._steps[phase], LOOK_AGAIN)
         if turn == 0 and rest in EARLY:
@@ -103,8 +122,8 @@ class Widths:
         if own_s <= 0 or wall_s <= 0:
             return
         gain, key = own_s / wall_s, (phase, width)
-        weight = WEIGHT if key in self._seen else 1.0
-        self._seen.add(key)
+        count = self._seen[key] = min(self._seen.get(key, 0) + 1, SURE)
+        weight = max(WEIGHT, 1 / count)
         before = self._gains.get(key, gain)
         self._gains[key] = before + weight * (gain - before)
 
@@ -117,9 +136,10 @@ class Widths:
         return self.gain(phase, width)
 
     def rebase(self, phase: Phase, ratio: float) -> None:
-        """The own threads take so many times as long as was supposed; so all gains are as many
-        times what they were."""
-        for key in [key for key in self._gains if key[0] is phase]:
+        """The own threads take so many times as long as was supposed; so the gains that were
+        measured by what was supposed are as many times what they were. Those that were known
+        before are not: a first step, which touches all memory, would make them look useless."""
+        for key in [key for key in self._seen if key[0] is phase]:
             self._gains[key] *= ratio
 
     def gain(self, phase: Phase, width: int) -> float:
@@ -131,8 +151,8 @@ class Widths:
         return any(of is phase for of, _ in self._seen)
 
     def _best(self, phase: Phase, widest: int) -> tuple[int, int | None]:
-        """The width that pays, and the one beyond it if that was never tried and nothing is known
-        of a still wider one that pays."""
+        """The width that pays, and the one beyond it if that is to be tried: it never was and
+        nothing is known of a still wider one that pays, or it is doubtful."""
         best, gain = self._own, self._gains.get((phase, self._own), 1.0)
         gains = {width: self._gains.get((phase, width)) for width in self._sizes(widest)}
         for width, found in gains.items():
@@ -142,9 +162,16 @@ class Widths:
                     continue
                 return best, width
             if found < gain * PAYS:
-                return best, None
+                return best, width if self._doubtful(phase, width) else None
             best, gain = width, found
+            self._doubts.pop((phase, width), None)
         return best, None
+
+    def _doubtful(self, phase: Phase, width: int) -> bool:
+        """Whether a width that was measured not to pay is worth another look by now."""
+        doubts = self._doubts.get((phase, width), 0)
+        since = self._steps[phase] - self._looked.get((phase, width), 0)
+        return (phase, width) in self._seen and doubts < DOUBTS and since > 4 << doubts
 
     def _sizes(self, widest: int) -> list[int]:
         sizes = {self._own + size for size in _SIZES} | self._known

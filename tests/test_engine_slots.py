@@ -14,6 +14,7 @@ from fake_engine import (
 )
 from lbhost.wire import FinishReason
 from lbhost.worker.context import Decoded
+from lbhost.worker.requests import Part, Slot, depth
 
 
 def test_a_prompt_seen_before_reuses_all_but_its_last_token() -> None:
@@ -198,3 +199,13 @@ def test_nothing_decodes_along_in_memory_that_cannot_be_cut() -> None:
         bench.submit(submit(number, lively(10, number), 24))
     bench.run()
     assert max(len(batch) for batch in context.batches) == 3
+
+
+def test_the_context_of_a_step_is_that_of_the_tokens_it_computes() -> None:
+    deep, shallow = Slot(0), Slot(1)
+    deep.tokens = bytearray(4 * 1000)
+    shallow.tokens = bytearray(4 * 10)
+    assert depth([Part(deep, bytes(4))]) == 1000
+    assert depth([Part(deep, bytes(4)), Part(shallow, bytes(4))]) == 505
+    assert depth([Part(deep, bytes(4)), Part(shallow, bytes(4 * 98))]) == (1000 + 980) // 99
+    assert depth([]) == 0

@@ -128,3 +128,35 @@ def test_a_step_that_took_no_time_is_not_believed() -> None:
     made.observe(2, 1, 0, cpu_s=0.0, wall_s=0.0)
     made.observe(1, 0, 64, cpu_s=0.0, wall_s=0.1)
     assert not any(made.meter.knows(phase) for phase in Phase)
+
+
+class DeepBox(Box):
+    """One on which what long contexts compute takes `slow` times as long."""
+
+    slow = 2.3
+
+    def tokens(self, count: int, *, depth: int) -> list[int]:
+        """The widths of so many decode steps of one sequence, with one core lent."""
+        taken = []
+        for _ in range(count):
+            width = self.timing.choose(Phase.DECODE, 2)
+            taken.append(width)
+            wall_s = OWN_S[Phase.DECODE] / self.gains[Phase.DECODE][width]
+            wall_s *= self.slow if depth else 1.0
+            self.timing.observe(width, 1, 0, cpu_s=wall_s, wall_s=wall_s, depth=depth)
+        return taken
+
+
+def test_long_contexts_do_not_make_a_second_core_look_useless() -> None:
+    box = DeepBox(timing(), prefill={}, decode={2: 1.6})
+    taken = [box.tokens(16, depth=0) + box.tokens(48, depth=1200) for _ in range(20)]
+    assert sum(answer.count(1) for answer in taken) <= 20 + len(EARLY) + 1
+    assert box.timing.widths.gain(Phase.DECODE, 2) == pytest.approx(1.6, rel=0.01)
+
+
+def test_a_second_core_that_is_useless_is_left_alone_whatever_the_contexts() -> None:
+    box = DeepBox(timing(), prefill={}, decode={2: 0.9})
+    box.tokens(16, depth=0)
+    taken = [box.tokens(48, depth=1200) + box.tokens(16, depth=0) for _ in range(20)]
+    assert sum(answer.count(2) for answer in taken[4:]) <= 2 * len(taken)
+    assert box.timing.widths.gain(Phase.DECODE, 2) == pytest.approx(0.9, rel=0.01)

@@ -174,6 +174,7 @@ class BaseEngine(ABC, Generic[R, M]):
         prefill: int,
         forced: int = 0,
         settled: bool = True,
+        depth: int = 0,
     ) -> tuple[Decoded, T]:
         """Compute a batch with the crew, and learn from how long it took.
 
@@ -183,6 +184,7 @@ class BaseEngine(ABC, Generic[R, M]):
             prefill: tokens of prompts in it.
             forced: those of them that are no prompt's, but output that a grammar has forced.
             settled: whether it takes as long as others of its kind will.
+            depth: tokens of context before each that it computes, on average.
         """
         crew = self._crew
         self._computing = keys
@@ -194,7 +196,9 @@ class BaseEngine(ABC, Generic[R, M]):
         self._computing = set()
         if result is Decoded.OK:
             if settled and not forced:  # a few tokens in one go tell nothing of prompts
-                self._timing.observe(crew.width, sequences, prefill, cpu_s=cpu_s, wall_s=wall_s)
+                self._timing.observe(
+                    crew.width, sequences, prefill, cpu_s=cpu_s, wall_s=wall_s, depth=depth
+                )
             self._wide_steps += crew.width > crew.own
             self._prompt_tokens += prefill - forced
             self._failures = 0

@@ -39,7 +39,7 @@ from lbhost.worker.crew import Crew
 from lbhost.worker.draw import LogitsError
 from lbhost.worker.interfaces import ContextLike, Load, Out, SamplersLike, VocabLike
 from lbhost.worker.keeper import Keeper
-from lbhost.worker.requests import Entry, Request, Slot
+from lbhost.worker.requests import Entry, Request, Slot, depth
 from lbhost.worker.sampling import PENALTY_LAST_N
 from lbhost.worker.seating import Seating
 from lbhost.worker.states import States
@@ -173,6 +173,7 @@ class Engine(BaseEngine[Request, Delta]):
             prefill=prefill,
             forced=forced,
             settled=self._stints.settled,
+            depth=depth(entries),
         )
         self._stints.spent(self._step_s)
         for filler in fillers:

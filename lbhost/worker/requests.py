@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from lbhost import order
@@ -124,3 +126,10 @@ class Entry(Part, kw_only=True):
     """The part of a request."""
 
     request: Request
+
+
+def depth(parts: Sequence[Part]) -> int:
+    """Tokens of context before each token that these compute, on average."""
+    counts = [len(part.packed) // 4 for part in parts]
+    before = (len(part.slot.tokens) // 4 * n for part, n in zip(parts, counts, strict=True))
+    return sum(before) // max(1, sum(counts))

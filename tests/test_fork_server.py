@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from lbhost import control, wire
+from lbhost import control, state_link, wire
 from lbhost.board import Board
 from lbhost.config import Settings
 from lbhost.linux import become_subreaper
 from lbhost.llama import Vocab
 from lbhost.model import resolve
 from lbhost.placement.placement import Placement
+from lbhost.state_link import State
 from lbhost.wire import FinishReason
 from lbhost.worker import fork_server
 from worker_harness import DEADLINE_S, Answer, Template, Worker, receive, template
@@ -203,6 +206,35 @@ def test_a_draining_worker_ends_what_runs_and_refuses_the_rest(
     control.send(worker.control, control.Resume())
     worker.send(submit(3, prompt))
     assert worker.answer(3).text == "The capital of France is Paris."
+
+
+def test_a_draining_worker_lets_go_of_the_state_that_came_with_what_it_refuses(
+    worker: Worker, prompt: bytes
+) -> None:
+    states, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    data, data_theirs = socket.socketpair()
+    with theirs, data_theirs:
+        ends = [data_theirs.fileno(), theirs.fileno()]
+        control.send(worker.control, control.Link(worker.number, 1), ends)
+    worker.data.close()
+    worker.data = data
+    control.send(worker.control, control.Drain())
+    assert isinstance(receive(worker.control), control.Drained)
+    state = os.memfd_create("came-for-nothing")
+    with states:
+        assert state_link.send(states, State(7), state)
+        os.close(state)
+        worker.send(submit(1, prompt, state=7))
+        finish = worker.answer(1).finish
+        assert finish is not None
+        assert finish.reason is FinishReason.REJECTED
+        unread = fcntl.ioctl(states, termios.TIOCOUTQ, bytes(4))
+        assert unread == bytes(4), "it lies in the link"
+        assert not any("came-for-nothing" in str(fd.readlink()) for fd in descriptors(worker.pid))
+
+
+def descriptors(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_a_moved_request_goes_on_with_its_text_whole(worker: Worker, counting: bytes) -> None:

@@ -78,6 +78,15 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert len(files(folder)) == 1
 
 
+def test_a_file_too_large_for_what_memory_is_left_keeps_no_other_from_being_read(
+    folder: Path,
+) -> None:
+    disk = Disk(folder, 1 << 30)
+    written(disk, [1] * 10, 1000.0)
+    written(disk, [2] * 10, 2000.0, payload=1 << 20)
+    assert [kept.used_s for kept in read(disk, most_bytes=1 << 16)] == [1000.0]
+
+
 def test_every_byte_is_checked(folder: Path) -> None:
     disk = Disk(folder, 1 << 20)
     size = written(disk, [1, 2, 3]).stat().st_size

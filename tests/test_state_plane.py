@@ -111,6 +111,22 @@ async def test_what_a_worker_saved_goes_with_a_request_that_begins_alike() -> No
         assert plane.counts.tokens == 150
 
 
+async def test_a_state_was_of_use_when_a_worker_says_so() -> None:
+    async with running() as (plane, worker):
+        worker.save(PROMPT)
+        await until(lambda: plane.entries == 1, "the state has come")
+        (entry,) = plane.last_used_first()
+        for number, spared in ((1, 0), (2, 150)):
+            new = job([*PROMPT[:150], 7, 7, 7])
+            plane.look(new)
+            assert plane.attach(worker.link, number, new, own=0)
+            os.close(worker.got()[1])
+            assert entry.uses == 0
+            worker.send(Taken(number, spared, 1000, 0.01))
+        await until(lambda: plane.counts.hits == 1, "the worker has said so")
+        assert entry.uses == 1
+
+
 async def test_nothing_is_sent_that_the_worker_has_or_that_does_not_pay() -> None:
     async with running() as (plane, worker):
         worker.save(PROMPT)

@@ -199,3 +199,15 @@ def test_states_give_way_while_memory_is_short() -> None:
     assert allowed(500, 300, available=50, total=1000) == 250  # 50 short of the 100 to be left
     assert allowed(500, 10, available=0, total=1000) == 0
     assert allowed(500, 300, available=None, total=None) == 500
+
+
+def test_a_state_that_fits_in_no_store_costs_the_others_nothing() -> None:
+    store = Store()
+    for first in range(3):
+        store.add(entry([first + 1] * 10))
+    large = entry([9] * 60)
+    large.uses = 2
+    store.add(large)
+    assert store.shrink(50 * SIZE, 10, 0.0) == [large]
+    assert len(store) == 3
+    check(store)

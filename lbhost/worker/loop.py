@@ -151,6 +151,7 @@ class Loop:
             del self._links[link.number]
             if link.number in self._states:
                 self._states.pop(link.number).close()
+                self._keeper.wanted = self._keeper.wanted and bool(self._states)
             self._inbox.append((link.number, None))
         else:
             self._poll.register(link, select.POLLIN | (select.POLLOUT if link.backlogged else 0))
@@ -197,6 +198,9 @@ class Loop:
             elif isinstance(request, wire.Move):
                 self._engine.move(link, request.request)
             elif self._draining:
+                state = self._state_of(link, request)
+                if state is not None:
+                    os.close(state)
                 self._engine.reject(link, request)
             else:
                 self._engine.submit(link, request, self._state_of(link, request))

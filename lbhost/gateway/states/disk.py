@@ -91,7 +91,8 @@ class Disk:
         return path
 
     def read(self, identity: bytes, most_bytes: float) -> Iterator[Kept]:
-        """The states of an identity, the newest first, until there are so many bytes of them.
+        """The states of an identity, the newest first, of so many bytes in all: one for which
+        there is no room is left out.
 
         What is of no use is removed. What cannot be read now (no memory or descriptor is left) may
         be of use the next time: it stays.
@@ -99,7 +100,7 @@ class Disk:
         left = most_bytes
         for path, found in self._files(self.folder / identity.hex()):
             if found.st_size - DIGEST_BYTES > left:
-                return
+                continue
             try:
                 kept = self._read(path, identity, _used_s(found))
             except OSError:

@@ -212,8 +212,6 @@ class Plane:
             return False
         if not states.send(number, match.entry.fd):
             return False
-        match.entry.used = self._clock()
-        match.entry.uses += 1
         self._sent[link][number] = match.entry
         return True
 
@@ -307,6 +305,9 @@ class Plane:
     def _taken(self, link: WorkerLink, taken: Taken) -> None:
         entry = self._sent[link].pop(taken.number, None)
         if taken.tokens:
+            if entry is not None:
+                entry.used = self._clock()
+                entry.uses += 1
             self.counts.hits += 1
             self.counts.tokens += taken.tokens
             self.counts.load_s += taken.seconds

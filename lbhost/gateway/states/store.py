@@ -157,11 +157,15 @@ class Store:
         return True
 
     def shrink(self, most_bytes: float, most_entries: int, now: float) -> list[Entry]:
-        """Forget what is missed least until the rest is within the limits."""
+        """Forget what is missed least until the rest is within the limits; first of all what fits
+        in none: however much it is missed, the others would go for nothing."""
         removed: list[Entry] = []
         count = len(self)
         if self.bytes <= most_bytes and count <= most_entries:
             return removed
+        for entry in [entry for entry in self if entry.size > most_bytes]:
+            self.remove(entry)
+            removed.append(entry)
         heap = [(value(entry, now), place, entry) for place, entry in enumerate(self)]
         heapq.heapify(heap)
         while self.bytes > most_bytes or count - len(removed) > most_entries:
